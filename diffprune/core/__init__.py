@@ -1,0 +1,1 @@
+"""Values and contracts. torch only: no transformers, no Ray, no pyarrow below this line."""

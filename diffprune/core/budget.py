@@ -1,0 +1,160 @@
+"""How many visual tokens survive: a closed set of three.
+
+`Keep(64)` a count, `Share(1/9)` a share of each image's tokens, `Above(0.5)` a threshold on standardised scores.
+A budget *picks from scores*, so a method that only scores never sees a count and gains thresholds for free.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffprune.core.plugins import parse_call
+
+
+def standardise(scores: Tensor, alive: Tensor) -> Tensor:
+    """Scores [B N] with mean 0 and standard deviation 1 over each image's living tokens.
+
+    A scorer trained through a budgeted soft top-K is free up to a constant per image (METHODS 2.4), so one threshold
+    across images needs this. An image whose scores are all equal becomes all zeros.
+    """
+    scores, count = scores.float(), alive.sum(1, keepdim=True).clamp_min(1)
+    mean = (scores.where(alive, 0.0)).sum(1, keepdim=True) / count
+    centred = (scores - mean).where(alive, 0.0)
+    spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    return centred / spread.where(spread > 1e-12, 1.0)
+
+
+def top(scores: Tensor, alive: Tensor, count: Tensor) -> Tensor:
+    """Mask [B N] of the `count` [B] largest living scores; ties go to the earlier token, so equal inputs prune equally."""
+    order = scores.float().masked_fill(~alive, -math.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return (rank < count[:, None]) & alive
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Keep `num` tokens of every image (all of an image that has fewer)."""
+
+    num: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num, bool) or not isinstance(self.num, int) or self.num < 1:
+            raise ValueError(f"Keep({self.num!r}): the number of tokens to keep is a whole number of at least 1")
+
+    def count(self, total: int) -> int:
+        return min(self.num, total)
+
+    def pick(self, scores: Tensor, alive: Tensor) -> Tensor:
+        """Survivors [B N] bool among `alive`, by `scores` [B N]."""
+        return top(scores, alive, alive.sum(1).clamp_max(self.num))
+
+    def check(self, total: int) -> None:
+        """Refuse a budget that an image of `total` tokens cannot meet.
+
+        Raises:
+            ValueError: more tokens asked for than the model has.
+        """
+        if self.num > total:
+            raise ValueError(f"{self}: the model has only {total} visual tokens per image; ask for at most {total}")
+
+    def __str__(self) -> str:
+        return f"Keep({self.num})"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Keep this share of every image's tokens, rounded to the nearest count, never below one."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
+            raise ValueError(f"Share({self.share!r}): the share to keep lies above 0 and at most 1")
+
+    def count(self, total: int) -> int:
+        return max(1, math.floor(self.share * total + 0.5)) if total else 0
+
+    def pick(self, scores: Tensor, alive: Tensor) -> Tensor:
+        """Survivors [B N] bool among `alive`, by `scores` [B N]."""
+        total = alive.sum(1)
+        count = (self.share * total.double() + 0.5).floor().long().clamp_min(1).minimum(total)
+        return top(scores, alive, count)
+
+    def check(self, total: int) -> None:
+        """A share fits every model."""
+
+    def __str__(self) -> str:
+        return f"Share({self.share:.6g})"
+
+
+@dataclass(frozen=True)
+class Above:
+    """Keep tokens whose standardised score exceeds `threshold`; between `least` and `most` of them."""
+
+    threshold: float
+    least: int = 1
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)) or math.isnan(self.threshold):
+            raise ValueError(f"Above({self.threshold!r}): the threshold is a number of standard deviations")
+        if self.least < 1 or (self.most is not None and self.most < self.least):
+            raise ValueError(f"{self}: needs 1 <= least <= most, else an image could lose every token")
+
+    def count(self, total: int) -> int:
+        """Raises ValueError: a threshold keeps a different number of every image."""
+        raise ValueError(f"{self} keeps a different number of tokens per image; this method needs a count, as in Keep(64)")
+
+    def pick(self, scores: Tensor, alive: Tensor) -> Tensor:
+        """Survivors [B N] bool among `alive`, by `scores` [B N]."""
+        over = ((standardise(scores, alive) > self.threshold) & alive).sum(1)
+        most = alive.sum(1) if self.most is None else alive.sum(1).clamp_max(self.most)
+        return top(scores, alive, over.clamp_min(self.least).minimum(most))
+
+    def check(self, total: int) -> None:
+        """Refuse a floor above what the model has.
+
+        Raises:
+            ValueError: `least` exceeds `total`.
+        """
+        if self.least > total:
+            raise ValueError(f"{self}: the model has only {total} visual tokens per image; least must not exceed it")
+
+    def __str__(self) -> str:
+        extra = f", least={self.least}" if self.least != 1 else ""
+        extra += f", most={self.most}" if self.most is not None else ""
+        return f"Above({self.threshold:.6g}{extra})"
+
+
+Budget = Keep | Share | Above
+KINDS = {"Keep": Keep, "Share": Share, "Above": Above}
+
+
+def parse(text: str) -> Budget:
+    """A budget from its spelling: `Keep(64)`, `Share(1/9)`, `Above(0.5, least=4)`, or shorter `64`, `22%`, `1/9`, `0.11`.
+
+    Raises:
+        ValueError: not a budget, or one outside its range; the sentence says what would be right.
+    """
+    short = text.strip()
+    try:
+        if short.endswith("%"):
+            return Share(float(short[:-1]) / 100)
+        if "(" not in short:
+            top_, _, bottom = short.partition("/")
+            return Share(float(top_) / float(bottom)) if bottom else Keep(int(short)) if short.lstrip("+-").isdigit() else Share(float(short))
+    except (ValueError, ZeroDivisionError) as error:
+        if "share" in str(error) or "Keep" in str(error):
+            raise
+        raise ValueError(f"{text!r} is not a budget: write Keep(64), Share(1/9), Above(0.5), 64 or 22%") from None
+    name, args, kwargs = parse_call(short)
+    if name not in KINDS:
+        raise ValueError(f"{text!r} is not a budget: write Keep(64), Share(1/9), Above(0.5), 64 or 22%")
+    try:
+        return KINDS[name](*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{text!r}: {error}") from None

@@ -1,0 +1,75 @@
+"""What a forward pass costs by arithmetic: FLOPs, KV bytes, tokens per layer, from a shape and the counts a plan leaves.
+
+FLOPs are 2 x multiply-adds. Attention is counted *causal*: query i sees i + 1 keys, so n (n + 1) / 2 pairs instead of n^2, which
+is what fused kernels compute. torch's own counter takes the full square; `causal_half` is the difference, to be added before the
+two are compared. The output head is counted on the last position only. Left out, as everywhere: norms, rotary embedding, softmax,
+biases and the scorer (under 1 %). A method is never asked anything: only its plan of cuts and the counts that were left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffprune.core.pruner import Cut
+from diffprune.core.vlm import Shape
+
+
+def tokens_per_layer(cuts: Sequence[Cut], total: int, layers: int) -> tuple[int, ...]:
+    """Visual tokens *entering* each decoder layer, from a plan alone.
+
+    Both stages of today lie before the decoder, so all layers see the same number.
+
+    Raises:
+        ValueError: a cut by threshold, whose count differs from image to image; pass the count that was left instead.
+    """
+    for cut in cuts:
+        total = cut.budget.count(total)
+    return (total,) * layers
+
+
+def layer_average(visual: Sequence[float]) -> float:
+    """Mean over decoder layers of the visual tokens entering them: how in-decoder methods state a budget."""
+    return sum(visual) / len(visual)
+
+
+def _attention_width(shape: Shape) -> int:
+    return shape.heads * shape.head_dim
+
+
+def layer_weights(shape: Shape) -> int:
+    """Multiply-adds per token in one decoder layer: q, k, v, output, and a gated FFN of three matrices."""
+    query, keys = _attention_width(shape), shape.kv_heads * shape.head_dim
+    return shape.width * (query + 2 * keys) + query * shape.width + 3 * shape.width * shape.ffn
+
+
+def prefill_flops(shape: Shape, visual: Sequence[float], text: float) -> float:
+    """One image through the decoder and the head of its last position.
+
+    visual: visual tokens entering each layer (`tokens_per_layer`); text: text tokens, the frame included.
+    """
+    assert len(visual) == shape.layers, "one count per decoder layer"
+    weights, query = layer_weights(shape), _attention_width(shape)
+    lengths = [v + text for v in visual]
+    return sum(2 * n * weights + 2 * query * n * (n + 1) for n in lengths) + 2 * shape.width * shape.vocabulary
+
+
+def causal_half(shape: Shape, visual: Sequence[float], text: float) -> float:
+    """FLOPs that a counter of full attention sees above `prefill_flops`: 2 q n (n - 1) in each layer."""
+    return sum(2 * _attention_width(shape) * n * (n - 1) for n in (v + text for v in visual))
+
+
+def encoder_flops(shape: Shape) -> float:
+    """One image through the vision encoder: patch embedding, then layers of four projections, full attention, a two-matrix FFN."""
+    n, width = shape.patches, shape.vision_width
+    per_token = 4 * width * width + 2 * width * shape.vision_ffn
+    return 2 * n * shape.patch_inputs * width + shape.vision_layers * (2 * n * per_token + 4 * n * n * width)
+
+
+def projector_flops(shape: Shape, tokens: float) -> float:
+    """LLaVA's two-layer projector on the tokens that reach it: all of them, or the survivors of a cut before it."""
+    return 2 * tokens * (shape.vision_width * shape.width + shape.width * shape.width)
+
+
+def kv_bytes(shape: Shape, visual: Sequence[float], text: float, element_bytes: int) -> float:
+    """Keys and values of all layers after the prefill of one image."""
+    return sum(2 * shape.kv_heads * shape.head_dim * element_bytes * (v + text) for v in visual)

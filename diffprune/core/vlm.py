@@ -1,0 +1,112 @@
+"""The seam to a vision-language model: a few small verbs. The model's own forward and generate do the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffprune.core.pruner import Need
+from diffprune.core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """B rows of text with one slot per visual token, as the full, unpruned model would read them.
+
+    input_ids      [B S] int; slots hold the model's image token.
+    attention_mask [B S] 0/1, padding on the left; or [B 1 S S] bool for packed training rows (True: may attend).
+    position_ids   [B S] int.
+    slots          [B S] bool: positions of visual tokens, in the order of the row's images.
+    question       [B S] bool: text a question-aware scorer may read (never an answer).
+    labels         [B S] int | None: -100 where there is nothing to predict.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    slots: Tensor
+    question: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """The same rows on another device."""
+        return replace(self, **{f.name: v.to(device) for f in fields(self) if (v := getattr(self, f.name)) is not None})
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers from which cost follows (`core/cost.py`). Widths in elements, counts per layer where said.
+
+    Decoder: layers, width, heads, kv_heads, head_dim, ffn (gated, three matrices), vocabulary.
+    Encoder: vision_layers, vision_width, vision_ffn (two matrices), patches, patch_inputs (channels x patch area).
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocabulary: int
+    vision_layers: int
+    vision_width: int
+    vision_ffn: int
+    patches: int
+    patch_inputs: int
+
+
+class VLM(ABC):
+    """A loaded, frozen model of one family, in eval mode. One file per family under `models/`.
+
+    model:     the transformers model; `processor`: its processor.
+    name:      what the user asked for; `weights_hash`: sha256 of the weights that run.
+    shape:     for cost.
+    """
+
+    model: Any
+    processor: Any
+    name: str
+    weights_hash: str
+    shape: Shape
+    device: torch.device
+
+    @property
+    @abstractmethod
+    def num_visual_tokens(self) -> int:
+        """N of one image of the default size."""
+
+    @abstractmethod
+    def frame(self, question: str) -> str:
+        """The full prompt text around a question, image marker included (the model's chat template)."""
+
+    @abstractmethod
+    def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
+        """Encoder inputs of PIL images (RGB) on the model's device."""
+
+    @abstractmethod
+    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Need] = frozenset()) -> VisualTokens:
+        """Run the vision encoder: features [B N D] *before* the projector, plus what `needs` asks of the encoder."""
+
+    @abstractmethod
+    def project(self, features: Tensor) -> Tensor:
+        """[M D] -> [M D_text]: encoder features into the decoder's width; per token, so survivors alone suffice."""
+
+    @abstractmethod
+    def prompts(self, questions: Sequence[str], num_tokens: Sequence[int]) -> Prompts:
+        """Frame and tokenise `questions` (one image each), with `num_tokens[i]` slots in row i. Left-padded."""
+
+    @abstractmethod
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """[B T] -> [B T D_text]: the decoder's input embeddings, for question-aware scorers."""
+
+    @abstractmethod
+    def image_inputs(self, features: Sequence[Tensor]) -> dict[str, Any]:
+        """Keyword arguments that hand projected features, one [n_i D_text] per image, to the model's own forward."""

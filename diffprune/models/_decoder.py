@@ -1,0 +1,119 @@
+"""What decoder-only families share: tokenising framed prompts with one slot per visual token, and attention backends.
+
+Only this folder and the embedded model import transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from diffprune.core.vlm import Prompts
+
+
+def left_pad(rows: Sequence[Tensor], fill: int | bool) -> Tensor:
+    """Rows of different length -> [B S], padded on the left."""
+    longest = max(len(r) for r in rows)
+    return torch.stack([torch.cat([r.new_full((longest - len(r),), fill), r]) for r in rows])
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str], image_marker: str, image_token: int, num_tokens: Sequence[int]) -> Prompts:
+    """Framed texts with one image marker each -> rows whose marker became `num_tokens[i]` slots.
+
+    The text before and after the marker is tokenised apart, as LLaVA's own code does (BENCHMARKS 1.3).
+
+    Raises:
+        ValueError: a text without exactly one image marker.
+    """
+    ids, slots, question = [], [], []
+    for text, count in zip(texts, num_tokens, strict=True):
+        before, marker, after = text.partition(image_marker)
+        if not marker or image_marker in after:
+            raise ValueError(f"a prompt needs exactly one {image_marker}; this one has {text.count(image_marker)}: {text[:80]!r}")
+        head = tokenizer(before, add_special_tokens=True)["input_ids"]
+        tail = tokenizer(after, add_special_tokens=False)["input_ids"]
+        ids.append(torch.tensor(head + [image_token] * count + tail))
+        slots.append(torch.tensor([False] * len(head) + [True] * count + [False] * len(tail)))
+        question.append(torch.tensor([False] * (len(head) + count) + [True] * len(tail)))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    mask = left_pad([torch.ones(len(i), dtype=torch.long) for i in ids], 0)
+    return Prompts(
+        input_ids=left_pad(ids, pad),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        slots=left_pad(slots, False),
+        question=left_pad(question, False),
+    )
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """sha256 (20 digits) over names, shapes, types and bytes of every parameter: which weights really ran."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:20]
+
+
+def identities(pixel_values: Tensor) -> Tensor:
+    """[B ...] -> [B] int64: a hash of each image's pixels, equal whatever batch it comes in."""
+    rows = pixel_values.detach().float().cpu().contiguous()
+    return torch.tensor([int.from_bytes(hashlib.sha256(r.numpy().tobytes()).digest()[:8], "big") >> 1 for r in rows], device=pixel_values.device)
+
+
+def masked_softmax(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    retention: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention in which each key counts by its retention weight [B S] in [0, 1] (DynamicViT Eq. 10-11, METHODS 3.2).
+
+    p_ij = exp(a_ij - max_j a_ij) E_ij with E_ij = m_j + (1 - m_j) [i = j];  A_ij = (p_ij + eps/S) / (sum_j p_ij + eps).
+    A dropped token still attends to itself, and a token with m_j = 0 still receives gradient, which an additive bias
+    log m could not give it. In float32; no fused kernel computes this, so it costs more than fused attention.
+    """
+    heads = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
+    scores = (query @ key.transpose(2, 3)).float() * (scaling or query.shape[-1] ** -0.5)
+    length, keys = scores.shape[-2:]
+    if attention_mask is None:
+        allowed = torch.ones(length, keys, dtype=torch.bool, device=scores.device).tril(keys - length)[None, None]
+    else:
+        allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    weights = (scores - scores.amax(-1, keepdim=True).detach()).exp() * allowed
+    if retention is not None:
+        itself = torch.eye(length, keys, device=scores.device)
+        columns = retention.float()[:, None, None, :]
+        weights = weights * (columns + (1 - columns) * itself)
+    epsilon = 1e-6
+    weights = (weights + allowed * (epsilon / keys)) / (weights.sum(-1, keepdim=True) + epsilon)
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("masked_softmax", masked_softmax)
+AttentionMaskInterface.register("masked_softmax", sdpa_mask)
+
+
+@contextmanager
+def decoder_attention(model: Any, implementation: str) -> Iterator[None]:
+    """Run the decoder with another attention implementation, the vision encoder untouched; restored on exit."""
+    before = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": implementation})
+    try:
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": before})

@@ -1,0 +1,158 @@
+"""What learned methods share: standardised features in, one set of networks, saved and loaded as the hub lays folders out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.core import weights as files
+from diffprune.core.budget import Budget
+from diffprune.core.pruner import Need, Throttler
+from diffprune.core.tokens import VisualTokens
+from diffprune.pruners._scorer import Denoiser, Scorer
+
+CARD = """---
+library_name: diffprune
+tags: [visual-token-pruning]
+---
+# {spelling}
+
+A visual-token scorer for `{model}`. Use it with
+
+    pruner = diffprune.pruner("{use}")
+
+{facts}
+"""
+
+
+class Learned(Throttler):
+    """A scorer trained through a throttle. Options are the method's own; `weights` is a folder it was saved to.
+
+    Raises:
+        ValueError: the folder holds another method, other options, or damaged weights.
+    """
+
+    outputs: ClassVar[int] = 1  # logits per token
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        *,
+        question_aware: bool = False,
+        attention: bool = True,
+        denoiser: bool = True,
+        depth: int = 2,
+        width: int = 0,
+    ) -> None:
+        self.options: dict[str, Any] = {
+            "question_aware": question_aware, "attention": attention, "denoiser": denoiser, "depth": depth, "width": width,
+        }  # fmt: skip
+        self.needs = frozenset({Need.TEXT}) if question_aware else frozenset()
+        self.networks: nn.ModuleDict | None = None
+        self.mean = self.spread = torch.zeros(0)
+        if weights is not None:
+            self._load(Path(weights))
+
+    # -- networks ----------------------------------------------------------------------------------------------------
+
+    def build(self, tokens: VisualTokens) -> nn.ModuleDict:
+        """Networks for the widths of `tokens`; mean and standard deviation per channel from its living tokens.
+
+        CLIP features are far from unit variance, which the variance-preserving throttle presumes (METHODS 2.8).
+        """
+        living = tokens.features[tokens.alive].float()
+        self.mean, self.spread = living.mean(0), living.std(0).clamp_min(1e-6)
+        text = tokens.text.shape[-1] if tokens.text is not None and self.options["question_aware"] else None
+        return self._make(tokens.features.shape[-1], text).to(tokens.features.device)
+
+    def _make(self, features: int, text: int | None) -> nn.ModuleDict:
+        if self.options["question_aware"] and text is None:
+            raise ValueError("a question-aware scorer needs the embedded question (VisualTokens.text) to know its width")
+        self.dims = {"features": features, "text": text}
+        width = self.options["width"] or scaled_width(features)
+        scorer = Scorer(
+            features, width, self.options["depth"], max(1, width // min(64, max(16, width // 16))),
+            attention=self.options["attention"], text=text, outputs=self.outputs,
+        )  # fmt: skip
+        self.networks = nn.ModuleDict({"scorer": scorer})
+        if self.options["denoiser"]:
+            self.networks["denoiser"] = Denoiser(features)
+        return self.networks
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """z = (x - mean) / standard deviation, per channel, float32."""
+        return (features.float() - self.mean.to(features.device)) / self.spread.to(features.device)
+
+    def restored(self, z: Tensor, like: Tensor) -> Tensor:
+        """Back to the space the projector expects, in the dtype of `like`."""
+        return (self.mean.to(z.device) + self.spread.to(z.device) * z).to(like.dtype)
+
+    def logits(self, tokens: VisualTokens) -> Tensor:
+        """What the scorer says of each token: [B N] or [B N outputs].
+
+        Raises:
+            ValueError: the method has not been trained, or was trained for features of another width.
+        """
+        if self.networks is None:
+            name = type(self).__name__.lower()
+            raise ValueError(f"{name} has no weights yet: train it (diffprune train), then write {name}(weights='folder')")
+        if tokens.features.shape[-1] != self.dims["features"]:
+            raise ValueError(
+                f"this scorer was trained on features of width {self.dims['features']}, the model gives {tokens.features.shape[-1]}"
+            )
+        self.networks.to(tokens.features.device)
+        return self.networks["scorer"](self.standardised(tokens.features), tokens.alive, tokens.text, tokens.text_alive)
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return self.logits(tokens)
+
+    def denoised(self, z: Tensor) -> Tensor:
+        """Through the denoiser, if the method has one."""
+        assert self.networks is not None, "throttle follows build"
+        return self.networks["denoiser"](z) if "denoiser" in self.networks else z
+
+    def counts(self, tokens: VisualTokens, budget: Budget) -> Tensor:
+        """[B] float: tokens to let through per image."""
+        return torch.tensor([float(budget.count(n)) for n in tokens.counts.tolist()], device=tokens.features.device)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: Path | str, **facts: Any) -> None:
+        """config.json + model.safetensors + README.md in `folder`; `facts` (recipe, figures) go into config and card."""
+        assert self.networks is not None, "save follows build"
+        tensors = {**self.networks.state_dict(), "mean": self.mean, "spread": self.spread}
+        name = type(self).__name__.lower()
+        changed = {k: v for k, v in self.options.items() if v != Learned.__init__.__kwdefaults__[k]}
+        use = f"{self.spelling.split('(')[0] or name}({''.join(f'{k}={v!r}, ' for k, v in changed.items())}weights='{folder}')"
+        lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+        card = CARD.format(spelling=self.spelling or name, model=facts.get("model", "a VLM"), use=use, facts=lines)
+        files.write(folder, tensors, {"method": name, "options": self.options, "dims": self.dims, "facts": facts}, card)
+        self.weights_hash = files.sha256(Path(folder) / files.FILE)[:20]
+
+    def _load(self, folder: Path) -> None:
+        tensors, config = files.read(folder)
+        name = type(self).__name__.lower()
+        if config.get("method") != name:
+            raise ValueError(f"{folder}: these weights belong to {config.get('method', 'no method')!r}, not to {name!r}")
+        for key, value in config["options"].items():
+            if key in ("question_aware", "attention", "denoiser") and self.options.get(key) != value:
+                raise ValueError(f"{folder}: trained with {key}={value}; write {name}({key}={value}, weights='{folder}')")
+        self.options = dict(config["options"])
+        path = folder / files.FILE
+        for field in ("mean", "spread"):
+            if field not in tensors or tensors[field].shape != (config["dims"]["features"],):
+                raise ValueError(f"{path}: tensor {field!r} is missing or not of length {config['dims']['features']}")
+        self.mean, self.spread = tensors.pop("mean"), tensors.pop("spread")
+        networks = self._make(config["dims"]["features"], config["dims"]["text"])
+        files.load_into(networks, tensors, path)
+        networks.eval().requires_grad_(False)
+        self.weights_hash = files.sha256(path)[:20]
+
+
+def scaled_width(features: int) -> int:
+    """The paper's scorer is 1,024 wide on CLIP-L's 1,024; smaller encoders get a third, so that scoring stays cheap
+    beside a small decoder (measured: `diffprune measure`)."""
+    return min(1024, features) if features >= 512 else max(16, features // 3 // 16 * 16)

@@ -1,0 +1,103 @@
+"""The networks every learned method shares: the same scorer and denoiser make the comparison of throttles fair.
+
+Shapes follow DiffPrune (arXiv 2605.28051, App. A and section 4.4): a scorer of pre-norm transformer blocks over the
+tokens of one image, and a denoiser whose attention mask is the identity, which is a per-token network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention over living tokens and a feed-forward of four times the width; attention may be left out."""
+
+    def __init__(self, width: int, heads: int, attention: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mix = nn.ModuleDict({"norm": nn.LayerNorm(width), "qkv": nn.Linear(width, 3 * width), "out": nn.Linear(width, width)}) if attention else None
+        self.feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, alive: Tensor | None) -> Tensor:
+        if self.mix is not None:
+            batch, num, width = x.shape
+            query, key, value = self.mix["qkv"](self.mix["norm"](x)).view(batch, num, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            mask = None if alive is None else alive[:, None, None, :]
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            x = x + self.mix["out"](mixed.transpose(1, 2).reshape(batch, num, width))
+        return x + self.feed(x)
+
+
+class Question(nn.Module):
+    """What the question says about each token: its gist beside every token, and late interaction with every word.
+
+    Late interaction: the best gated cosine between the token and a question word, both in a learnt space.
+    """
+
+    def __init__(self, features: int, text: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(text)
+        self.gist = nn.Linear(text, width)
+        self.token, self.word = nn.Linear(features, width, bias=False), nn.Linear(text, width, bias=False)
+        self.gate = nn.Linear(text, 1)
+        self.strength = nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, z: Tensor, text: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+        """z [B N D], text [B T D_text], alive [B T] -> gist [B 1 width], match [B N]."""
+        words = self.norm(text.float())
+        weight = alive[..., None].float()
+        gist = (self.gist(words) * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1).sqrt()
+        likeness = functional.normalize(self.token(z), dim=-1) @ functional.normalize(self.word(words), dim=-1).transpose(1, 2)
+        gated = likeness * self.gate(words).sigmoid().transpose(1, 2)
+        best = gated.masked_fill(~alive[:, None, :], -1.0).amax(-1)
+        return gist, self.strength * best
+
+
+class Scorer(nn.Module):
+    """Standardised tokens [B N D] -> scores [B N] (or [B N outputs]); the head has no bias: a constant never trains."""
+
+    def __init__(
+        self, features: int, width: int, depth: int, heads: int, *, attention: bool = True, text: int | None = None, outputs: int = 1
+    ) -> None:
+        super().__init__()
+        self.inlet = nn.Linear(features, width)
+        self.question = Question(features, text, width) if text else None
+        self.blocks = nn.ModuleList(Block(width, heads, attention) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, outputs, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def forward(self, z: Tensor, alive: Tensor, text: Tensor | None = None, text_alive: Tensor | None = None) -> Tensor:
+        x, match = self.inlet(z), None
+        if self.question is not None and text is not None and text_alive is not None:
+            gist, match = self.question(z, text, text_alive)
+            x = x + gist
+        mask = None if bool(alive.all()) else alive  # no mask keeps the fused kernel
+        for block in self.blocks:
+            x = block(x, mask)
+        out = self.head(self.norm(x))
+        if match is not None:
+            out = out + match[..., None]
+        return out.squeeze(-1)
+
+
+class Denoiser(nn.Module):
+    """Returns noised tokens to the distribution the frozen model expects; training only. Starts as the identity.
+
+    One transformer block whose attention mask is the identity: softmax over one element is 1, so attention is
+    W_O W_V LN(z). It never sees a neighbour, or noised tokens would receive the content of kept ones.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.attend = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, features), nn.Linear(features, features))
+        self.feed = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 4 * features), nn.GELU(), nn.Linear(4 * features, features))
+        for last in (self.attend[-1], self.feed[-1]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = z + self.attend(z)
+        return z + self.feed(z)

@@ -1,0 +1,31 @@
+"""DiffPrune: differentiable information throttling (arXiv 2605.28051; METHODS section 2).
+
+In training every token stays and is mixed with Gaussian noise according to its retention weight; at inference the
+low scorers are physically removed. How we differ from the paper: features are standardised per channel before they are
+noised (Eq. 5 presumes unit variance), and one scorer serves all budgets because the budget is drawn per step.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from diffprune.core.budget import Budget
+from diffprune.core.pruner import Reference
+from diffprune.core.softtopk import centred, laplace_cdf, signal_and_noise
+from diffprune.core.tokens import Throttle, VisualTokens
+from diffprune.pruners._learned import Learned
+
+
+class DiffPrune(Learned):
+    """`diffprune(weights='folder')`; `question_aware=True` lets the scorer read the question."""
+
+    reference = Reference("Beyond Surrogate Gradients: Fully Differentiable Token Pruning for Vision-Language Models", "2605.28051")
+
+    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Throttle:
+        """Eq. 2-5: alpha = soft top-K of s / tau, x~ = sqrt(alpha) z + sqrt(1 - alpha) noise, x- = denoiser(x~)."""
+        z = self.standardised(tokens.features)
+        u = centred(self.logits(tokens), tokens.alive, self.counts(tokens, budget), temperature)
+        signal, noise = (part.float()[..., None] for part in signal_and_noise(u))
+        epsilon = torch.randn(z.shape, generator=generator).to(z.device)
+        mixed = self.denoised(signal * z + noise * epsilon)
+        return Throttle(self.restored(mixed, tokens.features), kept=laplace_cdf(u).sum(1).float())

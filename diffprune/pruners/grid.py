@@ -1,0 +1,41 @@
+"""Evenly spread tokens: what a lower resolution would keep (METHODS 6.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from diffprune.core.budget import Budget
+from diffprune.core.pruner import Pruner
+from diffprune.core.tokens import Selection, VisualTokens
+
+
+def cells(rows: int, columns: int, count: int) -> list[int]:
+    """`count` distinct cells of a rows x columns raster, spread evenly; raster order.
+
+    Raises:
+        ValueError: more cells asked for than there are.
+    """
+    if count > rows * columns:
+        raise ValueError(f"{count} cells do not fit a grid of {rows} x {columns}")
+    lines = min(rows, max(math.ceil(count / columns), round(math.sqrt(count * rows / columns))), count)
+    extra = count % lines
+    found = []
+    for r in range(lines):
+        points = count // lines + (r + 1) * extra // lines - r * extra // lines
+        row = int((r + 0.5) * rows / lines)
+        found += [row * columns + int((j + 0.5) * columns / points) for j in range(points)]
+    return found
+
+
+class Grid(Pruner):
+    """Keeps a regular grid of tokens; looks at nothing."""
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        keep = torch.zeros_like(tokens.alive)
+        for row, alive in enumerate(tokens.alive):
+            index = alive.nonzero().squeeze(1)
+            rows, columns = tokens.grid if tokens.grid and len(index) == math.prod(tokens.grid) else (1, len(index))
+            keep[row, index[cells(rows, columns, budget.count(len(index)))]] = True
+        return Selection(keep, tokens.features)

@@ -1,0 +1,44 @@
+"""Per-token keep/drop Gumbel-Softmax with masked attention and a ratio loss (DynamicViT, Dynamic-LLaVA; METHODS 3.2).
+
+The like-for-like variant: DiffPrune's scorer body with two logits per token, the frozen VLM, lambda = 100. Features are
+not degraded; a dropped token stops being a key in every decoder layer. There is no noise to undo, hence no denoiser.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffprune.core.budget import Budget
+from diffprune.core.pruner import Reference
+from diffprune.core.tokens import Throttle, VisualTokens
+from diffprune.pruners._learned import Learned
+
+
+class GumbelKeepDrop(Learned):
+    """Each token decides for itself; `ratio_weight` pulls the mean towards the budget."""
+
+    reference = Reference("DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", "2106.02034")
+    outputs = 2
+    attention_implementation = "masked_softmax"
+    schedule = "geometric"
+
+    def __init__(self, weights: str | None = None, *, ratio_weight: float = 100.0, question_aware: bool = False, attention: bool = True,
+                 depth: int = 2, width: int = 0) -> None:  # fmt: skip
+        self.ratio_weight = ratio_weight
+        super().__init__(weights, question_aware=question_aware, attention=attention, denoiser=False, depth=depth, width=width)
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        keep, drop = self.logits(tokens).unbind(-1)
+        return keep - drop
+
+    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Throttle:
+        logits = self.logits(tokens).log_softmax(-1)
+        uniform = torch.rand(logits.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(logits.device)
+        soft = ((logits - (-uniform.log()).log()) / temperature).softmax(-1)[..., 0]
+        hard = (soft > 0.5).to(soft.dtype)
+        mask = (hard + soft - soft.detach()).where(tokens.alive, 0.0)
+        num = tokens.counts.clamp_min(1)
+        target = self.counts(tokens, budget) / num
+        penalty = self.ratio_weight * (mask.sum(1) / num - target).square().mean()
+        return Throttle(tokens.features, kept=hard.where(tokens.alive, 0.0).sum(1), retention=mask, penalty=penalty)

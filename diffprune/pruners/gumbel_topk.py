@@ -1,0 +1,46 @@
+"""Gumbel-Softmax with a hard top-K and a straight-through gradient: the paper's own control (METHODS 3.1).
+
+Same scorer, denoiser, data, schedule and budgets as DiffPrune; only the throttle changes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from diffprune.core.budget import Budget, top
+from diffprune.core.pruner import Reference
+from diffprune.core.softtopk import soft_top_k
+from diffprune.core.tokens import Throttle, VisualTokens
+from diffprune.pruners._learned import Learned
+
+BACKWARDS = ("relaxed", "identity")
+FILLERS = ("mean", "noise")
+
+
+class GumbelTopK(Learned):
+    """m = top-K of s + Gumbel noise; a dropped token becomes its filler but keeps its slot, so it still gets gradient.
+
+    backward: "relaxed" uses the Jacobian of the soft top-K of the same perturbed scores, "identity" passes dL/dm to s.
+    filler:   "mean" (zero in standardised space) or "noise" (what DiffPrune's throttle gives at alpha = 0).
+    """
+
+    reference = Reference("Categorical Reparameterization with Gumbel-Softmax; control of DiffPrune, section 3.1", "1611.01144")
+
+    def __init__(self, weights: str | None = None, *, backward: str = "relaxed", filler: str = "mean", question_aware: bool = False,
+                 attention: bool = True, denoiser: bool = True, depth: int = 2, width: int = 0) -> None:  # fmt: skip
+        if backward not in BACKWARDS or filler not in FILLERS:
+            raise ValueError(f"gumbel_topk: backward is one of {', '.join(BACKWARDS)}, filler one of {', '.join(FILLERS)}")
+        self.backward, self.filler = backward, filler
+        super().__init__(weights, question_aware=question_aware, attention=attention, denoiser=denoiser, depth=depth, width=width)
+
+    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Throttle:
+        z, scores, counts = self.standardised(tokens.features), self.logits(tokens), self.counts(tokens, budget)
+        uniform = torch.rand(scores.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(scores.device)
+        perturbed = scores - (-uniform.log()).log()
+        hard = top(perturbed, tokens.alive, counts).to(scores.dtype)
+        surrogate = soft_top_k(perturbed, tokens.alive, counts, temperature) if self.backward == "relaxed" else scores
+        mask = (hard + surrogate - surrogate.detach())[..., None]
+        mixed = mask * z
+        if self.filler == "noise":
+            mixed = mixed + (1 - mask) * torch.randn(z.shape, generator=generator).to(z.device)
+        return Throttle(self.restored(self.denoised(mixed), tokens.features), kept=hard.sum(1))

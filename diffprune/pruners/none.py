@@ -1,0 +1,17 @@
+"""The unpruned model: the upper bound every table starts with."""
+
+from __future__ import annotations
+
+from diffprune.core.budget import Budget
+from diffprune.core.pruner import Cut, Pruner
+from diffprune.core.tokens import Selection, VisualTokens
+
+
+class None_(Pruner):
+    """Keeps every token, whatever the budget."""
+
+    def plan(self, budget: Budget) -> tuple[Cut, ...]:
+        return ()
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        return Selection(tokens.alive, tokens.features)

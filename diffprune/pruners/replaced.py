@@ -1,0 +1,30 @@
+"""A diagnostic: tokens a method would remove stay in place, replaced by the mean of their image.
+
+Comparing it with the method itself separates the information lost from what *removal* costs, e.g. attention sinks that
+a model misses (EMBEDDED.md, second study).
+"""
+
+from __future__ import annotations
+
+from diffprune.core import plugins
+from diffprune.core.budget import Budget
+from diffprune.core.pruner import Cut, Pruner
+from diffprune.core.tokens import Selection, VisualTokens
+
+
+class Replaced(Pruner):
+    """`replaced(attention)`: the choice of `attention`, every other token set to the image's mean. Saves nothing."""
+
+    def __init__(self, method: str) -> None:
+        self.method: Pruner = plugins.load("pruners", method)
+        self.reference, self.needs, self.stage = self.method.reference, self.method.needs, self.method.stage  # type: ignore[misc]
+        self.weights_hash = self.method.weights_hash
+
+    def plan(self, budget: Budget) -> tuple[Cut, ...]:
+        return self.method.plan(budget)
+
+    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
+        chosen = self.method.select(tokens, budget)
+        alive = tokens.alive[..., None]
+        mean = (tokens.features * alive).sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp_min(1)
+        return Selection(tokens.alive, chosen.features.where(chosen.keep[..., None], mean))

@@ -1,0 +1,166 @@
+"""Learned methods: what the throttles do to tokens and gradients, and what their files promise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffprune.core import plugins
+from diffprune.core.budget import Keep, Share, parse
+from diffprune.core.softtopk import soft_top_k
+from diffprune.core.tokens import VisualTokens
+
+SPELLINGS = ("diffprune", "diffprune(attention=False)", "diffprune(denoiser=False)", "diffprune(question_aware=True)",
+             "gumbel_topk", "gumbel_topk(backward='identity', filler='noise')", "gumbel_keepdrop")  # fmt: skip
+
+
+def tokens(batch: int = 3, num: int = 20, width: int = 48, dead: int = 4) -> VisualTokens:
+    torch.manual_seed(0)
+    alive = torch.ones(batch, num, dtype=torch.bool)
+    alive[0, num - dead :] = False
+    return VisualTokens(
+        3 + 2 * torch.randn(batch, num, width), alive, text=torch.randn(batch, 6, 24), text_alive=torch.ones(batch, 6, dtype=torch.bool)
+    )
+
+
+def made(spelling: str, seen: VisualTokens):
+    pruner = plugins.load("pruners", spelling)
+    torch.manual_seed(1)
+    pruner.build(seen)
+    return pruner
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_throttle_keeps_shapes_and_teaches_the_scorer(spelling: str) -> None:
+    seen = tokens()
+    pruner = made(spelling, seen)
+    out = pruner.throttle(seen, Share(0.25), 0.7, torch.Generator().manual_seed(0))
+    weight = torch.randn_like(out.features)
+    loss = (out.features * weight).sum() + out.penalty
+    loss = loss + (0 if out.retention is None else (out.retention * torch.randn(3, 20)).sum())
+    loss.backward()
+    assert out.features.shape == seen.features.shape and out.kept.shape == (3,)
+    gradients = [p.grad for p in pruner.networks["scorer"].parameters()]
+    assert all(g is None or torch.isfinite(g).all() for g in gradients)
+    assert sum(float(g.abs().sum()) for g in gradients if g is not None) > 0
+
+
+@pytest.mark.parametrize("spelling", ["diffprune", "gumbel_topk"])
+def test_the_budget_is_exact_per_image(spelling: str) -> None:
+    seen = tokens()
+    out = made(spelling, seen).throttle(seen, Keep(7), 0.3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(out.kept, torch.full((3,), 7.0), rtol=0, atol=1e-4)
+
+
+def test_diffprune_is_the_papers_formula() -> None:
+    """Eq. 2-5 written out: x~ = mean + std (sqrt(a) z + sqrt(1 - a) noise), with the denoiser still the identity."""
+    seen = tokens(dead=0)
+    pruner = made("diffprune", seen)
+    out = pruner.throttle(seen, Keep(5), 0.5, torch.Generator().manual_seed(3)).features
+    flat = seen.features.reshape(-1, 48)
+    z = (seen.features - flat.mean(0)) / flat.std(0)
+    alpha = soft_top_k(pruner.score(seen), seen.alive, torch.full((3,), 5.0), 0.5)[..., None]
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(out, flat.mean(0) + flat.std(0) * (alpha.sqrt() * z + (1 - alpha).sqrt() * noise), rtol=1e-4, atol=1e-4)
+
+
+def test_the_throttle_preserves_variance() -> None:
+    torch.manual_seed(4)
+    seen = VisualTokens(5 + 3 * torch.randn(8, 400, 48), torch.ones(8, 400, dtype=torch.bool))
+    out = made("diffprune", seen).throttle(seen, Share(0.2), 1.0, torch.Generator().manual_seed(0)).features
+    assert float(out.detach().std()) == pytest.approx(float(seen.features.std()), rel=0.02)
+
+
+def test_the_denoiser_never_sees_a_neighbour() -> None:
+    denoiser = made("diffprune", tokens()).networks["denoiser"]
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    z = torch.randn(1, 6, 48)
+    changed = z.clone()
+    changed[0, 2] += 1
+    same = (denoiser(z) == denoiser(changed)).all(-1)[0]
+    assert same.tolist() == [True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_scores_ignore_padding(spelling: str) -> None:
+    seen = tokens()
+    pruner = made(spelling, seen)
+    with torch.no_grad():
+        before = pruner.score(seen)
+        noisy = seen.features.clone()
+        noisy[0, 16:] = 50.0
+        after = pruner.score(replace(seen, features=noisy))
+    torch.testing.assert_close(before[seen.alive], after[seen.alive], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_saved_weights_come_back_and_say_what_they_are(spelling: str, tmp_path: Path) -> None:
+    seen = tokens()
+    pruner = made(spelling, seen)
+    pruner.save_pretrained(tmp_path / "scorer", model="embedded", accuracy=0.5)
+    options = {k: v for k, v in pruner.options.items() if k in ("question_aware", "attention") and v != (k == "attention")}
+    options |= {"denoiser": False} if spelling == "diffprune(denoiser=False)" else {}
+    text = ", ".join(f"{k}={v}" for k, v in options.items())
+    again = plugins.load("pruners", f"{spelling.split('(')[0]}({text}{', ' if text else ''}weights='{tmp_path / 'scorer'}')")
+    with torch.no_grad():
+        torch.testing.assert_close(again.score(seen), pruner.score(seen))
+    assert again.weights_hash == pruner.weights_hash and len(again.weights_hash) == 20
+    assert "accuracy: 0.5" in (tmp_path / "scorer" / "README.md").read_text()
+
+
+def test_an_untrained_method_says_so() -> None:
+    with pytest.raises(ValueError, match="no weights yet"):
+        plugins.load("pruners", "diffprune").select(tokens(), parse("4"))
+
+
+def test_damaged_or_foreign_weights_are_refused_with_file_and_reason(tmp_path: Path) -> None:
+    pruner = made("diffprune", tokens())
+    folder = tmp_path / "scorer"
+    file = folder / "model.safetensors"
+
+    def refused(reason: str, spelling: str = "diffprune") -> None:
+        with pytest.raises(ValueError, match=reason):
+            plugins.load("pruners", f"{spelling}(weights='{folder}')")
+
+    refused("config.json is missing")
+    pruner.save_pretrained(folder)
+    whole = file.read_bytes()
+    refused("belong to 'diffprune'", "gumbel_keepdrop")
+    flipped = bytearray(whole)
+    flipped[-5] ^= 4
+    file.write_bytes(bytes(flipped))
+    refused("sha256 differs")
+    file.write_bytes(whole[: len(whole) // 2])
+    refused("sha256 differs")
+    file.unlink()
+    refused("weights file is missing")
+
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"weights_sha256"', '"no_checksum"'))
+    file.write_bytes(whole[: len(whole) // 2])
+    refused("not a complete safetensors file")
+    file.write_bytes(whole)
+    values = load_file(file)
+    save_file({**values, "scorer.head.weight": values["scorer.head.weight"] * float("nan")}, file)
+    refused("holds NaN")
+    save_file({**values, "scorer.head.weight": torch.zeros(1, 3)}, file)
+    refused("'scorer.head.weight' has shape")
+    save_file({k: v for k, v in values.items() if k != "scorer.head.weight"}, file)
+    refused("'scorer.head.weight' is missing")
+
+
+def test_options_must_match_the_weights(tmp_path: Path) -> None:
+    made("diffprune(question_aware=True)", tokens()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="question_aware=True"):
+        plugins.load("pruners", f"diffprune(weights='{tmp_path}')")
+
+
+def test_features_of_another_width_are_refused(tmp_path: Path) -> None:
+    pruner = made("diffprune", tokens())
+    with pytest.raises(ValueError, match="width 48, the model gives 40"):
+        pruner.score(tokens(width=40))
