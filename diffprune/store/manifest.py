@@ -1,0 +1,110 @@
+"""The manifest of one commit: which parts it published, of which cell, with their sizes and checksums.
+
+A commit exists when its manifest does. The text is canonical and carries its own checksum, so any flipped bit is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from diffprune.core.record import TABLES
+from diffprune.store.files import checked_name
+
+FORMAT = 1
+
+
+class Damaged(Exception):
+    """A file of the store that cannot be used; the text says why, in words that follow the file's name."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file: table, file name, rows, size in bytes, sha256 of its bytes."""
+
+    table: str
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+    @property
+    def place(self) -> str:
+        """Path under the store's root."""
+        return f"parts/{self.table}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What became visible at once.
+
+    cell: key, "" for rows that belong to none; status: "ok" or "failed" where the commit holds the cell's outcome, else "";
+    published: nanoseconds since 1970 on the writer's clock.
+    """
+
+    name: str
+    cell: str
+    run: str
+    attempt: int
+    status: str
+    published: int
+    parts: tuple[Part, ...]
+
+    @property
+    def place(self) -> str:
+        """Path under the store's root."""
+        return f"manifests/{self.name}.json"
+
+    def part(self, table: str) -> Part | None:
+        """The part of a table, if this commit holds one."""
+        return next((part for part in self.parts if part.table == table), None)
+
+
+def sha256(data: bytes) -> str:
+    """64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def render(commit: Commit) -> bytes:
+    """The manifest's bytes; equal commits give equal bytes."""
+    body = json.dumps(asdict(commit), sort_keys=True, allow_nan=False)
+    document = {"format": FORMAT, "sha256": sha256(body.encode()), "commit": json.loads(body)}
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def _typed(kind: type, value: dict[str, Any]) -> Any:
+    """A dataclass from JSON, refusing other fields and other types (annotations are text here)."""
+    for field in fields(kind):
+        if field.type in ("str", "int") and type(value[field.name]).__name__ != field.type:
+            raise ValueError(field.name)
+    return kind(**value)
+
+
+def parse(raw: bytes, name: str) -> Commit:
+    """The commit a manifest file called `name` (without .json) describes.
+
+    Raises:
+        Damaged: not a manifest, another format, a changed bit, another name, an unknown table or an unsafe part name.
+    """
+    try:
+        document = json.loads(raw)
+        if document["format"] != FORMAT:
+            raise Damaged(f"is a manifest of format {document['format']!r}, this version reads {FORMAT}")
+        body = document["commit"]
+        commit = _typed(Commit, {**body, "parts": tuple(_typed(Part, part) for part in body["parts"])})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Damaged("is not a manifest (truncated, changed or foreign)") from None
+    if render(commit) != raw:
+        raise Damaged("does not match its own checksum")
+    if commit.name != name:
+        raise Damaged(f"describes another commit, {commit.name!r:.100}")
+    for part in commit.parts:
+        if part.table not in TABLES:
+            raise Damaged(f"names the table {part.table!r:.100}, which this version does not know")
+        try:
+            checked_name(part.name, "part")
+        except ValueError as error:
+            raise Damaged(f"is refused: {error}") from None
+    return commit
