@@ -1,0 +1,151 @@
+"""The embedded world's ten small benchmarks: pictures of shapes and signs, asked and graded as the ten real ones are.
+
+`world('pope')` asks yes/no questions with balanced negatives and reports the mean of three F1; `world('mmbench')` asks each
+question under four rotations; `world('vizwiz')` has ten annotators and unanswerable questions; and so on. The questions come
+from `diffprune.embedded.world`; the rules are the real benchmarks' own (`_answers`, `_aggregate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from diffprune.benchmarks import _aggregate, _answers
+from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
+from diffprune.core.plugins import nearest
+from diffprune.embedded.world import SPLITS, WORLD_VERSION, scene
+from diffprune.embedded.world import rows as world_rows
+
+Row = Mapping[str, Any]
+
+_GRADES: Mapping[str, Callable[[Row, str, str], Grade]] = {
+    "gqa": lambda row, answer, protocol: _answers.gqa(answer, row["answer"], protocol),
+    "mmbench": lambda row, answer, protocol: _answers.mmbench(answer, row["answer"], row["options"], protocol),
+    "mmbench_cn": lambda row, answer, protocol: _answers.mmbench(answer, row["answer"], row["options"], protocol),
+    "mme": lambda row, answer, protocol: _answers.mme(answer, row["answer"], protocol),
+    "pope": lambda row, answer, protocol: _answers.pope(answer, row["answer"], protocol),
+    "scienceqa": lambda row, answer, protocol: _answers.scienceqa(answer, row["answer"], len(row["options"]), protocol),
+    "vqav2": lambda row, answer, protocol: _answers.vqav2(answer, row["answers"], protocol),
+    "textvqa": lambda row, answer, protocol: _answers.evalai_vqa(answer, row["answers"], protocol),
+    "seed": lambda row, answer, protocol: _answers.seed(answer, row["answer"], protocol),
+    "vizwiz": lambda row, answer, protocol: _answers.evalai_vqa(answer, row["answers"], protocol),
+}
+_ROTATIONS = 4  # the world asks every circular question under four rotations
+_AGGREGATES: Mapping[str, Callable[[Sequence[Graded]], dict[str, float]]] = {
+    "gqa": _aggregate.mean,
+    "mmbench": lambda graded: _aggregate.circular(graded, _ROTATIONS),
+    "mmbench_cn": lambda graded: _aggregate.circular(graded, _ROTATIONS),
+    "mme": _aggregate.mme,
+    "pope": _aggregate.pope,
+    "scienceqa": _aggregate.mean,
+    "vqav2": _aggregate.soft_mean,
+    "textvqa": _aggregate.soft_mean,
+    "seed": _aggregate.mean,
+    "vizwiz": _aggregate.soft_mean,
+}
+LIKES = tuple(_GRADES)
+
+# (like, the row's columns for grading, answer, protocol, credit)
+EXAMPLES: tuple[tuple[str, Row, str, str, float], ...] = (
+    ("gqa", {"answer": "red"}, "Red.", "llava", 1.0),
+    ("gqa", {"answer": "red"}, "it is red", "llava", 0.0),
+    ("mmbench", {"answer": "B", "options": {"A": "red", "B": "blue", "C": "green"}}, "blue", "llava", 1.0),
+    ("mmbench_cn", {"answer": "B", "options": {"A": "红", "B": "蓝"}}, "答案是B", "llava", 1.0),
+    ("mme", {"answer": "no"}, "No, it is not", "llava", 1.0),
+    ("mme", {"answer": "yes"}, "y", "lmms_eval", 1.0),
+    ("pope", {"answer": "yes"}, "maybe", "llava", 1.0),
+    ("pope", {"answer": "yes"}, "maybe", "lmms_eval", 0.0),
+    ("scienceqa", {"answer": "A", "options": {"A": "1", "B": "2"}}, "a", "llava", 0.0),
+    ("scienceqa", {"answer": "A", "options": {"A": "1", "B": "2"}}, "a", "lmms_eval", 1.0),
+    ("vqav2", {"answers": ["2"] * 8 + ["3"] * 2}, "two", "llava", 1.0),
+    ("textvqa", {"answers": ["4 7"] * 9 + ["7 4"]}, "7 4", "llava", 0.3),
+    ("seed", {"answer": "C"}, "C.", "llava", 0.0),
+    ("seed", {"answer": "C"}, "c", "lmms_eval", 1.0),
+    ("vizwiz", {"answers": ["unanswerable"] * 10}, "Unanswerable", "lmms_eval", 1.0),
+)
+
+
+@lru_cache(maxsize=512)
+def _picture(seed: int) -> Image.Image:
+    return Image.fromarray(scene(seed).image).convert("RGB")
+
+
+class World(Benchmark):
+    """Questions about the embedded world in the manner of one real benchmark.
+
+    like: one of gqa mmbench mmbench_cn mme pope scienceqa vqav2 textvqa seed vizwiz.
+
+    Raises:
+        ValueError: no such benchmark; the nearest name is given.
+    """
+
+    revision: ClassVar[str] = WORLD_VERSION
+    protocols: ClassVar[tuple[str, ...]] = _answers.PROTOCOLS
+    QUESTIONS: ClassVar[int] = 120  # of a full run, rounded up to whole groups; ten benchmarks ask 1,200 in all
+    max_new_tokens: int = 4  # the longest answers are two words and the end token
+
+    def __init__(self, like: str) -> None:
+        if like not in LIKES:
+            raise ValueError(f"the world has no benchmark like {like!r}: {nearest(str(like), LIKES)}")
+        self.like = like
+        self.spelling = f"world(like={like!r})"
+
+    def samples(self, split: str, limit: int | None = None) -> list[Sample]:
+        """The questions of `train`, `calibration` or `test`, the same ones every time.
+
+        limit: that many questions, rounded up to whole groups, which are drawn by a hash of their name; a smaller limit is a part
+        of a larger one. Above QUESTIONS it asks for more than a full run does.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"the world has no split {split!r}: {nearest(split, SPLITS)}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is {limit}, it must be at least 1 question (or none for a full run)")
+        found = world_rows(self.like, split, max(self.QUESTIONS, limit or 0))
+        if limit is not None and limit < self.QUESTIONS:
+            drawn = _drawn([str(row["group"]) for row in found], limit)
+            found = [row for row in found if row["group"] in drawn]
+        return [self._sample(row) for row in found]
+
+    @staticmethod
+    def _sample(row: Row) -> Sample:
+        return Sample(
+            id=row["id"],
+            group=row["group"],
+            image_id=str(row["image_seed"]),
+            question=row["question"],
+            row=dict(row),
+            category=row["category"],
+            kind=row["kind"],
+        )
+
+    def image(self, sample: Sample) -> Image.Image:
+        """The 96 x 96 px picture, RGB. Equal pictures are drawn once and shared: do not change them."""
+        return _picture(int(sample.row["image_seed"]))
+
+    def grade(self, sample: Sample, answer: str, protocol: str = "llava") -> Grade:
+        """Grade by the rule of the real benchmark under this protocol.
+
+        Raises:
+            ValueError: no such protocol.
+        """
+        return _GRADES[self.like](sample.row, answer, protocol)
+
+    def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:
+        """The real benchmark's figures, main one first, and `accuracy` (mean credit x 100)."""
+        return _AGGREGATES[self.like](rows)
+
+
+def _drawn(groups: Sequence[str], limit: int) -> set[str]:
+    """As many groups as hold `limit` rows, in the order of their hash."""
+    drawn: set[str] = set()
+    held = 0
+    for name in sorted(set(groups), key=lambda g: sha256(g.encode()).digest()):
+        if held >= limit:
+            break
+        drawn.add(name)
+        held += groups.count(name)
+    return drawn
