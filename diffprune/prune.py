@@ -126,7 +126,11 @@ def answer(vlm: VLM, packed: Packed, max_new_tokens: int, **options: Any) -> tup
     """Greedy answers of packed rows: (texts, tokens generated per row, the end token included)."""
     tokenizer = vlm.processor.tokenizer
     made = vlm.model.generate(
-        **decoder_inputs(vlm, packed), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id, **options
+        **decoder_inputs(vlm, packed),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
     )[:, packed.prompts.input_ids.shape[1] :]
     end = vlm.model.generation_config.eos_token_id
     ends = torch.tensor(end if isinstance(end, list) else [end], device=made.device)

@@ -23,7 +23,10 @@ def tokens(batch: int = 3, num: int = 20, width: int = 48, dead: int = 4) -> Vis
     alive = torch.ones(batch, num, dtype=torch.bool)
     alive[0, num - dead :] = False
     return VisualTokens(
-        3 + 2 * torch.randn(batch, num, width), alive, text=torch.randn(batch, 6, 24), text_alive=torch.ones(batch, 6, dtype=torch.bool)
+        3 + 2 * torch.randn(batch, num, width),
+        alive,
+        text=torch.randn(batch, 6, 24),
+        text_alive=torch.ones(batch, 6, dtype=torch.bool),
     )
 
 
@@ -65,7 +68,9 @@ def test_diffprune_is_the_papers_formula() -> None:
     z = (seen.features - flat.mean(0)) / flat.std(0)
     alpha = soft_top_k(pruner.score(seen), seen.alive, torch.full((3,), 5.0), 0.5)[..., None]
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(out, flat.mean(0) + flat.std(0) * (alpha.sqrt() * z + (1 - alpha).sqrt() * noise), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        out, flat.mean(0) + flat.std(0) * (alpha.sqrt() * z + (1 - alpha).sqrt() * noise), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_throttle_preserves_variance() -> None:

@@ -40,7 +40,11 @@ def batch(vlm: Llava) -> tuple[Prompts, dict[str, torch.Tensor]]:
     torch.manual_seed(2)
     longest, image = 18 + NUM, vlm.model.config.image_token_id
     ids = torch.randint(image + 1, vlm.model.config.text_config.vocab_size, (3, longest))
-    mask, slots, question = torch.ones_like(ids), torch.zeros(3, longest, dtype=torch.bool), torch.zeros(3, longest, dtype=torch.bool)
+    mask, slots, question = (
+        torch.ones_like(ids),
+        torch.zeros(3, longest, dtype=torch.bool),
+        torch.zeros(3, longest, dtype=torch.bool),
+    )
     for row, padding in enumerate((0, 3, 5)):
         mask[row, :padding], ids[row, :padding] = 0, 0
         slots[row, padding + 4 : padding + 4 + NUM] = True
@@ -68,7 +72,12 @@ def method(vlm: Llava, spelling: str, batch: tuple[Prompts, dict[str, torch.Tens
 def rows(prompts: Prompts, index: int) -> Prompts:
     """One row alone, without its padding."""
     start = int((prompts.attention_mask[index] == 0).sum())
-    return Prompts(*(getattr(prompts, n)[index : index + 1, start:] for n in ("input_ids", "attention_mask", "position_ids", "slots", "question")))
+    return Prompts(
+        *(
+            getattr(prompts, n)[index : index + 1, start:]
+            for n in ("input_ids", "attention_mask", "position_ids", "slots", "question")
+        )
+    )
 
 
 def hidden(vlm: Llava, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget) -> torch.Tensor:
@@ -81,7 +90,9 @@ def hidden(vlm: Llava, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, b
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("spelling", ["random(seed=1)", "attention", "diffprune", "diffprune(question_aware=True)", "gumbel_keepdrop"])
+@pytest.mark.parametrize(
+    "spelling", ["random(seed=1)", "attention", "diffprune", "diffprune(question_aware=True)", "gumbel_keepdrop"]
+)
 def test_removing_equals_hiding(vlm: Llava, batch, spelling: str, budget: str) -> None:
     pruner, tokens = method(vlm, spelling, batch)
     packed = prune.shrink(vlm, batch[0], tokens, pruner, parse(budget))
@@ -94,11 +105,14 @@ def test_removing_equals_hiding(vlm: Llava, batch, spelling: str, budget: str) -
 def test_a_full_budget_is_the_models_own_run_token_for_token(vlm: Llava, batch) -> None:
     prompts, pixels = batch
     _, tokens = method(vlm, "none", batch)
-    packed = prune.shrink(
-        vlm, prompts, tokens, plugins.load("pruners", "grid"), parse("Share(1)")
-    )
+    packed = prune.shrink(vlm, prompts, tokens, plugins.load("pruners", "grid"), parse("Share(1)"))
     own = vlm.model.generate(
-        input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, **pixels, max_new_tokens=8, do_sample=False, pad_token_id=0
+        input_ids=prompts.input_ids,
+        attention_mask=prompts.attention_mask,
+        **pixels,
+        max_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
     )[:, prompts.input_ids.shape[1] :]
     texts, lengths = prune.answer(vlm, packed, 8)
     assert texts == vlm.processor.tokenizer.batch_decode(own) and all(1 <= n <= 8 for n in lengths)

@@ -131,7 +131,7 @@ class Above:
 
 
 Budget = Keep | Share | Above
-KINDS = {"Keep": Keep, "Share": Share, "Above": Above}
+KINDS: dict[str, type[Keep] | type[Share] | type[Above]] = {"Keep": Keep, "Share": Share, "Above": Above}
 
 
 def parse(text: str) -> Budget:
@@ -146,7 +146,13 @@ def parse(text: str) -> Budget:
             return Share(float(short[:-1]) / 100)
         if "(" not in short:
             top_, _, bottom = short.partition("/")
-            return Share(float(top_) / float(bottom)) if bottom else Keep(int(short)) if short.lstrip("+-").isdigit() else Share(float(short))
+            return (
+                Share(float(top_) / float(bottom))
+                if bottom
+                else Keep(int(short))
+                if short.lstrip("+-").isdigit()
+                else Share(float(short))
+            )
     except (ValueError, ZeroDivisionError) as error:
         if "share" in str(error) or "Keep" in str(error):
             raise

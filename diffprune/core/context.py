@@ -116,9 +116,17 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
     return None
 
 
+def as_step(line: Mapping[str, Any]) -> Step | None:
+    """A line of the step log as a record, None where it says something else."""
+    if line.keys() != {f.name for f in fields(Step)}:
+        return None
+    values: dict[str, Any] = {name: math.nan if value is None else value for name, value in line.items()}
+    return Step(**values)
+
+
 def read_steps(folder: Path) -> list[Step]:
     """The step records in a folder: each step once, as it was last run; a torn last line is left out."""
-    path, names = folder / STEPS, {f.name for f in fields(Step)}
+    path = folder / STEPS
     found: dict[tuple[str, int, int], Step] = {}
     for text in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
@@ -128,8 +136,7 @@ def read_steps(folder: Path) -> list[Step]:
         if "begin" in line:  # a loop (re)starts here: what an earlier one did from this step on does not count
             arm, seed, step = line["begin"]
             found = {key: row for key, row in found.items() if key[:2] != (arm, seed) or key[2] < step}
-        elif line.keys() == names:
-            row = Step(**{k: math.nan if v is None else v for k, v in line.items()})
+        elif row := as_step(line):
             found[row.arm, row.seed, row.step] = row
     return list(found.values())
 

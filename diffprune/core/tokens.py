@@ -1,12 +1,14 @@
 """What a pruner looks at and what it answers.
 
-Axes, one letter each, everywhere: B images (or rows), N visual tokens, D feature width, S sequence, T text tokens, L layers, H heads.
+Axes, one letter each, everywhere: B images or rows, N visual tokens, D feature width, S sequence, T text tokens, L layers,
+H heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +45,9 @@ class VisualTokens:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
         """The same tokens with `change` applied to every tensor (indexing images, moving devices)."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
     def __getitem__(self, index: Tensor) -> VisualTokens:
         """The images at `index` [M] int, repeats allowed: several questions share one encoding."""
@@ -55,7 +58,8 @@ class VisualTokens:
         """Images of several encoder calls with the same N in one value."""
         first = parts[0]
         names = [f.name for f in fields(first) if isinstance(getattr(first, f.name), Tensor)]
-        return replace(first, **{n: torch.cat([getattr(p, n) for p in parts]) for n in names})
+        joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in names}
+        return replace(first, **joined)
 
 
 @dataclass(frozen=True)

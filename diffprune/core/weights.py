@@ -116,5 +116,7 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path
         if name not in tensors or name not in wanted:
             raise ValueError(f"{path}: tensor {name!r} is {'missing' if name in wanted else 'unknown'}")
         if tensors[name].shape != wanted[name].shape:
-            raise ValueError(f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}")
+            raise ValueError(
+                f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}"
+            )
     module.load_state_dict(dict(tensors))

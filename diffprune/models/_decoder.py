@@ -65,7 +65,9 @@ def weights_hash(model: torch.nn.Module) -> str:
 def identities(pixel_values: Tensor) -> Tensor:
     """[B ...] -> [B] int64: a hash of each image's pixels, equal whatever batch it comes in."""
     rows = pixel_values.detach().float().cpu().contiguous()
-    return torch.tensor([int.from_bytes(hashlib.sha256(r.numpy().tobytes()).digest()[:8], "big") >> 1 for r in rows], device=pixel_values.device)
+    return torch.tensor(
+        [int.from_bytes(hashlib.sha256(r.numpy().tobytes()).digest()[:8], "big") >> 1 for r in rows], device=pixel_values.device
+    )
 
 
 def masked_softmax(

@@ -7,14 +7,24 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 from diffprune.core import plugins, weights
 from diffprune.core.vlm import VLM
 
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "checkpoint"
 
 
-def load(name: str = "embedded", *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", revision: str | None = None, attention: str = "sdpa") -> VLM:
+def load(
+    name: str = "embedded",
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    attention: str = "sdpa",
+) -> VLM:
     """A frozen VLM of a supported family.
 
     name:      "embedded", a folder, or a hub name such as "llava-hf/llava-1.5-7b-hf" (fetched at `revision`).
@@ -31,7 +41,9 @@ def load(name: str = "embedded", *, device: str | torch.device = "auto", dtype: 
     if folder.is_dir():
         check(folder)
     elif name.startswith((".", "/")) or name.count("/") != 1:
-        raise ValueError(f"no model {name!r}: write 'embedded', a folder with a checkpoint, or a hub name such as 'llava-hf/llava-1.5-7b-hf'")
+        raise ValueError(
+            f"no model {name!r}: write 'embedded', a folder with a checkpoint, or a hub name such as 'llava-hf/llava-1.5-7b-hf'"
+        )
     source: str | Path = folder if folder.is_dir() else name
     options: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main"}
     try:
@@ -40,7 +52,9 @@ def load(name: str = "embedded", *, device: str | torch.device = "auto", dtype: 
         raise ValueError(f"{name}: no model configuration can be read ({str(error).splitlines()[0]})") from None
     family = plugins.find("models", config.model_type)
     kind = dtype if dtype != "auto" or str(device) != "cpu" else torch.float32
-    model = AutoModelForImageTextToText.from_pretrained(source, config=config, dtype=kind, use_safetensors=True, attn_implementation=attention, **options)
+    model = AutoModelForImageTextToText.from_pretrained(
+        source, config=config, dtype=kind, use_safetensors=True, attn_implementation=attention, **options
+    )
     return family(model.to(device), AutoProcessor.from_pretrained(source, **options), name)
 
 

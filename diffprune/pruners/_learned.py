@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -125,7 +126,8 @@ class Learned(Throttler):
         assert self.networks is not None, "save follows build"
         tensors = {**self.networks.state_dict(), "mean": self.mean, "spread": self.spread}
         name = type(self).__name__.lower()
-        changed = {k: v for k, v in self.options.items() if v != Learned.__init__.__kwdefaults__[k]}
+        defaults = inspect.signature(Learned).parameters
+        changed = {k: v for k, v in self.options.items() if v != defaults[k].default}
         use = f"{self.spelling.split('(')[0] or name}({''.join(f'{k}={v!r}, ' for k, v in changed.items())}weights='{folder}')"
         lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
         card = CARD.format(spelling=self.spelling or name, model=facts.get("model", "a VLM"), use=use, facts=lines)

@@ -17,7 +17,11 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, attention: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.mix = nn.ModuleDict({"norm": nn.LayerNorm(width), "qkv": nn.Linear(width, 3 * width), "out": nn.Linear(width, width)}) if attention else None
+        self.mix = (
+            nn.ModuleDict({"norm": nn.LayerNorm(width), "qkv": nn.Linear(width, 3 * width), "out": nn.Linear(width, width)})
+            if attention
+            else None
+        )
         self.feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, alive: Tensor | None) -> Tensor:
@@ -59,7 +63,15 @@ class Scorer(nn.Module):
     """Standardised tokens [B N D] -> scores [B N] (or [B N outputs]); the head has no bias: a constant never trains."""
 
     def __init__(
-        self, features: int, width: int, depth: int, heads: int, *, attention: bool = True, text: int | None = None, outputs: int = 1
+        self,
+        features: int,
+        width: int,
+        depth: int,
+        heads: int,
+        *,
+        attention: bool = True,
+        text: int | None = None,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         self.inlet = nn.Linear(features, width)
@@ -92,11 +104,12 @@ class Denoiser(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.attend = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, features), nn.Linear(features, features))
-        self.feed = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 4 * features), nn.GELU(), nn.Linear(4 * features, features))
-        for last in (self.attend[-1], self.feed[-1]):
+        out, back = nn.Linear(features, features), nn.Linear(4 * features, features)
+        for last in (out, back):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+        self.attend = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, features), out)
+        self.feed = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, 4 * features), nn.GELU(), back)
 
     def forward(self, z: Tensor) -> Tensor:
         z = z + self.attend(z)

@@ -23,8 +23,16 @@ class GumbelKeepDrop(Learned):
     attention_implementation = "masked_softmax"
     schedule = "geometric"
 
-    def __init__(self, weights: str | None = None, *, ratio_weight: float = 100.0, question_aware: bool = False, attention: bool = True,
-                 depth: int = 2, width: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        weights: str | None = None,
+        *,
+        ratio_weight: float = 100.0,
+        question_aware: bool = False,
+        attention: bool = True,
+        depth: int = 2,
+        width: int = 0,
+    ) -> None:
         self.ratio_weight = ratio_weight
         super().__init__(weights, question_aware=question_aware, attention=attention, denoiser=False, depth=depth, width=width)
 

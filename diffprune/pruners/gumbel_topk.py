@@ -26,8 +26,18 @@ class GumbelTopK(Learned):
 
     reference = Reference("Categorical Reparameterization with Gumbel-Softmax; control of DiffPrune, section 3.1", "1611.01144")
 
-    def __init__(self, weights: str | None = None, *, backward: str = "relaxed", filler: str = "mean", question_aware: bool = False,
-                 attention: bool = True, denoiser: bool = True, depth: int = 2, width: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        weights: str | None = None,
+        *,
+        backward: str = "relaxed",
+        filler: str = "mean",
+        question_aware: bool = False,
+        attention: bool = True,
+        denoiser: bool = True,
+        depth: int = 2,
+        width: int = 0,
+    ) -> None:
         if backward not in BACKWARDS or filler not in FILLERS:
             raise ValueError(f"gumbel_topk: backward is one of {', '.join(BACKWARDS)}, filler one of {', '.join(FILLERS)}")
         self.backward, self.filler = backward, filler

@@ -24,5 +24,7 @@ class Random(ScorePruner):
         rows = []
         for identity in tokens.identity.tolist():
             key = hashlib.sha256(f"{self.seed} {identity}".encode()).digest()
-            rows.append(torch.rand(tokens.alive.shape[1], generator=torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)))
+            rows.append(
+                torch.rand(tokens.alive.shape[1], generator=torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1))
+            )
         return torch.stack(rows).to(tokens.features.device)

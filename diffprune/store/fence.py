@@ -58,6 +58,7 @@ class Owner:
 
 
 def folder_of(root: Path, run: str) -> Path:
+    """Where the lock files of a run are."""
     return root / "locks" / checked_name(run, "run name")
 
 

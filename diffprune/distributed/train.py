@@ -1,0 +1,266 @@
+"""Training over the workers of a cluster: one worker group for all arms and seeds, the frozen VLM loaded once per worker.
+
+The loop is `diffprune.train`; this file gives it a context made of Ray Train and torch.distributed. What survives failures:
+a killed worker (the group restarts and goes on from the last state), a killed driver (the same command goes on), a broken
+snapshot of Ray's (put aside; our own states lead). All workers must share the run's folder, as Ray's storage path must be.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as group
+from torch.nn.parallel import DistributedDataParallel
+
+from diffprune.core.context import STEPS, Context, Files, as_step, claim, load_state, read_steps
+from diffprune.core.record import Provenance, Step
+from diffprune.core.vlm import VLM
+from diffprune.models._load import load
+from diffprune.recipe import Recipe
+from diffprune.store import Store
+from diffprune.train import Diverged, line, missing, scorers
+from diffprune.train import train as train_here
+
+NAME = "ray"  # of Ray's run below our folder
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+logger = logging.getLogger(__name__)
+
+
+class Refused(RuntimeError):
+    """The model cannot be loaded on some worker; trying again gives the same."""
+
+
+class RayContext(Context):
+    """One worker of a Ray Train group."""
+
+    def __init__(self, folder: Path, attempt: int) -> None:
+        import ray.train
+        import ray.train.torch
+
+        here = ray.train.get_context()
+        self.rank, self.world = here.get_world_rank(), here.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.files = Files(folder, attempt)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return DistributedDataParallel(module) if self.world > 1 else module
+
+    def sum(self, values: Tensor) -> Tensor:
+        if self.world == 1:
+            return values
+        total = values.clone()
+        group.all_reduce(total)
+        return total
+
+    def progress(self, text: str) -> None:
+        """Nothing: the driver reads the step log, which needs no channel of its own."""
+
+    def save(self, name: str, state: Any) -> None:
+        """Publish the state, and tell Ray: it keeps a copy in its own storage and restarts from the last report."""
+        import ray.train
+
+        super().save(name, state)
+        mine = ray.train.Checkpoint.from_directory(str(self.files.folder / "states" / name)) if self.rank == 0 else None
+        ray.train.report({"loop": name, "step": state["step"]}, checkpoint=mine)
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """Our own newest state; where it is lost, Ray's copy."""
+        import ray.train
+
+        if (state := super().load(name)) is not None:
+            return state
+        kept = ray.train.get_checkpoint()
+        if kept is None:
+            return None
+        with kept.as_directory() as folder:
+            return load_state(Path(folder), self.device)
+
+    def load_model(self, name: str) -> VLM:
+        """The VLM on this worker's device.
+
+        Raises:
+            Refused: on every worker, when it cannot be loaded on one of them; nobody is left waiting for the others.
+        """
+        reason, vlm = "", None
+        try:
+            vlm = load(name, device=self.device)
+        except ValueError as error:
+            reason = str(error)
+        failed = self.sum(torch.tensor(float(vlm is None), device=self.device))
+        if vlm is None or failed > 0:
+            raise Refused(reason or f"{name}: the model cannot be loaded on another worker")
+        return vlm
+
+
+def _work(config: dict[str, Any]) -> str:
+    """What each worker runs; returns why training cannot succeed, or "". Anything raised is worth a restart."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is announced
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    context = RayContext(Path(config["folder"]), config["attempt"])
+    try:
+        train_here(Recipe(**config["recipe"]), context, context.load_model)
+    except (Diverged, Refused) as error:
+        return str(error)
+    return ""
+
+
+def train(recipe: Recipe, folder: Path | str, store: Store | None = None, provenance: Provenance | None = None) -> list[Path]:
+    """Train what `folder` does not hold yet on the connected Ray; returns the scorers' folders in recipe order.
+
+    The same call goes on where an earlier one stopped, and does nothing when all is there. Step records go to `steps.jsonl`
+    in the folder while training and to the store at the end of every arm.
+
+    Raises:
+        ValueError: the folder holds another recipe's scorer. RuntimeError: training failed; the sentence says why.
+    """
+    folder = Path(folder).resolve()
+    if missing(recipe, folder):
+        config = {"recipe": recipe.model_dump(), "folder": str(folder), "attempt": claim(folder)}
+        put_aside(folder / NAME)
+        with Follower(recipe, folder, store, provenance):
+            reason = _fit(config, recipe.workers)
+        if reason:
+            publish(recipe, folder, store, provenance)
+            raise RuntimeError(reason)
+    publish(recipe, folder, store, provenance)
+    return list(scorers(recipe, folder).values())
+
+
+def _fit(config: dict[str, Any], workers: int) -> str:
+    """Run the worker group; returns what `_work` said.
+
+    Raises:
+        RuntimeError: the group failed more often than it may, or its controller died.
+    """
+    # The controller inherits these. Every report waits for its poll, of two seconds unless told otherwise; and a busy machine
+    # may need longer than a minute to start workers.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= workers
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
+        run_config=RunConfig(
+            name=NAME,
+            storage_path=config["folder"],
+            failure_config=FailureConfig(max_failures=2, controller_failure_limit=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        return trainer.fit().return_value or ""
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        failures = getattr(error, "worker_failures", {})
+        first = next((f"worker {rank}: {failure}" for rank, failure in failures.items()), str(error)).strip()
+        said = [text for text in first.splitlines() if text.strip()]
+        raise RuntimeError(f"training stopped ({said[0]} ... {said[-1]}); run the same command again to go on") from error
+
+
+def put_aside(run: Path) -> Path | None:
+    """Rename a snapshot that would keep Ray from starting; returns its new place, or None where it is sound.
+
+    Ray writes it in place and ties it to its version, so half a file, another version, or checkpoints that are gone stop
+    every later start (TRIALS 1). Nothing is lost: our own states lead.
+    """
+    import ray
+
+    path = run / SNAPSHOT
+    if not path.is_file():
+        return None
+    try:
+        snapshot = json.loads(path.read_text())
+        named = set(_values(snapshot, "checkpoint_dir_name"))
+        if snapshot["ray_version"] == ray.__version__ and all((run / checkpoint).is_dir() for checkpoint in named):
+            return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    aside = path.with_name(f"{SNAPSHOT}.broken-{time.time_ns()}")
+    path.rename(aside)
+    logger.warning("%s cannot be used and was put aside as %s", path, aside.name)
+    return aside
+
+
+def _values(tree: Any, key: str) -> Iterator[str]:
+    """Every text under `key`, at any depth."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for name, value in inner:
+        if name == key and isinstance(value, str):
+            yield value
+        yield from _values(value, key)
+
+
+def publish(recipe: Recipe, folder: Path, store: Store | None, provenance: Provenance | None) -> None:
+    """Put the step records of finished arms into the store, once per run."""
+    if store is None or provenance is None:
+        return
+    finished = {key for key, place in scorers(recipe, folder).items() if (place / "config.json").is_file()}
+    if not finished:
+        return
+    table = store.read("steps")
+    there = set(zip(table["arm"], table["seed"], table["run"], strict=True))
+    steps = read_steps(folder)
+    for arm, seed in sorted(finished):
+        if (arm, seed, provenance.run) not in there:
+            store.append("steps", [s for s in steps if (s.arm, s.seed) == (arm, seed)], cell=None, provenance=provenance)
+
+
+class Follower(threading.Thread):
+    """Reads the step log while workers write it: shows progress and publishes finished arms."""
+
+    every_s = 2.0
+
+    def __init__(self, recipe: Recipe, folder: Path, store: Store | None, provenance: Provenance | None) -> None:
+        super().__init__(daemon=True, name="step log")
+        self.recipe, self.folder, self.store, self.provenance = recipe, folder, store, provenance
+        self.ended = threading.Event()
+        self.place = (folder / STEPS).stat().st_size if (folder / STEPS).is_file() else 0
+
+    def __enter__(self) -> Follower:
+        left = len(missing(self.recipe, self.folder))
+        print(f"train: starting {self.recipe.workers} workers, {left} scorers to train", flush=True)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
+
+    def run(self) -> None:
+        done = 0
+        while not self.ended.wait(self.every_s):
+            if row := self._newest():
+                print(line(row, self.recipe.steps), flush=True)
+            finished = sum((place / "config.json").is_file() for place in scorers(self.recipe, self.folder).values())
+            if finished > done:
+                done = finished
+                with suppress(OSError, ValueError, RuntimeError):  # the driver publishes again at the end, and raises then
+                    publish(self.recipe, self.folder, self.store, self.provenance)
+
+    def _newest(self) -> Step | None:
+        """The last whole step written since the last look."""
+        with suppress(FileNotFoundError), (self.folder / STEPS).open("rb") as stream:
+            stream.seek(self.place)
+            text = stream.read()
+            self.place += text.rfind(b"\n") + 1
+            for piece in reversed(text[: text.rfind(b"\n") + 1].splitlines()):
+                with suppress(ValueError):
+                    if row := as_step(json.loads(piece)):
+                        return row
+        return None

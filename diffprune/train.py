@@ -1,0 +1,348 @@
+"""Training scorers: the loss, one arm's step, and a loop that knows a `Context`, not a cluster.
+
+The VLM is frozen; what trains is a scorer (and a denoiser) per arm and seed. The loss is the answer's negative log
+likelihood and nothing else, plus the penalty of methods whose budget is not exact (METHODS 2.6, 2.8, 3). Every random draw
+comes from a generator keyed by (seed, step, rank), so a step can be redone and a resumed run repeats the loss curve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffprune import data as training
+from diffprune import prune
+from diffprune.core import budget as budgets
+from diffprune.core import plugins, weights
+from diffprune.core.budget import Budget
+from diffprune.core.context import Context, read_steps
+from diffprune.core.pruner import Need
+from diffprune.core.record import Step
+from diffprune.core.tokens import Throttle, VisualTokens
+from diffprune.core.vlm import VLM, Prompts
+from diffprune.data import TrainBatch
+from diffprune.models._decoder import decoder_attention
+from diffprune.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, generator, learning_rate, temperature
+
+
+class Diverged(RuntimeError):
+    """The loss kept being NaN or infinite; trying again gives the same."""
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def answer_nll(vlm: VLM, packed: prune.Packed, **options: Any) -> Tensor:
+    """Sum over answer tokens of -log p(token), nats. Logits are computed from the first answer token on."""
+    labels = packed.prompts.labels
+    assert labels is not None, "training rows carry labels"
+    length = labels.shape[1]
+    shown = length - int((labels >= 0).any(0).nonzero().min()) + 1
+    logits = prune.forward(vlm, packed, logits_to_keep=shown, use_cache=False, **options).logits
+    target = labels[:, length - shown + 1 :]
+    said = target >= 0
+    return functional.cross_entropy(logits[:, :-1][said].float(), target[said], reduction="sum")
+
+
+def _slots(prompts: Prompts, retention: Tensor) -> Tensor:
+    """Retention of the visual tokens [M] in slot order -> weight of every position [B S], 1 where there is text."""
+    ones = torch.ones(prompts.slots.shape, dtype=retention.dtype, device=retention.device)
+    return ones.masked_scatter(prompts.slots, retention)
+
+
+def throttled_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, throttle: Throttle, image: Tensor) -> Tensor:
+    """`answer_nll` through a throttle: nothing is removed. Row b is about throttled image `image[b]`."""
+    alive = tokens.alive[image]
+    features = vlm.project(throttle.features[image][alive])
+    packed = prune.Packed(prompts, features, alive.sum(1), alive.sum(1))
+    if throttle.retention is None:
+        return answer_nll(vlm, packed)
+    return answer_nll(vlm, packed, retention=_slots(prompts, throttle.retention[image][alive]))
+
+
+class Throttled(nn.Module):
+    """A learned pruner's training face as a module, so that what trains can be wrapped for several workers."""
+
+    def __init__(self, pruner: Any, networks: nn.ModuleDict) -> None:
+        super().__init__()
+        self.pruner, self.networks = pruner, networks
+
+    def forward(self, tokens: VisualTokens, budget: Budget, temperature: float, source: torch.Generator) -> Throttle:
+        return self.pruner.throttle(tokens, budget, temperature, source)
+
+
+# --- one arm ---------------------------------------------------------------------------------------------------------
+
+
+class Arm:
+    """One learned pruner in training with one seed."""
+
+    def __init__(self, context: Context, vlm: VLM, recipe: Recipe, spelling: str, seed: int) -> None:
+        self.context, self.vlm, self.recipe, self.spelling, self.seed = context, vlm, recipe, spelling, seed
+        self.pruner = plugins.load("pruners", spelling)
+        self.aware = Need.TEXT in self.pruner.needs
+        self.name = name(spelling, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            networks = self.pruner.build(self._calibration())
+        self.networks = networks.train()
+        self.module = context.wrap(Throttled(self.pruner, networks))
+        self.parameters = [p for p in networks.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.done, self.skips, self.step_ms = 0, 0, math.nan
+        self.validated = (math.nan, math.nan)
+        self.batch = training.validation(
+            vlm, recipe.data, images=recipe.validation_images, rank=context.rank, world=context.world
+        ) if recipe.validate_every else None  # fmt: skip
+
+    def _calibration(self) -> VisualTokens:
+        batch = training.calibration(self.vlm, self.recipe.data, self.recipe.calibration_images)
+        tokens = self._encode(batch)
+        return prune.with_question(self.vlm, batch.prompts, tokens[batch.image]) if self.aware else tokens
+
+    def temperature(self, step: int) -> float:
+        """Of the relaxation at a step, on the method's own schedule."""
+        return temperature(self.recipe, step, getattr(self.pruner, "schedule", "cosine"))
+
+    @torch.no_grad()
+    def _encode(self, batch: TrainBatch) -> VisualTokens:
+        return self.vlm.encode(batch.pixels, self.pruner.needs)
+
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        """The decoder attention this method trains under; the deployed path always runs the model's own."""
+        wanted = getattr(self.pruner, "attention_implementation", None)
+        return decoder_attention(self.vlm.model, wanted) if wanted else contextlib.nullcontext()
+
+    def nll(
+        self, batch: TrainBatch, budget: Budget, temperature: float, source: torch.Generator, module: nn.Module | None = None
+    ) -> tuple[Tensor, Throttle]:
+        """Summed NLL of a batch's answers through the throttle."""
+        tokens, image = self._encode(batch), batch.image
+        if self.aware:  # the question is part of what is scored, so each row is throttled by itself
+            tokens = prune.with_question(self.vlm, batch.prompts, tokens[image])
+            image = torch.arange(len(image), device=image.device)
+        throttle = (module or self.module)(tokens, budget, temperature, source)
+        with self._attention():
+            return throttled_nll(self.vlm, batch.prompts, tokens, throttle, image), throttle
+
+    def step(self, batch: TrainBatch) -> Step:
+        """One update from this worker's share of a batch; skipped on every worker when loss or gradient is not finite.
+
+        Raises:
+            Diverged: that happened more than `max_skips` times.
+        """
+        started, t, recipe = time.perf_counter(), self.done, self.recipe
+        budget, tau = drawn_budget(recipe, self.seed, t), self.temperature(t)
+        total = self.context.sum(torch.tensor(float(batch.num_labels), device=self.vlm.device))
+        nll, throttle = self.nll(batch, budget, tau, generator(NOISE, self.seed, t, self.context.rank))
+        penalty = torch.as_tensor(throttle.penalty, device=nll.device)
+        # Gradients are averaged over workers, so this is the mean over all answer tokens wherever they are.
+        (nll * self.context.world / total + penalty).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
+        found = self.context.sum(torch.stack([nll.detach(), penalty.detach().float(), throttle.kept.detach().mean(), norm]))
+        nll_sum, penalty_sum, kept_sum, norm_sum = found.tolist()
+        world = self.context.world
+        finite = math.isfinite(sum(found.tolist()))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, t)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_ms = 1000 * (time.perf_counter() - started)
+        if not finite:
+            self._skip(t)
+        self.done += 1
+        return Step(
+            arm=self.spelling, seed=self.seed, step=t, loss=nll_sum / float(total), penalty=penalty_sum / world, temperature=tau,
+            budget=str(budget), kept=kept_sum / world, grad_norm=norm_sum / world, coherence=math.nan, step_ms=self.step_ms,
+            workers=world, validation_soft=math.nan, validation_hard=math.nan,
+        )  # fmt: skip
+
+    def _skip(self, step: int) -> None:
+        self.skips += 1
+        if self.skips > self.recipe.max_skips:
+            raise Diverged(
+                f"{self.spelling}, seed {self.seed}: loss or gradient was NaN or infinite at {self.skips} steps, last at step "
+                f"{step}; lower the learning rate ({self.recipe.learning_rate:g}) or check the data"
+            )
+
+    def coherence(self, batch: TrainBatch, step: int, parts: int = 4) -> float:
+        """Mean pairwise cosine of scorer gradients on `parts` disjoint sets of images, one noise draw each (METHODS 2.12).
+
+        With unit vectors g, |mean g|^2 = 1/M + (1 - 1/M) C. NaN when there are fewer than two sets.
+        """
+        images = len(next(iter(batch.pixels.values())))
+        mine = max(1, min(images, parts // self.context.world))
+        budget, tau = drawn_budget(self.recipe, self.seed, step), self.temperature(step)
+        scorer = list(self.networks["scorer"].parameters())
+        total: Tensor | float = 0.0
+        for m in range(mine):
+            piece = batch.part(m * images // mine, (m + 1) * images // mine)
+            source = generator(PROBE, self.seed, step, self.context.rank, m)
+            nll, throttle = self.nll(piece, budget, tau, source, module=Throttled(self.pruner, self.networks))
+            grads = torch.autograd.grad(nll / max(piece.num_labels, 1) + throttle.penalty, scorer, allow_unused=True)
+            flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(scorer, grads, strict=True)])
+            total = total + functional.normalize(flat, dim=0)
+        num = mine * self.context.world
+        assert isinstance(total, Tensor)
+        mean = self.context.sum(total) / num
+        return (float(mean.square().sum()) - 1 / num) / (1 - 1 / num) if num > 1 else math.nan
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """NLL per answer token on held-out images, mean over the budgets: (through the throttle, with tokens removed)."""
+        assert self.batch is not None
+        batch, tau = self.batch, self.temperature(max(self.done - 1, 0))
+        tokens = self._encode(batch)[batch.image]
+        sums = torch.zeros(3, device=self.vlm.device)
+        self.networks.eval()
+        for index, budget in enumerate(budgets.parse(text) for text in self.recipe.budgets):
+            source = generator(CHECK, index, self.context.rank)
+            soft, _ = self.nll(batch, budget, tau, source, module=Throttled(self.pruner, self.networks))
+            hard = answer_nll(self.vlm, prune.shrink(self.vlm, batch.prompts, tokens, self.pruner, budget))
+            sums += torch.stack([soft, hard, torch.tensor(float(batch.num_labels), device=soft.device)])
+        self.networks.train()
+        soft_sum, hard_sum, total = self.context.sum(sums).tolist()
+        self.validated = (soft_sum / total, hard_sum / total)
+        return self.validated
+
+    def state(self) -> dict[str, Any]:
+        """What goes on after a failure. Randomness needs no state: it is a function of seed, step and rank."""
+        return {
+            "key": self.recipe.key(self.spelling, self.seed), "model_hash": self.vlm.weights_hash,
+            "step": self.done, "skips": self.skips,
+            "networks": self.networks.state_dict(), "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+
+    def resume(self) -> None:
+        """Go on from the newest state of this recipe and model, if there is one.
+
+        Raises:
+            RuntimeError: workers see different states (the folder is not shared, or lags).
+        """
+        state = self.context.load(self.name)
+        if state and (state["key"], state["model_hash"]) == (self.recipe.key(self.spelling, self.seed), self.vlm.weights_hash):
+            self.networks.load_state_dict(state["networks"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.done, self.skips = state["step"], state["skips"]
+        done = torch.tensor([self.done, self.done**2], dtype=torch.float64, device=self.vlm.device)
+        mean, square = (self.context.sum(done) / self.context.world).tolist()
+        if square != mean**2:
+            raise RuntimeError(f"{self.name}: workers found states of different steps; all of them must share the run's folder")
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def name(spelling: str, seed: int) -> str:
+    """Folder name of a trained arm: `diffprune(question_aware=True)`, 0 -> `diffprune-question_aware-true-0`."""
+    return f"{re.sub(r'[^a-z0-9_.]+', '-', spelling.lower()).strip('-')}-{seed}"
+
+
+def scorers(recipe: Recipe, folder: Path | str) -> dict[tuple[str, int], Path]:
+    """Where each arm and seed is, or will be, saved."""
+    return {(arm, seed): Path(folder) / "scorers" / name(arm, seed) for seed in recipe.seeds for arm in recipe.arms}
+
+
+def missing(recipe: Recipe, folder: Path | str) -> list[tuple[str, int]]:
+    """The arms and seeds that `folder` does not hold yet, or holds damaged.
+
+    Raises:
+        ValueError: it holds one that another recipe made; training would silently replace it.
+    """
+    left = []
+    for (arm, seed), place in scorers(recipe, folder).items():
+        try:
+            facts = weights.read(place)[1].get("facts", {})
+        except ValueError:
+            left.append((arm, seed))
+            continue
+        if facts.get("key") != recipe.key(arm, seed):
+            raise ValueError(f"{place} was trained by another recipe; choose another folder or remove it")
+    return left
+
+
+def train(recipe: Recipe, context: Context, load: Callable[[str], VLM]) -> list[Path]:
+    """Train what is missing of all arms and seeds, one after the other; returns the scorers' folders in recipe order.
+
+    load: gives the VLM by name; not called when nothing is missing.
+
+    Raises:
+        ValueError: a folder holds another recipe's scorer. Diverged: an arm's loss stayed NaN or infinite.
+    """
+    left = missing(recipe, context.files.folder)
+    vlm = load(recipe.model) if left else None
+    for arm, seed in left:
+        assert vlm is not None
+        _fit(Arm(context, vlm, recipe, arm, seed))
+    return list(scorers(recipe, context.files.folder).values())
+
+
+def _due(every: int, step: int, steps: int) -> bool:
+    return every > 0 and ((step + 1) % every == 0 or step + 1 == steps)
+
+
+def _fit(arm: Arm) -> None:
+    """Train one arm to the end and save it."""
+    context, recipe = arm.context, arm.recipe
+    arm.resume()
+    context.begin(arm.spelling, arm.seed, arm.done)
+    for batch in _batches(arm):
+        if arm.done >= recipe.steps:
+            break
+        t = arm.done
+        probe = arm.coherence(batch, t) if recipe.coherence_every and t % recipe.coherence_every == 0 else math.nan
+        row = replace(arm.step(batch), coherence=probe)
+        if arm.batch is not None and _due(recipe.validate_every, t, recipe.steps):
+            soft, hard = arm.validate()
+            row = replace(row, validation_soft=soft, validation_hard=hard)
+        context.report(row)
+        context.progress(line(row, recipe.steps))
+        if _due(recipe.checkpoint_every, t, recipe.steps):
+            context.save(arm.name, arm.state())
+    _finish(arm)
+
+
+def _batches(arm: Arm) -> Iterator[TrainBatch]:
+    recipe, context = arm.recipe, arm.context
+    return training.batches(
+        arm.vlm, recipe.data, seed=arm.seed, images=recipe.images, rank=context.rank, world=context.world, start_step=arm.done,
+        questions=recipe.questions_alone if arm.aware else recipe.questions, packed=not arm.aware,
+    )  # fmt: skip
+
+
+def _finish(arm: Arm) -> None:
+    """Save the scorer with what made it. config.json is written last, so half a folder is no scorer."""
+    context, recipe = arm.context, arm.recipe
+    if context.rank == 0:
+        rows = [r for r in read_steps(context.files.folder) if (r.arm, r.seed) == (arm.spelling, arm.seed)]
+        last = next((r for r in reversed(rows) if math.isfinite(r.validation_hard)), None)
+        facts: dict[str, Any] = {
+            "model": recipe.model, "model_hash": arm.vlm.weights_hash, "seed": arm.seed, "steps": arm.done,
+            "skipped_steps": arm.skips, "workers": context.world, "median_step_ms": round(median(r.step_ms for r in rows), 1),
+            "validation_soft_nll": round(last.validation_soft, 4) if last else None,
+            "validation_hard_nll": round(last.validation_hard, 4) if last else None,
+            "recipe": recipe.model_dump(mode="json"), "key": recipe.key(arm.spelling, arm.seed),
+        }  # fmt: skip
+        arm.networks.eval()
+        context.files.check()
+        arm.pruner.save_pretrained(scorers(recipe, context.files.folder)[arm.spelling, arm.seed], **facts)
+    context.discard(arm.name)
+
+
+def line(row: Step, steps: int) -> str:
+    """One step as the user sees it."""
+    shown = f"train {row.arm} seed {row.seed}  step {row.step + 1}/{steps}  loss {row.loss:.3f}"
+    checked = f"  validation {row.validation_hard:.3f}" if math.isfinite(row.validation_hard) else ""
+    return f"{shown}  keep {row.kept:.0f}  tau {row.temperature:.2f}  {row.step_ms:.0f} ms{checked}"

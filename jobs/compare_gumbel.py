@@ -1,0 +1,36 @@
+"""DiffPrune against both Gumbel-Softmax variants over three scorer seeds and all budgets, and what its parts contribute.
+
+    diffprune run compare_gumbel
+
+Same data, steps, seeds and budget draw for every arm. Question-aware, scorer self-attention and denoiser are switched one at a
+time. May take half an hour on two cores; interrupted, the same command resumes.
+"""
+
+from diffprune.evaluate import Evaluation
+from diffprune.job import Job
+from diffprune.recipe import Recipe
+
+BUDGETS = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
+
+job = Job(
+    name="compare_gumbel",
+    title="DiffPrune against Gumbel-Softmax, three scorer seeds",
+    train=Recipe(
+        arms=(
+            "diffprune",
+            "gumbel_topk",
+            "gumbel_keepdrop",
+            "diffprune(question_aware=True)",
+            "diffprune(attention=False)",
+            "diffprune(denoiser=False)",
+        ),
+        seeds=(0, 1, 2),
+        steps=200,
+        budgets=BUDGETS,
+        workers=2,
+    ),
+    evaluate=Evaluation(),
+    baselines=("none", "random", "grid", "attention"),
+    budgets=BUDGETS,
+    workers=2,
+)

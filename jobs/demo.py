@@ -1,0 +1,31 @@
+"""The main job: train, tune, evaluate, measure and report on the embedded model, offline, on two cores, in minutes.
+
+make demo        or        diffprune demo
+"""
+
+from diffprune.evaluate import Evaluation
+from diffprune.job import Job
+from diffprune.measure import Measurement
+from diffprune.recipe import Recipe
+from diffprune.tune import Tuning
+
+BUDGETS = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
+
+job = Job(
+    name="demo",
+    title="DiffPrune and Gumbel-Softmax on the embedded model",
+    train=Recipe(
+        arms=("diffprune", "gumbel_topk", "gumbel_keepdrop", "diffprune(question_aware=True)"),
+        seeds=(0,),
+        steps=200,
+        budgets=BUDGETS,
+        workers=2,
+    ),
+    tune=Tuning(targets=(1.5, 2.0, 2.85)),
+    evaluate=Evaluation(),  # the world's ten benchmarks
+    measure=Measurement(),
+    baselines=("none", "random", "grid", "attention"),
+    replaced=("attention", "diffprune"),
+    budgets=BUDGETS,
+    workers=2,
+)

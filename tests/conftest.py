@@ -1,0 +1,28 @@
+"""Every test runs in its own empty folder, on one thread, without telemetry."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+# Before torch or Ray is imported anywhere: both read their environment once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # tests leave the user's own token alone
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # else every report waits for a poll of two seconds
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Whatever a test writes lands in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

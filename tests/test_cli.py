@@ -1,0 +1,142 @@
+"""The command line: help without waiting, mistakes in one sentence with exit 2 before Ray, jobs and their settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from diffprune import cli
+from diffprune.core.record import Cell
+from diffprune.distributed import pipeline
+from diffprune.job import Job, configure, find_job, load_job
+
+ATTENTION = ("evaluate", "--pruner", "attention")
+SHORT = ("model", "pruners", "budgets", "benchmarks", "limit", "steps", "targets")
+
+
+def asked(verb: str, job: str | None = None, settings: dict[str, object] | None = None, **short: object) -> Job:
+    return configure(verb, job, None, {key: short.get(key) for key in SHORT}, settings or {})
+
+
+def test_help_does_not_wait_for_torch_or_ray() -> None:
+    heavy = "[m for m in ('torch', 'ray', 'transformers') if m in sys.modules]"
+    code = f"import sys, diffprune.cli as c; print(c.call(['--help'])); print({heavy})"
+    start = os.times().children_user
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("(0, '')\n[]\n"), done.stdout[-200:]
+    assert "diffprune demo" in done.stdout and "compare_gumbel" in done.stdout
+    assert os.times().children_user - start < 1.0, "seconds of processor time"
+
+
+@pytest.mark.parametrize("verb", [*cli.HELP, "submit"])
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call([verb, "--help"]) == (0, "")
+    assert "--address" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (("evalute",), "did you mean 'evaluate'"),
+        (("evaluate", "--lmit", "3"), "--limit"),
+        (("evaluate", "--pruner", "atention", "--budget", "3"), "did you mean 'attention'"),
+        (("evaluate", "--pruner", "random(sed=1)", "--budget", "3"), "did you mean 'seed'"),
+        ((*ATTENTION, "--budget", "3", "--benchmark", "world('pop')"), "did you mean 'pope'"),
+        ((*ATTENTION, "--budget", "3", "--benchmark", "wrld('pope')"), "did you mean 'world'"),
+        ((*ATTENTION, "--budget", "0"), "at least 1"),
+        ((*ATTENTION, "--budget", "145"), "only 144"),
+        ((*ATTENTION, "--budget", "101%"), "at most 1"),
+        ((*ATTENTION, "--budget", "Above(nan)"), "threshold"),
+        ((*ATTENTION, "--budget", "3", "--limit", "0"), "--limit"),
+        ((*ATTENTION, "--budget", "3", "--set", "evaluate.limt=3"), "did you mean 'limit'"),
+        ((*ATTENTION, "--budget", "3", "--set", "evalute.limit=3"), "did you mean 'evaluate'"),
+        ((*ATTENTION, "--budget", "3", "--set", "limit"), "key=value"),
+        ((*ATTENTION, "--budget", "3", "--name", "../x"), "not allowed"),
+        ((*ATTENTION, "--budget", "3", "--name", "x" * 65), "not allowed"),
+        ((*ATTENTION, "--budget", "3", "--steps", "9"), "no use for train.steps"),
+        (("evaluate", "--pruner", "diffprune", "--budget", "3"), "train it first"),
+        (("evaluate", "--pruner", "diffprune(weights='nowhere')", "--budget", "3"), "nowhere"),
+        (("train", "--pruner", "attention"), "cannot be trained"),
+        (("train", "--pruner", "diffprune", "--set", "train.stps=3"), "did you mean 'steps'"),
+        (("tune", "--pruner", "attention", "--target", "0"), "above 0"),
+        (("tune", "--pruner", "attention", "--target", "-1"), "above 0"),
+        (("tune", "--pruner", "attention", "--target", "nan"), "above 0"),
+        (("tune",), "at least one method"),
+        (("run",), "diffprune run demo"),
+        (("run", "dmo"), "did you mean 'demo'"),
+        (("evaluate", "demo"), "is not trained yet"),
+        (("submit", "dmo"), "did you mean 'demo'"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
+)  # fmt: skip
+def test_mistakes_end_with_2_and_one_sentence_before_ray_starts(line: tuple[str, ...], says: str) -> None:
+    code, sentence = cli.call(line)
+    assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
+    assert not ray.is_initialized() and not Path("runs").exists()
+
+
+def test_ctrl_c_and_faults_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", stopped)
+    code, sentence = cli.call([*ATTENTION, "--budget", "3"])
+    assert code == 130 and "resumes" in sentence
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: int("no number"))
+    code, sentence = cli.call([*ATTENTION, "--budget", "3"])
+    assert code in (1, 2) and "invalid literal" in sentence
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: {}["gone"])
+    code, sentence = cli.call([*ATTENTION, "--budget", "3"])
+    assert code == 1 and "Traceback" in Path(sentence.split("the traceback is in ")[1].rstrip(")")).read_text()
+
+
+def test_dry_run_prints_what_would_be_run_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call([*ATTENTION, "--budget", "32", "--budget", "1/9", "--benchmark", "world('pope')", "--dry-run"]) == (0, "")
+    out = capsys.readouterr().out
+    assert "evaluate: 3 cells, 3 to do" in out and "attention  Keep(32) Share(0.111111)" in out
+    assert not list(Path.cwd().iterdir())
+
+
+def test_an_arm_of_three_seeds_has_three_times_the_cells_before_it_is_trained() -> None:
+    job = asked("run", "demo", {"train.arms": ["diffprune"], "train.seeds": [0, 1, 2], "replaced": [], "baselines": ["none"]})
+    plan = pipeline.Plan(job, Path("runs/demo"), pipeline.load("embedded"))
+    cells: list[Cell] = plan.cells("evaluate")
+    assert len(set(cells)) == 10 + 3 * 4 * 10
+    assert {c.pruner for c in cells} == {"none", *(f"diffprune(weights='runs/demo/scorers/diffprune-{seed}')" for seed in range(3))}
+
+
+def test_settings_change_a_copy_of_the_job() -> None:
+    job = asked("demo", "demo", {"train.steps": 7, "title": "other"}, limit=40)
+    assert job.train and job.evaluate
+    assert (job.train.steps, job.evaluate.limit, job.title) == (7, 40, "other")
+    assert load_job("demo").train != job.train
+    assert cli.settings_of(["a.b=1", "c=[1, 2]", "d=Keep(3)", "e=null"]) == {"a.b": 1, "c": [1, 2], "d": "Keep(3)", "e": None}
+
+
+def test_the_working_directory_comes_before_the_repository() -> None:
+    assert find_job("demo").is_file()
+    Path("jobs").mkdir()
+    Path("jobs/demo.py").write_text("from diffprune.job import Job\njob = Job(name='mine')\n")
+    assert load_job("demo").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1", "defines no job"),
+        ("from diffprune.job import Job\njob = Job(name='a', budgts=())", "did you mean 'budgets'"),
+        ("from diffprune.job import Job\njob = Job(name='a', baselines=('atention',))", "did you mean 'attention'"),
+        ("from diffprune.job import Job\njob = Job(name='a', replaced=('grid', 'diffprune'))", "does not run"),
+        ("job = (", "SyntaxError"),
+    ],
+)
+def test_a_broken_job_is_named_with_its_reason(text: str, says: str) -> None:
+    Path("own.py").write_text(text)
+    with pytest.raises(ValueError, match=r"own\.py") as refused:
+        load_job("own.py")
+    assert says in str(refused.value) and "\n" not in str(refused.value)

@@ -1,0 +1,352 @@
+"""The harness measures what it says: every span gets its own time and nobody else's, on a clock the test controls."""
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffprune import measure as measuring
+from diffprune import speed, timed
+from diffprune.core import cost
+from diffprune.core.budget import Keep
+from diffprune.core.clock import Clock, Marks
+from diffprune.core.record import Cell, Timing
+from diffprune.embedded import vlm as embedded
+from diffprune.measure import Measured, Measurement, measure
+from diffprune.models.llava import Llava
+from diffprune.pruners.attention import Attention
+
+QUICK = Measurement(batches=(2,), rounds=3, warmup=1, slow_rounds=2, decode_tokens=3, inputs=1, threads=1)
+TIMED = QUICK.model_copy(update={"spans": ("encoder", "parts", "prefill")})
+
+
+class Fake(Clock):
+    """Time passes only where a test says so. slower: how much each ms lengthens all later ones."""
+
+    def __init__(self, slower: float = 0.0) -> None:
+        super().__init__()
+        self.now, self.slower = 0.0, slower
+
+    def mark(self) -> float:
+        return self.now
+
+    def between(self, start: float, end: float) -> float:
+        return end - start
+
+    def advance(self, ms: float) -> None:
+        self.now += ms * (1 + self.slower * self.now)
+
+    def costing(self, ms: float, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, taking `ms` on this clock."""
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            self.advance(ms)
+            return call(*args, **kwargs)
+
+        return slow
+
+
+class Slowed:
+    """A model that takes 1 + 0.1 n ms for a forward over n tokens, 2 ms for every generated token, on a fake clock."""
+
+    def __init__(self, model: Any, clock: Fake) -> None:
+        self.model, self.clock = model, clock
+
+    def __call__(self, **inputs: Any) -> Any:
+        self.clock.advance(1 + 0.1 * inputs["input_ids"].shape[1])
+        return self.model(**inputs)
+
+    def generate(self, **inputs: Any) -> Any:
+        self.clock.advance(7 + 2 * inputs["max_new_tokens"])
+        return self.model.generate(**inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Llava:
+    torch.set_num_threads(1)
+    return Llava(embedded.build(0), embedded.processor(), "tiny")
+
+
+def slowed(vlm: Llava, clock: Fake) -> Llava:
+    """The model on a fake clock: encoder 5 ms, projector 0.5 ms a call, decoder as in `Slowed`."""
+    found = copy(vlm)
+    found.model = Slowed(vlm.model, clock)
+    found.encode = clock.costing(5.0, vlm.encode)  # type: ignore[method-assign]
+    found.project = clock.costing(0.5, vlm.project)  # type: ignore[method-assign]
+    return found
+
+
+def run(
+    vlm: Llava, clock: Fake, pruners: list[str], budgets: list[str], options: Measurement = TIMED
+) -> dict[tuple[str, str], Measured]:
+    cells = measuring.cells(vlm, pruners, budgets, options)
+    return {(c.pruner, c.budget): m for c, m in measure(slowed(vlm, clock), cells, options, clock).items()}
+
+
+def median(found: Measured, arm: str, span: str) -> float:
+    return float(speed.times(found.timings, arm, span).median())
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+def test_unpruned_is_no_cell_of_its_own(tiny: Llava) -> None:
+    found = measuring.cells(tiny, ["none", "random", "grid"], ["16", "Share(1/9)"], Measurement(batches=(1, 8)))
+    assert {c.pruner for c in found} == {"random", "grid"} and len(found) == 2 * 2 * 2
+    assert [len(group) for group in measuring.together(found)] == [4, 4]
+
+
+def test_a_budget_above_the_model_is_refused(tiny: Llava) -> None:
+    with pytest.raises(ValueError, match="144"):
+        measuring.cells(tiny, ["random"], ["145"], QUICK)
+
+
+# --- spans (self-tests 1, 2, 4, 6) -----------------------------------------------------------------------------------
+
+
+def test_keeping_all_is_no_speedup_and_pays_its_overhead(tiny: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Fake()
+    monkeypatch.setattr(Attention, "score", clock.costing(3.0, Attention.score))
+    found = run(tiny, clock, ["attention"], ["144"])["attention", "Keep(144)"]
+    full = median(found, "full", "prefill")
+    assert speed.prefill_speedup(found.timings).estimate == pytest.approx(1)
+    assert speed.prefill_speedup_net(found.timings).estimate == pytest.approx(full / (full + 3))
+    assert speed.native_ratio(found.timings).estimate == pytest.approx((full + 3) / full)
+
+
+def test_equal_counts_cost_equal_prefill_whatever_the_method(tiny: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Fake()
+    monkeypatch.setattr(Attention, "score", clock.costing(3.0, Attention.score))
+    found = run(tiny, clock, ["attention", "random", "grid"], ["16"])
+    prefills = {m: median(f, "pruned", "prefill") for (m, _), f in found.items()}
+    natives = {median(f, "native", "prefill") for f in found.values()}
+    assert len(set(prefills.values()) | natives) == 1 and len(prefills) == 3
+    overheads = {m: median(f, "pruned", "overhead") for (m, _), f in found.items()}
+    assert overheads == pytest.approx({"attention": 3, "random": 0, "grid": 0})
+    assert speed.prefill_speedup(found["grid", "Keep(16)"].timings).estimate > 3
+
+
+@pytest.mark.parametrize("where", ["score", "select", "prefill", "decode", "project", "encoder"])
+def test_a_delay_shows_in_its_own_span_only(tiny: Llava, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    before = {"encoder": 5.0, "score": 0.0, "select": 0.0, "gather": 0.0, "overhead": 0.0}
+    before |= {"project": 0.5, "prefill": 4.7, "decode": 2.0}
+    clock = Fake()
+    _delay(monkeypatch, clock, where)
+    found = run(tiny, clock, ["attention"], ["16"], QUICK)["attention", "Keep(16)"]
+    after = {name: median(found, "pruned", name) for name in before}
+    moved = {name for name in before if abs(after[name] - before[name]) > 1e-6}
+    assert moved == {where} | ({"overhead"} if where in ("score", "select") else set())
+    assert after[where] - before[where] == pytest.approx(20, rel=0.1)
+
+
+def _delay(patch: pytest.MonkeyPatch, clock: Fake, where: str) -> None:
+    """20 ms more in one place."""
+    if where == "score":
+        patch.setattr(Attention, "score", clock.costing(20, Attention.score))
+    elif where == "select":
+        patch.setattr(Keep, "pick", clock.costing(20, Keep.pick))
+    elif where == "prefill":
+        patch.setattr(Slowed, "__call__", clock.costing(20, Slowed.__call__))
+    elif where == "project":
+        patch.setattr(Llava, "project", clock.costing(20, Llava.project))
+    elif where == "encoder":
+        patch.setattr(Llava, "encode", clock.costing(20, Llava.encode))
+    else:
+        real = Slowed.generate
+        patch.setattr(Slowed, "generate", lambda self, **k: (clock.advance(20 * (k["max_new_tokens"] - 1)), real(self, **k))[1])
+
+
+def test_parts_add_up_to_the_whole(tiny: Llava) -> None:
+    """On the real clock: the parts of one marked pass, against its whole."""
+    inputs = timed.prepare(tiny, *_asked(2), Attention.needs)
+    for _ in range(3):
+        spans = timed.shrink(tiny, inputs, Attention(), Keep(16), Clock(), parts=True)[1]
+        assert spans["score"] + spans["select"] + spans["gather"] == pytest.approx(spans["overhead"])
+        assert min(spans.values()) >= 0
+
+
+def test_what_a_method_needs_of_the_encoder_is_its_overhead(tiny: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Fake()
+    monkeypatch.setattr(Llava, "_summary_attention", clock.costing(4, Llava._summary_attention))
+    found = run(tiny, clock, ["attention", "grid"], ["16"])
+    assert median(found["attention", "Keep(16)"], "pruned", "overhead") == pytest.approx(4)
+    assert median(found["attention", "Keep(16)"], "pruned", "score") == pytest.approx(4)
+    assert median(found["grid", "Keep(16)"], "pruned", "overhead") == 0
+    assert median(found["grid", "Keep(16)"], "pruned", "encoder") == median(found["attention", "Keep(16)"], "full", "encoder")
+
+
+def test_ttft_has_everything_in_it(tiny: Llava) -> None:
+    clock = Fake()
+    found = run(tiny, clock, ["grid"], ["16"], QUICK)["grid", "Keep(16)"]
+    whole = sum(median(found, "pruned", s) for s in ("encoder", "overhead", "project", "prefill"))
+    assert median(found, "pruned", "ttft") == pytest.approx(whole, rel=1e-6)
+    assert median(found, "pruned", "decode") == 2
+    assert speed.ttft_speedup(found.timings).estimate > 1.5
+    assert speed.encoder_prefill_speedup(found.timings).estimate < speed.prefill_speedup_net(found.timings).estimate
+
+
+# --- noise (self-tests 7, 8, 10) -------------------------------------------------------------------------------------
+
+
+def test_a_machine_that_slows_down_does_not_bias_a_ratio(tiny: Llava) -> None:
+    options = Measurement(batches=(1,), rounds=15, warmup=1, slow_rounds=2, inputs=1, spans=("prefill",))
+    steady, slow = (run(tiny, Fake(s), ["grid"], ["16"], options)["grid", "Keep(16)"].timings for s in (0.0, 2e-3))
+    assert speed.prefill_speedup(slow).estimate == pytest.approx(speed.prefill_speedup(steady).estimate, rel=0.05)
+    assert "clock_drift" in slow[0].flags and "clock_drift" not in steady[0].flags
+    last = [r.value_ms for r in slow if r.span == "prefill" and r.arm == "full"]
+    assert last[-1] > 1.5 * last[0], "the clock must really have slowed down"
+
+
+def test_the_same_thing_twice_has_ratio_one() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(25):
+        a, b = (10 * rng.lognormal(0, 0.2, 30) for _ in range(2))
+        found = speed.prefill_speedup([*_rows("full", a), *_rows("pruned", b)])
+        covered += found.low <= 1 <= found.high
+    assert covered >= 19  # of 25 at 95 %: fewer has a probability below 0.001
+
+
+def test_an_outlier_is_flagged_and_does_not_move_the_median() -> None:
+    values = list(np.linspace(9.9, 10.1, 40))
+    planted = values[:-5] + [100.0] * 5
+    before, after = (speed.summary(_rows("full", v)).iloc[0] for v in (values, planted))
+    assert after["median_ms"] == pytest.approx(before["median_ms"], rel=0.01) and after["p90_ms"] > 5 * before["p90_ms"]
+    assert measuring.value_flags(values) == [] and measuring.value_flags(planted) == ["outlier"]
+    assert measuring.value_flags(values[:10]) == ["few_repeats"]
+
+
+def test_a_busy_machine_is_flagged() -> None:
+    busy = measuring.others((0.0, 100.0, 50.0), (10.0, 115.0, 59.0))  # 15 s of work in 10 s, 9 of them ours
+    assert busy == pytest.approx(0.6)
+    cpu = torch.device("cpu")
+    assert measuring.machine_flags(cpu, busy, 2) == ["threads_2", "cpu_only", "shared_device"]
+    assert measuring.machine_flags(cpu, 0.05, 2) == ["threads_2", "cpu_only"]
+    assert measuring.machine_flags(cpu, float("nan"), 2) == ["threads_2", "cpu_only"]
+
+
+def test_threads_are_pinned_and_given_back() -> None:
+    before = torch.get_num_threads()
+    with measuring.pinned(before + 1) as threads:
+        assert torch.get_num_threads() == threads == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_ratios_compare_the_rounds_both_arms_have() -> None:
+    rows = [*_rows("full", [10, 20, 30]), *_rows("pruned", [5, 10])]
+    assert speed.prefill_speedup(rows).estimate == 2
+    with pytest.raises(ValueError, match="overhead"):
+        speed.prefill_speedup_net(rows)
+
+
+def _rows(arm: str, values: Any) -> list[Timing]:
+    return [Timing("prefill", arm, i, float(v), 8, 16.0, 40, "") for i, v in enumerate(values)]
+
+
+# --- removal and costs (self-test 9) ---------------------------------------------------------------------------------
+
+
+def test_cost_rows_say_what_the_cache_holds(tiny: Llava) -> None:
+    found = run(tiny, Fake(), ["grid"], ["16"])["grid", "Keep(16)"]
+    by_arm = {c.arm: c for c in found.costs}
+    assert {arm: c.visual_kept for arm, c in by_arm.items()} == {"full": 144, "pruned": 16, "native": 16}
+    for c in found.costs:
+        assert c.kv_measured_bytes == c.kv_bytes
+        visual = (int(c.visual_kept),) * tiny.shape.layers
+        expected = c.prefill_flops + cost.causal_half(tiny.shape, visual, c.text_tokens)
+        assert c.counted_flops == pytest.approx(expected, rel=0.02)
+    assert found.outcome.status == "ok" and found.outcome.rows == len(found.timings) + 3
+
+
+@torch.inference_mode()
+def test_hidden_tokens_are_found_out(tiny: Llava) -> None:
+    inputs = timed.prepare(tiny, *_asked(2), frozenset())
+    long = timed.native(tiny, inputs, [144, 144])
+    output = timed.prefill(tiny, long, Clock())[1]
+    assert timed.prove_removed(long, output) > 0
+    claimed = replace(long, packed=replace(long.packed, kept=long.packed.kept - 100))
+    with pytest.raises(RuntimeError, match="hidden, not removed"):
+        timed.prove_removed(claimed, output)
+
+
+@torch.inference_mode()
+def test_native_rows_are_as_long_as_pruned_ones(tiny: Llava) -> None:
+    inputs = timed.prepare(tiny, *_asked(2), frozenset())
+    pruned = timed.shrink(tiny, inputs, measuring.plugins.load("pruners", "grid"), Keep(16), Clock())[0]
+    native = timed.native(tiny, inputs, [16, 16])
+    assert native.sequence == pruned.sequence
+    positions = native.packed.prompts.position_ids[native.packed.prompts.attention_mask.bool()]
+    assert int(positions.max()) == native.sequence - 1, "no gaps: no token was ever there"
+
+
+# --- errors are outcomes ---------------------------------------------------------------------------------------------
+
+
+def test_a_method_that_fails_is_an_outcome_and_leaves_the_others_alone(tiny: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Attention, tokens: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Attention, "score", broken)
+    found = run(tiny, Fake(), ["attention", "grid"], ["16"])
+    bad, good = found["attention", "Keep(16)"], found["grid", "Keep(16)"]
+    assert (bad.outcome.status, bad.timings, bad.costs) == ("failed", [], []) and "out of memory" in bad.outcome.reason
+    assert good.outcome.status == "ok" and good.timings
+
+
+def test_a_method_that_fails_later_gives_no_times_either(tiny: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = iter(range(1000)), Attention.score
+    monkeypatch.setattr(Attention, "score", lambda self, tokens: real(self, tokens) if next(calls) < 4 else 1 / 0)
+    found = run(tiny, Fake(), ["attention", "grid"], ["16"])
+    assert found["attention", "Keep(16)"].timings == [] and "ZeroDivisionError" in found["attention", "Keep(16)"].outcome.reason
+    assert found["grid", "Keep(16)"].outcome.status == "ok"
+
+
+def test_other_weights_than_the_cell_names_are_refused(tiny: Llava) -> None:
+    cell = measuring.cells(tiny, ["grid"], ["16"], TIMED)[0]
+    found = measure(tiny, [replace(cell, model_hash="somebody else's")], TIMED)
+    assert [m.outcome.status for m in found.values()] == ["failed"]
+    assert "have changed" in next(iter(found.values())).outcome.reason
+
+
+def test_too_few_samples_for_a_batch(tiny: Llava) -> None:
+    cell: Cell = replace(measuring.cells(tiny, ["grid"], ["16"], TIMED)[0], limit=1, batch=500)
+    with pytest.raises(ValueError, match="a batch takes 500"):
+        measure(tiny, [cell], TIMED)
+
+
+def test_the_hook_on_the_encoder_is_gone_afterwards(tiny: Llava) -> None:
+    inputs = timed.prepare(tiny, *_asked(1), frozenset())
+    whole, added = timed.encode(tiny, inputs, Attention.needs, Clock())
+    assert 0 < added < whole and not tiny.model.get_encoder(modality="image")._forward_hooks
+    assert timed.encode(tiny, inputs, frozenset(), Clock())[1] == 0
+
+
+# --- the clock -------------------------------------------------------------------------------------------------------
+
+
+def test_marks_of_one_name_add_up() -> None:
+    clock = Fake()
+    marks = Marks(clock)
+    for ms in (1.0, 2.0):
+        with marks.span("a"):
+            clock.advance(ms)
+        clock.advance(100)
+    assert marks.totals() == {"a": 3.0}
+
+
+def _asked(number: int) -> tuple[list[Any], list[str]]:
+    benchmark = measuring.plugins.load("benchmarks", "world('gqa')")
+    samples = benchmark.samples("test", 4)[:number]
+    return [benchmark.image(s) for s in samples], [s.question for s in samples]
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield

@@ -1,0 +1,378 @@
+"""The training loop without a cluster: schedules, data, one step against plain code, resuming, bad numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from diffprune import data as training
+from diffprune import prune, recipe, train
+from diffprune.core import budget as budgets
+from diffprune.core import plugins
+from diffprune.core.context import Files, LocalContext, Superseded, claim, read_steps
+from diffprune.core.tokens import Throttle
+from diffprune.embedded import vlm as embedded
+from diffprune.embedded import world
+from diffprune.models._load import load
+from diffprune.pruners.diffprune import DiffPrune
+from diffprune.recipe import Recipe
+
+SMALL: dict[str, Any] = {
+    "arms": ("diffprune",), "steps": 6, "images": 2, "questions": 2, "questions_alone": 1, "workers": 1, "calibration_images": 4,
+    "validation_images": 2, "checkpoint_every": 2, "validate_every": 3, "coherence_every": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random LLaVA of the embedded model's shape."""
+    folder = tmp_path_factory.mktemp("model")
+    embedded.build(0).save_pretrained(folder)
+    embedded.processor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def vlm(checkpoint: str) -> Any:
+    return load(checkpoint, device="cpu")
+
+
+def run(vlm: Any, folder: str, **options: Any) -> list[Path]:
+    return train.train(Recipe(**{**SMALL, **options}), LocalContext(folder), lambda _: vlm)
+
+
+def rows(folder: str) -> list[tuple[Any, ...]]:
+    """Step records without their time, NaN as None so that they compare."""
+    found = []
+    for row in read_steps(Path(folder)):
+        values = [None if isinstance(v, float) and math.isnan(v) else v for v in astuple(row)]
+        values.pop(10)
+        found.append(tuple(values))
+    return found
+
+
+# --- the recipe ------------------------------------------------------------------------------------------------------
+
+
+def test_temperature_is_the_cosine_of_the_paper_then_constant() -> None:
+    made = Recipe(**{**SMALL, "steps": 200})
+    assert [recipe.temperature(made, t) for t in (0, 50, 100, 199)] == pytest.approx([2.0, 1.05, 0.1, 0.1])
+    assert [recipe.temperature(made, t, "geometric") for t in (0, 199)] == pytest.approx([1.0, 0.1])
+    assert recipe.temperature(made, 100, "geometric") == pytest.approx(0.1 ** (100 / 199))
+    with pytest.raises(ValueError, match="cosine"):
+        recipe.temperature(made, 0, "cosin")
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    made = Recipe(**{**SMALL, "steps": 100, "warmup_share": 0.1, "learning_rate": 1.0})
+    rates = [recipe.learning_rate(made, t) for t in range(100)]
+    assert rates[:10] == pytest.approx([(t + 1) / 10 for t in range(10)])
+    assert rates[55] == pytest.approx(0.5) and rates[99] < 1e-3
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_every_budget_is_drawn_and_no_arm_or_worker_changes_the_draw() -> None:
+    made = Recipe(**{**SMALL, "workers": 2})
+    drawn = [str(recipe.drawn_budget(made, 0, t)) for t in range(60)]
+    assert set(drawn) == {str(budgets.parse(b)) for b in made.budgets}
+    other = Recipe(**{**SMALL, "arms": ("gumbel_topk",)})
+    assert drawn == [str(recipe.drawn_budget(other, 0, t)) for t in range(60)]
+    assert drawn != [str(recipe.drawn_budget(made, 1, t)) for t in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"arms": ("difprune",)}, "diffprune"),
+        ({"arms": ("grid",)}, "learns nothing"),
+        ({"arms": ()}, "arms must be given"),
+        ({"arms": ("diffprune", "diffprune()")}, "each once"),
+        ({"budgets": ("Above(0.5)",)}, "keeps a different number"),
+        ({"budgets": ("Share(2)",)}, "share"),
+        ({"data": "wrld"}, "world"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": "many"}, "steps: .*integer"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"images": 3, "workers": 2}, "evenly over 2 workers"),
+        ({"step": 3}, "did you mean 'steps'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_sentence(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as refused:
+        Recipe(**{**SMALL, **options})
+    assert "\n" not in str(refused.value)
+
+
+def test_the_key_names_what_shapes_the_result() -> None:
+    key = Recipe(**SMALL).key("diffprune", 0)
+    assert key == Recipe(**{**SMALL, "seeds": (0, 1), "workers": 2, "checkpoint_every": 1}).key("diffprune", 0)
+    assert len({key, Recipe(**SMALL).key("diffprune", 1), Recipe(**{**SMALL, "steps": 7}).key("diffprune", 0)}) == 3
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_packed_rows_are_those_the_model_was_trained_on(vlm: Any) -> None:
+    rng = np.random.default_rng(0)
+    asked = [[a[1:] for a in world.questions(world.scene(seed), rng, num)] for seed, num in ((1, 12), (2, 9))]
+    ours, theirs = training.packed_rows(vlm, asked), embedded.pack(asked)
+    assert ours.input_ids.equal(theirs.ids) and ours.labels is not None and ours.labels.equal(theirs.labels)
+    assert ours.attention_mask.equal(theirs.mask())
+    assert ours.position_ids.equal(theirs.positions)
+
+
+def test_packed_rows_score_answers_as_rows_of_their_own_do(vlm: Any) -> None:
+    options: dict[str, Any] = {"seed": 3, "images": 2, "questions": 3}
+    packed, single = (next(training.batches(vlm, "world", packed=p, **options)) for p in (True, False))
+    with torch.no_grad():
+        tokens = vlm.encode(packed.pixels)
+        nothing = Throttle(tokens.features, tokens.counts.float())
+        one, other = (float(train.throttled_nll(vlm, b.prompts, tokens, nothing, b.image)) for b in (packed, single))
+    assert packed.num_labels == single.num_labels > 6
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_batches_depend_on_seed_step_and_rank_alone(vlm: Any) -> None:
+    def pictures(start: int = 0, **options: Any) -> list[torch.Tensor]:
+        stream = training.batches(vlm, "world", **{"seed": 0, "images": 4, "questions": 1, "start_step": start, **options})
+        return [next(stream).pixels["pixel_values"] for _ in range(3 - start)]
+
+    whole = pictures()
+    assert all(a.equal(b) for a, b in zip(whole[1:], pictures(1), strict=True)), "resuming at a step repeats its batch"
+    halves = [pictures(rank=r, world=2) for r in range(2)]
+    assert all(torch.cat(parts).equal(step) for *parts, step in zip(*halves, whole, strict=True)), "one batch, shared out"
+    assert len({p.numpy().tobytes() for step in whole for p in step}) == 12, "no image twice"
+    assert not whole[0].equal(pictures(seed=1)[0])
+    held_out = training.validation(vlm, "world", images=4, questions=1).pixels["pixel_values"]
+    calibration = training.calibration(vlm, "world", 4).pixels["pixel_values"]
+    assert len({p.numpy().tobytes() for p in torch.cat([whole[0], held_out, calibration])}) == 12
+
+
+def test_part_of_a_batch_keeps_rows_with_their_images(vlm: Any) -> None:
+    batch = next(training.batches(vlm, "world", seed=0, images=3, questions=2, packed=False))
+    part = batch.part(1, 3)
+    assert part.image.tolist() == [0, 0, 1, 1] and len(part.pixels["pixel_values"]) == 2
+    assert part.prompts.input_ids.equal(batch.prompts.input_ids[2:])
+
+
+# --- one step --------------------------------------------------------------------------------------------------------
+
+
+def by_hand(vlm: Any, made: Recipe) -> tuple[float, dict[str, torch.Tensor]]:
+    """The first step in plain code: the language model on inputs_embeds, no `prune`, no `Arm`."""
+    pruner = plugins.load("pruners", "diffprune")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        networks = pruner.build(vlm.encode(training.calibration(vlm, "world", 4).pixels))
+    batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))
+    tokens = vlm.encode(batch.pixels)
+    throttle = pruner.throttle(tokens, recipe.drawn_budget(made, 0, 0), 2.0, recipe.generator(recipe.NOISE, 0, 0, 0))
+    model, prompts = vlm.model.model, batch.prompts
+    words = model.get_input_embeddings()(prompts.input_ids)
+    seen = words.masked_scatter(prompts.slots[..., None], model.multi_modal_projector(throttle.features))
+    hidden = model.language_model(inputs_embeds=seen, attention_mask=prompts.attention_mask, position_ids=prompts.position_ids)[0]
+    loss = functional.cross_entropy(vlm.model.lm_head(hidden)[:, :-1].flatten(0, 1), prompts.labels[:, 1:].flatten())
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+    torch.optim.AdamW(networks.parameters(), lr=made.learning_rate, weight_decay=0.01).step()
+    return float(loss.detach()), dict(networks.state_dict())
+
+
+def test_a_step_equals_plain_code_and_leaves_the_model_alone(vlm: Any) -> None:
+    made, before = Recipe(**SMALL), {k: v.clone() for k, v in vlm.model.state_dict().items()}
+    arm = train.Arm(LocalContext("run"), vlm, made, "diffprune", 0)
+    start = {k: v.clone() for k, v in arm.networks.state_dict().items()}
+    row = arm.step(next(training.batches(vlm, "world", seed=0, images=2, questions=2)))
+    loss, weights = by_hand(vlm, made)
+    assert row.loss == pytest.approx(loss, rel=1e-5)
+    for key, value in arm.networks.state_dict().items():
+        torch.testing.assert_close(value, weights[key], rtol=1e-3, atol=1e-5)
+    assert not arm.networks.state_dict()["scorer.head.weight"].equal(start["scorer.head.weight"])
+    assert all(v.equal(before[k]) for k, v in vlm.model.state_dict().items())
+    assert all(p.grad is None for p in vlm.model.parameters())
+
+
+def test_masked_attention_is_on_in_training_only(vlm: Any) -> None:
+    arm = train.Arm(LocalContext("run"), vlm, Recipe(**SMALL), "gumbel_keepdrop", 0)
+    batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))
+    before = vlm.model.config.text_config._attn_implementation
+    row = arm.step(batch)
+    assert row.penalty > 0 and row.grad_norm > 0 and row.temperature == 1.0
+    assert vlm.model.config.text_config._attn_implementation == before
+
+
+def test_a_question_aware_arm_throttles_each_row_by_its_question(vlm: Any) -> None:
+    arm = train.Arm(LocalContext("run"), vlm, Recipe(**SMALL), "diffprune(question_aware=True)", 0)
+    batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2, packed=False))
+    _, throttle = arm.nll(batch, budgets.parse("Keep(40)"), 0.5, recipe.generator(0))
+    assert len(throttle.features) == 4 and throttle.kept.tolist() == pytest.approx([40.0] * 4, abs=1e-3)
+    assert arm.step(batch).grad_norm > 0
+
+
+def test_coherence_is_the_mean_pairwise_cosine(vlm: Any) -> None:
+    arm = train.Arm(LocalContext("run"), vlm, Recipe(**{**SMALL, "images": 4}), "diffprune", 0)
+    batch = next(training.batches(vlm, "world", seed=0, images=4, questions=2))
+    grads = []
+    for m in range(4):
+        piece, noise = batch.part(m, m + 1), recipe.generator(recipe.PROBE, 0, 0, 0, m)
+        nll, _ = arm.nll(piece, recipe.drawn_budget(arm.recipe, 0, 0), 2.0, noise)
+        arm.networks.zero_grad()
+        nll.backward()
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in arm.networks["scorer"].parameters()]
+        grads.append(torch.cat([g.flatten() for g in found]))
+    pairs = [float(functional.cosine_similarity(a, b, dim=0)) for a, b in itertools.combinations(grads, 2)]
+    assert arm.coherence(batch, 0) == pytest.approx(sum(pairs) / 6, abs=1e-4)
+
+
+def test_hard_validation_removes_tokens(vlm: Any) -> None:
+    arm = train.Arm(LocalContext("run"), vlm, Recipe(**{**SMALL, "budgets": ("Keep(9)",)}), "diffprune", 0)
+    assert arm.batch is not None
+    tokens = vlm.encode(arm.batch.pixels)[arm.batch.image]
+    keep = arm.pruner.select(tokens, budgets.Keep(9)).keep
+    total = 0.0
+    with torch.no_grad():
+        for row in range(len(keep)):  # one by one, a fresh row of the survivors
+            prompts = arm.batch.prompts
+            live = prompts.attention_mask[row].bool()
+            live[prompts.slots[row]] = keep[row]
+            words = vlm.model.get_input_embeddings()(prompts.input_ids[row][live])
+            words[prompts.slots[row][live]] = vlm.project(tokens.features[row][keep[row]])
+            positions = prompts.position_ids[row][live][None]
+            logits = vlm.model.lm_head(vlm.model.model.language_model(inputs_embeds=words[None], position_ids=positions)[0])[0]
+            assert prompts.labels is not None
+            total += float(functional.cross_entropy(logits[:-1], prompts.labels[row][live][1:], reduction="sum"))
+    assert arm.validate()[1] == pytest.approx(total / arm.batch.num_labels, rel=1e-4)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(vlm, "whole")
+    step, calls = train.Arm.step, []
+
+    def dies(arm: train.Arm, batch: Any) -> Any:
+        calls.append(arm.done)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(arm, batch)
+
+    monkeypatch.setattr(train.Arm, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(vlm, "cut")
+    cut = run(vlm, "cut")
+    assert calls == [0, 1, 2, 3, 2, 3, 4, 5], "goes on from the last state, redoing one step"
+    assert rows("cut") == rows("whole") and len(rows("cut")) == 6
+    assert (cut[0] / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+    assert not (Path("cut") / "states" / "diffprune-0").exists()
+    assert math.isfinite(read_steps(Path("whole"))[5].validation_hard) and math.isfinite(read_steps(Path("whole"))[3].coherence)
+
+
+def test_what_is_there_is_not_trained_again(vlm: Any) -> None:
+    options: dict[str, Any] = {"steps": 1, "validate_every": 0, "coherence_every": 0}
+    (place,) = run(vlm, "run", **options)
+    facts = json.loads((place / "config.json").read_text())["facts"]
+    assert facts["steps"] == 1 and facts["model_hash"] == vlm.weights_hash and facts["recipe"]["steps"] == 1
+    pruner = plugins.load("pruners", f"diffprune(weights={str(place)!r})")
+    assert pruner.score(vlm.encode(training.calibration(vlm, "world", 2).pixels)).shape == (2, 144)
+    made = Recipe(**{**SMALL, **options})
+    assert train.train(made, LocalContext("run"), lambda _: pytest.fail("loaded the model")) == [place]
+    assert train.missing(Recipe(**{**SMALL, **options, "seeds": (0, 1)}), "run") == [("diffprune", 1)]
+    with pytest.raises(ValueError, match="another recipe"):
+        run(vlm, "run", **options, learning_rate=1e-4)
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    assert train.missing(made, "run") == [("diffprune", 0)], "a damaged scorer is trained again"
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
+    """The n-th throttles of a run give NaN features."""
+    throttle, calls = DiffPrune.throttle, itertools.count()
+
+    def bitten(self: DiffPrune, *args: Any) -> Throttle:
+        made = throttle(self, *args)
+        return Throttle(made.features * math.nan, made.kept) if next(calls) in bad else made
+
+    monkeypatch.setattr(DiffPrune, "throttle", bitten)
+
+
+def test_a_step_that_is_not_finite_is_skipped(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, {1, 3})
+    (place,) = run(vlm, "run", validate_every=0, coherence_every=0)
+    losses = [row.loss for row in read_steps(Path("run"))]
+    assert [math.isnan(x) for x in losses] == [False, True, False, True, False, False]
+    assert "NaN" not in (Path("run") / "steps.jsonl").read_text()
+    assert json.loads((place / "config.json").read_text())["facts"]["skipped_steps"] == 2
+
+
+def test_a_loss_that_stays_bad_stops_the_run_and_keeps_the_last_good_state(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, set(range(2, 99)))
+    with pytest.raises(train.Diverged, match="diffprune, seed 0: loss or gradient was NaN or infinite at 2 steps, last at step 3"):
+        run(vlm, "run", max_skips=1, validate_every=0, coherence_every=0)
+    state = LocalContext("run").load("diffprune-0")
+    assert state is not None and state["step"] == 2
+    assert all(torch.isfinite(v).all() for v in state["networks"].values())
+    assert not (Path("run") / "scorers").exists()
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_state_gives_way_to_the_one_before() -> None:
+    context = LocalContext("run")
+    for step in (2, 4, 6):
+        context.save("arm", {"step": step, "weight": torch.full((3,), float(step))})
+    folder = Path("run/states/arm")
+    assert len(list(folder.glob("*.pt"))) == 2
+    newest = folder / json.loads((folder / "latest.json").read_text())["file"]
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    assert (found := context.load("arm")) and found["step"] == 6
+    newest.write_bytes(data)
+    assert (found := context.load("arm")) and found["weight"].tolist() == [4.0] * 3
+    (folder / "previous.json").write_text('{"file": "../../secret.pt", "sha256": ""}')
+    assert context.load("arm") is None and context.load("other") is None
+
+
+def test_an_older_run_may_not_write_any_more() -> None:
+    old = Files(Path("run"), claim(Path("run")))
+    old.save("arm", {"step": 1})
+    claim(Path("run"))
+    with pytest.raises(Superseded, match="attempt 2 has taken over"):
+        old.save("arm", {"step": 2})
+
+
+def test_steps_count_once_and_a_torn_line_is_left_out(vlm: Any) -> None:
+    run(vlm, "run", steps=2, validate_every=0, coherence_every=0)
+    path, (first, second) = Path("run/steps.jsonl"), read_steps(Path("run"))
+    with path.open("a") as stream:
+        stream.write('{"arm": "diffprune", "seed": 0, "st')
+    Files(Path("run"), 1).append({"begin": ["diffprune", 0, 1]})
+    assert read_steps(Path("run"))[0] == first or math.isnan(first.coherence)
+    assert [row.step for row in read_steps(Path("run"))] == [0]
+    context = LocalContext("run")
+    context.report(second)
+    context.report(second)
+    assert [row.step for row in read_steps(Path("run"))] == [0, 1]
+
+
+def test_options_reach_the_model(vlm: Any) -> None:
+    """`logits_to_keep` leaves out the prefix, where there is nothing to predict."""
+    batch = next(training.batches(vlm, "world", seed=0, images=1, questions=1))
+    tokens = vlm.encode(batch.pixels)
+    seen: dict[str, Any] = {}
+    handle = vlm.model.lm_head.register_forward_hook(lambda *args: seen.update(shape=args[2].shape))
+    with torch.no_grad():
+        packed = prune.Packed(batch.prompts, vlm.project(tokens.features[0]), tokens.counts, tokens.counts)
+        train.answer_nll(vlm, packed)
+    handle.remove()
+    assert seen["shape"][1] == batch.num_labels + 1

@@ -1,0 +1,203 @@
+"""Training on Ray against the same loop without it: equal losses, through a killed driver and a killed worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as group
+from torch.nn.parallel import DistributedDataParallel
+
+from diffprune.core.context import Context, Files, LocalContext, claim, read_steps
+from diffprune.core.record import Provenance
+from diffprune.distributed import train as on_ray
+from diffprune.distributed.start import connect
+from diffprune.embedded import vlm as embedded
+from diffprune.models._load import load
+from diffprune.recipe import Recipe, drawn_budget
+from diffprune.store import Store
+from diffprune.train import train
+
+ALL = 4  # steps at the start whose budget keeps everything: no noise, so that the number of workers cannot matter
+OPTIONS: dict[str, Any] = {
+    "arms": ("diffprune",), "steps": 10, "images": 4, "questions": 2, "workers": 2, "budgets": ("Share(1)", "Share(1/3)"),
+    "calibration_images": 4, "validation_images": 4, "checkpoint_every": 2, "validate_every": 0, "coherence_every": 0,
+}  # fmt: skip
+
+
+def recipe(model: str, **options: Any) -> Recipe:
+    """A seed whose first budgets keep everything and whose later ones do not."""
+    made = Recipe(**{**OPTIONS, "model": model, **options})
+    wanted = ["Share(1)"] * ALL + ["Share(0.333333)"]
+    seed = next(s for s in range(10**4) if [str(drawn_budget(made, s, t)) for t in range(ALL + 1)] == wanted)
+    return Recipe(**{**made.model_dump(), "seeds": (seed,)})
+
+
+class PlainContext(Context):
+    """Two processes and torch.distributed, no Ray: what the cluster must reproduce."""
+
+    def __init__(self, folder: Path, rank: int, meeting: str) -> None:
+        self.rank, self.world, self.device = rank, 2, torch.device("cpu")
+        group.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+        self.files = Files(folder, 1)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return DistributedDataParallel(module)
+
+    def sum(self, values: Tensor) -> Tensor:
+        total = values.clone()
+        group.all_reduce(total)
+        return total
+
+    def progress(self, text: str) -> None:
+        pass
+
+
+def plain(folder: str, rank: str, options: str) -> None:
+    """One of the two plain processes."""
+    torch.set_num_threads(1)
+    train(Recipe(**json.loads(options)), PlainContext(Path(folder), int(rank), f"{folder}/meeting"), load)
+    group.destroy_process_group()
+
+
+def driver(folder: str, address: str, options: str) -> None:
+    """A driver of its own on a running cluster, to be killed."""
+    with connect(address):
+        on_ray.train(Recipe(**json.loads(options)), folder)
+
+
+def spawn(call: str, *args: str) -> subprocess.Popen[bytes]:
+    tests = Path(__file__).parent
+    code = f"import sys, test_train_ray; test_train_ray.{call}(*sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, *args], env=environment)
+
+
+def await_(what: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def saved(folder: Path, step: int) -> bool:
+    """Whether a state of at least this step has been announced."""
+    path = folder / "steps.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return any(b'"saved"' in text and json.loads(text)["step"] >= step for text in lines[:-1])
+
+
+def losses(folder: Path) -> list[float]:
+    return [row.loss for row in sorted(read_steps(folder), key=lambda row: row.step)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    embedded.build(0).save_pretrained(folder)
+    embedded.processor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of two plain processes."""
+    folder = tmp_path_factory.mktemp("plain")
+    claim(folder)
+    options = json.dumps(recipe(model).model_dump())
+    both = [spawn("plain", str(folder), str(rank), options) for rank in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    return losses(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(model: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of one process with the whole batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(recipe(model, workers=1), LocalContext(folder), load)
+    return losses(folder)
+
+
+def test_two_workers_equal_one(undisturbed: list[float], alone: list[float]) -> None:
+    assert len(undisturbed) == len(alone) == 10
+    assert undisturbed[:ALL] == pytest.approx(alone[:ALL], rel=1e-4), "no noise yet: the same mean over the same answers"
+    assert alone[ALL - 1] < alone[0] - 0.01, "something was learnt, so gradients were averaged right"
+    assert undisturbed[ALL:] == pytest.approx(alone[ALL:], rel=0.05), "other noise, nearly the same"
+
+
+def test_one_ray_worker_equals_no_ray(model: str, alone: list[float], tmp_path: Path) -> None:
+    made = recipe(model, workers=1)
+    config = {"recipe": made.model_dump(), "folder": str(tmp_path), "attempt": claim(tmp_path)}
+    assert on_ray._fit(config, workers=0) == ""  # Ray's local mode: in this process, no cluster
+    assert losses(tmp_path) == alone
+
+
+def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, undisturbed: list[float], tmp_path: Path) -> None:
+    import ray
+
+    made, folder = recipe(model), tmp_path / "run"
+    store, provenance = Store(tmp_path / "store"), Provenance("test", 1, "", False, "{}", "{}", 0, "2026-01-01T00:00:00")
+    with connect(workers=2):
+        first = spawn("driver", str(folder), ray.get_runtime_context().gcs_address, json.dumps(made.model_dump()))
+        await_(lambda: saved(folder, 2) or first.poll() is not None)
+        alive = first.poll() is None
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert alive and not (folder / "scorers").exists(), "killed before it was done"
+        (folder / "ray" / on_ray.SNAPSHOT).write_text('{"checkpoint_res')  # what a crash in the middle of Ray's write leaves
+        killer = threading.Thread(target=kill_a_worker, args=(folder,))
+        killer.start()
+        (place,) = on_ray.train(made, folder, store, provenance)
+        killer.join()
+        assert on_ray.train(made, folder, store, provenance) == [place]
+    assert losses(folder) == pytest.approx(undisturbed, rel=1e-5)
+    begins = [json.loads(text)["begin"][2] for text in (folder / "steps.jsonl").read_text().split("\n") if '"begin"' in text]
+    assert begins[0] == 0 and begins[1] >= 2 and begins[2] >= 4 and len(begins) == 3
+    assert store.read("steps")["step"].tolist() == list(range(10)), "published once, redone steps left out"
+    assert list((folder / "ray").glob("*.broken-*"))
+
+
+def kill_a_worker(folder: Path) -> None:
+    """SIGKILL one of this test's own training workers once the resumed run has saved a state."""
+    start = (folder / "steps.jsonl").stat().st_size
+    await_(lambda: b'"saved"' in (folder / "steps.jsonl").read_bytes()[start:])
+    mine = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline() or [p.name()])]
+    mine[-1].kill()
+
+
+def test_a_loss_that_stays_bad_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path) -> None:
+    monkeypatch.setattr(on_ray, "_fit", lambda *_: "diffprune, seed 0: loss or gradient was NaN")
+    with pytest.raises(RuntimeError, match=r"^diffprune, seed 0: loss or gradient was NaN$"):
+        on_ray.train(recipe(model), tmp_path / "run")
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    import ray
+
+    (tmp_path / "checkpoint_a").mkdir()
+    yield {"ray_version": ray.__version__, "checkpoint_results": [{"checkpoint_dir_name": "checkpoint_a"}]}
+
+
+def test_a_sound_snapshot_stays_and_others_are_put_aside(snapshot: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / on_ray.SNAPSHOT
+    assert on_ray.put_aside(tmp_path) is None
+    path.write_text(json.dumps(snapshot))
+    assert on_ray.put_aside(tmp_path) is None and path.is_file()
+    gone = {**snapshot, "checkpoint_results": [{"checkpoint_dir_name": "checkpoint_b"}]}
+    for bad in ("", json.dumps(snapshot)[:-5], json.dumps({**snapshot, "ray_version": "1.0"}), json.dumps(gone), "[]"):
+        path.write_text(bad)
+        aside = on_ray.put_aside(tmp_path)
+        assert aside is not None and aside.read_text() == bad and not path.exists()

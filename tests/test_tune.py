@@ -1,0 +1,296 @@
+"""The tuner against brute force, on latencies and scores that are known exactly."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffprune import tune
+from diffprune.core import plugins
+from diffprune.core.budget import Above, Keep, Share, standardise
+from diffprune.core.clock import Clock
+from diffprune.core.record import Provenance
+from diffprune.embedded import vlm as embedded
+from diffprune.models.llava import Llava
+from diffprune.tune import Checked, Latency, Scored, Solver, Tuning, Verified
+
+TOTAL = 40
+
+
+def data(seed: int = 0, samples: int = 24, batch: int = 4, ties: bool = False) -> Scored:
+    """Random scores, standardised as inference standardises them; texts of 5 to 9 tokens."""
+    rng = np.random.default_rng(seed)
+    raw = rng.normal(size=(samples, TOTAL)) ** 3
+    raw = np.round(raw) if ties else raw
+    z = ((raw - raw.mean(1, keepdims=True)) / raw.std(1, keepdims=True)).astype(np.float32)
+    text = rng.integers(5, 10, samples)
+    return Scored(np.full(samples, TOTAL), text, np.arange(0, samples, batch), tuple(np.sort(row) for row in z))
+
+
+def synthetic(floor: float, a: float, b: float, overhead: float = 0.5) -> Latency:
+    """T(n) = max(floor, a + b n), known at every length."""
+    lengths = np.arange(1, TOTAL + 20)
+    return Latency.fit(lengths, np.maximum(floor, a + b * lengths), [1, TOTAL], [overhead, overhead])
+
+
+def brute(solver: Solver, target: float) -> list[float]:
+    """Every threshold or count that reaches the target, the one that keeps most first; slow and obvious."""
+    found = []
+    for value in solver.values:
+        full = pruned = 0.0
+        ends = [*solver.data.starts[1:], len(solver.data.visual)]
+        for start, end in zip(solver.data.starts, ends, strict=True):
+            rows = range(start, end)
+            kept = [_kept(solver, i, value) for i in rows]
+            longest = max(k + solver.data.text[i] for k, i in zip(kept, rows, strict=True))
+            unpruned = max(solver.data.visual[i] + solver.data.text[i] for i in rows)
+            full += float(solver.latency.prefill(np.array(unpruned)))
+            pruned += float(solver.latency.prefill(np.array(longest)) + solver.latency.overhead(np.array(np.mean(kept))))
+        if full / pruned >= target:
+            found.append((-sum(_kept(solver, i, value) for i in range(len(solver.data.visual))), value))
+    return [value for _, value in sorted(found)]
+
+
+def _kept(solver: Solver, sample: int, value: float) -> int:
+    if solver.kind == "count":
+        return min(int(value), TOTAL)
+    assert solver.data.scores is not None
+    over = sum(1 for score in solver.data.scores[sample] if score > np.float32(value))
+    return min(max(over, solver.least), solver.most or TOTAL)
+
+
+# --- solving (self-test 12) ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["threshold", "count"])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("target", [0.9, 1.2, 1.5, 2.0])
+def test_solution_equals_brute_force(kind: tune.Kind, ties: bool, target: float) -> None:
+    solver = Solver(data(ties=ties), synthetic(floor=4, a=1, b=0.25), kind)
+    best = brute(solver, target)[0]
+    found = solver.solve(target)
+    assert found is not None and solver.kept(found).sum() == solver.kept(best).sum()
+    assert solver.speedup(found) >= target
+
+
+def test_counts_are_those_of_inference() -> None:
+    """The cached arithmetic and the budget's own choice agree on every image, ties and exact hits included."""
+    torch.manual_seed(0)
+    raw = torch.randn(24, TOTAL).mul(2).round()
+    alive = torch.ones_like(raw, dtype=torch.bool)
+    z = standardise(raw, alive).numpy()
+    cached = Scored(np.full(24, TOTAL), np.zeros(24, int), np.array([0]), tuple(np.sort(row) for row in z))
+    exact = float(z[3, 7])
+    for budget in (Above(0.3), Above(exact), Above(1.5, least=4), Above(-1.0, most=9), Keep(7), Share(0.3)):
+        assert cached.kept(budget).tolist() == budget.pick(raw, alive).sum(1).tolist(), budget
+
+
+def test_a_target_beyond_the_floor_is_unreachable_and_says_what_is_best() -> None:
+    solver = Solver(data(), synthetic(floor=6, a=1, b=0.25), "threshold")
+    assert not brute(solver, 3.0) and solver.solve(3.0) is None and solver.candidates(3.0, 0.02, 2) == []
+    answer = tune.unreachable(solver, "m", 3.0)
+    assert (answer.verdict, answer.budget) == ("unreachable", "") and answer.best_speedup == pytest.approx(solver.best)
+    assert f"{solver.best:.2f}x" in answer.note and math.isnan(answer.measured_speedup)
+
+
+def test_a_target_within_the_margin_of_the_floor_is_still_met() -> None:
+    solver = Solver(data(), synthetic(floor=6, a=1, b=0.25), "count")
+    target = solver.best * 0.99
+    values = solver.candidates(target, 0.05, 2)
+    assert values and all(solver.speedup(v) >= target for v in values[:1])
+
+
+@pytest.mark.parametrize("least", [1, 3, 12])
+def test_no_image_keeps_fewer_than_the_floor(least: int) -> None:
+    for kind in ("threshold", "count"):
+        solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), kind, least=least)
+        assert all(solver.kept(v).min() >= least for v in solver.values)
+        assert solver.kept(solver.values[-1]).max() == least
+    solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "threshold", least=least, most=20)
+    assert all(solver.kept(v).max() <= 20 for v in solver.values)
+
+
+def test_a_budget_runs_as_it_is_spelled() -> None:
+    from diffprune.core.budget import parse
+
+    solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "threshold", least=2)
+    for value in solver.values[::50]:
+        assert parse(str(solver.budget(value))) == solver.budget(value)
+
+
+def test_candidates_start_with_the_solution_and_end_just_out_of_reach() -> None:
+    solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
+    trials = [solver.trial("m", 2.0, v) for v in solver.candidates(2.0, 0.02, 3)]
+    assert [t.feasible for t in trials] == [True, True, True, False]
+    assert trials[0].value == solver.solve(2.04) and trials[0].kept > trials[1].kept > trials[2].kept
+
+
+def test_the_best_trial_is_accurate_then_gentle() -> None:
+    solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
+    low, high = (solver.trial("m", 2.0, v, accuracy=0.8) for v in (5, 9))
+    assert tune.best_trial([low, high]) == high
+    assert tune.best_trial([low, high, solver.trial("m", 2.0, 7, accuracy=0.9)]).value == 7
+    slow = solver.trial("m", 2.0, TOTAL, accuracy=1.0)
+    assert not slow.feasible and tune.best_trial([low, slow]) == low
+
+
+# --- the curve -------------------------------------------------------------------------------------------------------
+
+
+def test_the_fit_is_monotone_and_flat_below_its_grid() -> None:
+    latency = Latency.fit([10, 30, 20, 40], [5, 6, 7, 9], [1, 10], [0.4, 0.2])
+    assert list(latency.prefill(np.array([10, 20, 30, 40]))) == [5, 6.5, 6.5, 9]
+    assert float(latency.prefill(np.array(2))) == 5 and float(latency.prefill(np.array(35))) == pytest.approx(7.75)
+    assert float(latency.overhead(np.array(5))) == pytest.approx(0.3), "overhead never falls with more tokens"
+
+
+def test_the_grid_ends_at_floor_and_full_length() -> None:
+    assert tune.grid(144, 4)[0] == 4 and tune.grid(144)[-1] == 144 and 10 <= len(tune.grid(144)) <= 14
+
+
+# --- verification ----------------------------------------------------------------------------------------------------
+
+
+def test_a_machine_slower_than_predicted_is_corrected_for() -> None:
+    """Measured speedups are 10 % below prediction: one correction lands within 2 % of the target."""
+    solver = Solver(data(samples=64), synthetic(floor=0, a=1, b=0.25), "threshold")
+    tried: list[Verified] = []
+    value = solver.solve(2.0 * 1.02)
+    while value is not None and len(tried) < 4:
+        trial = solver.trial("m", 2.0, value, accuracy=0.5)
+        measured = trial.predicted_speedup * 0.9
+        tried.append(Verified(trial, Checked(measured, measured - 0.1, measured + 0.1, 200)))
+        value = None if tried[-1].settled else tune.correction(solver, tried, 0.02)
+    assert len(tried) == 2 and not tried[0].reached and tried[1].settled
+    answer = tune.choice(solver, tried, "m")
+    assert answer.verdict == "reached" and answer.measured_speedup == pytest.approx(2.0, rel=0.04) and answer.held_out == 200
+
+
+def test_a_miss_says_by_how_much() -> None:
+    solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
+    tried = [Verified(solver.trial("m", 2.0, 8, 0.5), Checked(1.8, 1.7, 1.9, 200))]
+    answer = tune.choice(solver, tried, "m")
+    assert answer.verdict == "missed" and answer.note == "measured 10.0% below the target" and answer.budget == "Keep(8)"
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_targets_are_refused(target: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Tuning(targets=(target,))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"margin": -0.1}, {"margin": math.nan}, {"least": 0}, {"least": 5, "most": 4}, {"targets": ()}, {"speedups": (2,)}]
+)
+def test_other_mistakes_are_refused(wrong: dict) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ValueError):
+        Tuning(**wrong)
+
+
+# --- on the real path ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Llava:
+    return Llava(embedded.build(0), embedded.processor(), "tiny")
+
+
+@pytest.fixture(scope="module")
+def batches(tiny: Llava) -> list:  # type: ignore[type-arg]
+    options = Tuning(benchmarks=("world('gqa')", "world('pope')"), calibration=8, held_out=8, batch=2)
+    needs = plugins.load("pruners", "attention").needs
+    calibration, held_out = tune.splits(tiny, options, needs)
+    pictures = [{im.tobytes() for inputs in group for im in inputs.images} for group in (calibration, held_out)]
+    assert pictures[0] and pictures[1] and not pictures[0] & pictures[1], "held-out images are no calibration images"
+    return calibration
+
+
+def test_cached_scores_predict_what_inference_keeps(tiny: Llava, batches: list) -> None:  # type: ignore[type-arg]
+    from diffprune import timed
+
+    pruner = plugins.load("pruners", "attention")
+    found = tune.scored(tiny, batches, pruner)
+    assert found.scores is not None
+    solver = Solver(found, synthetic(floor=0, a=1, b=0.25), "threshold", least=3)
+    for value in solver.values[:: len(solver.values) // 5]:
+        with torch.inference_mode():
+            ready = [timed.shrink(tiny, inputs, pruner, solver.budget(value), Clock())[0] for inputs in batches]
+        assert solver.kept(value).tolist() == torch.cat([r.packed.kept for r in ready]).tolist()
+        assert found.longest(solver.kept(value)).tolist() == [r.sequence for r in ready]
+
+
+@pytest.mark.parametrize("method", ["random", "grid", "none"])
+def test_methods_without_scores_are_tuned_by_count_alone(tiny: Llava, batches: list, method: str) -> None:  # type: ignore[type-arg]
+    from dataclasses import replace
+
+    from diffprune.pruners.random import Random
+
+    with torch.inference_mode():
+        named = [replace(i, tokens=tiny.encode(i.pixels, Random.needs)) for i in batches[:1]]
+        assert tune.scored(tiny, named, plugins.load("pruners", method)).scores is None
+
+
+def test_timing_the_curve_and_the_check_on_the_path(tiny: Llava, batches: list) -> None:  # type: ignore[type-arg]
+    options = Tuning(curve_repeats=3, warmup=1, repeats=1, batch=2)
+    points = tune.time_curve(tiny, batches[0], [4, 72, 144], options, Clock())
+    assert [p.visual_kept for p in points] == [4, 72, 144] and points[0].sequence == points[2].sequence - 140
+    assert points[0].fitted_ms <= points[1].fitted_ms <= points[2].fitted_ms and all(p.repeats == 3 for p in points)
+    attention = plugins.load("pruners", "attention")
+    overhead = tune.time_overhead(tiny, batches[0], attention, [Keep(4), Keep(72)], 3, Clock())
+    assert [kept for kept, _ in overhead] == [4, 72] and all(ms > 0 for _, ms in overhead)
+    found = tune.check(tiny, batches, [(attention, Keep(4)), (attention, Keep(144))], options, Clock())
+    assert found[0].speedup > found[1].speedup and found[0].num == sum(len(b.questions) for b in batches)
+    assert all(f.low <= f.speedup <= f.high for f in found)
+
+
+def test_one_cell_per_method_kind_and_target(tiny: Llava) -> None:
+    options = Tuning(targets=(2.0, 3.0))
+    asked = tune.cells(tiny, ["none", "attention", "grid"], options)
+    assert len(asked) == 2 * 2 * 2 == len({c.key for c in asked}) and {c.verb for c in asked} == {"tune"}
+    other = tune.cells(tiny, ["attention"], options.model_copy(update={"held_out": 100}))
+    assert not {c.key for c in other} & {c.key for c in asked}, "every option that changes the answer changes the key"
+    with pytest.raises(ValueError, match="144"):
+        tune.cells(tiny, ["attention"], Tuning(least=145))
+
+
+# --- with Ray --------------------------------------------------------------------------------------------------------
+
+
+def test_a_tuning_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials share one model and are written as they come; asked again, nothing runs: not even Ray starts."""
+    from diffprune.distributed import tune as running
+    from diffprune.models._load import load
+    from diffprune.store import Store
+
+    options = Tuning(
+        targets=(1.5, 90.0), benchmarks=("world('gqa')",), calibration=8, held_out=8, batch=4, candidates=1, curve_repeats=3,
+        warmup=1, repeats=1, corrections=0, threads=1,
+    )  # fmt: skip
+    asked = tune.cells(load("embedded"), ["attention", "grid"], options)
+    provenance = Provenance("test", 0, "", False, "{}", "{}", 0, "2026-01-01T00:00:00Z")
+    first = running.tune(asked, options, tmp_path / "store", provenance, model="embedded")
+    assert [(c.method, c.kind, c.target_speedup) for c in first] == [
+        (*which, target)
+        for which in (("attention", "threshold"), ("attention", "count"), ("grid", "count"))
+        for target in (1.5, 90.0)
+    ]
+    assert {c.verdict for c in first if c.target_speedup == 90} == {"unreachable"}
+    reached = [c for c in first if c.target_speedup == 1.5]
+    assert all(c.measured_speedup > 0 and 0 <= c.accuracy <= 1 and c.held_out == 8 and c.budget for c in reached)
+    store = Store(tmp_path / "store")
+    trials = store.read("trials")
+    assert trials["accuracy"].notna().equals(trials["feasible"]) and len(store.read("curve")) > 5
+    assert not list(tmp_path.glob("ray-tune*"))
+
+    monkeypatch.setattr(running, "connect", None)
+    again = running.tune(asked, options, tmp_path / "store", provenance, model="embedded")
+    assert [repr(c) for c in again] == [repr(c) for c in first]
+
+    run = running._Run(asked, options, store, provenance, actor=None)
+    known = {(r.pruner, r.budget) for r in trials[trials["feasible"]].itertuples()}
+    assert set(run.accuracies) == known, "known trials are not run again"
