@@ -46,6 +46,7 @@ def secure(create: bool = True) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else `uv run` is repeated on workers, without the environment
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine needs more than Ray's 30 s
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray runs workers at 15 otherwise, so any other process slows a measurement
     Config.initialize("")  # Ray has read its environment when it was imported; read it again
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
@@ -118,7 +119,7 @@ def _one_host() -> Iterator[str]:
 
 def _options(folder: str | None, workers: int) -> dict[str, Any]:
     """Arguments of `ray.init`; folder: of a local cluster, None where one is joined."""
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if folder is None:
         return quiet
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -53,6 +53,7 @@ class Learned(Throttler):
         }  # fmt: skip
         self.needs = frozenset({Need.TEXT}) if question_aware else frozenset()
         self.networks: nn.ModuleDict | None = None
+        self.dims: dict[str, int | None] = {}
         self.mean = self.spread = torch.zeros(0)
         if weights is not None:
             self._load(Path(weights))
@@ -67,13 +68,15 @@ class Learned(Throttler):
         living = tokens.features[tokens.alive].float()
         self.mean, self.spread = living.mean(0), living.std(0).clamp_min(1e-6)
         text = tokens.text.shape[-1] if tokens.text is not None and self.options["question_aware"] else None
-        return self._make(tokens.features.shape[-1], text).to(tokens.features.device)
-
-    def _make(self, features: int, text: int | None) -> nn.ModuleDict:
         if self.options["question_aware"] and text is None:
             raise ValueError("a question-aware scorer needs the embedded question (VisualTokens.text) to know its width")
-        self.dims = {"features": features, "text": text}
-        width = self.options["width"] or scaled_width(features)
+        features = tokens.features.shape[-1]
+        self.dims = {"features": features, "text": text, "width": self.options["width"] or scaled_width(features)}
+        return self._make().to(tokens.features.device)
+
+    def _make(self) -> nn.ModuleDict:
+        features, text, width = self.dims["features"], self.dims["text"], self.dims["width"]
+        assert features and width, "a scorer has widths"
         scorer = Scorer(
             features, width, self.options["depth"], max(1, width // min(64, max(16, width // 16))),
             attention=self.options["attention"], text=text, outputs=self.outputs,
@@ -128,7 +131,7 @@ class Learned(Throttler):
         name = type(self).__name__.lower()
         defaults = inspect.signature(Learned).parameters
         changed = {k: v for k, v in self.options.items() if v != defaults[k].default}
-        use = f"{self.spelling.split('(')[0] or name}({''.join(f'{k}={v!r}, ' for k, v in changed.items())}weights='{folder}')"
+        use = f"{self.spelling.split('(')[0] or name}({''.join(f'{k}={v!r}, ' for k, v in changed.items())}weights='{Path(folder).name}')"
         lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
         card = CARD.format(spelling=self.spelling or name, model=facts.get("model", "a VLM"), use=use, facts=lines)
         files.write(folder, tensors, {"method": name, "options": self.options, "dims": self.dims, "facts": facts}, card)
@@ -142,19 +145,23 @@ class Learned(Throttler):
         for key, value in config["options"].items():
             if key in ("question_aware", "attention", "denoiser") and self.options.get(key) != value:
                 raise ValueError(f"{folder}: trained with {key}={value}; write {name}({key}={value}, weights='{folder}')")
+        for key in ("features", "text", "width"):
+            if key not in config.get("dims", {}):
+                raise ValueError(f"{folder / 'config.json'}: dims.{key} is missing; retrain this scorer")
         self.options = dict(config["options"])
         path = folder / files.FILE
         for field in ("mean", "spread"):
             if field not in tensors or tensors[field].shape != (config["dims"]["features"],):
                 raise ValueError(f"{path}: tensor {field!r} is missing or not of length {config['dims']['features']}")
         self.mean, self.spread = tensors.pop("mean"), tensors.pop("spread")
-        networks = self._make(config["dims"]["features"], config["dims"]["text"])
+        self.dims = dict(config["dims"])
+        networks = self._make()
         files.load_into(networks, tensors, path)
         networks.eval().requires_grad_(False)
         self.weights_hash = files.sha256(path)[:20]
 
 
 def scaled_width(features: int) -> int:
-    """The paper's scorer is 1,024 wide on CLIP-L's 1,024; smaller encoders get a third, so that scoring stays cheap
+    """The paper's scorer is 1,024 wide on CLIP-L's 1,024; smaller encoders get a sixth, so that scoring stays cheap
     beside a small decoder (measured: `diffprune measure`)."""
-    return min(1024, features) if features >= 512 else max(16, features // 3 // 16 * 16)
+    return min(1024, features) if features >= 512 else max(16, features // 6 // 16 * 16)

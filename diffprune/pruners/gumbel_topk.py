@@ -21,7 +21,7 @@ class GumbelTopK(Learned):
     """m = top-K of s + Gumbel noise; a dropped token becomes its filler but keeps its slot, so it still gets gradient.
 
     backward: "relaxed" uses the Jacobian of the soft top-K of the same perturbed scores, "identity" passes dL/dm to s.
-    filler:   "mean" (zero in standardised space) or "noise" (what DiffPrune's throttle gives at alpha = 0).
+    filler:   "noise" (what DiffPrune's throttle gives at alpha = 0) or "mean" (zero in standardised space), which hardly trains here.
     """
 
     reference = Reference("Categorical Reparameterization with Gumbel-Softmax; control of DiffPrune, section 3.1", "1611.01144")
@@ -31,7 +31,7 @@ class GumbelTopK(Learned):
         weights: str | None = None,
         *,
         backward: str = "relaxed",
-        filler: str = "mean",
+        filler: str = "noise",
         question_aware: bool = False,
         attention: bool = True,
         denoiser: bool = True,

@@ -1,0 +1,183 @@
+"""`report`: read a store once, make every table and figure, write the page and the files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffprune.report import (
+    accuracy_tables,
+    curves,
+    figures,
+    page,
+    pictures,
+    provenance,
+    records,
+    speed,
+    speed_tables,
+    table,
+    words,
+)
+from diffprune.report.chapter import FULL, Chapter, chapters
+from diffprune.report.panel import DRAWS
+from diffprune.report.speed import Speed
+from diffprune.report.table import Table
+
+FLAGS = {
+    "above_flop_ratio": "A speedup lies above the ratio of FLOPs: not plausible without a second look.",
+    "clock_drift": "The machine got slower or faster by more than 2 % while it was timed.",
+    "cpu_only": "Timed on a CPU: ratios carry over to other machines only roughly, milliseconds do not.",
+    "error_rows": "Some answers failed; they are left out of the accuracies and counted under Failures.",
+    "few_repeats": f"Some spans were timed fewer than {speed.FEW} times; their intervals are wide, and a little too narrow still.",
+    "launch_bound": "The host issues work more slowly than the device does it.",
+    "no_warmup": "Timed without warm-up.",
+    "outlier": "Single repetitions took many times the median; none was removed.",
+    "overhead_excluded": "The pruner's overhead could not be timed in full, so no net speedup is printed.",
+    "parts_differ": "Score, select and gather timed apart do not add up to the overhead timed as a whole.",
+    "shared_device": "Other processes kept the machine busy while it was timed.",
+}
+METHOD = (
+    "Accuracy: mean credit per benchmark, averaged over benchmarks. Intervals: {draws:,} bootstrap draws of whole groups "
+    "(pictures), the same draws for every "
+    "method, with scorer seeds drawn as well; S − 1 of S seeds are drawn, but three seeds remain three. Speedups: ratio of "
+    "medians, interleaved rounds drawn "
+    "anew. Results that failed are listed, never counted as wrong. Seeds of the bootstrap are fixed, so the same records "
+    "give the same page."
+)
+
+
+def report(
+    store_root: Path | str,
+    out: Path | str,
+    *,
+    title: str = "DiffPrune report",
+    scenes: pictures.Masks | None = None,
+    command: str | None = None,
+) -> dict[str, Path]:
+    """Write `report.html`, `report.md`, `report.tex`, `tables/*.csv` and `figures/*.svg` into the folder `out`.
+
+    scenes: {seed of the embedded world: {pruner spelling: keep mask, bool [N] or [rows, columns]}}, drawn side by side.
+    command: how the run was started, printed under Provenance.
+
+    Returns the paths by name ("html", "markdown", "latex", "csv/<table>", "svg/<figure>").
+
+    Raises:
+        ValueError: a mask in `scenes` that is no mask of that scene.
+    """
+    found = records.read(store_root)
+    parts = [_chapter(chapter) for chapter in chapters(found)]
+    drawn = {
+        "tuning": curves.tuning(found.frames["curve"], found.frames["trials"], found.frames["choices"]),
+        "training": curves.training(found.frames["steps"]),
+    }
+    shared = {
+        "tuned": speed_tables.tuned(found), "training": speed_tables.training(found), "failures": provenance.failures(found),
+        "provenance": provenance.facts(found), "weights": provenance.weights(found),
+    }  # fmt: skip
+    html = page.render(
+        title=title,
+        chapters=parts,
+        figures=page.drawn(drawn),
+        pictures=pictures.strips(scenes or {}),
+        method=METHOD.format(draws=DRAWS),
+        command=command or "diffprune report STORE --out FOLDER",
+        thresholds=[t for c in parts for t in [c["thresholds"]] if t],
+        **shared,
+    )
+    every = [*(t for c in parts for t in _tables(c)), *(t for t in shared.values() if t)]
+    plots = {**drawn, **{name: svg for c in parts for name, svg in c["plain_figures"].items()}}
+    return _write(Path(out), title, html, every, plots, [s for c in parts for s in [c["short"], *c["sentences"]]])
+
+
+def fastest(chapter: Chapter) -> tuple[list[Speed], dict[tuple[str, str], Speed], int | None]:
+    """All speeds, those at the headline batch size by (method, budget), and that batch size."""
+    found = speed.speeds(chapter.records, chapter.measured)
+    batch = speed.headline_batch(found)
+    return found, {(s.label, s.budget): s for s in found if s.batch == batch and s.label != FULL}, batch
+
+
+def _chapter(chapter: Chapter) -> dict[str, Any]:
+    """Everything the page shows of one chapter."""
+    found, fast, batch = fastest(chapter)
+    plain = {
+        "pareto": figures.pareto(chapter, fast, batch),
+        "accuracy": figures.accuracy(chapter),
+        "retention": figures.retention(chapter),
+        "breakdown": figures.breakdown(chapter, found, batch),
+    }
+    flags = {f for s in found for f in s.flags} | ({"error_rows"} if chapter.errors else set())
+    headline = accuracy_tables.headline(chapter, fast)
+    return {
+        "name": chapter.setting["model"],
+        "setting": "; ".join(f"{k} {v}" for k, v in chapter.setting.items() if k != "model"),
+        "short": words.short(chapter), "sentences": words.headline(chapter, fast, batch),
+        "flags": [(f, FLAGS.get(f, "")) for f in sorted(flags) if not f.startswith("threads_")],
+        "headline": headline if headline.rows else None,
+        "differences": accuracy_tables.differences(chapter, DRAWS), "variants": accuracy_tables.variants(chapter),
+        "budgets": [accuracy_tables.per_budget(chapter, b) for b in chapter.budgets],
+        "replaced": accuracy_tables.removal(chapter), "kinds": accuracy_tables.kinds(chapter),
+        "latency": speed_tables.latency(chapter, found), "answer_times": speed_tables.answer_times(chapter, found),
+        "spans": speed_tables.spans(found), "cost": speed_tables.cost(chapter),
+        "thresholds": speed_tables.thresholds(chapter, fast), "examples": _examples(chapter),
+        "figures": page.drawn(plain), "plain_figures": plain,
+    }  # fmt: skip
+
+
+def _examples(chapter: Chapter) -> Table | None:
+    """At the middle budget: the unpruned model, DiffPrune and its Gumbel-Softmax rivals, first scorer seed each."""
+    if not chapter.budgets:
+        return None
+    budget = chapter.budgets[len(chapter.budgets) // 2].spelling
+    arms = {}
+    for label in (FULL, accuracy_tables.SUBJECT, *accuracy_tables.rivals(chapter)):
+        arm = chapter.arms.get((label, "" if label == FULL else budget))
+        if arm:
+            arms[label] = list(arm[min(arm)].values())
+    return provenance.examples(chapter.rows, chapter.evaluated, arms) if FULL in arms else None
+
+
+def _tables(part: Mapping[str, Any]) -> list[Table]:
+    """The tables of a chapter that have rows, in the order of the page."""
+    order = (
+        "headline",
+        "differences",
+        "variants",
+        "budgets",
+        "replaced",
+        "kinds",
+        "latency",
+        "answer_times",
+        "spans",
+        "cost",
+        "thresholds",
+        "examples",
+    )
+    found = [t for name in order for t in (part[name] if isinstance(part[name], list) else [part[name]])]
+    return [t for t in found if t is not None and t.rows]
+
+
+def _write(
+    out: Path, title: str, html: str, tables: list[Table], plots: Mapping[str, str | None], said: list[str]
+) -> dict[str, Path]:
+    """Write everything; returns the paths. Names are numbered where two chapters have a table of one name."""
+    texts: dict[str, tuple[Path, str]] = {"html": (out / "report.html", html)}
+    document = [
+        f"# {table.text.markdown(title)}",
+        "",
+        *(f"{table.text.markdown(s, 1200)}\n" for s in said),
+        *map(table.markdown, tables),
+    ]
+    texts["markdown"] = (out / "report.md", "\n".join(document))
+    texts["latex"] = (out / "report.tex", "% needs \\usepackage{booktabs}\n" + "\n".join(map(table.latex, tables)))
+    for t in tables:
+        name = next(n for n in (t.name, *(f"{t.name}_{i}" for i in range(2, 1000))) if f"csv/{n}" not in texts)
+        texts[f"csv/{name}"] = (out / "tables" / f"{name}.csv", table.to_csv(t))
+    for name, svg in plots.items():
+        if svg:
+            head = '<?xml version="1.0" encoding="utf-8"?>\n'
+            texts[f"svg/{name}"] = (out / "figures" / f"{name}.svg", head + svg)
+    for path, content in texts.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, "utf-8", newline="\n")
+    return {name: path for name, (path, _) in texts.items()}
