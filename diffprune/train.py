@@ -231,8 +231,14 @@ class Arm:
         Raises:
             RuntimeError: workers see different states (the folder is not shared, or lags).
         """
-        state = self.context.load(self.name)
-        if state and (state["key"], state["model_hash"]) == (self.recipe.key(self.spelling, self.seed), self.vlm.weights_hash):
+        state, wanted = self.context.load(self.name), self.networks.state_dict()
+        fits = (
+            state is not None
+            and (state["key"], state["model_hash"]) == (self.recipe.key(self.spelling, self.seed), self.vlm.weights_hash)
+            and {k: v.shape for k, v in state["networks"].items()}
+            == {k: v.shape for k, v in wanted.items()}  # other code, other shapes
+        )
+        if state is not None and fits:
             self.networks.load_state_dict(state["networks"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.done, self.skips = state["step"], state["skips"]

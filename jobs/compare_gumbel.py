@@ -26,6 +26,7 @@ job = Job(
         ),
         seeds=(0, 1, 2),
         steps=200,
+        images=8,
         budgets=BUDGETS,
         workers=2,
     ),

@@ -83,27 +83,33 @@ def masked_softmax(
 ) -> tuple[Tensor, None]:
     """Attention in which each key counts by its retention weight [B S] in [0, 1] (DynamicViT Eq. 10-11, METHODS 3.2).
 
-    p_ij = exp(a_ij - max_j a_ij) E_ij with E_ij = m_j + (1 - m_j) [i = j];  A_ij = (p_ij + eps/S) / (sum_j p_ij + eps).
+    A_ij = p_ij / sum_j p_ij,  p_ij = exp(a_ij - max_j a_ij) E_ij,  E_ij = m_j + (1 - m_j) [i = j].
     A dropped token still attends to itself, and a token with m_j = 0 still receives gradient, which an additive bias
-    log m could not give it. In float32; no fused kernel computes this, so it costs more than fused attention.
+    log m could not give it. How we differ from the authors' code: no epsilon, as no row is ever empty. No fused kernel
+    computes this, so a step costs more than with fused attention.
+
+    Raises:
+        ValueError: fewer queries than keys; this is for training, without a cache.
     """
+    if query.shape[2] != key.shape[2]:
+        raise ValueError("masked_softmax serves training rows, which have as many queries as keys")
     heads = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
-    scores = (query @ key.transpose(2, 3)).float() * (scaling or query.shape[-1] ** -0.5)
-    length, keys = scores.shape[-2:]
+    scores = ((query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)).float()
     if attention_mask is None:
-        allowed = torch.ones(length, keys, dtype=torch.bool, device=scores.device).tril(keys - length)[None, None]
+        forbidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     else:
-        allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    weights = (scores - scores.amax(-1, keepdim=True).detach()).exp() * allowed
-    if retention is not None:
-        itself = torch.eye(length, keys, device=scores.device)
-        columns = retention.float()[:, None, None, :]
-        weights = weights * (columns + (1 - columns) * itself)
-    epsilon = 1e-6
-    weights = (weights + allowed * (epsilon / keys)) / (weights.sum(-1, keepdim=True) + epsilon)
-    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+        forbidden = ~attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
+    scores = scores.masked_fill(forbidden, torch.finfo(scores.dtype).min)
+    weights = (scores - scores.amax(-1, keepdim=True).detach()).exp()
+    if retention is None:
+        mixed, total = weights.to(value.dtype) @ value, weights.sum(-1)
+    else:
+        columns = retention.float()[:, None, :]
+        own = weights.diagonal(dim1=-2, dim2=-1) * (1 - columns)  # [B H S]: what a token loses of itself and keeps
+        weights = weights * columns[:, :, None, :]
+        mixed, total = weights.to(value.dtype) @ value + own[..., None].to(value.dtype) * value, weights.sum(-1) + own
+    return (mixed / total[..., None].to(value.dtype)).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("masked_softmax", masked_softmax)

@@ -44,9 +44,10 @@ class Question(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(text)
         self.gist = nn.Linear(text, width)
-        self.token, self.word = nn.Linear(features, width, bias=False), nn.Linear(text, width, bias=False)
+        shared = 4 * width  # one product per token; words have to be told apart in it
+        self.token, self.word = nn.Linear(features, shared, bias=False), nn.Linear(text, shared, bias=False)
         self.gate = nn.Linear(text, 1)
-        self.strength = nn.Parameter(torch.tensor(4.0))
+        self.strength = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, z: Tensor, text: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
         """z [B N D], text [B T D_text], alive [B T] -> gist [B 1 width], match [B N]."""

@@ -78,7 +78,7 @@ class Panel:
     def mean(self, arm: Arm) -> Interval:
         """Mean accuracy in percent, unweighted over the strata that every replicate has."""
         value, drawn, rows, groups = self._over(arm, {}, _shared(arm))
-        return Interval(value, *_bounds(value, drawn, groups), rows, groups, len(arm))
+        return Interval(value, *_bounds(value, drawn, groups, (0.0, 100.0)), rows, groups, len(arm))
 
     def difference(self, one: Arm, two: Arm) -> Difference:
         """`one` - `two` in points, over the strata and the groups that both have answered."""
@@ -134,12 +134,13 @@ def _seed_shares(num: int) -> np.ndarray:
     return np.random.default_rng(num).multinomial(num - 1, np.full(num, 1 / num), size=DRAWS) / (num - 1)
 
 
-def _bounds(value: float, drawn: np.ndarray, groups: int) -> tuple[float, float]:
+def _bounds(value: float, drawn: np.ndarray, groups: int, limits: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
     """Middle 95 % of the draws; where all agree, the rule of three (BENCHMARKS 8.2)."""
     finite = drawn[np.isfinite(drawn)]
     if not len(finite):
         return float("nan"), float("nan")
     if np.ptp(finite) < 1e-9:
-        return value - 100 * min(1.0, 3 / groups), value + 100 * min(1.0, 3 / groups)
+        reach = 100 * min(1.0, 3 / groups)
+        return max(limits[0], value - reach), min(limits[1], value + reach)
     low, high = np.percentile(finite, [2.5, 97.5])
     return float(low), float(high)
