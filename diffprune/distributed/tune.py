@@ -25,7 +25,7 @@ from diffprune.distributed.start import connect
 from diffprune.evaluate import Evaluator
 from diffprune.measure import pinned
 from diffprune.models._load import load
-from diffprune.report.names import method
+from diffprune.report import names
 from diffprune.store import Store
 from diffprune.tune import (
     Checked,
@@ -231,7 +231,7 @@ class _Run:
     def found(self, asked: Asked, accuracy: float) -> None:
         """One accuracy: written for every question it answers."""
         self.accuracies[asked] = accuracy
-        print(f"tune: {method(asked[0]).label} {asked[1]} answers {accuracy:.1%} of the calibration questions", flush=True)
+        print(f"tune: {names.method(asked[0]).label} {asked[1]} answers {accuracy:.1%} of the calibration questions", flush=True)
         for candidate in self.candidates:
             if candidate.asked == asked:
                 self._record(candidate)
@@ -287,7 +287,7 @@ class _Run:
         if answer:
             told = f"{answer.budget} measures {answer.measured_speedup:.2f}x" if answer.budget else answer.note
             print(
-                f"tune: {method(answer.method).label}, {answer.kind}, {answer.target_speedup:g}x: {answer.verdict}, {told}",
+                f"tune: {names.method(answer.method).label}, {answer.kind}, {answer.target_speedup:g}x: {answer.verdict}, {told}",
                 flush=True,
             )
 

@@ -131,7 +131,8 @@ class Learned(Throttler):
         name = type(self).__name__.lower()
         defaults = inspect.signature(Learned).parameters
         changed = {k: v for k, v in self.options.items() if v != defaults[k].default}
-        use = f"{self.spelling.split('(')[0] or name}({''.join(f'{k}={v!r}, ' for k, v in changed.items())}weights='{Path(folder).name}')"
+        listed = "".join(f"{k}={v!r}, " for k, v in changed.items())
+        use = f"{self.spelling.partition('(')[0] or name}({listed}weights='{Path(folder).name}')"
         lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
         card = CARD.format(spelling=self.spelling or name, model=facts.get("model", "a VLM"), use=use, facts=lines)
         files.write(folder, tensors, {"method": name, "options": self.options, "dims": self.dims, "facts": facts}, card)

@@ -21,7 +21,8 @@ class GumbelTopK(Learned):
     """m = top-K of s + Gumbel noise; a dropped token becomes its filler but keeps its slot, so it still gets gradient.
 
     backward: "relaxed" uses the Jacobian of the soft top-K of the same perturbed scores, "identity" passes dL/dm to s.
-    filler:   "noise" (what DiffPrune's throttle gives at alpha = 0) or "mean" (zero in standardised space), which hardly trains here.
+    filler:   "noise" (what DiffPrune's throttle gives at alpha = 0), or "mean" (zero in standardised space), with which the
+              scorer hardly trains on the embedded model.
     """
 
     reference = Reference("Categorical Reparameterization with Gumbel-Softmax; control of DiffPrune, section 3.1", "1611.01144")
