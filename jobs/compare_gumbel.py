@@ -2,8 +2,8 @@
 
     diffprune run compare_gumbel
 
-Same data, steps, seeds and budget draw for every arm. Question-aware, scorer self-attention and denoiser are switched one at a
-time. May take half an hour on two cores; interrupted, the same command resumes.
+Same data, steps, seeds and budget draw for every arm. Question-aware, scorer self-attention, denoiser and a second block are
+switched one at a time. May take half an hour on two cores; interrupted, the same command resumes.
 """
 
 from diffprune.evaluate import Evaluation
@@ -23,6 +23,7 @@ job = Job(
             "diffprune(question_aware=True)",
             "diffprune(attention=False)",
             "diffprune(denoiser=False)",
+            "diffprune(depth=2)",
         ),
         seeds=(0, 1, 2),
         steps=200,

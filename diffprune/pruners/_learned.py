@@ -15,6 +15,7 @@ from diffprune.core.pruner import Need, Throttler
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._scorer import Denoiser, Scorer
 
+DIMS = ("features", "text", "width", "depth")  # what fixes the shapes of a scorer
 CARD = """---
 library_name: diffprune
 tags: [visual-token-pruning]
@@ -30,7 +31,10 @@ A visual-token scorer for `{model}`. Use it with
 
 
 class Learned(Throttler):
-    """A scorer trained through a throttle. Options are the method's own; `weights` is a folder it was saved to.
+    """A scorer trained through a throttle; `weights` is a folder it was saved to.
+
+    question_aware: the scorer reads the question. attention: its blocks look at other tokens. denoiser: there is one.
+    depth, width:   blocks of the scorer and their width; 0 scales the paper's shape to the encoder (`scaled`).
 
     Raises:
         ValueError: the folder holds another method, other options, or damaged weights.
@@ -45,7 +49,7 @@ class Learned(Throttler):
         question_aware: bool = False,
         attention: bool = True,
         denoiser: bool = True,
-        depth: int = 2,
+        depth: int = 0,
         width: int = 0,
     ) -> None:
         self.options: dict[str, Any] = {
@@ -71,14 +75,20 @@ class Learned(Throttler):
         if self.options["question_aware"] and text is None:
             raise ValueError("a question-aware scorer needs the embedded question (VisualTokens.text) to know its width")
         features = tokens.features.shape[-1]
-        self.dims = {"features": features, "text": text, "width": self.options["width"] or scaled_width(features)}
+        width, depth = scaled(features)
+        self.dims = {
+            "features": features,
+            "text": text,
+            "width": self.options["width"] or width,
+            "depth": self.options["depth"] or depth,
+        }
         return self._make().to(tokens.features.device)
 
     def _make(self) -> nn.ModuleDict:
-        features, text, width = self.dims["features"], self.dims["text"], self.dims["width"]
-        assert features and width, "a scorer has widths"
+        features, text, width, depth = (self.dims[name] for name in DIMS)
+        assert features and width and depth, "a scorer has widths and blocks"
         scorer = Scorer(
-            features, width, self.options["depth"], max(1, width // min(64, max(16, width // 16))),
+            features, width, depth, max(1, width // min(64, max(16, width // 16))),
             attention=self.options["attention"], text=text, outputs=self.outputs,
         )  # fmt: skip
         self.networks = nn.ModuleDict({"scorer": scorer})
@@ -107,7 +117,8 @@ class Learned(Throttler):
             raise ValueError(
                 f"this scorer was trained on features of width {self.dims['features']}, the model gives {tokens.features.shape[-1]}"
             )
-        self.networks.to(tokens.features.device)
+        if next(self.networks.parameters()).device != tokens.features.device:
+            self.networks.to(tokens.features.device)
         return self.networks["scorer"](self.standardised(tokens.features), tokens.alive, tokens.text, tokens.text_alive)
 
     def score(self, tokens: VisualTokens) -> Tensor:
@@ -146,7 +157,7 @@ class Learned(Throttler):
         for key, value in config["options"].items():
             if key in ("question_aware", "attention", "denoiser") and self.options.get(key) != value:
                 raise ValueError(f"{folder}: trained with {key}={value}; write {name}({key}={value}, weights='{folder}')")
-        for key in ("features", "text", "width"):
+        for key in DIMS:
             if key not in config.get("dims", {}):
                 raise ValueError(f"{folder / 'config.json'}: dims.{key} is missing; retrain this scorer")
         self.options = dict(config["options"])
@@ -162,7 +173,11 @@ class Learned(Throttler):
         self.weights_hash = files.sha256(path)[:20]
 
 
-def scaled_width(features: int) -> int:
-    """The paper's scorer is 1,024 wide on CLIP-L's 1,024; smaller encoders get a sixth, so that scoring stays cheap
-    beside a small decoder (measured: `diffprune measure`)."""
-    return min(1024, features) if features >= 512 else max(16, features // 6 // 16 * 16)
+def scaled(features: int) -> tuple[int, int]:
+    """(width, blocks) of the scorer for encoder features of this width.
+
+    The paper's is 1,024 wide on CLIP-L's 1,024, two blocks. A small encoder feeds a small decoder, beside which that shape
+    would cost a good part of what it saves: below 512 a sixth of the width and one block. `jobs/compare_gumbel.py` shows what
+    the second block would have brought.
+    """
+    return (min(1024, features), 2) if features >= 512 else (max(16, features // 6 // 16 * 16), 1)

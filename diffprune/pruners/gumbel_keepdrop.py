@@ -30,7 +30,7 @@ class GumbelKeepDrop(Learned):
         ratio_weight: float = 100.0,
         question_aware: bool = False,
         attention: bool = True,
-        depth: int = 2,
+        depth: int = 0,
         width: int = 0,
     ) -> None:
         self.ratio_weight = ratio_weight

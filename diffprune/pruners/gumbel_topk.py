@@ -36,7 +36,7 @@ class GumbelTopK(Learned):
         question_aware: bool = False,
         attention: bool = True,
         denoiser: bool = True,
-        depth: int = 2,
+        depth: int = 0,
         width: int = 0,
     ) -> None:
         if backward not in BACKWARDS or filler not in FILLERS:
