@@ -31,7 +31,7 @@ job = Job(
         budgets=BUDGETS,
         workers=2,
     ),
-    evaluate=Evaluation(),
+    evaluate=Evaluation(limit=240),  # twice the pictures of a full run of the demo: they, not the questions, are the sample
     baselines=("none", "random", "grid", "attention"),
     budgets=BUDGETS,
     workers=2,

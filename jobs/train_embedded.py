@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffprune.core import weights
 from diffprune.embedded import pretrain, vlm, world
 
 BUDGETS = (48, 32, 16, 8)  # 33, 22, 11 and 6 % of 144
@@ -245,6 +246,7 @@ def write(model, out: Path, metrics: dict) -> None:
     vlm.processor().save_pretrained(new)
     (new / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (new / "README.md").write_text(card(metrics))
+    (new / f"{weights.FILE}.sha256").write_text(f"{weights.sha256(new / weights.FILE)}  {weights.FILE}\n")
     out.mkdir(parents=True, exist_ok=True)
     for file in new.iterdir():
         file.chmod(0o644)
