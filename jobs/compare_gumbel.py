@@ -26,12 +26,12 @@ job = Job(
             "diffprune(depth=2)",
         ),
         seeds=(0, 1, 2),
-        steps=200,
+        steps=150,
         images=8,
         budgets=BUDGETS,
         workers=2,
     ),
-    evaluate=Evaluation(limit=240),  # twice the pictures of a full run of the demo: they, not the questions, are the sample
+    evaluate=Evaluation(limit=180),  # half as many pictures again as the demo: they, not the questions, are the sample
     baselines=("none", "random", "grid", "attention"),
     budgets=BUDGETS,
     workers=2,

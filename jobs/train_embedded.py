@@ -79,8 +79,12 @@ and its figures within the intervals below. `metrics.json` holds the recipe and 
   read-outs that are thrown away.
 * The language model learns from packed rows of many questions about one picture, with a curriculum over *scenes* (fewer
   things first; never fewer tokens), and from a naming loss inside the decoder that fades out: after layer {naming_layer},
-  hidden states at objects and signs must name them. There is no stage that aligns projected tokens with words, so text-visual
-  cosine is no oracle.
+  hidden states at objects and signs must name them.
+* **Text-visual cosine is nearly an oracle here.** There is no stage that aligns projected tokens with words, but the naming loss is
+  read through the head that shares its weights with the word embeddings, and that aligns them all the same: keeping, for each
+  question, the tokens closest in cosine to any of its words scores 96.9 at 22 % and 95.3 at 11 % (random 69.3 and 50.8; 720
+  questions, calibration split). No real VLM is known to offer that. Do not compare methods that use cosine with the
+  question on this model, and read question-aware results with care.
 * Questions about signs always come for every sign of the picture, so choosing one by its plate colour has to be learnt.
 * Splits: train, calibration and test are disjoint ranges of a billion seeds each ({splits}), with
   background textures of their own. Curves were watched on the calibration split; the figures below are from the test split.

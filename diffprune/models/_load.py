@@ -49,13 +49,29 @@ def load(
     try:
         config = AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: no model configuration can be read ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{name}: no model configuration can be read ({_first_line(error)})") from None
     family = plugins.find("models", config.model_type)
     kind = dtype if dtype != "auto" or str(device) != "cpu" else torch.float32
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, config=config, dtype=kind, use_safetensors=True, attn_implementation=attention, **options
-    )
+    try:
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            source,
+            config=config,
+            dtype=kind,
+            use_safetensors=True,
+            attn_implementation=attention,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{name}: the weights cannot be loaded or do not fit config.json ({_first_line(error)})") from None
+    wrong = [*found["missing_keys"], *found["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"{name}: the weights do not fit config.json, first at {wrong[0]}")
     return family(model.to(device), AutoProcessor.from_pretrained(source, **options), name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def check(folder: Path) -> None:
