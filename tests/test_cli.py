@@ -103,7 +103,8 @@ def test_dry_run_prints_what_would_be_run_and_writes_nothing(capsys: pytest.Capt
 
 
 def test_an_arm_of_three_seeds_has_three_times_the_cells_before_it_is_trained() -> None:
-    job = asked("run", "demo", {"train.arms": ["diffprune"], "train.seeds": [0, 1, 2], "replaced": [], "baselines": ["none"]})
+    only = {"train.arms": ["diffprune"], "train.seeds": [0, 1, 2], "replaced": [], "tuned": [], "baselines": ["none"]}
+    job = asked("run", "demo", only)
     plan = pipeline.Plan(job, Path("runs/demo"), pipeline.load("embedded"))
     cells: list[Cell] = plan.cells("evaluate")
     assert len(set(cells)) == 10 + 3 * 4 * 10
