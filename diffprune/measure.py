@@ -323,9 +323,9 @@ class Session:
         if id(arm) not in self.costs:
             where, row = self._typical(arm)
             whole = self.inputs[where]
-            pixels = {k: v[row : row + 1] for k, v in whole.pixels.items()}
-            prompts = self.vlm.prompts(whole.questions[row : row + 1], whole.tokens.counts[row : row + 1].tolist())
+            pixels = self.vlm.part(whole.pixels, row, row + 1)
             alone = whole.tokens[torch.tensor([row], device=whole.prompts.input_ids.device)]
+            prompts = self.vlm.prompts(whole.questions[row : row + 1], alone.present.sum(1).tolist(), alone.layout)
             one = Inputs(whole.images[row : row + 1], whole.questions[row : row + 1], pixels, alone, prompts)
             if arm.fixed:
                 ready = timed.native(self.vlm, one, [int(arm.fixed[where].packed.kept[row])])
@@ -385,7 +385,7 @@ def batches(vlm: VLM, cell: Cell, number: int, needs: frozenset[Need]) -> list[I
         ValueError: the split has fewer samples than one batch.
     """
     benchmark: Benchmark = plugins.load("benchmarks", cell.benchmark)
-    samples = benchmark.samples(cell.split, cell.limit)
+    samples = benchmark.samples(cell.split, cell.limit, cell.protocol)
     if len(samples) < cell.batch:
         found = f"{cell.benchmark} gives {len(samples)} samples of split {cell.split!r}"
         raise ValueError(f"{found}; a batch takes {cell.batch}: raise the limit")

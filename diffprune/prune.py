@@ -1,9 +1,10 @@
 """The path from a batch to logits, one for every method and every family.
 
-    encode -> shrink -> project -> shrink -> pack -> the model's own forward / generate
+    encode -> select (project) -> cut -> the model's own forward / generate
 
 A pruner only ever answers with a mask over the visual tokens of its image. Here, and only here, the sequence gets
-shorter: token ids, mask, positions and features are cut by the same index. Survivors keep their original positions.
+shorter: token ids, mask, positions, features and what travels with them are cut by the same mask. Survivors keep their original
+positions unless asked otherwise. A row may show several images; each has its own budget.
 """
 
 from __future__ import annotations
@@ -17,21 +18,43 @@ from torch import Tensor
 
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Need, Pruner, Stage
-from diffprune.core.tokens import VisualTokens
+from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
+
+POSITIONS = ("original", "compact")
 
 
 @dataclass(frozen=True)
 class Packed:
     """Rows ready for the decoder: `prompts` at the length that is left, `features` [M D_text] of all survivors in slot order.
 
-    kept, total: [B] int, visual tokens of each row after and before.
+    kept, total: [I] int, visual tokens of each image after and before; separators are counted apart.
+    lengths:     [I] int, rows of `features` that belong to each image, separators included; None where these are the kept.
+    companions:  [M C], what travels beside each row of `features`.
+    selection:   what the pruner left of each image.
     """
 
     prompts: Prompts
     features: Tensor
     kept: Tensor
     total: Tensor
+    lengths: Tensor | None = None
+    companions: Tensor | None = None
+    selection: Selection | None = None
+
+
+def rows_of_images(prompts: Prompts, tokens: VisualTokens) -> Tensor:
+    """[I] int: the row each image stands in. Images come in the order of the rows' slots.
+
+    Raises:
+        ValueError: the rows have another number of slots than the images have tokens.
+    """
+    slots, sizes = prompts.slots.sum(1), tokens.present.sum(1)
+    if int(slots.sum()) != int(sizes.sum()):
+        raise ValueError(
+            f"the prompts have {int(slots.sum())} places for visual tokens, the images have {int(sizes.sum())} of them"
+        )
+    return torch.searchsorted(slots.cumsum(0), sizes.cumsum(0) - sizes, right=True)
 
 
 def question_tokens(vlm: VLM, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -42,25 +65,26 @@ def question_tokens(vlm: VLM, prompts: Prompts) -> tuple[Tensor, Tensor]:
 
 
 def with_question(vlm: VLM, prompts: Prompts, tokens: VisualTokens) -> VisualTokens:
-    """`tokens` with the question of each row beside the image."""
+    """`tokens` with the question of its row beside each image."""
     text, alive = question_tokens(vlm, prompts)
+    if len(tokens) != len(prompts):
+        owner = rows_of_images(prompts, tokens)
+        text, alive = text[owner], alive[owner]
     return replace(tokens, text=text, text_alive=alive)
 
 
 def select(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget) -> VisualTokens:
-    """Run the pruner's plan: the tokens with `alive` reduced to the survivors, features projected.
+    """Run the pruner's plan: the tokens with `alive` reduced to the survivors, projected if a cut looked at them so.
 
-    tokens: of the rows' images, one per row (`VisualTokens.__getitem__` repeats shared encodings).
+    tokens: of the rows' images in order (`VisualTokens.__getitem__` repeats shared encodings).
     """
     if Need.TEXT in pruner.needs:
         tokens = with_question(vlm, prompts, tokens)
-    plan = pruner.plan(budget)
-    for stage in Stage:
-        if stage is Stage.PROJECTED:
+    for cut in sorted(pruner.plan(budget), key=lambda cut: cut.stage.value):
+        if cut.stage is Stage.PROJECTED and not tokens.projected:
             tokens = _projected(vlm, tokens)
-        for cut in (c for c in plan if c.stage is stage):
-            chosen = pruner.select(tokens, cut.budget)
-            tokens = replace(tokens, features=chosen.features, alive=chosen.keep)
+        chosen = pruner.select(tokens, cut.budget)
+        tokens = replace(tokens, features=chosen.features, alive=chosen.keep)
     return tokens
 
 
@@ -69,56 +93,99 @@ def _projected(vlm: VLM, tokens: VisualTokens) -> VisualTokens:
     kept = vlm.project(tokens.features[tokens.alive])
     features = kept.new_zeros(*tokens.alive.shape, kept.shape[-1])
     features[tokens.alive] = kept
-    return replace(tokens, features=features)
+    return replace(tokens, features=features, projected=True)
 
 
-def pack(prompts: Prompts, tokens: VisualTokens, before: Tensor, pad: int = 0) -> Packed:
-    """Cut the rows to what is left, padding on the left.
+def embeddings(vlm: VLM, tokens: VisualTokens) -> Tensor:
+    """[M D_text]: what stands in the slots of the tokens that are present, in order; separators have their own embedding."""
+    rows = tokens.features[tokens.alive]
+    rows = rows if tokens.projected else vlm.project(rows)
+    if tokens.line is None:
+        return rows
+    present = tokens.present
+    found = vlm.separator().to(rows.dtype).repeat(int(present.sum()), 1)
+    return found.masked_scatter(tokens.alive[present][:, None], rows)
 
-    tokens: projected, `alive` marks the survivors; before: [B N] bool, the tokens that had slots.
+
+def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original") -> Prompts:
+    """The rows at their living places [B S] bool, padded on the left.
+
+    positions: "original" keeps those of the full row; "compact" counts what is left.
+
+    Raises:
+        ValueError: another word for `positions`.
     """
-    live = prompts.attention_mask.bool()
-    live[prompts.slots] = tokens.alive[before]
+    if positions not in POSITIONS:
+        raise ValueError(f"positions is {positions!r}; it is one of {', '.join(POSITIONS)}")
     length = int(live.sum(1).max())
     order = live.int().argsort(dim=1, stable=True)[:, -length:]
     rows = live.gather(1, order)
+    dead = ~rows
 
-    def cut(values: Tensor, fill: int | bool) -> Tensor:
-        return values.gather(1, order).masked_fill(~rows, fill)
+    def at(values: Tensor, fill: int | bool) -> Tensor:
+        return values.gather(1, order).masked_fill_(dead, fill)
 
-    short = Prompts(
-        input_ids=cut(prompts.input_ids, pad),
+    where, compact = prompts.position_ids, (rows.cumsum(1) - 1).clamp_min(0)
+    if positions == "compact":
+        short = compact if where.ndim == 2 else compact[..., None].expand(-1, -1, where.shape[2])
+    elif where.ndim == 2:
+        short = at(where, 0)
+    else:  # the text coordinate only tells sequences apart and must not have gaps (PLATFORM 4)
+        short = torch.stack([compact, *(at(where[..., i], 0) for i in range(1, where.shape[2]))], -1)
+    return Prompts(
+        input_ids=at(prompts.input_ids, pad),
         attention_mask=rows.long(),
-        position_ids=cut(prompts.position_ids, 0),
-        slots=cut(prompts.slots, False),
-        question=cut(prompts.question, False),
-        labels=None if prompts.labels is None else cut(prompts.labels, -100),
+        position_ids=short,
+        slots=at(prompts.slots, False),
+        question=at(prompts.question, False),
+        labels=None if prompts.labels is None else at(prompts.labels, -100),
     )
-    return Packed(short, tokens.features[tokens.alive], tokens.alive.sum(1), before.sum(1))
 
 
-def shrink(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget) -> Packed:
+def shrink(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget, positions: str = "original") -> Packed:
     """From full-length rows and encoded images to rows at the length the pruner leaves."""
-    return pack(prompts, select(vlm, prompts, tokens, pruner, budget), tokens.alive)
+    left = select(vlm, prompts, tokens, pruner, budget)
+    before, after = tokens.present, left.present
+    live = prompts.attention_mask.bool()
+    live[prompts.slots] = after[before]
+    return Packed(
+        prompts=cut(prompts, live, positions=positions),
+        features=embeddings(vlm, left),
+        kept=left.counts,
+        total=tokens.counts,
+        lengths=None if left.line is None else after.sum(1),
+        companions=None if left.companions is None else left.companions[after],
+        selection=Selection(left.alive, left.features),
+    )
 
 
 def blind(prompts: Prompts) -> Packed:
     """Rows without any visual token: what the model knows from the text alone."""
-    empty = prompts.slots.new_zeros(len(prompts), int(prompts.slots.sum(1).max()))
-    tokens = VisualTokens(torch.zeros(*empty.shape, 1, device=empty.device), empty)
-    return pack(prompts, tokens, torch.ones_like(empty))
+    none = torch.zeros(len(prompts), dtype=torch.long, device=prompts.slots.device)
+    live = prompts.attention_mask.bool() & ~prompts.slots
+    return Packed(cut(prompts, live), torch.zeros(0, 1, device=live.device), none, prompts.slots.sum(1))
 
 
 def decoder_inputs(vlm: VLM, packed: Packed) -> dict[str, Any]:
     """Keyword arguments of the model's own forward for packed rows."""
-    features = packed.features.to(vlm.model.dtype)
-    inputs = {n: getattr(packed.prompts, n) for n in ("input_ids", "attention_mask", "position_ids")}
-    return inputs | (vlm.image_inputs(features.split(packed.kept.tolist())) if len(features) else {})
+    prompts, where = packed.prompts, packed.prompts.position_ids
+    inputs = {
+        "input_ids": prompts.input_ids,
+        "attention_mask": prompts.attention_mask,
+        "position_ids": where if where.ndim == 2 else where.permute(2, 0, 1).contiguous(),
+        **vlm.token_inputs(prompts),
+    }
+    if not len(packed.features):
+        return inputs
+    sizes = (packed.kept if packed.lengths is None else packed.lengths).tolist()
+    companions = None if packed.companions is None else packed.companions.split(sizes)
+    return inputs | vlm.image_inputs(packed.features.to(vlm.model.dtype).split(sizes), companions)
 
 
 def forward(vlm: VLM, packed: Packed, **options: Any) -> Any:
     """The model's own forward at the shorter length; `options` go to it (`logits_to_keep`, `use_cache`, `labels` ...)."""
-    return vlm.model(**decoder_inputs(vlm, packed), **options)
+    inputs = decoder_inputs(vlm, packed)
+    return vlm.model(**inputs | {"position_ids": inputs["position_ids"] + vlm.position_offset}, **options)
 
 
 @torch.inference_mode()
@@ -141,16 +208,28 @@ def answer(vlm: VLM, packed: Packed, max_new_tokens: int, **options: Any) -> tup
 
 @torch.inference_mode()
 def generate(
-    vlm: VLM, images: Sequence[Any], questions: Sequence[str], *, pruner: Pruner, budget: Budget, max_new_tokens: int = 32
+    vlm: VLM,
+    images: Sequence[Any],
+    questions: Sequence[str],
+    *,
+    pruner: Pruner,
+    budget: Budget,
+    max_new_tokens: int = 32,
+    positions: str = "original",
 ) -> list[str]:
-    """Answer one question about each PIL image with pruned visual tokens.
+    """Answer one question about each PIL image (or each list of images) with pruned visual tokens.
 
     Raises:
-        ValueError: different numbers of images and questions, or a budget above what the model has.
+        ValueError: different numbers of images and questions, a question without an image, or a budget above what an image has.
     """
     if len(images) != len(questions):
-        raise ValueError(f"{len(images)} images and {len(questions)} questions: give one question per image")
-    tokens = vlm.encode(vlm.pixels(images), pruner.needs)
+        raise ValueError(
+            f"{len(images)} images and {len(questions)} questions: give one image, or one list of images, per question"
+        )
+    shown = [list(image) if isinstance(image, (list, tuple)) else [image] for image in images]
+    if not shown or not all(shown):
+        raise ValueError("a question without an image: give every question at least one")
+    tokens = vlm.encode(vlm.pixels([image for row in shown for image in row]), pruner.needs)
     budget.check(int(tokens.counts.min()))
-    prompts = vlm.prompts(questions, tokens.counts.tolist())
-    return answer(vlm, shrink(vlm, prompts, tokens, pruner, budget), max_new_tokens)[0]
+    prompts = vlm.prompts(questions, tokens.present.sum(1).tolist(), tokens.layout, [len(row) for row in shown])
+    return answer(vlm, shrink(vlm, prompts, tokens, pruner, budget, positions), max_new_tokens)[0]

@@ -28,6 +28,8 @@ class Recipe(BaseModel):
     temperature_start, _end, anneal_share: of the relaxation, over that share of the steps, then constant. Methods whose
                 `schedule` is "geometric" go from 1 to `temperature_end` over all steps instead (METHODS 3.2).
     max_skips:  steps of an arm that may be skipped because the loss was not finite.
+    data:       what to train on, such as "world" or "jsonl('chats.jsonl', images='pictures')" (`data/spelling.py`).
+    max_broken_share: of the rows a worker draws that may be broken; they are skipped and counted.
     checkpoint_every, validate_every, coherence_every: in steps; 0 never (a state is always saved at the end of an arm).
     """
 
@@ -52,6 +54,7 @@ class Recipe(BaseModel):
     calibration_images: int = 64
     validation_images: int = 12
     max_skips: int = 3
+    max_broken_share: float = 0.01
     checkpoint_every: int = 50
     validate_every: int = 50
     coherence_every: int = 50
@@ -88,8 +91,7 @@ class Recipe(BaseModel):
     @field_validator("data")
     @classmethod
     def _data(cls, data: str) -> str:
-        training.source(data)
-        return data
+        return training.source(data).spelling  # paths absolute: workers may run in another folder
 
     @model_validator(mode="after")
     def _ranges(self) -> Recipe:
@@ -107,15 +109,25 @@ class Recipe(BaseModel):
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be a positive number")
         if not (0 <= self.warmup_share < 1 and 0 < self.anneal_share <= 1):
             raise ValueError("warmup_share lies in [0, 1) and anneal_share in (0, 1]")
+        if not 0 <= self.max_broken_share < 1:
+            raise ValueError(f"max_broken_share is {self.max_broken_share}, but must lie in [0, 1)")
         for name in ("images", "validation_images"):
             if getattr(self, name) % self.workers:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be split evenly over {self.workers} workers")
         return self
 
     def key(self, arm: str, seed: int) -> str:
-        """20 hexadecimal digits of all that shapes one arm's result: not the other arms, the seeds or how often to look."""
+        """20 hexadecimal digits of all that shapes one arm's result: not the other arms, the seeds or how often to look.
+
+        Of data in files their contents count, not where they lie.
+
+        Raises:
+            ValueError: those files cannot be read here.
+        """
         silent = {"arms", "seeds", "workers", "checkpoint_every", "validate_every", "coherence_every", "validation_images"}
-        text = json.dumps({**self.model_dump(exclude=silent), "arm": arm, "seed": seed}, sort_keys=True)
+        read = {"data": training.source(self.data).identity or self.data}
+        dump = self.model_dump(exclude=silent | {"max_broken_share"})
+        text = json.dumps({**dump, **read, "arm": arm, "seed": seed}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

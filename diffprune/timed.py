@@ -61,7 +61,7 @@ def prepare(vlm: VLM, images: Sequence[Any], questions: Sequence[str], needs: fr
     """Encode and tokenise one batch, untimed."""
     pixels = vlm.pixels(images)
     tokens = vlm.encode(pixels, needs)
-    return Inputs(images, questions, pixels, tokens, vlm.prompts(questions, tokens.counts.tolist()))
+    return Inputs(images, questions, pixels, tokens, vlm.prompts(questions, tokens.present.sum(1).tolist(), tokens.layout))
 
 
 def _marked(value: Any, **calls: Callable[..., Any]) -> Any:
@@ -110,11 +110,16 @@ def shrink(vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Cloc
 
 
 def native(vlm: VLM, inputs: Inputs, kept: Sequence[int]) -> Ready:
-    """Rows that were always this short: prompts made with `kept` slots, features of as many first tokens; no pruner involved."""
-    prompts = vlm.prompts(inputs.questions, kept)
-    features = torch.cat([f[:k] for f, k in zip(inputs.tokens.features, kept, strict=True)])
-    counts = torch.tensor(list(kept), device=features.device)
-    packed = prune.Packed(prompts, vlm.project(features), counts, counts)
+    """Rows that were always this short: the first `kept` visual tokens of each image, no gaps in positions; no pruner."""
+    tokens, prompts = inputs.tokens, inputs.prompts
+    rank = tokens.alive.cumsum(1)
+    first = replace(tokens, alive=tokens.alive & (rank <= torch.tensor(list(kept), device=rank.device)[:, None]))
+    live = prompts.attention_mask.bool()
+    live[prompts.slots] = first.present[tokens.present]
+    lengths = None if tokens.line is None else first.present.sum(1)
+    companions = None if tokens.companions is None else tokens.companions[first.present]
+    short, features = prune.cut(prompts, live, positions="compact"), prune.embeddings(vlm, first)
+    packed = prune.Packed(short, features, first.counts, first.counts, lengths, companions)
     return Ready(packed, prune.decoder_inputs(vlm, packed))
 
 
@@ -153,7 +158,7 @@ def first_token(vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock:
     marks = Marks(clock)
     with marks.span("ttft"):
         tokens = vlm.encode(vlm.pixels(inputs.images), pruner.needs)
-        prompts = vlm.prompts(inputs.questions, tokens.counts.tolist())
+        prompts = vlm.prompts(inputs.questions, tokens.present.sum(1).tolist(), tokens.layout)
         output = prune.forward(vlm, prune.shrink(vlm, prompts, tokens, pruner, budget), use_cache=True, logits_to_keep=1)
         output.logits[:, -1].argmax(-1).tolist()
     return marks.totals()["ttft"]
@@ -177,7 +182,8 @@ def prove_removed(ready: Ready, output: Any) -> int:
     """
     rows = ready.packed.prompts.attention_mask.sum(1)
     text = rows - ready.packed.prompts.slots.sum(1)
-    expected = int((ready.packed.kept + text).max())
+    visual = ready.packed.kept if ready.packed.lengths is None else ready.packed.lengths
+    expected = int((visual + text).max())
     found = int(output.past_key_values.get_seq_length())
     if found != expected:
         raise RuntimeError(f"the cache holds {found} tokens where {expected} were kept: tokens were hidden, not removed")

@@ -63,12 +63,16 @@ def _slots(prompts: Prompts, retention: Tensor) -> Tensor:
 
 def throttled_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, throttle: Throttle, image: Tensor) -> Tensor:
     """`answer_nll` through a throttle: nothing is removed. Row b is about throttled image `image[b]`."""
-    alive = tokens.alive[image]
-    features = vlm.project(throttle.features[image][alive])
-    packed = prune.Packed(prompts, features, alive.sum(1), alive.sum(1))
+    shown = replace(tokens, features=throttle.features)[image]
+    present = shown.present
+    packed = prune.Packed(
+        prompts, prune.embeddings(vlm, shown), shown.counts, shown.counts, present.sum(1),
+        None if shown.companions is None else shown.companions[present],
+    )  # fmt: skip
     if throttle.retention is None:
         return answer_nll(vlm, packed)
-    return answer_nll(vlm, packed, retention=_slots(prompts, throttle.retention[image][alive]))
+    weight = throttle.retention[image].masked_fill(~shown.alive, 1.0)  # separators are never degraded
+    return answer_nll(vlm, packed, retention=_slots(prompts, weight[present]))
 
 
 class Throttled(nn.Module):
@@ -92,7 +96,7 @@ class Arm:
         self.context, self.vlm, self.recipe, self.spelling, self.seed = context, vlm, recipe, spelling, seed
         self.pruner = plugins.load("pruners", spelling)
         self.aware = Need.TEXT in self.pruner.needs
-        self.name = name(spelling, seed)
+        self.name, self.tally = name(spelling, seed), training.Tally(recipe.max_broken_share)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             networks = self.pruner.build(self._calibration())
@@ -103,11 +107,11 @@ class Arm:
         self.done, self.skips, self.step_ms = 0, 0, math.nan
         self.validated = (math.nan, math.nan)
         self.batch = training.validation(
-            vlm, recipe.data, images=recipe.validation_images, rank=context.rank, world=context.world
+            vlm, recipe.data, images=recipe.validation_images, rank=context.rank, world=context.world, tally=self.tally,
         ) if recipe.validate_every else None  # fmt: skip
 
     def _calibration(self) -> VisualTokens:
-        batch = training.calibration(self.vlm, self.recipe.data, self.recipe.calibration_images)
+        batch = training.calibration(self.vlm, self.recipe.data, self.recipe.calibration_images, self.tally)
         tokens = self._encode(batch)
         return prune.with_question(self.vlm, batch.prompts, tokens[batch.image]) if self.aware else tokens
 
@@ -182,13 +186,13 @@ class Arm:
 
         With unit vectors g, |mean g|^2 = 1/M + (1 - 1/M) C. NaN when there are fewer than two sets.
         """
-        images = len(next(iter(batch.pixels.values())))
+        images = batch.images
         mine = max(1, min(images, parts // self.context.world))
         budget, tau = drawn_budget(self.recipe, self.seed, step), self.temperature(step)
         scorer = list(self.networks["scorer"].parameters())
         total: Tensor | float = 0.0
         for m in range(mine):
-            piece = batch.part(m * images // mine, (m + 1) * images // mine)
+            piece = batch.part(self.vlm, m * images // mine, (m + 1) * images // mine)
             source = generator(PROBE, self.seed, step, self.context.rank, m)
             nll, throttle = self.nll(piece, budget, tau, source, module=Throttled(self.pruner, self.networks))
             grads = torch.autograd.grad(nll / max(piece.num_labels, 1) + throttle.penalty, scorer, allow_unused=True)
@@ -324,7 +328,7 @@ def _batches(arm: Arm) -> Iterator[TrainBatch]:
     recipe, context = arm.recipe, arm.context
     return training.batches(
         arm.vlm, recipe.data, seed=arm.seed, images=recipe.images, rank=context.rank, world=context.world, start_step=arm.done,
-        questions=recipe.questions_alone if arm.aware else recipe.questions, packed=not arm.aware,
+        questions=recipe.questions_alone if arm.aware else recipe.questions, packed=arm.vlm.packs and not arm.aware, tally=arm.tally,
     )  # fmt: skip
 
 

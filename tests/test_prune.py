@@ -31,7 +31,7 @@ def vlm() -> Llava:
     torch.manual_seed(1)
     for parameter in model.parameters():  # sharper than the usual initialisation, so that every token matters
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    return Llava(model, SimpleNamespace(tokenizer=tokenizer, image_processor=None), "random")
+    return Llava(model.eval().requires_grad_(False), SimpleNamespace(tokenizer=tokenizer, image_processor=None), "random")
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,8 @@ def test_the_key_names_what_shapes_the_result() -> None:
 def test_packed_rows_are_those_the_model_was_trained_on(vlm: Any) -> None:
     rng = np.random.default_rng(0)
     asked = [[a[1:] for a in world.questions(world.scene(seed), rng, num)] for seed, num in ((1, 12), (2, 9))]
-    ours, theirs = training.packed_rows(vlm, asked), embedded.pack(asked)
+    pixels = {"pixel_values": torch.zeros(2, 3, 96, 96)}
+    ours, theirs = training.packed_rows(vlm, asked, pixels), embedded.pack(asked)
     assert ours.input_ids.equal(theirs.ids) and ours.labels is not None and ours.labels.equal(theirs.labels)
     assert ours.attention_mask.equal(theirs.mask())
     assert ours.position_ids.equal(theirs.positions)
@@ -159,7 +160,7 @@ def test_batches_depend_on_seed_step_and_rank_alone(vlm: Any) -> None:
 
 def test_part_of_a_batch_keeps_rows_with_their_images(vlm: Any) -> None:
     batch = next(training.batches(vlm, "world", seed=0, images=3, questions=2, packed=False))
-    part = batch.part(1, 3)
+    part = batch.part(vlm, 1, 3)
     assert part.image.tolist() == [0, 0, 1, 1] and len(part.pixels["pixel_values"]) == 2
     assert part.prompts.input_ids.equal(batch.prompts.input_ids[2:])
 
@@ -223,7 +224,7 @@ def test_coherence_is_the_mean_pairwise_cosine(vlm: Any) -> None:
     batch = next(training.batches(vlm, "world", seed=0, images=4, questions=2))
     grads = []
     for m in range(4):
-        piece, noise = batch.part(m, m + 1), recipe.generator(recipe.PROBE, 0, 0, 0, m)
+        piece, noise = batch.part(vlm, m, m + 1), recipe.generator(recipe.PROBE, 0, 0, 0, m)
         nll, _ = arm.nll(piece, recipe.drawn_budget(arm.recipe, 0, 0), 2.0, noise)
         arm.networks.zero_grad()
         nll.backward()

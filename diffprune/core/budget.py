@@ -31,8 +31,8 @@ def standardise(scores: Tensor, alive: Tensor) -> Tensor:
 def top(scores: Tensor, alive: Tensor, count: Tensor) -> Tensor:
     """Mask [B N] of the `count` [B] largest living scores; ties go to the earlier token, so equal inputs prune equally."""
     order = scores.float().masked_fill(~alive, -math.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-    return (rank < count[:, None]) & alive
+    ranked = torch.arange(order.shape[1], device=order.device) < count[:, None]
+    return torch.empty_like(alive).scatter_(1, order, ranked).logical_and_(alive)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def encoder_flops(shape: Shape) -> float:
     """One image through the vision encoder: patch embedding, then layers of four projections, full attention, a two-matrix FFN."""
     n, width = shape.patches, shape.vision_width
     per_token = 4 * width * width + 2 * width * shape.vision_ffn
-    return 2 * n * shape.patch_inputs * width + shape.vision_layers * (2 * n * per_token + 4 * n * n * width)
+    return shape.tiles * (2 * n * shape.patch_inputs * width + shape.vision_layers * (2 * n * per_token + 4 * n * n * width))
 
 
 def projector_flops(shape: Shape, tokens: float) -> float:

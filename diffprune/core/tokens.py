@@ -25,6 +25,11 @@ class VisualTokens:
     text      [B T D_text] float | None: embedded question of each image (`Need.TEXT`).
     text_alive [B T] bool | None: False for padding of `text`.
     identity  [B] int64 | None: hash of each image's pixels (`Need.IDENTITY`).
+    line      [B N] int | None: number of the line a token stands in, 0 for none. A negative entry is no token but the
+              separator (newline embedding) that ends that line: never alive, so never scored and counted apart.
+    companions [B N C] float | None: what travels beside each token into later decoder layers, cut by the same mask.
+    layout    [B K] int | None: what the family must know of each image to place its slots (rows, columns ...).
+    projected: `features` are in the decoder's width.
     """
 
     features: Tensor
@@ -34,6 +39,10 @@ class VisualTokens:
     text: Tensor | None = None
     text_alive: Tensor | None = None
     identity: Tensor | None = None
+    line: Tensor | None = None
+    companions: Tensor | None = None
+    layout: Tensor | None = None
+    projected: bool = False
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -42,6 +51,15 @@ class VisualTokens:
     def counts(self) -> Tensor:
         """[B] int: living tokens per image."""
         return self.alive.sum(1)
+
+    @property
+    def present(self) -> Tensor:
+        """[B N] bool: living tokens, and the separators of lines that have one."""
+        if self.line is None:
+            return self.alive
+        lines = int(self.line.abs().max()) + 1
+        lit = self.alive.new_zeros(len(self), lines, dtype=torch.long).scatter_add_(1, self.line.clamp_min(0), self.alive.long())
+        return self.alive | ((self.line < 0) & (lit.gather(1, self.line.abs()) > 0))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
         """The same tokens with `change` applied to every tensor (indexing images, moving devices)."""
@@ -55,11 +73,24 @@ class VisualTokens:
 
     @staticmethod
     def cat(parts: list[VisualTokens]) -> VisualTokens:
-        """Images of several encoder calls with the same N in one value."""
-        first = parts[0]
+        """Images of several encoder calls in one value, padded to the longest N."""
+        first, longest = parts[0], max(p.alive.shape[1] for p in parts)
+        parts = [p.padded(longest) for p in parts]
         names = [f.name for f in fields(first) if isinstance(getattr(first, f.name), Tensor)]
         joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in names}
-        return replace(first, **joined)
+        return replace(first, **joined, grid=first.grid if all(p.grid == first.grid for p in parts) else None)
+
+    def padded(self, num: int) -> VisualTokens:
+        """The same images with N = `num`: padding appended, or cut off where nothing stands in it."""
+        here = self.alive.shape[1]
+        if num == here:
+            return self
+        values = {n: v for n in ("features", "alive", "attention", "line", "companions") if (v := getattr(self, n)) is not None}
+        short: dict[str, Any] = {n: v[:, :num] for n, v in values.items()}
+        fill: dict[str, Any] = {
+            n: torch.cat([v, v.new_zeros(len(v), max(0, num - here), *v.shape[2:])], 1) for n, v in short.items()
+        }
+        return replace(self, **fill)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class Prompts:
 
     input_ids      [B S] int; slots hold the model's image token.
     attention_mask [B S] 0/1, padding on the left; or [B 1 S S] bool for packed training rows (True: may attend).
-    position_ids   [B S] int.
+    position_ids   [B S] int; or [B S R] where positions have several coordinates (M-RoPE: text, time, row, column).
     slots          [B S] bool: positions of visual tokens, in the order of the row's images.
     question       [B S] bool: text a question-aware scorer may read (never an answer).
     labels         [B S] int | None: -100 where there is nothing to predict.
@@ -46,7 +46,8 @@ class Shape:
     """Numbers from which cost follows (`core/cost.py`). Widths in elements, counts per layer where said.
 
     Decoder: layers, width, heads, kv_heads, head_dim, ffn (gated, three matrices), vocabulary.
-    Encoder: vision_layers, vision_width, vision_ffn (two matrices), patches, patch_inputs (channels x patch area).
+    Encoder: vision_layers, vision_width, vision_ffn (two matrices), patches, patch_inputs (channels x patch area);
+    tiles of one image, each of so many patches that attend to each other.
     """
 
     layers: int
@@ -61,6 +62,7 @@ class Shape:
     vision_ffn: int
     patches: int
     patch_inputs: int
+    tiles: int = 1
 
 
 class VLM(ABC):
@@ -69,7 +71,14 @@ class VLM(ABC):
     model:     the transformers model; `processor`: its processor.
     name:      what the user asked for; `weights_hash`: sha256 of the weights that run.
     shape:     for cost.
+    position_offset: what the family's own `forward` expects positions to start at (its `generate` counts from 0).
+    encoder_inputs: keyword arguments that carry pictures, by the names the family's processor gives them, pixel values first.
+    packs:     many questions about an image can share one training row (the decoder takes a [B 1 S S] mask as it is).
     """
+
+    position_offset: int = 0
+    encoder_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    packs: bool = True
 
     model: Any
     processor: Any
@@ -84,29 +93,78 @@ class VLM(ABC):
         """N of one image of the default size."""
 
     @abstractmethod
-    def frame(self, question: str) -> str:
-        """The full prompt text around a question, image marker included (the model's chat template)."""
+    def frame(self, question: str, images: int = 1) -> str:
+        """The full prompt text around a question, one marker per image included (the model's chat template)."""
 
     @abstractmethod
     def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
         """Encoder inputs of PIL images (RGB) on the model's device."""
 
     @abstractmethod
+    def part(self, pixels: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+        """Encoder inputs of the images start..stop."""
+
+    @abstractmethod
+    def layout(self, pixels: dict[str, Tensor]) -> Tensor | None:
+        """[I K] int: what the family must know of each image to place its slots; None where all images are alike."""
+
+    @abstractmethod
+    def slots(self, pixels: dict[str, Tensor]) -> list[int]:
+        """Slots each image takes in a prompt, separators included; without running the encoder."""
+
+    @abstractmethod
     def encode(self, pixels: dict[str, Tensor], needs: frozenset[Need] = frozenset()) -> VisualTokens:
-        """Run the vision encoder: features [B N D] *before* the projector, plus what `needs` asks of the encoder."""
+        """Run the vision encoder: features [B N D] *before* the projector, plus what `needs` asks of the encoder.
+
+        Raises:
+            ValueError: the family cannot give what `needs` asks for.
+        """
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
         """[M D] -> [M D_text]: encoder features into the decoder's width; per token, so survivors alone suffice."""
 
     @abstractmethod
-    def prompts(self, questions: Sequence[str], num_tokens: Sequence[int]) -> Prompts:
-        """Frame and tokenise `questions` (one image each), with `num_tokens[i]` slots in row i. Left-padded."""
+    def separator(self) -> Tensor:
+        """[D_text]: the embedding that stands at negative entries of `VisualTokens.line`."""
+
+    @abstractmethod
+    def prompts(
+        self,
+        questions: Sequence[str],
+        num_tokens: Sequence[int],
+        layout: Tensor | None = None,
+        images: Sequence[int] | None = None,
+    ) -> Prompts:
+        """Frame and tokenise `questions`, left-padded.
+
+        num_tokens: slots of each image, separators included; layout: `VisualTokens.layout` of the images (None: the default
+        size). images: of each question, one after the other; None is one each.
+        """
+
+    @abstractmethod
+    def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Prompts]:
+        """Encoder inputs and full-length rows from what the family's own processor made.
+
+        Raises:
+            ValueError: inputs without token ids or pictures.
+        """
+
+    @abstractmethod
+    def deferred(self) -> Any:
+        """An encoder output with nothing in it, for callers that encode later."""
+
+    @abstractmethod
+    def token_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
+        """Further keyword arguments [B S] the model's own forward wants beside the ids (token types)."""
 
     @abstractmethod
     def embed(self, input_ids: Tensor) -> Tensor:
         """[B T] -> [B T D_text]: the decoder's input embeddings, for question-aware scorers."""
 
     @abstractmethod
-    def image_inputs(self, features: Sequence[Tensor]) -> dict[str, Any]:
-        """Keyword arguments that hand projected features, one [n_i D_text] per image, to the model's own forward."""
+    def image_inputs(self, features: Sequence[Tensor], companions: Sequence[Tensor] | None = None) -> dict[str, Any]:
+        """Keyword arguments that hand projected features, one [n_i D_text] per image, to the model's own forward.
+
+        companions: `VisualTokens.companions` of the same tokens, one [n_i C] per image.
+        """

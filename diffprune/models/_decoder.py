@@ -15,8 +15,6 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from diffprune.core.vlm import Prompts
-
 
 def left_pad(rows: Sequence[Tensor], fill: int | bool) -> Tensor:
     """Rows of different length -> [B S], padded on the left."""
@@ -24,33 +22,34 @@ def left_pad(rows: Sequence[Tensor], fill: int | bool) -> Tensor:
     return torch.stack([torch.cat([r.new_full((longest - len(r),), fill), r]) for r in rows])
 
 
-def tokenise(tokenizer: Any, texts: Sequence[str], image_marker: str, image_token: int, num_tokens: Sequence[int]) -> Prompts:
-    """Framed texts with one image marker each -> rows whose marker became `num_tokens[i]` slots.
+def tokenise(
+    tokenizer: Any, texts: Sequence[str], marker: str, places: Sequence[Sequence[int]], images: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Framed texts with image markers -> (ids [B S], mask [B S], question [B S] bool), left-padded.
 
-    The text before and after the marker is tokenised apart, as LLaVA's own code does (BENCHMARKS 1.3).
+    places: token ids that stand for each image, one after the other; images: of each text. The text before and after a marker
+    is tokenised apart, as LLaVA's own code does (BENCHMARKS 1.3). The question is what follows the last image.
 
     Raises:
-        ValueError: a text without exactly one image marker.
+        ValueError: a text with another number of image markers.
     """
-    ids, slots, question = [], [], []
-    for text, count in zip(texts, num_tokens, strict=True):
-        before, marker, after = text.partition(image_marker)
-        if not marker or image_marker in after:
-            raise ValueError(f"a prompt needs exactly one {image_marker}; this one has {text.count(image_marker)}: {text[:80]!r}")
-        head = tokenizer(before, add_special_tokens=True)["input_ids"]
-        tail = tokenizer(after, add_special_tokens=False)["input_ids"]
-        ids.append(torch.tensor(head + [image_token] * count + tail))
-        slots.append(torch.tensor([False] * len(head) + [True] * count + [False] * len(tail)))
-        question.append(torch.tensor([False] * (len(head) + count) + [True] * len(tail)))
+    ids, question, waiting = [], [], iter(places)
+    for text, count in zip(texts, images, strict=True):
+        pieces = text.split(marker)
+        if len(pieces) != count + 1:
+            raise ValueError(f"a prompt needs exactly {count} x {marker}; this one has {len(pieces) - 1}: {text[:80]!r}")
+        start = tokenizer.bos_token
+        special = not (start and text.startswith(start))  # a chat template may have written it already
+        row = list(tokenizer(pieces[0], add_special_tokens=special)["input_ids"])
+        for piece in pieces[1:]:
+            row += next(waiting)
+            tail = tokenizer(piece, add_special_tokens=False)["input_ids"]
+            row += tail
+        ids.append(torch.tensor(row))
+        question.append(torch.arange(len(row)) >= (len(row) - len(tail) if count else 0))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     mask = left_pad([torch.ones(len(i), dtype=torch.long) for i in ids], 0)
-    return Prompts(
-        input_ids=left_pad(ids, pad),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-        slots=left_pad(slots, False),
-        question=left_pad(question, False),
-    )
+    return left_pad(ids, pad), mask, left_pad(question, False)
 
 
 def weights_hash(model: torch.nn.Module) -> str:

@@ -7,60 +7,99 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
-from diffprune.core.vlm import VLM, Prompts, Shape
-from diffprune.models._decoder import identities, tokenise, weights_hash
+from diffprune.core.vlm import Shape
+from diffprune.images import pad_to_square
+from diffprune.models import _tiny
+from diffprune.models._clip import clip_shape, summary_attention
+from diffprune.models._decoder import identities
+from diffprune.models._family import Family, decoder_shape
+
+IMAGE_MODES = "pad", "crop"
+FRAMES = "template", "vicuna_v1"
+VICUNA_V1 = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
+    "answers to the user's questions. USER: {images}{question} ASSISTANT:"
+)
 
 
-class Llava(VLM):
-    """`LlavaForConditionalGeneration` with one image per prompt; every visual token of one image is scored together."""
+class Llava(Family):
+    """`LlavaForConditionalGeneration`; all visual tokens of an image are scored together, before the projector.
 
-    def __init__(self, model: Any, processor: Any, name: str) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.processor, self.name = processor, name
-        self.device = next(model.parameters()).device
-        self.weights_hash = weights_hash(model)
-        text, vision = model.config.text_config, model.config.vision_config
-        self.patches = vision.image_size // vision.patch_size
-        self.shape = Shape(
-            layers=text.num_hidden_layers,
-            width=text.hidden_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            ffn=text.intermediate_size,
-            vocabulary=text.vocab_size,
-            vision_layers=vision.num_hidden_layers,
-            vision_width=vision.hidden_size,
-            vision_ffn=vision.intermediate_size,
-            patches=self.patches**2 + 1,
-            patch_inputs=3 * vision.patch_size**2,
+    The tower runs alone, so that only survivors are ever projected.
+
+    image_mode: "pad" to a square with the processor's mean colour, as LLaVA was trained and evaluated, or "crop" the centre;
+                by default as the checkpoint's processor says (most say crop).
+    frame:      "template", the chat template of the checkpoint, or "vicuna_v1", the prompt of LLaVA's own code, which opens with
+                a system sentence (BENCHMARKS 1.3).
+
+    Raises:
+        ValueError: another word for either.
+    """
+
+    def __init__(self, model: Any, processor: Any, name: str, image_mode: str = "", frame: str = "template") -> None:
+        if image_mode not in ("", *IMAGE_MODES):
+            raise ValueError(f"image_mode is {image_mode!r}; llava knows {' and '.join(IMAGE_MODES)}")
+        if frame not in FRAMES:
+            raise ValueError(f"frame is {frame!r}; llava knows {' and '.join(FRAMES)}")
+        super().__init__(model, processor, name)
+        self.image_mode, self.framing = image_mode, frame
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> Llava:
+        text = _tiny.tokenizer()
+        vision = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+            projection_dim=32,
         )
+        config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**_tiny.decoder(text)), image_token_id=_tiny.IMAGE)
+        size = {"height": 32, "width": 32}
+        pictures = LlavaImageProcessorPil(size={"shortest_edge": 32}, crop_size=size, do_pad=True)
+        return cls(_tiny.build(LlavaForConditionalGeneration, config, seed), _tiny.Parts(pictures, text), "tiny llava")
+
+    def _shape(self) -> Shape:
+        self.patches = self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size
+        return Shape(**decoder_shape(self.model.config.text_config), **clip_shape(self.model.config.vision_config))
 
     @property
     def num_visual_tokens(self) -> int:
         return self.patches**2
 
-    def frame(self, question: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-
     def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
-        values = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return {"pixel_values": values.to(self.device, self.model.dtype)}
+        pictures = self.processor.image_processor
+        if not self.image_mode:
+            return super().pixels(images)
+        if self.image_mode == "pad":
+            red, green, blue = (int(255 * mean) for mean in pictures.image_mean)
+            images = [pad_to_square(image, (red, green, blue)) for image in images]
+        more = {"do_pad": False} if hasattr(pictures, "do_pad") else {}  # CLIP's processor, which many checkpoints name, has none
+        made = pictures(images=list(images), return_tensors="pt", **more)
+        return self._placed({"pixel_values": made["pixel_values"]})
+
+    def frame(self, question: str, images: int = 1) -> str:
+        if self.framing == "vicuna_v1":
+            return VICUNA_V1.format(images=f"{self.marker}\n" * images, question=question)
+        return super().frame(question, images)
 
     def encode(self, pixels: dict[str, Tensor], needs: frozenset[Need] = frozenset()) -> VisualTokens:
-        tower, layer = self.model.model.vision_tower, self.model.config.vision_feature_layer
-        states = tower(pixels["pixel_values"], output_hidden_states=True).hidden_states
+        config, tower = self.model.config, self.model.model.vision_tower
+        layer = config.vision_feature_layer
+        states: Any = tower(pixels["pixel_values"], output_hidden_states=True).hidden_states
         features = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], -1)
         attention = None
         if Need.ENCODER_ATTENTION in needs:
             last = (layer if isinstance(layer, int) else layer[-1]) % len(states)
-            attention = self._summary_attention(states[last - 1], last - 1)
-        if self.model.config.vision_feature_select_strategy == "default":
+            attention = summary_attention(tower, states[last - 1], last - 1)
+        if config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
         return VisualTokens(
             features=features,
@@ -69,28 +108,3 @@ class Llava(VLM):
             attention=attention,
             identity=identities(pixels["pixel_values"]) if Need.IDENTITY in needs else None,
         )
-
-    def _summary_attention(self, states: Tensor, index: int) -> Tensor:
-        """[B N]: softmax row of the [CLS] query in encoder layer `index`, mean over heads, from that layer's own q and k."""
-        tower = self.model.model.vision_tower
-        layer = getattr(tower, "vision_model", tower).encoder.layers[index]
-        normed, mixer = layer.layer_norm1(states), layer.self_attn
-        split = (len(states), -1, mixer.num_heads, mixer.head_dim)
-        query = mixer.q_proj(normed[:, :1]).view(split).transpose(1, 2)
-        key = mixer.k_proj(normed).view(split).transpose(1, 2)
-        return (query @ key.transpose(2, 3) * mixer.head_dim**-0.5).softmax(-1)[:, :, 0, 1:].mean(1)
-
-    def project(self, features: Tensor) -> Tensor:
-        return self.model.model.multi_modal_projector(features)
-
-    def prompts(self, questions: Sequence[str], num_tokens: Sequence[int]) -> Prompts:
-        tokenizer = self.processor.tokenizer
-        texts = [self.frame(q) for q in questions]
-        rows = tokenise(tokenizer, texts, self.processor.image_token, self.model.config.image_token_id, num_tokens)
-        return rows.to(self.device)
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(input_ids)
-
-    def image_inputs(self, features: Sequence[Tensor]) -> dict[str, Any]:
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(features))}}

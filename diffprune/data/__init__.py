@@ -1,0 +1,29 @@
+"""Training batches: images, questions and labelled answers, a pure function of (seed, step, rank).
+
+Image `i` of step `t` is drawn by its number alone, so a resumed run sees what it would have seen, and N workers together see
+what one worker with the whole batch sees. Sources are spelled like plug-ins: `world`, `jsonl('chats.jsonl', images='pictures')`,
+`parquet('folder')`, `folder('folder')`, `hub('owner/name', revision='...')`; see `spelling.py`. Images for calibration and
+validation are never trained on: they are picked by a hash of the image's id (`order.py`). Files are read row by row, or row
+group by row group; rows that are broken are counted, skipped and replaced (`table.py`).
+"""
+
+from diffprune.data.batch import TrainBatch, block_mask, packed_rows, rows
+from diffprune.data.sources import Asked, Source, Tally, TooManyBroken
+from diffprune.data.spelling import SOURCES, source
+from diffprune.data.stream import batches, calibration, validation
+
+__all__ = [
+    "SOURCES",
+    "Asked",
+    "Source",
+    "Tally",
+    "TooManyBroken",
+    "TrainBatch",
+    "batches",
+    "block_mask",
+    "calibration",
+    "packed_rows",
+    "rows",
+    "source",
+    "validation",
+]

@@ -1,0 +1,88 @@
+"""What a source of training images is: a numbered draw, and a tally of what could not be used."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TRAIN, CALIBRATION, VALIDATION = 0, 1, 2  # streams of random numbers and parts of the data that never meet
+JUDGED_OVER = 1000  # rows: one broken image among the first few says nothing about a share
+
+Asked = list[tuple[str, str]]  # (question, answer) pairs about one image
+
+
+class TooManyBroken(ValueError):
+    """More of the training data cannot be used than the recipe allows."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which image of a run: number `index` of the `images` of a step. Calibration and validation have one step."""
+
+    stream: int
+    index: int
+    images: int
+    seed: int = 0
+    step: int = 0
+
+    @property
+    def position(self) -> int:
+        """How many images all workers together drew before it."""
+        return self.step * self.images + self.index
+
+    def random(self, *more: int) -> np.random.Generator:
+        """A generator of this place's own; the same for every number of workers and after every restart."""
+        run = [self.seed, self.stream, self.step] if self.stream == TRAIN else [self.stream]
+        return np.random.default_rng([*run, self.index, *more])
+
+
+@dataclass
+class Tally:
+    """What one worker drew: `drawn` rows, of which `broken` could not be used, the first for the reason `first`.
+
+    limit: the share of broken rows from which on the run stops. It is judged over at least 1000 rows, or all rows of smaller data.
+    """
+
+    limit: float = 0.01
+    drawn: int = 0
+    broken: int = 0
+    first: str = ""
+
+    def skip(self, reason: str, rows: int) -> None:
+        """Count a row that cannot be used; `rows` is the size of the data.
+
+        Raises:
+            TooManyBroken: it is one too many.
+        """
+        self.broken += 1
+        self.first = self.first or reason
+        if self.broken > self.limit * max(self.drawn, min(JUDGED_OVER, rows)):
+            raise TooManyBroken(
+                f"{self.broken} of the {self.drawn} training rows drawn so far cannot be used, more than "
+                f"max_broken_share={self.limit:g} allows; the first: {self.first}"
+            )
+
+
+class Source(ABC):
+    """Images and questions about them.
+
+    spelling: what makes it again on another worker (paths absolute).
+    """
+
+    spelling: str
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What is read, wherever it lies: part of a recipe's key. Empty where the spelling says it all."""
+
+    @abstractmethod
+    def draw(self, place: Place, questions: int, tally: Tally) -> tuple[Any, Asked]:
+        """The PIL image (RGB) at a place and up to `questions` pairs about it; at least one.
+
+        Raises:
+            ValueError: the data cannot be read. TooManyBroken: too much of it.
+        """

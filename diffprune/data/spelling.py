@@ -1,0 +1,134 @@
+"""Training data by their spelling, like plug-ins: `world`, `jsonl('chats.jsonl', images='pictures')`, `parquet('folder')` ...
+
+Fields of all that read files: `image`, `question`, `answer` name columns, `prompt` is the question of rows that have none. By
+default the answer is the first there of `conversations` (turns of LLaVA-665K or of chats), `answer`, `caption`,
+`caption_enriched` (ImageNet-1K-VL-Enriched), `text`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from diffprune import hub as remote
+from diffprune.core.plugins import nearest, parse_call
+from diffprune.data.asked import PROMPT, Fields
+from diffprune.data.parquet import ParquetTable, parquet_files
+from diffprune.data.sources import Source
+from diffprune.data.table import Table, TableSource
+from diffprune.data.text import TextTable
+from diffprune.data.world import World
+from diffprune.hub.splits import patterns
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+def world() -> Source:
+    """The embedded world: endless."""
+    return World()
+
+
+def jsonl(
+    file: Path, images: Path | None = None, image: str = "image", question: str = "", answer: str = "", prompt: str = PROMPT
+) -> Source:
+    """One object per line (or one array of objects); images are paths in the folder `images`, by default the file's own."""
+    fields = Fields(image, question, answer, prompt)
+    return TableSource(lambda: TextTable(file, fields), fields, lambda: images or file.parent, f"jsonl {fields}")
+
+
+def parquet(
+    place: Path,
+    images: Path | None = None,
+    image: str = "image",
+    question: str = "",
+    answer: str = "",
+    prompt: str = PROMPT,
+    id: str = "",
+) -> Source:
+    """A Parquet file or a folder of them; images inside, or as paths in the folder `images`, by default that of the files."""
+    fields = Fields(image, question, answer, prompt)
+    beside = images or (place.parent if place.suffix == ".parquet" else place)
+
+    def opened() -> Table:
+        return ParquetTable(str(place), parquet_files(place), fields, id)
+
+    return TableSource(opened, fields, lambda: beside, f"parquet {fields} id={id!r}")
+
+
+def folder(place: Path, question: str = "", answer: str = "", prompt: str = PROMPT) -> Source:
+    """A folder of images with captions in `metadata.jsonl` or `metadata.csv`, whose `file_name` names the image."""
+    fields = Fields("file_name", question, answer, prompt)
+
+    def opened() -> Table:
+        found = next((place / name for name in METADATA if (place / name).is_file()), None)
+        if found is None:
+            raise ValueError(f"{place} has neither {' nor '.join(METADATA)}, which would name each image's caption")
+        return TextTable(found, fields)
+
+    return TableSource(opened, fields, lambda: place, f"folder {fields}")
+
+
+def hub(
+    repository: str,
+    revision: str = "",
+    split: str = "train",
+    config: str = "default",
+    image: str = "image",
+    question: str = "",
+    answer: str = "",
+    prompt: str = PROMPT,
+    id: str = "",
+) -> Source:
+    """The Parquet files of one split of a data set on the Hub, at a commit; downloaded at the first draw."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f"{repository!r} is no data set of the Hub; write 'owner/name'")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(f"hub({repository!r}) needs revision='<commit>' of 40 digits, so that every run reads the same data")
+    fields = Fields(image, question, answer, prompt)
+
+    def opened() -> Table:
+        wanted = patterns(config, split)
+        first = remote.files(repository, revision, wanted)[0]
+        place = next(first.parents[pattern.count("/")] for pattern in wanted if first.match(pattern))
+        return ParquetTable(repository, remote.split_files(place, config, split), fields, id)  # which refuses a missing shard
+
+    def beside() -> Path:
+        raise ValueError("the image is a path, but only images inside the Parquet files of the Hub can be read")
+
+    source = TableSource(opened, fields, beside, f"hub {fields} id={id!r}")
+    source.identity = f"hub {repository} {revision} {config!r} {split!r} {fields} id={id!r}"
+    return source
+
+
+SOURCES: dict[str, Callable[..., Source]] = {f.__name__: f for f in (world, jsonl, parquet, folder, hub)}
+
+
+def source(data: str) -> Source:
+    """The source spelled `data`; its files are looked at only when it is drawn from.
+
+    Raises:
+        ValueError: no such source or option; names the nearest one.
+    """
+    name, args, options = parse_call(data)
+    if name not in SOURCES:
+        raise ValueError(f"no training data {data!r}: {nearest(data, SOURCES)}")
+    signature = inspect.signature(SOURCES[name])
+    for key in options:
+        if key not in signature.parameters:
+            known = list(signature.parameters)
+            raise ValueError(f"{name} has no option {key!r}: " + (nearest(key, known) if known else "it takes none"))
+    try:
+        given = signature.bind(*args, **options).arguments
+    except TypeError as error:
+        raise ValueError(f"training data {data!r}: {error}") from None
+    for key, value in given.items():
+        if not isinstance(value, str):
+            raise ValueError(f"training data {data!r}: {key} is {value!r}, but must be text in quotes")
+        if "Path" in signature.parameters[key].annotation:
+            given[key] = str(Path(value).absolute())  # workers may run in another folder
+    made = SOURCES[name](**{k: Path(v) if "Path" in signature.parameters[k].annotation else v for k, v in given.items()})
+    shown = [repr(value) if i == 0 else f"{key}={value!r}" for i, (key, value) in enumerate(given.items())]
+    made.spelling = name + (f"({', '.join(shown)})" if shown else "")
+    return made

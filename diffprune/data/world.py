@@ -1,0 +1,23 @@
+"""Training data without files: pictures of the embedded world, drawn on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from diffprune.data.sources import TRAIN, Asked, Place, Source, Tally
+from diffprune.embedded import world as embedded
+
+
+class World(Source):
+    """Endless scenes; those for calibration and validation have seeds of their own."""
+
+    identity = ""
+
+    def draw(self, place: Place, questions: int, tally: Tally) -> tuple[Any, Asked]:
+        """A picture of the embedded world and questions about it."""
+        rng, seeds = place.random(), embedded.SPLITS["train" if place.stream == TRAIN else "calibration"]
+        scene = embedded.scene(int(rng.integers(seeds.start, seeds.stop)))
+        tally.drawn += 1
+        return Image.fromarray(scene.image), [asked[1:] for asked in embedded.questions(scene, rng, questions)]

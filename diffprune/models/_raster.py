@@ -1,0 +1,45 @@
+"""What families share that see every picture as one square raster, through a SigLIP encoder, which has no [CLS] token."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from diffprune.core.pruner import Need
+from diffprune.core.tokens import VisualTokens
+from diffprune.core.vlm import Shape
+from diffprune.models._family import Family
+from diffprune.models._patches import patch_shape
+
+
+class Raster(Family):
+    """A family whose pictures all have `side` x `side` tokens."""
+
+    stacked = True
+    packs = False  # the decoder reads pictures in both directions: it takes no mask of packed questions
+
+    @property
+    @abstractmethod
+    def side(self) -> int:
+        """Tokens along one side of a picture."""
+
+    def _shape(self) -> Shape:
+        return patch_shape(self.model.config)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return self.side**2
+
+    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
+        return replace(super()._tokens(heard, output, pixels, needs), grid=(self.side, self.side))
+
+
+def tiny_vision(**changes: Any) -> dict[str, Any]:
+    """Settings of a SigLIP encoder of two layers over 4 x 4 patches."""
+    return {
+        "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "image_size": 32, "patch_size": 8, "vision_use_head": False,
+    } | changes  # fmt: skip

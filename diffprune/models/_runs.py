@@ -1,0 +1,16 @@
+"""Where visual tokens stand in rows of ids: unbroken runs of one token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def runs(ids: Tensor, token: int) -> list[list[tuple[int, int]]]:
+    """[B S] -> of each row, (start, stop) of every unbroken run of `token`, in order."""
+    here = (ids == token).int()
+    edge = here.new_zeros(len(here), 1)
+    found = []
+    for change in here.diff(dim=1, prepend=edge, append=edge).cpu():
+        starts, stops = ((change == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
+        found.append(list(zip(starts, stops, strict=True)))
+    return found

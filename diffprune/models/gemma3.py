@@ -1,0 +1,74 @@
+"""Gemma 3: a SigLIP encoder, average pooling, a normed linear projector, a decoder with sliding windows (arXiv 2503.19786).
+
+ENCODED is one row per visual token, after pooling (4 x 4 patches at the usual sizes) and before the projector's norm; N is the
+same for every image. `\\n\\n<start_of_image>` and `<end_of_image>\\n\\n` around the tokens are text. Tokens of a picture see each
+other in both directions; the survivors of a cut still do. Pan-and-scan is off; crops that a user's own processor made are
+pictures with a budget each. A sliding window counts the tokens that are left, so in rows longer than the window (1024 in most
+checkpoints) a pruned row sees farther back than the full one: there, removing is no longer the same as hiding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+from diffprune.models import _tiny
+from diffprune.models._raster import Raster, tiny_vision
+
+
+class Gemma3(Raster):
+    """`Gemma3ForConditionalGeneration`, checkpoints with an encoder."""
+
+    entrance = "multi_modal_projector.mm_soft_emb_norm"
+    token_types = "token_type_ids"
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> Gemma3:
+        start, end = "<start_of_image>", "<end_of_image>"
+        text = _tiny.tokenizer(start, end)
+        text.chat_template = _tiny.TEMPLATE.replace("<image>", start)
+        layers = ["sliding_attention", "full_attention"]
+        config = Gemma3Config(
+            vision_config=tiny_vision(image_size=64),
+            text_config=_tiny.decoder(text, head_dim=16, sliding_window=256, layer_types=layers),
+            image_token_id=_tiny.IMAGE,
+            boi_token_id=text.convert_tokens_to_ids(start),
+            eoi_token_id=text.convert_tokens_to_ids(end),
+            mm_tokens_per_image=16,
+        )
+        pictures = Gemma3ImageProcessorPil(size={"height": 64, "width": 64})
+        made = _tiny.build(Gemma3ForConditionalGeneration, config, seed)
+        return cls(made, _tiny.Parts(pictures, text, start), "tiny gemma3")
+
+    @property
+    def side(self) -> int:
+        return int(self.model.config.mm_tokens_per_image**0.5)
+
+    def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
+        made = self.processor.image_processor(images=list(images), do_pan_and_scan=False, return_tensors="pt")
+        return self._placed({"pixel_values": made["pixel_values"]})
+
+    def project(self, features: Tensor) -> Tensor:
+        projector = self.model.model.multi_modal_projector
+        return torch.matmul(projector.mm_soft_emb_norm(features), projector.mm_input_projection_weight).type_as(features)
+
+    def frame(self, question: str, images: int = 1) -> str:
+        """The chat template, start and end of each picture written out: the newlines around merge with those of the text."""
+        start, token, end = self._words()
+        return super().frame(question, images).replace(start, f"\n\n{start}{token}{end}\n\n")
+
+    @property
+    def marker(self) -> str:
+        return self._words()[1]
+
+    def _words(self) -> list[str]:
+        """Start of image, visual token, end of image, as text."""
+        config = self.model.config
+        ids = [config.boi_token_id, self.image_token_id, config.eoi_token_id]
+        found: list[str] = self.processor.tokenizer.convert_ids_to_tokens(ids)
+        return found

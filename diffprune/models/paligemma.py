@@ -1,0 +1,63 @@
+"""PaliGemma 1 and 2: a SigLIP encoder, a linear projector, a Gemma decoder whose prompt sees itself both ways (arXiv 2407.07726).
+
+ENCODED is one row per patch, before the projector; N is the same for every image. A row is images, `<bos>`, text, newline: the
+prefix, whose tokens see each other. What follows the newline is the answer and is read causally. Nothing is counted apart.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from diffprune.core.vlm import Prompts
+from diffprune.models import _tiny
+from diffprune.models._raster import Raster, tiny_vision
+
+
+class PaliGemma(Raster):
+    """`PaliGemmaForConditionalGeneration`; its forward counts positions from 1, its generate adds that 1 itself."""
+
+    position_offset = 1
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> PaliGemma:
+        text = _tiny.tokenizer()
+        config = PaliGemmaConfig(
+            vision_config=tiny_vision(),
+            text_config={"model_type": "gemma", "head_dim": 16, **_tiny.decoder(text)},
+            image_token_id=_tiny.IMAGE,
+            projection_dim=64,
+            hidden_size=64,
+        )
+        pictures = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+        return cls(_tiny.build(PaliGemmaForConditionalGeneration, config, seed), _tiny.Parts(pictures, text), "tiny paligemma")
+
+    @property
+    def side(self) -> int:
+        vision = self.model.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
+    def frame(self, question: str, images: int = 1) -> str:
+        """Images, `<bos>`, the question, a newline: these checkpoints have no chat template."""
+        return f"{self.marker * images}{self.processor.tokenizer.bos_token}{question}\n"
+
+    def token_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
+        """0 for the prefix, 1 for the answer: labelled tokens or, without labels, those after the row's last newline."""
+        if prompts.labels is not None:
+            return {"token_type_ids": (prompts.labels != -100).long()}
+        ids = prompts.input_ids
+        breaks = torch.isin(ids, torch.tensor(self._newlines, device=ids.device)) & prompts.attention_mask.bool()
+        after = breaks.flip(1).cumsum(1).flip(1) == 0
+        return {"token_type_ids": (after & breaks.any(1, keepdim=True)).long()}
+
+    @cached_property
+    def _newlines(self) -> list[int]:
+        """Tokens of one or several newlines; none where a model came without its processor, whose rows are prompts only."""
+        if not self.processor:
+            return []
+        found = [self.processor.tokenizer("\n" * n, add_special_tokens=False)["input_ids"] for n in range(1, 32)]
+        return [ids[0] for ids in found if len(ids) == 1]

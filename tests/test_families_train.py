@@ -1,0 +1,88 @@
+"""Training rows of every family: the loss of an answer is what the model says of it token by token, packed rows or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from diffprune import data as training
+from diffprune import prune, train
+from diffprune.core import plugins
+from diffprune.core.budget import Keep, parse
+from diffprune.core.context import LocalContext
+from diffprune.core.tokens import Throttle
+from diffprune.core.vlm import VLM
+from diffprune.data.batch import batch as batch_of
+from diffprune.models._decoder import decoder_attention
+from diffprune.recipe import Recipe
+from tests.test_families import FAMILIES, extended, pictures, tiny
+
+ASKED = [[("what?", "red"), ("how many?", "2 of")], [("where is it?", "up")]]
+
+
+def drawn() -> list[tuple[Any, list[tuple[str, str]]]]:
+    """Two pictures of different size, two questions about the first."""
+    return list(zip(pictures()[1:3], ASKED, strict=True))
+
+
+def stepwise(vlm: VLM) -> float:
+    """Oracle: -log p of every answer token from a row of its own that ends right before it."""
+    total = 0.0
+    for picture, pairs in drawn():
+        for question, answer in pairs:
+            tokens = vlm.encode(vlm.pixels([picture]))
+            prompts = vlm.prompts([question], tokens.present.sum(1).tolist(), tokens.layout)
+            row = prune.shrink(vlm, prompts, tokens, plugins.load("pruners", "none"), parse("Share(1)"))
+            text = vlm.processor.tokenizer
+            for token in [*text(answer, add_special_tokens=False)["input_ids"], text.eos_token_id]:
+                logits = prune.forward(vlm, row, logits_to_keep=1, use_cache=False).logits[0, -1]
+                total -= float(logits.float().log_softmax(-1)[token])
+                row = prune.Packed(
+                    extended(row.prompts, torch.tensor([[token]])), row.features, row.kept, row.total, row.lengths, row.companions
+                )
+    return total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_is_what_the_model_says_token_by_token(family: str) -> None:
+    vlm = tiny(family)
+    with torch.no_grad():
+        wanted = stepwise(vlm)
+        for packed in (False, True) if vlm.packs else (False,):
+            batch = batch_of(vlm, drawn(), packed)
+            tokens = vlm.encode(batch.pixels)
+            nothing = Throttle(tokens.features, tokens.counts.float())
+            found = train.throttled_nll(vlm, batch.prompts, tokens, nothing, batch.image)
+            assert float(found) == pytest.approx(wanted, rel=1e-5), f"packed={packed}"
+            assert batch.num_labels == sum(len(a) + 1 for pairs in ASKED for _, a in pairs)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if plugins.find("models", f).packs])  # type: ignore[attr-defined]
+def test_retention_of_one_is_the_models_own_attention(family: str) -> None:
+    vlm = tiny(family)
+    with torch.no_grad():
+        batch = batch_of(vlm, drawn(), True)
+        tokens = vlm.encode(batch.pixels)
+        full = torch.ones(tokens.alive.shape)
+        plain = train.throttled_nll(vlm, batch.prompts, tokens, Throttle(tokens.features, full.sum(1)), batch.image)
+        with decoder_attention(vlm.model, "masked_softmax"):
+            found = train.throttled_nll(vlm, batch.prompts, tokens, Throttle(tokens.features, full.sum(1), full), batch.image)
+    assert float(found) == pytest.approx(float(plain), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_scorer_trains_and_prunes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One real step through the throttle, the decoder and back, then a run with tokens removed."""
+    vlm = tiny(family)
+    source = training.SOURCES["world"]()
+    monkeypatch.setattr(type(source), "draw", lambda self, place, questions, tally: drawn()[place.index % 2])
+    recipe = Recipe(
+        arms=("diffprune",), steps=1, images=2, questions=2, calibration_images=4, validation_images=2, workers=1, validate_every=0
+    )
+    arm = train.Arm(LocalContext("run"), vlm, recipe, "diffprune", 0)
+    row = arm.step(batch_of(vlm, drawn(), vlm.packs))
+    assert row.grad_norm > 0 and row.loss == row.loss
+    answers = vlm.generate(pictures()[:2], ["what?", "where?"], pruner=arm.pruner, budget=Keep(3), max_new_tokens=2)
+    assert len(answers) == 2
