@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffprune.core.pruner import Pruner
     from diffprune.core.tokens import Selection, VisualTokens
     from diffprune.core.vlm import VLM
+    from diffprune.drawing import overlay
     from diffprune.inside import pruned
     from diffprune.models._load import load
     from diffprune.prune import generate
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "VLM", "Above", "Budget", "Keep", "Pruner", "Selection", "Share", "Store", "VisualTokens",
-    "benchmark", "generate", "load", "parse", "pruned", "pruner",
+    "benchmark", "generate", "load", "overlay", "parse", "pruned", "pruner",
 ]  # fmt: skip
 
 _HOMES = {
     "Above": "core.budget", "Budget": "core.budget", "Keep": "core.budget", "Share": "core.budget", "parse": "core.budget",
     "Pruner": "core.pruner", "Selection": "core.tokens", "VisualTokens": "core.tokens", "VLM": "core.vlm",
-    "load": "models._load", "generate": "prune", "pruned": "inside", "Store": "store",
+    "load": "models._load", "overlay": "drawing", "generate": "prune", "pruned": "inside", "Store": "store",
 }  # fmt: skip
 
 

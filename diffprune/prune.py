@@ -155,7 +155,7 @@ def shrink(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, bud
         total=tokens.counts,
         lengths=None if left.line is None else after.sum(1),
         companions=None if left.companions is None else left.companions[after],
-        selection=Selection(left.alive, left.features),
+        selection=Selection(left.alive, left.features, left.grid),
     )
 
 

@@ -69,5 +69,5 @@ def test_what_is_no_supported_model_is_named(checkpoint: Path, tmp_path: Path) -
         load(str(tmp_path))
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(ValueError, match="no model named 'bert'"):
+    with pytest.raises(ValueError, match="'bert' is no vision-language model"):
         load(str(checkpoint))

@@ -99,10 +99,12 @@ class Selection:
 
     keep     [B N] bool: a subset of `VisualTokens.alive`, at least one per image that has any.
     features [B N D]: unchanged unless the method merges tokens.
+    grid     (rows, columns) when the tokens are a raster of that size, else None; for drawing.
     """
 
     keep: Tensor
     features: Tensor
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

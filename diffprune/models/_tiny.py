@@ -5,6 +5,10 @@ Tests and dry runs of real recipes use them: the same classes and code as a 7B c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,11 +39,45 @@ def tokenizer(*special: str) -> PreTrainedTokenizerFast:
     return made
 
 
+@dataclass(frozen=True)
+class Size:
+    """Of a tiny instance's decoder; heads are 16 wide."""
+
+    width: int = 64
+    layers: int = 2
+
+
+_size = ContextVar("size", default=Size())
+
+
+@contextmanager
+def sized(width: int, layers: int) -> Iterator[None]:
+    """Instances made inside have a larger decoder, for measuring.
+
+    Raises:
+        ValueError: a width that is no multiple of 32 (two heads at least), or no layer.
+    """
+    if width < 32 or width % 32 or layers < 1:
+        raise ValueError(f"width={width}, layers={layers}: the width of a tiny instance is a multiple of 32, its layers at least 1")
+    before = _size.set(Size(width, layers))
+    try:
+        yield
+    finally:
+        _size.reset(before)
+
+
+def width() -> int:
+    """Of the decoder of the instance in the making."""
+    return _size.get().width
+
+
 def decoder(text: PreTrainedTokenizerFast, **changes: Any) -> dict[str, Any]:
-    """Settings of a decoder of two layers, 64 wide, four heads over two of keys."""
+    """Settings of a decoder of two layers, 64 wide, four heads over two of keys, unless `sized` says otherwise."""
+    size = _size.get()
     return {
-        "vocab_size": len(text), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 4096, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
+        "vocab_size": len(text), "hidden_size": size.width, "intermediate_size": 2 * size.width,
+        "num_hidden_layers": size.layers, "num_attention_heads": size.width // 16, "num_key_value_heads": size.width // 32,
+        "max_position_embeddings": 4096, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
     } | changes  # fmt: skip
 
 

@@ -32,10 +32,11 @@ class Gemma3(Raster):
         start, end = "<start_of_image>", "<end_of_image>"
         text = _tiny.tokenizer(start, end)
         text.chat_template = _tiny.TEMPLATE.replace("<image>", start)
-        layers = ["sliding_attention", "full_attention"]
+        settings = _tiny.decoder(text, head_dim=16, sliding_window=256)
+        layers = ["sliding_attention", "full_attention"] * settings["num_hidden_layers"]
         config = Gemma3Config(
             vision_config=tiny_vision(image_size=64),
-            text_config=_tiny.decoder(text, head_dim=16, sliding_window=256, layer_types=layers),
+            text_config={**settings, "layer_types": layers[: settings["num_hidden_layers"]]},
             image_token_id=_tiny.IMAGE,
             boi_token_id=text.convert_tokens_to_ids(start),
             eoi_token_id=text.convert_tokens_to_ids(end),

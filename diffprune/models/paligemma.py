@@ -30,8 +30,8 @@ class PaliGemma(Raster):
             vision_config=tiny_vision(),
             text_config={"model_type": "gemma", "head_dim": 16, **_tiny.decoder(text)},
             image_token_id=_tiny.IMAGE,
-            projection_dim=64,
-            hidden_size=64,
+            projection_dim=_tiny.width(),
+            hidden_size=_tiny.width(),
         )
         pictures = SiglipImageProcessorPil(size={"height": 32, "width": 32})
         return cls(_tiny.build(PaliGemmaForConditionalGeneration, config, seed), _tiny.Parts(pictures, text), "tiny paligemma")

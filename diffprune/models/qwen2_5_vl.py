@@ -23,7 +23,7 @@ class Qwen25VL(Qwen):
     def tiny(cls, seed: int = 0) -> Qwen25VL:
         parts = tiny_parts()
         vision = {
-            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64,
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": _tiny.width(),
             "window_size": 16, "fullatt_block_indexes": [1],
         }  # fmt: skip
         config = tiny_config(Qwen2_5_VLConfig, parts.tokenizer, vision)

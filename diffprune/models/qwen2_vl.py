@@ -18,7 +18,7 @@ class Qwen2VL(Qwen):
     @classmethod
     def tiny(cls, seed: int = 0) -> Qwen2VL:
         parts = tiny_parts()
-        vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
+        vision = {"depth": 2, "embed_dim": 32, "hidden_size": _tiny.width(), "mlp_ratio": 2}
         config = tiny_config(Qwen2VLConfig, parts.tokenizer, vision)
         return cls(_tiny.build(Qwen2VLForConditionalGeneration, config, seed), parts, "tiny qwen2_vl")
 

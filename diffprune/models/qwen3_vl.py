@@ -30,7 +30,7 @@ class Qwen3VL(Qwen):
     def tiny(cls, seed: int = 0) -> Qwen3VL:
         parts = tiny_parts()
         vision = {
-            "depth": 3, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64,
+            "depth": 3, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": _tiny.width(),
             "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
         }  # fmt: skip
         config = tiny_config(Qwen3VLConfig, parts.tokenizer, vision, {"mrope_interleaved": True})
