@@ -164,6 +164,49 @@ def submit(job: str, address: str, rest: tuple[str, ...]) -> None:
     sys.exit(jobs.submit(job, address, rest))
 
 
+WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a checkpoint; never pickles or code
+
+
+@app.command("fetch")
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Download below this folder. [default: DIFFPRUNE_DATA or ~/.cache/diffprune]"
+)
+def fetch(names: tuple[str, ...], out: Path | None) -> None:
+    """Download and check data ahead of a run: benchmarks (gqa, "mmbench(edition='20230712')") and checkpoints (owner/name or
+    owner/name@commit). What is there is not loaded again; a folder, as in "gqa(folder='data')", is only checked."""
+    from diffprune import hub
+    from diffprune.core import plugins
+
+    made = [(name, None if "/" in name.partition("(")[0] else plugins.load("benchmarks", name)) for name in names]
+    for name, benchmark in made:
+        if benchmark is None:
+            repository, _, commit = name.partition("@")
+            files = hub.files(repository, commit or "main", WEIGHTS, kind="model")
+            size = sum(path.stat().st_size for path in files) / 2**20
+            click.echo(f"{name}: {len(files)} files, {size:,.1f} MiB, in {files[0].parent}")
+        else:
+            source = getattr(benchmark, "source", None)
+            click.echo(benchmark.fetch(out / source.name if out and source else None))
+
+
+@app.command("doctor")
+def doctor() -> None:
+    """What this machine can do: versions, GPU, attention kernels, families, extras. Exit code 1 if something is missing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from diffprune import doctor as diagnosis
+
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    colours = {diagnosis.GOOD: "green", diagnosis.WORSE: "yellow", diagnosis.BAD: "red"}
+    found = diagnosis.examine()
+    for finding in found:
+        table.add_row(finding.what, f"[{colours[finding.state]}]{finding.state}[/]", finding.detail)
+    Console().print(table)
+    sys.exit(any(finding.state == diagnosis.BAD for finding in found))
+
+
 def _ours(error: BaseException) -> bool:
     """Whether the project raised this on purpose: the innermost frame is ours. Foreign ValueErrors deserve their traceback."""
     frames = traceback.extract_tb(error.__traceback__)

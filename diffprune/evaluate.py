@@ -7,7 +7,7 @@ tokenised once per benchmark. What goes wrong with one sample is written in its 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -28,11 +28,15 @@ from diffprune.core.vlm import VLM, Prompts
 
 TEN = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "seed", "vizwiz")
 UNPRUNED = "none"
+BLIND, NOTHING = "blind", "Keep(0)"  # not a method: the question without its image, asked once per benchmark
 CHUNK = 8  # images per encoder call, always: the same shape gives the same bits, so an answer cannot depend on what ran before
 
 
 class Evaluation(BaseModel):
-    """What to ask. benchmarks: spellings; limit: questions per benchmark, whole groups; batch: rows per generation."""
+    """What to ask. benchmarks: spellings; limit: questions per benchmark, whole groups; batch: rows per generation.
+
+    blind: also ask every question without its image, which is what blind-corrected retention is measured from.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,6 +45,7 @@ class Evaluation(BaseModel):
     limit: int | None = Field(None, ge=1)
     batch: int = Field(64, ge=1)
     protocol: str = "llava"
+    blind: bool = False
 
 
 def _benchmark(text: str, options: Evaluation) -> Benchmark:
@@ -51,7 +56,8 @@ def _benchmark(text: str, options: Evaluation) -> Benchmark:
 
 
 def cells(vlm: VLM, pruners: Sequence[str], budgets: Sequence[str], options: Evaluation) -> list[Cell]:
-    """Every pruner at every budget on every benchmark, each once; `none` once per benchmark, as `Share(1)`.
+    """Every pruner at every budget on every benchmark, each once; `none` once per benchmark, as `Share(1)`;
+    `blind`, if asked for, once per benchmark, as `Keep(0)`.
 
     Raises:
         ValueError: unknown pruner, benchmark, split, protocol or option, or a budget above what the model has.
@@ -63,13 +69,16 @@ def cells(vlm: VLM, pruners: Sequence[str], budgets: Sequence[str], options: Eva
     if any(method.spelling != UNPRUNED for method in methods) and not parsed:
         raise ValueError("no budget given: a method needs at least one, as in Keep(64) or 22%")
     sources = [_benchmark(text, options) for text in options.benchmarks]
-    for source in {type(source): source for source in sources}.values():
-        source.samples(options.split, 1)  # refuses an unknown split; one of a kind is asked, as making samples takes time
+    for source in {source.revision: source for source in sources}.values():
+        source.samples(options.split, 1, options.protocol)  # refuses an unknown split; once per data set, as it takes time
     found: dict[Cell, None] = {}
     for benchmark in sources:
         for method in methods:
             for budget in [budgets_.Share(1)] if method.spelling == UNPRUNED else parsed:
                 found[_cell(vlm, method, budget, benchmark, options)] = None
+        if options.blind:
+            full = _cell(vlm, plugins.load("pruners", UNPRUNED), budgets_.Share(1), benchmark, options)
+            found[replace(full, pruner=BLIND, budget=NOTHING)] = None
     return list(found)
 
 
@@ -173,27 +182,41 @@ class Evaluator:
 
     def __init__(self, vlm: VLM, cache_mib: float = 2048) -> None:
         self.vlm, self.encodings = vlm, Encodings(vlm, cache_mib)
-        self._asked: dict[tuple[str, str, int | None], _Asked] = {}
+        self._asked: dict[tuple[str, str, int | None, str], _Asked] = {}
         self._pruners: dict[str, Pruner] = {}
 
-    @torch.inference_mode()
     def run(self, cell: Cell) -> list[Prediction]:
         """One row per question, in the benchmark's order.
 
         Raises:
-            ValueError: the weights are not those the cell names, or the method refuses the budget.
+            ValueError: the weights or data are not those the cell names, or the method refuses the budget.
             RuntimeError: not one question could be answered.
         """
-        pruner, budget, asked = self._pruner(cell), budgets_.parse(cell.budget), self._ask(cell)
-        budget.check(self.vlm.num_visual_tokens)
         found: dict[int, Prediction] = {}
-        order = sorted(range(len(asked.samples)), key=lambda i: (len(asked.samples[i].question), i))
-        answer = partial(self._answers, cell, asked, pruner, budget)
-        for start in range(0, len(order), cell.batch):
-            found |= _isolating(answer, order[start : start + cell.batch], partial(_failed, asked))
-        if found and all(row.error for row in found.values()):
-            raise RuntimeError(f"all {len(found)} questions of {cell.benchmark} failed, the first with {found[0].error}")
-        return [found[i] for i in range(len(asked.samples))]
+        for index in self.batches(cell):
+            found |= self.answer(cell, index)
+        return gathered(cell, found)
+
+    def batches(self, cell: Cell) -> list[list[int]]:
+        """Numbers of the questions that are answered together, similar lengths; all of them, each once.
+
+        The smallest piece of work there is: any process that holds the model can answer any batch, with the same rows.
+        """
+        samples = self._ask(cell).samples
+        order = sorted(range(len(samples)), key=lambda i: (len(samples[i].question), i))
+        return [order[start : start + cell.batch] for start in range(0, len(order), cell.batch)]
+
+    @torch.inference_mode()
+    def answer(self, cell: Cell, index: Sequence[int]) -> dict[int, Prediction]:
+        """The rows of one batch by number of the question; what fails is asked again alone, and then is a row with an error.
+
+        Raises:
+            ValueError: the weights or data are not those the cell names, or the method refuses the budget.
+        """
+        budget = budgets_.parse(cell.budget if cell.pruner != BLIND else "Share(1)")
+        pruner, asked = self._pruner(cell), self._ask(cell)
+        budget.check(self.vlm.num_visual_tokens)
+        return _isolating(partial(self._answers, cell, asked, pruner, budget), index, partial(_failed, asked))
 
     def _pruner(self, cell: Cell) -> Pruner:
         if cell.model_hash != self.vlm.weights_hash:
@@ -201,7 +224,7 @@ class Evaluator:
                 f"the weights of {cell.model} have changed: the cell asks for {cell.model_hash}, {self.vlm.weights_hash} is loaded"
             )
         if cell.pruner not in self._pruners:
-            self._pruners[cell.pruner] = plugins.load("pruners", cell.pruner)
+            self._pruners[cell.pruner] = plugins.load("pruners", UNPRUNED if cell.pruner == BLIND else cell.pruner)
         pruner = self._pruners[cell.pruner]
         if pruner.weights_hash != cell.pruner_hash:
             raise ValueError(
@@ -210,32 +233,47 @@ class Evaluator:
         return pruner
 
     def _ask(self, cell: Cell) -> _Asked:
-        name = (cell.benchmark, cell.split, cell.limit)
+        name = (cell.benchmark, cell.split, cell.limit, cell.protocol)
         if name not in self._asked:
             benchmark: Benchmark = plugins.load("benchmarks", cell.benchmark)
-            samples = benchmark.samples(cell.split, cell.limit)
+            if benchmark.revision != cell.revision:
+                found = f"the cell asks for {cell.revision!r}, found {benchmark.revision!r}"
+                raise ValueError(f"the data of {cell.benchmark} have changed: {found}")
+            samples = benchmark.samples(cell.split, cell.limit, cell.protocol)
             if not samples:
                 raise ValueError(f"{cell.benchmark} has no question in split {cell.split!r}")
             prompts = self.vlm.prompts([s.question for s in samples], [self.vlm.num_visual_tokens] * len(samples))
             self._asked[name] = _Asked(benchmark, samples, prompts)
         return self._asked[name]
 
-    def _prompts(self, asked: _Asked, index: Sequence[int], counts: list[int]) -> Prompts:
-        """Rows ready made, or tokenised again where an image has another number of tokens than the default size."""
-        if set(counts) == {self.vlm.num_visual_tokens}:
+    def _prompts(self, asked: _Asked, index: Sequence[int], tokens: VisualTokens) -> Prompts:
+        """Rows ready made where all images are alike, else tokenised for the images they are about."""
+        counts = tokens.present.sum(1).tolist()
+        if tokens.layout is None and set(counts) == {self.vlm.num_visual_tokens}:
             return rows_of(asked.prompts, index)
-        return self.vlm.prompts([asked.samples[i].question for i in index], counts)
+        return self.vlm.prompts([asked.samples[i].question for i in index], counts, tokens.layout)
 
-    def _answers(self, cell: Cell, asked: _Asked, pruner: Pruner, budget: Budget, index: Sequence[int]) -> dict[int, Prediction]:
+    def _shrunk(
+        self, cell: Cell, asked: _Asked, pruner: Pruner, budget: Budget, index: Sequence[int]
+    ) -> tuple[Prompts, prune.Packed]:
+        """The rows' prompts, and what is left of them."""
         samples = [asked.samples[i] for i in index]
         names = [(cell.revision, cell.split, s.image_id) for s in samples]
         tokens = self.encodings.get(names, [partial(asked.benchmark.image, s) for s in samples], pruner.needs)
-        prompts = self._prompts(asked, index, tokens.counts.tolist())
+        prompts = self._prompts(asked, index, tokens)
         try:
-            packed = prune.shrink(self.vlm, prompts, tokens, pruner, budget)
+            return prompts, prune.shrink(self.vlm, prompts, tokens, pruner, budget)
         except ValueError as error:
             raise Refused(str(error)) from error
-        texts, lengths = prune.answer(self.vlm, packed, asked.benchmark.max_new_tokens)
+
+    def _answers(self, cell: Cell, asked: _Asked, pruner: Pruner, budget: Budget, index: Sequence[int]) -> dict[int, Prediction]:
+        samples = [asked.samples[i] for i in index]
+        if cell.pruner == BLIND:
+            prompts = rows_of(asked.prompts, index)
+            packed = prune.blind(prompts)
+        else:
+            prompts, packed = self._shrunk(cell, asked, pruner, budget, index)
+        texts, lengths = prune.answer(self.vlm, packed, asked.benchmark.new_tokens(cell.protocol))
         grades = [asked.benchmark.grade(s, t, cell.protocol) for s, t in zip(samples, texts, strict=True)]
         words = (prompts.attention_mask.sum(1) - prompts.slots.sum(1)).tolist()
         return {
@@ -247,6 +285,17 @@ class Evaluator:
             )
             for row, (i, s) in enumerate(zip(index, samples, strict=True))
         }  # fmt: skip
+
+
+def gathered(cell: Cell, found: Mapping[int, Prediction]) -> list[Prediction]:
+    """All rows of a cell in the benchmark's order, from those of its batches.
+
+    Raises:
+        RuntimeError: not one question could be answered; such a cell is no result.
+    """
+    if found and all(row.error for row in found.values()):
+        raise RuntimeError(f"all {len(found)} questions of {cell.benchmark} failed, the first with {found[min(found)].error}")
+    return [found[i] for i in sorted(found)]
 
 
 def _isolating(

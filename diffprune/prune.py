@@ -125,12 +125,14 @@ def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original
     def at(values: Tensor, fill: int | bool) -> Tensor:
         return values.gather(1, order).masked_fill_(dead, fill)
 
-    where, compact = prompts.position_ids, (rows.cumsum(1) - 1).clamp_min(0)
+    where = prompts.position_ids
+    if positions == "compact" or where.ndim == 3:
+        compact = (rows.cumsum(1) - 1).clamp_min(0)
     if positions == "compact":
         short = compact if where.ndim == 2 else compact[..., None].expand(-1, -1, where.shape[2])
     elif where.ndim == 2:
         short = at(where, 0)
-    else:  # the text coordinate only tells sequences apart and must not have gaps (PLATFORM 4)
+    else:  # the text coordinate only tells sequences apart and must not have gaps
         short = torch.stack([compact, *(at(where[..., i], 0) for i in range(1, where.shape[2]))], -1)
     return Prompts(
         input_ids=at(prompts.input_ids, pad),
@@ -146,8 +148,7 @@ def shrink(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, bud
     """From full-length rows and encoded images to rows at the length the pruner leaves."""
     left = select(vlm, prompts, tokens, pruner, budget)
     before, after = tokens.present, left.present
-    live = prompts.attention_mask.bool()
-    live[prompts.slots] = after[before]
+    live = prompts.attention_mask.bool().masked_scatter(prompts.slots, after.masked_select(before))
     return Packed(
         prompts=cut(prompts, live, positions=positions),
         features=embeddings(vlm, left),
@@ -190,12 +191,16 @@ def forward(vlm: VLM, packed: Packed, **options: Any) -> Any:
 
 @torch.inference_mode()
 def answer(vlm: VLM, packed: Packed, max_new_tokens: int, **options: Any) -> tuple[list[str], list[int]]:
-    """Greedy answers of packed rows: (texts, tokens generated per row, the end token included)."""
+    """Greedy answers of packed rows, one beam: (texts, tokens generated per row, the end token included).
+
+    A penalty that the checkpoint's generation configuration sets stays in force, as in the family's own generate.
+    """
     tokenizer = vlm.processor.tokenizer
     made = vlm.model.generate(
         **decoder_inputs(vlm, packed),
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        num_beams=1,
         pad_token_id=tokenizer.pad_token_id,
         **options,
     )[:, packed.prompts.input_ids.shape[1] :]

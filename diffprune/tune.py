@@ -135,9 +135,9 @@ def splits(vlm: VLM, options: Tuning, needs: frozenset[Need]) -> tuple[list[Inpu
     """
     benchmarks: list[Benchmark] = [load("benchmarks", text) for text in options.benchmarks]
     share = [math.ceil(n / len(benchmarks)) for n in (options.calibration, options.held_out)]
-    first = [b.samples(options.split, share[0]) for b in benchmarks]
+    first = [b.samples(options.split, share[0], options.protocol) for b in benchmarks]
     used = {s.image_id for samples in first for s in samples}
-    more = [b.samples(options.split, options.calibration + options.held_out) for b in benchmarks]
+    more = [b.samples(options.split, options.calibration + options.held_out, options.protocol) for b in benchmarks]
     later = [[s for s in samples if s.image_id not in used][: share[1]] for samples in more]
     if not any(later):
         raise ValueError(f"split {options.split!r} has no image beside the {len(used)} used for calibration: lower `calibration`")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from diffprune import prune
+from diffprune.benchmarks.world import World
 from diffprune.core import budget, plugins
 from diffprune.core.record import Cell
 from diffprune.core.vlm import VLM
-from diffprune.evaluate import Evaluation, Evaluator, cells
+from diffprune.evaluate import Evaluation, Evaluator, cells, gathered
 from diffprune.models._load import load
 
 POPE, GQA = "world('pope')", "world('gqa')"
@@ -32,6 +36,28 @@ def test_cells_are_every_combination_once(vlm: VLM, asked: list[Cell]) -> None:
     assert {c.model_hash for c in asked} == {vlm.weights_hash}
     again = cells(vlm, ["random", "random(seed=0)"], ["Keep(16)", "16"], Evaluation(benchmarks=(POPE,), limit=16))
     assert len(again) == 1 and again[0] in asked
+
+
+def test_blind_is_asked_once_and_answers_as_if_there_were_no_picture(vlm: VLM) -> None:
+    options = Evaluation(benchmarks=(POPE,), limit=16, batch=8, blind=True)
+    *_, blind = asked = cells(vlm, ["none", "random"], ["16", "4"], options)
+    assert [(c.pruner, c.budget) for c in asked] == [
+        ("none", "Share(1)"), ("random", "Keep(16)"), ("random", "Keep(4)"), ("blind", "Keep(0)"),
+    ]  # fmt: skip
+    evaluator = Evaluator(vlm)
+    found = evaluator.run(blind)
+    assert evaluator.encodings.encoded == 0 and {(row.visual_kept, row.error) for row in found} == {(0, "")}
+    questions = [row.question for row in found]
+    prompts = vlm.prompts(questions, [vlm.num_visual_tokens] * len(questions))
+    for i, row in enumerate(found):  # one by one, the slots cut out by hand
+        keep = prompts.attention_mask[i].bool() & ~prompts.slots[i]
+        ids, positions = prompts.input_ids[i, keep][None], prompts.position_ids[i, keep][None]
+        made = vlm.model.generate(
+            input_ids=ids, position_ids=positions, attention_mask=ids * 0 + 1, max_new_tokens=4, do_sample=False,
+            pad_token_id=vlm.processor.tokenizer.pad_token_id,
+        )[0, ids.shape[1] :]  # fmt: skip
+        assert vlm.processor.tokenizer.decode(made, skip_special_tokens=True).strip() == row.answer
+    assert len({row.answer for row in found if row.question == questions[0]}) == 1
 
 
 @pytest.mark.parametrize(
@@ -76,7 +102,7 @@ def test_answers_are_those_of_a_plain_loop(vlm: VLM, asked: list[Cell]) -> None:
                 [sample.question],
                 pruner=pruner,
                 budget=kept,
-                max_new_tokens=benchmark.max_new_tokens,
+                max_new_tokens=benchmark.new_tokens(cell.protocol),
             )
             grade = benchmark.grade(sample, answer)
             assert (row.answer, row.credit, row.parsed) == (answer, grade.credit, grade.parsed)
@@ -85,8 +111,72 @@ def test_answers_are_those_of_a_plain_loop(vlm: VLM, asked: list[Cell]) -> None:
 
 
 def test_rows_do_not_depend_on_the_batch(vlm: VLM, asked: list[Cell]) -> None:
-    for cell in asked[1:3]:
-        assert Evaluator(vlm).run(replace(cell, batch=1)) == Evaluator(vlm).run(replace(cell, batch=64))
+    for cell in asked[:3]:
+        evaluator = Evaluator(vlm)
+        alone, *together = [evaluator.run(replace(cell, batch=size)) for size in (1, 7, 64)]
+        assert together == [alone, alone]
+
+
+def test_batches_are_the_whole_cell_and_any_process_may_answer_them(vlm: VLM, asked: list[Cell]) -> None:
+    cell = replace(asked[1], batch=7)
+    evaluator = Evaluator(vlm)
+    batches = evaluator.batches(cell)
+    assert sorted(sum(batches, [])) == list(range(16)) and [len(b) for b in batches] == [7, 7, 2]
+    found = {}
+    for index in reversed(batches):
+        found |= Evaluator(vlm).answer(cell, index)
+    assert gathered(cell, found) == evaluator.run(cell)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_answers_are_greedy_and_as_long_as_the_benchmark_says(vlm: VLM, asked: list[Cell], length: int, monkeypatch) -> None:
+    """Against a loop of argmax over the model's own forward, one question at a time, that stops at the end token or the length."""
+    cell = asked[0]
+    monkeypatch.setattr(type(plugins.load("benchmarks", cell.benchmark)), "new_tokens", lambda self, protocol: length)
+    found = Evaluator(vlm).run(cell)
+    assert {row.generated_tokens for row in found} == {length}, "a word and the end token are two"
+    benchmark, tokenizer = plugins.load("benchmarks", cell.benchmark), vlm.processor.tokenizer
+    for row, sample in list(zip(found, benchmark.samples(cell.split, cell.limit), strict=True))[::5]:
+        inputs = dict(vlm.processor(images=[benchmark.image(sample)], text=[vlm.frame(sample.question)], return_tensors="pt"))
+        made: list[int] = []
+        while len(made) < length and made[-1:] != [vlm.model.generation_config.eos_token_id]:
+            ids = torch.cat([inputs["input_ids"], torch.tensor([made], dtype=torch.long)], 1)
+            logits = vlm.model(input_ids=ids, pixel_values=inputs["pixel_values"], attention_mask=torch.ones_like(ids)).logits
+            made.append(int(logits[0, -1].argmax()))
+        assert row.answer == tokenizer.decode(made, skip_special_tokens=True).strip()
+
+
+def test_a_failure_while_answering_or_grading_is_a_row_with_its_class(vlm: VLM, asked: list[Cell], monkeypatch) -> None:
+    """Out of memory at batches of two and more: asked again one by one. What fails alone is no wrong answer but an error."""
+    cell = asked[0]
+    clean, true_answer, true_grade = Evaluator(vlm).run(cell), prune.answer, World.grade
+
+    def cramped(vlm, packed, tokens):
+        if len(packed.kept) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return true_answer(vlm, packed, tokens)
+
+    def picky(self, sample, answer, protocol="llava"):
+        if sample.id == clean[2].sample:
+            raise KeyError("target")
+        return true_grade(self, sample, answer, protocol)
+
+    monkeypatch.setattr(prune, "answer", cramped)
+    assert Evaluator(vlm).run(cell) == clean
+    monkeypatch.setattr(World, "grade", picky)
+    found = Evaluator(vlm).run(cell)
+    assert [row.error for row in found if row.error] == ["KeyError: 'target'"] and found[2].error
+    assert [row for row in found if not row.error] == clean[:2] + clean[3:]
+
+
+def test_every_data_set_is_looked_at_before_anything_runs(vlm: VLM) -> None:
+    names = ("two", "one")
+    for name in names:
+        Path(name).mkdir()
+        Path(name, "rows.jsonl").write_text("" if name == "two" else '{"image": "a.png", "question": "?", "answer": "x"}\n')
+    Image.new("RGB", (96, 96)).save("one/a.png")
+    with pytest.raises(ValueError, match=r"two has no row in split 'test'"):
+        cells(vlm, ["none"], [], Evaluation(benchmarks=tuple(f"custom('{name}')" for name in names)))
 
 
 def test_an_image_is_encoded_once(vlm: VLM, asked: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any, ClassVar
 
 from PIL import Image
 
 from diffprune.benchmarks import _aggregate, _answers
+from diffprune.benchmarks._groups import drawn
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
 from diffprune.core.plugins import nearest
-from diffprune.embedded.world import SPLITS, WORLD_VERSION, scene
+from diffprune.embedded.world import WORLD_VERSION, scene
 from diffprune.embedded.world import rows as world_rows
 
 Row = Mapping[str, Any]
@@ -83,10 +83,10 @@ class World(Benchmark):
         ValueError: no such benchmark; the nearest name is given.
     """
 
-    revision: ClassVar[str] = WORLD_VERSION
+    revision = WORLD_VERSION
     protocols: ClassVar[tuple[str, ...]] = _answers.PROTOCOLS
+    splits: ClassVar[tuple[str, ...]] = ("test", "calibration", "train")
     QUESTIONS: ClassVar[int] = 120  # of a full run, rounded up to whole groups; ten benchmarks ask 1,200 in all
-    max_new_tokens: int = 4  # the longest answers are two words and the end token
 
     def __init__(self, like: str) -> None:
         if like not in LIKES:
@@ -94,20 +94,22 @@ class World(Benchmark):
         self.like = like
         self.spelling = f"world(like={like!r})"
 
-    def samples(self, split: str, limit: int | None = None) -> list[Sample]:
-        """The questions of `train`, `calibration` or `test`, the same ones every time.
+    def new_tokens(self, protocol: str = "llava") -> int:
+        """The longest answers are two words and the end token."""
+        return 4
+
+    def samples(self, split: str, limit: int | None = None, protocol: str = "llava") -> list[Sample]:
+        """The questions of `train`, `calibration` or `test`, the same ones every time and under every protocol.
 
         limit: that many questions, rounded up to whole groups, which are drawn by a hash of their name; a smaller limit is a part
         of a larger one. Above QUESTIONS it asks for more than a full run does.
         """
-        if split not in SPLITS:
-            raise ValueError(f"the world has no split {split!r}: {nearest(split, SPLITS)}")
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit is {limit}, it must be at least 1 question (or none for a full run)")
+        self.check_asked(protocol, limit)
+        split = self.named_split(split)
         found = world_rows(self.like, split, max(self.QUESTIONS, limit or 0))
         if limit is not None and limit < self.QUESTIONS:
-            drawn = _drawn([str(row["group"]) for row in found], limit)
-            found = [row for row in found if row["group"] in drawn]
+            chosen = drawn([str(row["group"]) for row in found], limit)
+            found = [row for row in found if row["group"] in chosen]
         return [self._sample(row) for row in found]
 
     @staticmethod
@@ -137,15 +139,3 @@ class World(Benchmark):
     def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:
         """The real benchmark's figures, main one first, and `accuracy` (mean credit x 100)."""
         return _AGGREGATES[self.like](rows)
-
-
-def _drawn(groups: Sequence[str], limit: int) -> set[str]:
-    """As many groups as hold `limit` rows, in the order of their hash."""
-    drawn: set[str] = set()
-    held = 0
-    for name in sorted(set(groups), key=lambda g: sha256(g.encode()).digest()):
-        if held >= limit:
-            break
-        drawn.add(name)
-        held += groups.count(name)
-    return drawn

@@ -1,11 +1,48 @@
-"""The contract of a benchmark: samples, a prompt, a grade, an aggregate."""
+"""The contract of a benchmark: a source, samples with their prompts, a grade, an aggregate."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
+
+from diffprune.core.plugins import nearest
+
+MAIN_SPLIT = "test"  # the word a job uses for the main split of any benchmark
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a benchmark are published.
+
+    name:     of the repository, the same in every home; `homes`: namespaces, the one to try first first.
+    config:   of the repository; `splits`: our name of a split -> theirs, where they differ.
+    commit:   of the repository; "main" is unpinned: what it was when fetched is recorded and becomes part of the revision.
+    columns:  that must be there; `optional`: read where they are there; `image`: the column of the picture, read late.
+    rows, groups: how many a split must have, where that is known for certain; more than one number where editions differ.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    homes: tuple[str, ...] = ("lmms-lab-encoder", "lmms-lab")
+    config: str = "default"
+    commit: str = "main"
+    optional: tuple[str, ...] = ()
+    image: str = "image"
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """Full names, in the order in which they are tried."""
+        return tuple(f"{home}/{self.name}" for home in self.homes)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a commit is given; "main" may change under us."""
+        return self.commit != "main"
 
 
 @dataclass(frozen=True)
@@ -50,24 +87,33 @@ class Graded:
 
 
 class Benchmark(ABC):
-    """A source of samples with its published rules. Plug-in: one file under `benchmarks/`."""
+    """A source of samples with its published rules. Plug-in: one file under `benchmarks/`. Making one never touches data.
+
+    revision:  of the data (hub commit, content hash, the world's version), unique to the data set; part of every cell. May be a
+               property that looks at the data when asked.
+    protocols: whose prompts and rules it knows. splits: with the answers to grade by, the main one first.
+    """
 
     spelling: str = ""
-    revision: ClassVar[str] = ""  # of the data: hub commit, or the world's version
+    revision: str = ""
     protocols: ClassVar[tuple[str, ...]] = ("llava",)
-    max_new_tokens: int = 16
+    splits: ClassVar[tuple[str, ...]] = (MAIN_SPLIT,)
 
     @abstractmethod
-    def samples(self, split: str, limit: int | None = None) -> list[Sample]:
-        """Whole groups, in a fixed order; `limit` rounds up to whole groups.
+    def samples(self, split: str, limit: int | None = None, protocol: str = "llava") -> list[Sample]:
+        """Whole groups, in a fixed order, with the protocol's prompts; `limit` rounds up to whole groups drawn by hash.
 
         Raises:
-            ValueError: no such split.
+            ValueError: no such split or protocol, a limit below 1, or data that are missing or wrong.
         """
 
     @abstractmethod
     def image(self, sample: Sample) -> Any:
         """The PIL image (RGB) of a sample, decoded on demand."""
+
+    def new_tokens(self, protocol: str = "llava") -> int:
+        """The most tokens an answer may have under this protocol."""
+        return 16
 
     @abstractmethod
     def grade(self, sample: Sample, answer: str, protocol: str = "llava") -> Grade:
@@ -75,4 +121,41 @@ class Benchmark(ABC):
 
     @abstractmethod
     def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:
-        """The benchmark's figures; the first key is the main one. Native units (percent, MME points)."""
+        """The benchmark's figures; the first key is the main one. Native units (percent, MME points). Needs no data."""
+
+    def fetch(self, folder: Path | None = None) -> str:
+        """Make ready to run without a network (into `folder`, if there is a choice) and check; one line on what is there.
+
+        Raises:
+            ValueError: the data cannot be had, or are not what they should be.
+        """
+        return f"{self.spelling}: nothing to download, revision {self.revision}"
+
+    def flags(self, protocol: str = "llava") -> tuple[str, ...]:
+        """What a reader must know beside the number, e.g. `substitute`: not the data the protocol's published numbers are on."""
+        return ()
+
+    def named_split(self, name: str) -> str:
+        """The split a job means: `test` is the main one of any benchmark, other names are literal.
+
+        Raises:
+            ValueError: no such split; the nearest is named.
+        """
+        if name == MAIN_SPLIT:
+            return self.splits[0]
+        if name not in self.splits:
+            raise ValueError(
+                f"{self.spelling or type(self).__name__} has no split {name!r}: {nearest(name, (MAIN_SPLIT, *self.splits))}"
+            )
+        return name
+
+    def check_asked(self, protocol: str, limit: int | None) -> None:
+        """Refuse what no run can mean.
+
+        Raises:
+            ValueError: no such protocol (the nearest is named), or a limit below 1.
+        """
+        if protocol not in self.protocols:
+            raise ValueError(f"{self.spelling} has no protocol {protocol!r}: {nearest(protocol, self.protocols)}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is {limit}, it must be at least 1 question (or none for a full run)")

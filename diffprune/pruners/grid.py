@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -11,7 +12,8 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.tokens import Selection, VisualTokens
 
 
-def cells(rows: int, columns: int, count: int) -> list[int]:
+@lru_cache(maxsize=256)
+def cells(rows: int, columns: int, count: int) -> tuple[int, ...]:
     """`count` distinct cells of a rows x columns raster, spread evenly; raster order.
 
     Raises:
@@ -26,16 +28,19 @@ def cells(rows: int, columns: int, count: int) -> list[int]:
         points = count // lines + (r + 1) * extra // lines - r * extra // lines
         row = int((r + 0.5) * rows / lines)
         found += [row * columns + int((j + 0.5) * columns / points) for j in range(points)]
-    return found
+    return tuple(found)
 
 
 class Grid(Pruner):
     """Keeps a regular grid of tokens; looks at nothing."""
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        keep = torch.zeros_like(tokens.alive)
-        for row, alive in enumerate(tokens.alive):
+        keep, total = torch.zeros_like(tokens.alive), tokens.alive.shape[1]
+        if tokens.grid and math.prod(tokens.grid) == total and bool(tokens.alive.all()):
+            keep[:, list(cells(*tokens.grid, budget.count(total)))] = True
+            return Selection(keep, tokens.features)
+        for row, alive in enumerate(tokens.alive):  # some lack tokens: evenly along what is left
             index = alive.nonzero().squeeze(1)
             rows, columns = tokens.grid if tokens.grid and len(index) == math.prod(tokens.grid) else (1, len(index))
-            keep[row, index[cells(rows, columns, budget.count(len(index)))]] = True
+            keep[row, index[list(cells(rows, columns, budget.count(len(index))))]] = True
         return Selection(keep, tokens.features)

@@ -1,0 +1,141 @@
+"""Graders a user's own benchmark chooses by name, or brings as a function: answer and accepted answers -> credit in [0, 1].
+
+`module:function` imports and runs the user's code. It must be importable where the run happens (on every worker too); a module
+that lies in the folder of the data is refused, as data must never bring code along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from diffprune.benchmarks import _answers
+from diffprune.core.benchmark import Grade
+from diffprune.core.plugins import nearest
+
+Row = Mapping[str, Any]
+Grader = Callable[[str, Row, str], Grade]  # answer, row with `answers` (and `options` by letter), protocol
+LETTERS = "ABCDE"  # as many as the published rules read
+ANNOTATORS = 10
+
+
+def exact(answer: str, row: Row, protocol: str) -> Grade:
+    """GQA's rule against any of the answers: identical but for case, outer white space and final periods
+    (protocol `lmms_eval`: but for punctuation)."""
+    grades = [_answers.gqa(answer, a.strip().rstrip(".").lower(), protocol) for a in row["answers"]]
+    return max(grades, key=lambda grade: grade.credit)
+
+
+def vqa(answer: str, row: Row, protocol: str) -> Grade:
+    """Ten answers are ten annotators: VQAv2's soft accuracy. Any other number are accepted answers, of which one must be met
+    after VQA's normalisation."""
+    answers = row["answers"]
+    if len(answers) == ANNOTATORS:
+        return _answers.vqav2(answer, answers, protocol)
+    said, accepted = _answers.vqa(answer), [_answers.vqa(a) for a in answers]
+    return Grade(float(said in accepted), said, said if said in accepted else accepted[0])
+
+
+def letter(answer: str, row: Row, protocol: str) -> Grade:
+    """MMBench's rules: the letter, alone or decorated, or the text of one option."""
+    return _answers.mmbench(answer, row["answers"][0], row.get("options") or {}, protocol)
+
+
+def yes_no(answer: str, row: Row, protocol: str) -> Grade:
+    """The answer holds one of the words `yes` and `no`; with both or neither it is wrong (POPE's rule `word`)."""
+    return _answers.pope(answer, row["answers"][0], protocol, rule="word")
+
+
+def contains(answer: str, row: Row, protocol: str) -> Grade:
+    """One of the answers occurs in what was said, whatever the case, as whole words where it starts or ends with a Latin letter
+    or a digit."""
+    said = " ".join(answer.split()).casefold()
+    for accepted in row["answers"]:
+        if _occurrence(" ".join(accepted.split()).casefold()).search(said):
+            return Grade(1.0, accepted, accepted)
+    return Grade(0.0, said, row["answers"][0])
+
+
+@lru_cache(maxsize=1 << 12)
+def _occurrence(text: str) -> re.Pattern[str]:
+    before, after = (r"(?<![a-z0-9])", r"(?![a-z0-9])")
+    return re.compile((before if _latin(text[0]) else "") + re.escape(text) + (after if _latin(text[-1]) else ""))
+
+
+def _latin(mark: str) -> bool:
+    return mark.isascii() and mark.isalnum()
+
+
+RULES: Mapping[str, Grader] = {"exact": exact, "vqa": vqa, "letter": letter, "yes_no": yes_no, "contains": contains}
+
+
+def check(name: str) -> None:
+    """Refuse what is neither a rule nor of the form `module:function`. Nothing is imported.
+
+    Raises:
+        ValueError: names the nearest rule.
+    """
+    module, colon, function = name.partition(":")
+    if name in RULES or (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        return
+    raise ValueError(f"no grader {name!r}: {nearest(name, RULES)}, or write your own function as 'package.module:function'")
+
+
+def find(name: str, data: Path) -> Grader:
+    """The grader called `name`; a user's function is imported now. data: folder whose code is refused.
+
+    Raises:
+        ValueError: the module cannot be imported, has no such function, or lies beside the data.
+    """
+    if name in RULES:
+        return RULES[name]
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"grader {name!r}: {module_name} cannot be imported ({error}): put it on PYTHONPATH") from None
+    home = Path(getattr(module, "__file__", None) or "/").resolve()
+    if data.resolve() in home.parents:
+        raise ValueError(f"grader {name!r} lies in the folder of the data, which may not bring code: put it elsewhere")
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(f"grader {name!r}: {module_name} has no function {function_name!r}")
+    return lambda answer, row, protocol: _asked(name, function, answer, row)
+
+
+def _asked(name: str, function: Callable[..., Any], answer: str, row: Row) -> Grade:
+    """What the user's function(answer, answers, row) gives: a credit in [0, 1], a bool, or a Grade."""
+    found = function(answer, list(row["answers"]), dict(row))
+    grade = found if isinstance(found, Grade) else None
+    credit = grade.credit if grade else found
+    if not isinstance(credit, int | float) or not 0 <= credit <= 1:
+        raise ValueError(f"grader {name!r} answered {credit!r}: a credit from 0 to 1, a bool or a Grade is needed")
+    return grade or Grade(float(credit), answer, row["answers"][0])
+
+
+def checked_answers(name: str, answers: Sequence[str], options: Mapping[str, str], where: str) -> list[str]:
+    """The accepted answers in the form the grader compares with.
+
+    Raises:
+        ValueError: an answer that this grader can never give credit for; `where` says which row.
+    """
+    if name == "letter":
+        letters = list(options) or list(LETTERS)
+        target = answers[0].strip().upper()
+        if len(answers) != 1 or target not in letters:
+            raise ValueError(f"{where}: the answer {_short(answers)} is not one of the letters {', '.join(letters)}")
+        return [target]
+    if name == "yes_no":
+        target = answers[0].strip().lower()
+        if len(answers) != 1 or target not in ("yes", "no"):
+            raise ValueError(f"{where}: the answer {_short(answers)} is neither yes nor no")
+        return [target]
+    return list(answers)
+
+
+def _short(answers: Sequence[str]) -> str:
+    return f"{' | '.join(answers):.60}"

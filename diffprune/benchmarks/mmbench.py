@@ -1,0 +1,41 @@
+"""MMBench in English, dev: the edition of the harness (4,329 rows), or of the paper (4,377 rows, 1,176 questions)."""
+
+from __future__ import annotations
+
+from diffprune.benchmarks._mmbench import HEADER, Circular
+from diffprune.benchmarks._table import LETTER, Example
+from diffprune.core.benchmark import Source
+from diffprune.core.plugins import nearest
+
+COLUMNS = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category")
+OPTIONAL = ("E", "L2-category", "l2-category", "split")
+EDITIONS = {
+    "lmms": Source("MMBench", COLUMNS, config="en", optional=OPTIONAL, rows={"dev": (4_329,)}),
+    "20230712": Source("MMBench_EN", COLUMNS, optional=OPTIONAL, rows={"dev": (4_377,)}, groups={"dev": (1_176,)}),
+}
+_ROW = {
+    "index": 241, "question": "Which one is right?", "hint": "Look at the picture.", "answer": "B", "A": "red", "B": "blue",
+    "C": "green", "D": None, "category": "attribute_recognition",
+}  # fmt: skip
+_NAN = {**_ROW, "hint": "nan", "D": "nan"}
+_OPTIONS = "A. red\nB. blue\nC. green"
+_HARNESS = f"Which one is right? {HEADER}\n{_OPTIONS}\n{LETTER}"
+EXAMPLES = (
+    Example(_ROW, "llava", f"Look at the picture.\nWhich one is right?\n{_OPTIONS}{LETTER}", "B", 1.0),
+    Example(_ROW, "lmms_eval", f"Look at the picture. {_HARNESS}", "(B) blue", 1.0),
+    Example(_NAN, "llava", f"Which one is right?\n{_OPTIONS}{LETTER}", "It is blue", 1.0),
+    Example(_NAN, "lmms_eval", _HARNESS, "E", 0.0),
+)
+
+
+class Mmbench(Circular):
+    """edition: `lmms` (the harness's) or `20230712` (the paper's; also the TSV mmbench_dev_20230712). rule: see `Circular`."""
+
+    instruction = {"llava": LETTER, "lmms_eval": LETTER}
+    limits = {"llava": 1024, "lmms_eval": 1024}
+
+    def __init__(self, folder: str | None = None, edition: str = "lmms", rule: str = "static") -> None:
+        super().__init__(folder, rule)
+        if str(edition) not in EDITIONS:
+            raise ValueError(f"mmbench has no edition {edition!r}: {nearest(str(edition), EDITIONS)}")
+        self.source = EDITIONS[str(edition)]

@@ -1,0 +1,92 @@
+"""ScienceQA, the 2,017 test questions that have an image (Lu et al., arXiv 2209.09513).
+
+LLaVA asks all 4,241 and prints the accuracy on these as "IMG-Accuracy"; the harness asks only these. Same prompt, other parsers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diffprune import hub
+from diffprune.benchmarks import _aggregate, _answers
+from diffprune.benchmarks._columns import text
+from diffprune.benchmarks._table import LETTER, Example, Identity, Row, TableBenchmark
+from diffprune.core.benchmark import Grade, Graded, Source
+
+LETTERS = "ABCDE"
+_ROW = {"question": "Which is farthest north?", "choices": ["Maine", "Ohio"], "answer": 0, "hint": "", "subject": "social science"}
+_HINT = {**_ROW, "hint": "The map shows states."}
+_PROMPT = "Which is farthest north?\nA. Maine\nB. Ohio" + LETTER
+EXAMPLES = (
+    Example(_ROW, "llava", _PROMPT, "A", 1.0),
+    Example(_ROW, "lmms_eval", _PROMPT, "a", 1.0),
+    Example(_ROW, "llava", _PROMPT, "a", 0.0),
+    Example(_HINT, "llava", "Context: The map shows states.\n" + _PROMPT, "The answer is A.", 1.0),
+    Example(_HINT, "lmms_eval", "Context: The map shows states.\n" + _PROMPT, "The answer is A.", 0.0),
+)
+
+
+class Scienceqa(TableBenchmark):
+    """Accuracy. Questions that share an image are one cluster, known by the hash of the image's bytes."""
+
+    splits: ClassVar[tuple[str, ...]] = ("test",)
+    limits = {"llava": 1024, "lmms_eval": 16}
+    source = Source(
+        name="ScienceQA",
+        config="ScienceQA-IMG",
+        columns=("question", "choices", "answer", "hint"),
+        optional=("subject",),
+        rows={"test": (2_017,)},
+    )
+
+    def prompt(self, row: Row, protocol: str) -> str:
+        """Both protocols: hint, question, choices, one a line."""
+        hint = f"Context: {row['hint']}\n" if row["hint"] else ""
+        choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False))
+        return hint + row["question"] + choices + LETTER
+
+    def identity(self, row: Row, number: int) -> Identity:
+        """The rows have no id of their own: it is their place in the split."""
+        return Identity(f"{number:05d}", "", "", row["subject"])
+
+    def identities(self, rows: hub.Rows) -> list[Identity]:
+        """With the hash of the picture as group. ValueError: a row without a picture, named."""
+        found = []
+        for number, row in enumerate(rows.records):
+            name = _hash(rows.pictures[number], rows.name(number))
+            found.append(self.identity(row, number)._replace(group=name, image_id=name))
+        return found
+
+    def credit(self, row: Row, answer: str, protocol: str) -> Grade:
+        """See `_answers.scienceqa`."""
+        return _answers.scienceqa(answer, LETTERS[row["answer"]], len(row["choices"]), protocol)
+
+    def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:
+        """Accuracy, and per subject."""
+        return _aggregate.mean(rows)
+
+    @staticmethod
+    def tidy(row: dict[str, Any]) -> dict[str, Any]:
+        """The answer is the number of a choice, of which there are at most five."""
+        choices, answer = list(row["choices"] or ()), row["answer"]
+        if not 1 <= len(choices) <= len(LETTERS):
+            raise ValueError(f"column 'choices' has {len(choices)} of them; 1 to {len(LETTERS)} can be asked for by letter")
+        if hub.missing(answer) or not 0 <= int(answer) < len(choices):
+            raise ValueError(f"column 'answer' is {answer!r}; it must number one of the {len(choices)} choices, from 0")
+        hint = row["hint"] if isinstance(row["hint"], str) else ""
+        return {
+            "question": text(row, "question"), "choices": choices, "answer": int(answer), "hint": hint,
+            "subject": row.get("subject") or "",
+        }  # fmt: skip
+
+
+def _hash(picture: Any, name: str) -> str:
+    data = picture.get("bytes") if isinstance(picture, Mapping) else picture
+    if isinstance(data, Path):
+        data = data.read_bytes() if data.is_file() else None
+    if not data:
+        raise ValueError(f"{name}: the picture is missing; ScienceQA-IMG has one in every row")
+    return hashlib.sha256(data).hexdigest()[:20]

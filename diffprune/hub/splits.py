@@ -1,0 +1,67 @@
+"""Which files of a folder hold one split of one configuration, in the layouts the hub has and people make of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import metadata_load
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
+
+
+def patterns(config: str, split: str) -> list[str]:
+    """Where the hub keeps a split, relative to the repository; the first pattern with files wins."""
+    return [f"{config}/{split}-*.parquet", f"{config}/{split}.parquet"] + (
+        [f"data/{split}-*.parquet", f"data/{split}.parquet", f"{split}-*.parquet", f"{split}.parquet"]
+        if config == "default"
+        else []
+    )
+
+
+def card_patterns(folder: Path, config: str, split: str) -> list[str]:
+    """Patterns that the README of the repository gives for a split; none where it says nothing."""
+    readme = folder / "README.md"
+    card: dict[str, Any] = (metadata_load(readme) or {}) if readme.is_file() else {}
+    found: list[str] = []
+    for entry in card.get("configs") or []:
+        for part in (entry.get("data_files") or []) if entry.get("config_name", "default") == config else []:
+            if isinstance(part, dict) and part.get("split") == split:
+                path = part.get("path")
+                found += [path] if isinstance(path, str) else list(path or [])
+    return [pattern for pattern in found if not Path(pattern).is_absolute() and ".." not in Path(pattern).parts]
+
+
+def split_files(folder: Path, config: str, split: str) -> list[Path]:
+    """The Parquet files of a split, in order, or its one TSV.
+
+    Raises:
+        ValueError: no such folder, no file of this split, more than one TSV it could be, or a missing shard (named).
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    loose = [f"{split}-*.parquet", f"{split}.parquet", f"{config}-{split}.parquet"]  # a folder that holds one configuration only
+    for pattern in [*patterns(config, split), *card_patterns(folder, config, split), *loose]:
+        if found := sorted(folder.glob(pattern)):
+            return _complete(found)
+    tables = sorted(folder.glob("*.tsv"))
+    named = [path for path in tables if split in re.split(r"[^a-z0-9]+", path.stem.lower())] or tables
+    if len(named) == 1:
+        return named
+    if named:
+        raise ValueError(f"{folder}: {', '.join(p.name for p in named)} could all be split {split!r}; leave one of them")
+    wanted = ", ".join([*patterns(config, split), f"*{split}*.tsv"])
+    raise ValueError(f"{folder} has no file of configuration {config!r}, split {split!r}; wanted is one of {wanted}")
+
+
+def _complete(found: list[Path]) -> list[Path]:
+    """Raises ValueError when shard names say how many there are and one is missing."""
+    shards = {path: match for path in found if (match := _SHARD.search(path.name))}
+    for path, match in shards.items():
+        for number in range(int(match[2])):
+            wanted = path.with_name(_SHARD.sub(f"-{number:05d}-of-{match[2]}.parquet", path.name))
+            if not wanted.is_file():
+                raise ValueError(f"{wanted} is missing: {match[2]} files make up this split")
+        break
+    return found
