@@ -58,7 +58,7 @@ model = LlavaForConditionalGeneration.from_pretrained(diffprune.embedded.vlm.che
 
 One CPU thread ({machine}, torch {torch}): tower {tower_cpu_s} CPU s, projector and language model {language_cpu_s} CPU s,
 {wall_s} s of wall clock with the measurements below, {peak_mib} MiB at most. Lengths are counted in steps, so a seed repeats
-the run up to rounding of the arithmetic library (on one machine, two runs logged the same losses to the last digit shown),
+the run up to rounding of the arithmetic library (on one machine, two runs made the same file),
 and its figures within the intervals below. `metrics.json` holds the recipe and every figure. {note}
 
 * **It has never seen a pruned input.** Every question about a picture had all 144 tokens at full strength, in the tower and in
