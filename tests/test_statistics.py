@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from diffprune import statistics as st
+from diffprune.statistics import arms
 
 
 def _clustered(rng: np.random.Generator, num_groups: int, share: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +104,7 @@ def test_seeds_are_drawn_one_fewer_and_paired() -> None:
     assert apart.low < 0 < apart.high and apart.verdict == "tie"
     alone = st.mean_interval(a, groups)
     assert (alone.low, alone.high) == pytest.approx((0.2, 0.8))  # two of three seeds: the same one twice in 1 of 9 draws
-    shares = st._seed_shares(np.random.default_rng(0), 3, 50_000)
+    shares = arms._seed_shares(np.random.default_rng(0), 3, 50_000)
     spread = (shares @ a[:, 0]).var()
     assert spread == pytest.approx(a[:, 0].var(ddof=1) / 3, rel=0.03)  # the unbiased variance of a mean of three
 
@@ -152,8 +153,8 @@ def test_parts_average_benchmarks_and_draw_shared_pictures_together() -> None:
     assert together.estimate == 0.5 and together.note.startswith("rule of three")  # draws cancel exactly
     apart = st.mean_interval(credit, [f"{p} {g}" for p, g in zip(parts, groups, strict=True)], parts)
     assert (apart.low, apart.high) == pytest.approx((0.4, 0.6), abs=0.02) and apart.num_groups == 100
-    assert st._part_sums([credit[None]], groups, parts)[1] is None
-    strata = st._part_sums([np.array([[1.0, 0, 0, 0]])], [3, 1, 2, 0], ["b", "a", "b", "b"])[1]
+    assert arms._part_sums([credit[None]], groups, parts)[1] is None
+    strata = arms._part_sums([np.array([[1.0, 0, 0, 0]])], [3, 1, 2, 0], ["b", "a", "b", "b"])[1]
     assert strata is not None and strata.tolist() == [1, 0, 1, 1]  # in the order of group keys: each part by itself
     uneven = st.mean_interval([1.0, 0, 0, 0], [0, 1, 2, 3], ["a", "b", "b", "b"])
     assert uneven.estimate == 0.5  # not 0.25: each benchmark counts once
@@ -255,6 +256,42 @@ def test_holm_against_the_definition() -> None:
     assert st.holm(p) == pytest.approx([expected[value] for value in p])
     assert st.holm(p) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.9])
     assert st.holm([]) == [] and st.holm([0.6, 0.7]) == [1, 1]
+
+
+def test_sign_flips_against_scipy_and_by_hand() -> None:
+    assert st.sign_flip([1.0, 1, 1]) == pytest.approx(2 / 8)  # all three one way: 2 of 8 patterns
+    assert st.sign_flip([3.0, -1, 0, 0]) == 1  # every pattern of 3 and 1 reaches 2
+    assert st.sign_flip(np.zeros(5)) == 1
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(0.4, 1, (8, 2)), rng.normal(0.15, 1, (150, 3))
+    for table, exact in ((few, True), (many, False)):
+        found = st.sign_flip(table)
+        for column, p in zip(table.T, found, strict=True):
+            theirs = stats.permutation_test(
+                (column,), np.sum, permutation_type="samples", n_resamples=np.inf if exact else 3000, vectorized=False, rng=rng
+            ).pvalue
+            assert p == pytest.approx(theirs, abs=1e-9 if exact else 0.03)
+    with pytest.raises(ValueError, match="nan or infinite"):
+        st.sign_flip([1.0, np.nan])
+
+
+def test_sign_flips_see_clusters_that_mcnemar_would_take_for_many_rows() -> None:
+    rng = np.random.default_rng(3)
+    rejected = {"clusters": 0, "rows": 0}
+    for _ in range(200):  # no effect; the ten rows of a picture flip together
+        cluster = rng.choice([-1.0, 0, 1], 30)
+        rejected["clusters"] += st.sign_flip(10 * cluster, flips=400) < 0.05
+        rejected["rows"] += st.mcnemar(int(10 * (cluster < 0).sum()), int(10 * (cluster > 0).sum())).p < 0.05
+    assert rejected["clusters"] / 200 < 0.1 < 0.3 < rejected["rows"] / 200
+
+
+def test_the_test_fits_the_outcomes() -> None:
+    single = np.array([-1.0] * 10 + [1.0] * 2 + [0.0] * 88)
+    soft = single * 0.3
+    p, names = st.paired_p(np.stack([single, soft], 1), np.ones(100))
+    assert names == ["McNemar, mid-p", "sign flips"]
+    assert p[0] == pytest.approx(0.0225, abs=5e-5) and p[1] == pytest.approx(0.0386, abs=0.006)
+    assert st.paired_p(single[:, None], np.full(100, 2))[1] == ["sign flips"]  # several rows per cluster
 
 
 def test_ratio_of_medians_pairs_rounds() -> None:

@@ -24,7 +24,7 @@ from diffprune.core.record import TABLES, Cell, CurvePoint, Outcome, Prediction,
 from diffprune.store import Busy, Fenced, Store, commits, lock, manifest
 from diffprune.store import columns as columns_module
 from diffprune.store import fence as lock_module
-from diffprune.store import parquet as store_module
+from diffprune.store import parts as parts_module
 
 MADE = Provenance("demo", 1, "abc", True, '{"python": "3"}', '{"cpu": "x"}', 5, "2026-01-01T00:00:00+00:00")
 OK = Outcome("ok", "", 3, 1.5)
@@ -116,8 +116,8 @@ def test_parts_say_their_schema_and_carry_page_checksums(tmp_path: Path) -> None
     assert meta.row_group(0).column(0).compression == "ZSTD"
     raw = bytearray(path.read_bytes())
     raw[meta.row_group(0).column(0).data_page_offset + meta.row_group(0).column(0).total_compressed_size // 2] ^= 1
-    with pytest.raises(store_module.Damaged):
-        store_module._decode("predictions", bytes(raw))
+    with pytest.raises(manifest.Damaged):
+        parts_module.decode("predictions", bytes(raw), [column.name for column in columns_module.columns("predictions")])
 
 
 def test_a_hundred_thousand_rows_are_read_quickly(tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_a_migration_reads_what_an_older_program_wrote(tmp_path: Path, monkeypat
     def named_back(rows: pa.Table) -> pa.Table:
         return rows.rename_columns([name.replace("length", "sequence") for name in rows.column_names])
 
-    monkeypatch.setitem(store_module.MIGRATIONS, ("curve", 1), named_back)
+    monkeypatch.setitem(parts_module.MIGRATIONS, ("curve", 1), named_back)
     Store(tmp_path).append("curve", [replace(point, sequence=200)], cell=cell(1), provenance=MADE)
     reader = Store(tmp_path)
     assert sorted(reader.read("curve")["sequence"]) == [100, 200] and reader.problems == []
@@ -471,7 +471,7 @@ def test_a_migration_that_does_not_lead_here_is_named_also_where_nothing_can_be_
 ) -> None:
     Store(tmp_path).append("curve", [CurvePoint(8, 100, 64, 1.0, 0.9, 1.1, 5, 1.0)], cell=cell(), provenance=MADE)
     monkeypatch.setitem(columns_module.VERSIONS, "curve", 2)
-    monkeypatch.setitem(store_module.MIGRATIONS, ("curve", 1), lambda rows: rows.drop_columns(["sequence"]))
+    monkeypatch.setitem(parts_module.MIGRATIONS, ("curve", 1), lambda rows: rows.drop_columns(["sequence"]))
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")

@@ -12,11 +12,14 @@ import pandas as pd
 from diffprune.core import plugins
 from diffprune.core.benchmark import Graded
 from diffprune.report import names
+from diffprune.report.native import Native
 from diffprune.report.panel import Arm, Panel
 from diffprune.report.records import SETTING, Records, where
 from diffprune.statistics import Difference, Interval
 
 FULL = "Unpruned"
+BLIND = "No image"
+BOUNDS = (FULL, BLIND)  # asked once, at no budget
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Chapter:
         failed = rows["error"] != ""
         self.errors = int(failed.sum())
         self._failed_cells = set(rows.loc[failed, "cell"].astype(str))
-        self.rows = where(rows, ~failed)
+        self.rows, self.failed = where(rows, ~failed), rows.loc[failed, ["cell", "error"]]
 
     @cached_property
     def kept(self) -> pd.DataFrame:
@@ -61,20 +64,20 @@ class Chapter:
     @cached_property
     def _labelled(self) -> pd.DataFrame:
         cells = self.evaluated[self.evaluated.index.isin(self.kept.index)].copy()
-        cells.loc[cells["label"] == FULL, "budget"] = ""
+        cells.loc[cells["label"].isin(BOUNDS), "budget"] = ""
         return cells
 
     def _arms(self, cells: pd.DataFrame, stratum: str = "benchmark") -> dict[tuple[str, str], Arm]:
         arms: dict[tuple[str, str], Arm] = {}
         keys = cells[["label", "budget", "replicate", stratum]].itertuples(name=None)
         for cell, label, budget, replicate, part in sorted(keys, key=lambda k: tuple(map(str, k))):
-            replicate = "" if label == FULL else replicate
+            replicate = "" if label in BOUNDS else replicate
             arms.setdefault((label, budget), {}).setdefault(replicate, {})[str(part)] = cell
         return arms
 
     @cached_property
     def arms(self) -> dict[tuple[str, str], Arm]:
-        """(method, budget) -> its cells; the unpruned model stands under the budget ""."""
+        """(method, budget) -> its cells; the unpruned model and the one without image stand under the budget ""."""
         return self._arms(self._labelled[~self._labelled["replaced"].astype(bool)])
 
     @cached_property
@@ -116,7 +119,7 @@ class Chapter:
         for cells in (self.evaluated, self.measured):
             for spelling in sorted(set(cells["pruner"])):
                 made = names.method(spelling)
-                if made.label != FULL and not made.replaced:
+                if made.label not in BOUNDS and not made.replaced:
                     found[made.label] = made
         return dict(sorted(found.items(), key=lambda item: item[1].order))
 
@@ -164,14 +167,14 @@ class Chapter:
 
     def difference(self, one: str, two: str, budget: str, benchmark: str | None = None) -> Difference | None:
         """Paired difference of two methods at one budget (the unpruned model has none), on all benchmarks or on one."""
-        arms = [self.arms.get((label, "" if label == FULL else budget), {}) for label in (one, two)]
+        arms = [self.arms.get((label, "" if label in BOUNDS else budget), {}) for label in (one, two)]
         if benchmark:
             arms = [{r: {benchmark: c[benchmark]} for r, c in arm.items() if benchmark in c} for arm in arms]
         return self.panel.difference(arms[0], arms[1]) if all(arms) else None
 
     @cached_property
-    def native(self) -> dict[str, tuple[str, float]]:
-        """cell -> the benchmark's own main figure: (its name, value)."""
+    def native(self) -> dict[str, dict[str, float]]:
+        """cell -> the benchmark's own figures, the main one first."""
         found = {}
         order = self.rows.groupby("cell", observed=True).indices
         columns = [self.rows[c].to_numpy(object) for c in ("group", "category", "credit", "parsed", "target")]
@@ -197,21 +200,41 @@ class Chapter:
     def _plugins(self) -> dict[str, object]:
         return {}
 
-    def _aggregate(self, benchmark: str, columns: list[list]) -> tuple[str, float]:
+    def benchmark_flags(self, benchmark: str) -> tuple[str, ...]:
+        """What a reader must know beside the benchmark's numbers, e.g. `substitute`."""
+        plugin = self._plugin(benchmark)
+        return tuple(plugin.flags(str(self.setting["protocol"]))) if plugin else ()
+
+    def _aggregate(self, benchmark: str, columns: list[list]) -> dict[str, float]:
         plugin = self._plugin(benchmark)
         if plugin is None:
-            return "mean credit", 100 * float(np.mean(columns[2]))
+            return {"mean credit": 100 * float(np.mean(columns[2]))}
         try:
-            figures = plugin.aggregate(list(map(Graded, *columns)))
+            return dict(plugin.aggregate(list(map(Graded, *columns))))
         except ValueError:  # an incomplete group: the benchmark refuses its own figure
-            return "incomplete", float("nan")
-        return next(iter(figures.items()))
+            return {"incomplete": float("nan")}
 
-    def native_of(self, label: str, budget: str, benchmark: str) -> tuple[str, float]:
-        """The benchmark's figure of an arm, mean over its seeds: (name, value); nan where missing."""
+    def native_of(self, label: str, budget: str, benchmark: str, figure: str = "") -> tuple[str, float]:
+        """The benchmark's main figure of an arm (or `figure`), mean over its seeds: (name, value); nan where missing."""
         arm = self.arms.get((label, budget), {})
         found = [self.native[cells[benchmark]] for cells in arm.values() if benchmark in cells]
-        return (found[0][0], float(np.mean([v for _, v in found]))) if found else ("", float("nan"))
+        name = figure or (next(iter(found[0])) if found else "")
+        return name, float(np.mean([one.get(name, np.nan) for one in found])) if found else float("nan")
+
+    @cached_property
+    def natives(self) -> dict[str, Native]:
+        """Benchmark -> its main figure for every cell in every draw of groups; benchmarks that refused a figure are left out."""
+        cells = self._labelled
+        benchmark = self.rows["cell"].map(cells["benchmark"])
+        every = pd.Index(sorted(self.rows["group"].unique(), key=str)) if self.panel.together else None
+        found = {}
+        for name in self.benchmarks:
+            printed = {c: self.native[c] for c in cells.index[cells["benchmark"] == name]}
+            figure = next(iter(next(iter(printed.values()))))
+            if all(next(iter(p)) == figure for p in printed.values()):
+                rows = self.rows.loc[benchmark == name, ["cell", "group", "category", "credit", "parsed", "target"]]
+                found[name] = Native(name, rows, figure, {c: p[figure] for c, p in printed.items()}, every)
+        return found
 
     def relative(self, label: str, budget: str) -> float:
         """Mean over benchmarks of pruned / unpruned in native units, percent; nan unless every benchmark is there."""

@@ -9,10 +9,13 @@ from typing import Any
 from diffprune.report import (
     accuracy_tables,
     curves,
+    derived_tables,
+    errors,
     figures,
     page,
     pictures,
     provenance,
+    published,
     records,
     speed,
     speed_tables,
@@ -20,6 +23,7 @@ from diffprune.report import (
     words,
 )
 from diffprune.report.chapter import FULL, Chapter, chapters
+from diffprune.report.derived import Derived
 from diffprune.report.panel import DRAWS
 from diffprune.report.speed import Speed
 from diffprune.report.table import Table
@@ -108,6 +112,7 @@ def _chapter(chapter: Chapter) -> dict[str, Any]:
     }
     flags = {f for s in found for f in s.flags} | ({"error_rows"} if chapter.errors else set())
     headline = accuracy_tables.headline(chapter, fast)
+    derived = Derived(chapter)
     return {
         "name": chapter.setting["model"],
         "setting": "; ".join(f"{k} {v}" for k, v in chapter.setting.items() if k != "model"),
@@ -116,6 +121,9 @@ def _chapter(chapter: Chapter) -> dict[str, Any]:
         "headline": headline if headline.rows else None,
         "differences": accuracy_tables.differences(chapter, DRAWS), "variants": accuracy_tables.variants(chapter),
         "budgets": [accuracy_tables.per_budget(chapter, b) for b in chapter.budgets],
+        "relative": derived_tables.relative(chapter, derived), "changed": derived_tables.changed(chapter, derived),
+        "blind": derived_tables.blind(chapter, derived), "tested": derived_tables.tested(chapter, derived),
+        "published": published.beside(chapter), "errors": errors.by_class(chapter),
         "replaced": accuracy_tables.removal(chapter), "kinds": accuracy_tables.kinds(chapter),
         "latency": speed_tables.latency(chapter, found), "answer_times": speed_tables.answer_times(chapter, found),
         "spans": speed_tables.spans(found), "cost": speed_tables.cost(chapter),
@@ -134,7 +142,7 @@ def _examples(chapter: Chapter) -> Table | None:
         arm = chapter.arms.get((label, "" if label == FULL else budget))
         if arm:
             arms[label] = list(arm[min(arm)].values())
-    return provenance.examples(chapter.rows, chapter.evaluated, arms) if FULL in arms else None
+    return provenance.examples(chapter.rows, chapter.records, arms) if FULL in arms else None
 
 
 def _tables(part: Mapping[str, Any]) -> list[Table]:
@@ -144,6 +152,11 @@ def _tables(part: Mapping[str, Any]) -> list[Table]:
         "differences",
         "variants",
         "budgets",
+        "relative",
+        "changed",
+        "blind",
+        "tested",
+        "published",
         "replaced",
         "kinds",
         "latency",
@@ -152,6 +165,7 @@ def _tables(part: Mapping[str, Any]) -> list[Table]:
         "cost",
         "thresholds",
         "examples",
+        "errors",
     )
     found = [t for name in order for t in (part[name] if isinstance(part[name], list) else [part[name]])]
     return [t for t in found if t is not None and t.rows]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from diffprune.core import budget as budgets
 from diffprune.core.plugins import parse_call
 
 NAMES = {
     "none": "Unpruned",
+    "blind": "No image",
     "diffprune": "DiffPrune",
     "gumbel_topk": "Gumbel top-K",
     "gumbel_keepdrop": "Gumbel keep/drop",
@@ -112,11 +114,13 @@ _FIELDS = {budgets.Keep: "num", budgets.Share: "share", budgets.Above: "threshol
 
 @lru_cache(maxsize=4096)
 def benchmark(spelling: str) -> str:
-    """`world(like='pope')` -> `POPE`: the column heading; that it is the embedded world's stands in the caption."""
+    """`world(like='pope')` -> `POPE`, `custom(path='data/shop')` -> `shop`: the column heading."""
     try:
         name, args, kwargs = parse_call(spelling)
     except ValueError:
         return spelling[:24] or "?"
+    if name in ("custom", "lmms"):
+        return Path(str(kwargs.get("path") or kwargs.get("task") or (args or [name])[0])).stem
     like = kwargs.get("like", args[0] if args else None) if name == "world" else None
     return BENCHMARKS.get(str(like), str(like)) if like else BENCHMARKS.get(name, name)
 

@@ -78,14 +78,14 @@ class Panel:
     def mean(self, arm: Arm) -> Interval:
         """Mean accuracy in percent, unweighted over the strata that every replicate has."""
         value, drawn, rows, groups = self._over(arm, {}, _shared(arm))
-        return Interval(value, *_bounds(value, drawn, groups, (0.0, 100.0)), rows, groups, len(arm))
+        return Interval(value, *bounds(value, drawn, groups, (0.0, 100.0)), rows, groups, len(arm))
 
     def difference(self, one: Arm, two: Arm) -> Difference:
         """`one` - `two` in points, over the strata and the groups that both have answered."""
         strata = [s for s in _shared(one) if s in set(_shared(two))]
         value, drawn, rows, groups = self._over(one, two, strata)
         other, drawn_other, _, _ = self._over(two, one, strata)
-        low, high = _bounds(value - other, drawn - drawn_other, groups)
+        low, high = bounds(value - other, drawn - drawn_other, groups)
         verdict = "better" if low > 0 else "worse" if high < 0 else "tie"
         p = two_sided_p(drawn - drawn_other)
         return Difference(value - other, low, high, rows, groups, max(len(one), len(two)), p=p, verdict=verdict)
@@ -105,14 +105,14 @@ class Panel:
             rows += n
             used.append(shared)
         groups = int(np.any(used, axis=0).sum()) if self.together else sum(int(u.sum()) for u in used)
-        return 100 * float(value), 100 * (drawn * _seed_shares(len(replicates))).sum(1), rows, groups
+        return 100 * float(value), 100 * (drawn * seed_shares(len(replicates))).sum(1), rows, groups
 
 
 def _sums(part: pd.DataFrame, every: pd.Index | None) -> tuple[Any, Any, dict[str, int]]:
     """Credit and questions [G C] of one stratum, on all groups if `every` is given, in at most BLOCKS blocks."""
     total, count = part["sum"].unstack(fill_value=0.0), part["count"].unstack(fill_value=0)
-    if every is not None:
-        total, count = total.reindex(every, fill_value=0.0), count.reindex(every, fill_value=0)
+    names = pd.Index(sorted(total.index, key=str)) if every is None else every  # in whatever order they were coded: the same draws
+    total, count = total.reindex(names, fill_value=0.0), count.reindex(names, fill_value=0)
     columns = {str(c): i for i, c in enumerate(total.columns)}
     sums = [total.to_numpy(float), count.to_numpy(float)]
     if len(total) > BLOCKS:
@@ -127,14 +127,14 @@ def _shared(arm: Arm) -> list[str]:
     return sorted(set.intersection(*(set(cells) for cells in arm.values()))) if arm else []
 
 
-def _seed_shares(num: int) -> np.ndarray:
+def seed_shares(num: int) -> np.ndarray:
     """Share of each seed in a draw, [DRAWS num]; equal numbers of seeds get equal draws, so that seeds are paired."""
     if num == 1:
         return np.ones((DRAWS, 1))
     return np.random.default_rng(num).multinomial(num - 1, np.full(num, 1 / num), size=DRAWS) / (num - 1)
 
 
-def _bounds(value: float, drawn: np.ndarray, groups: int, limits: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
+def bounds(value: float, drawn: np.ndarray, groups: int, limits: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
     """Middle 95 % of the draws; where all agree, the rule of three (BENCHMARKS 8.2)."""
     finite = drawn[np.isfinite(drawn)]
     if not len(finite):

@@ -84,7 +84,7 @@ def failures(records: Records) -> Table | None:
     return Table("failures", "What failed or was set aside", ("what", "Method", "where", "reason"), tuple(rows)) if rows else None
 
 
-def examples(chapter_rows: pd.DataFrame, cells: pd.DataFrame, arms: dict[str, list[str]], limit: int = 4) -> Table | None:
+def examples(chapter_rows: pd.DataFrame, records: Records, arms: dict[str, list[str]], limit: int = 4) -> Table | None:
     """Answers in which methods differ. arms: label -> cells, the unpruned model first, then the subject.
 
     Deterministic: first by sample name, `limit` where only the unpruned model is right and `limit` where the subject alone
@@ -101,7 +101,8 @@ def examples(chapter_rows: pd.DataFrame, cells: pd.DataFrame, arms: dict[str, li
     lost = wide.index[(wide[labels[0]] == 1) & (wide[labels[1:]] == 0).all(axis=1)][:limit]
     won = wide.index[(wide[labels[1]] == 1) & (wide[labels[2:]] == 0).all(axis=1)][:limit] if len(labels) > 2 else []
     lone = wide.index[(wide[labels[1]] == 0) & (wide[labels[2:]] == 1).all(axis=1)][:limit] if len(labels) > 2 else []
-    texts = rows[rows["sample"].isin([*lost, *won, *lone])].drop_duplicates(["sample", "label"]).set_index(["sample", "label"])
+    texts = rows[rows["sample"].isin([*lost, *won, *lone])].drop_duplicates(["sample", "label"])
+    texts = records.texts(texts).set_index(["sample", "label"])
     found: list[tuple[Entry, ...]] = []
     for why, samples in (("all pruned wrong", lost), (f"only {labels[1]} right", won), (f"only {labels[1]} wrong", lone)):
         for sample in samples:

@@ -1,4 +1,4 @@
-"""The store's tables as frames, made small: what the report does not show is dropped, what repeats is coded."""
+"""The store's tables as frames, made small: what the report does not show is not read, what repeats is coded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ SETTING = ("model", "protocol", "split", "limit", "dtype", "mode", "batch")  # a
 _LEARNT = ("model_hash", "pruner_hash", "revision")  # what changes when weights or data change under the same name
 _CELL = tuple(f.name for f in fields(Cell))
 _SOURCE = tuple(f.name for f in fields(Provenance))
-_CODED = ("cell", "group", "category", "kind", "parsed", "target", "error", "span", "arm", "flags", "status")
+_CODED = ("kind", "arm")
+TEXTS = ("question", "answer")  # of predictions: most of their bytes, and a page shows a dozen
 _OF_CELLS = ("predictions", "timings", "costs", "outcomes")
 
 
@@ -23,7 +24,8 @@ _OF_CELLS = ("predictions", "timings", "costs", "outcomes")
 class Records:
     """Frames by table, without provenance, and two frames about them.
 
-    frames:  rows name their cell in `cell`; tables of no cell (steps, curve, trials, choices) have `run` and `hardware`.
+    frames:  rows name their cell in `cell`, and predictions come without `TEXTS`; tables of no cell (steps, curve, trials,
+             choices) have `run` and `hardware`.
     cells:   index `cell`; a cell's fields, `label` (method), `replaced`, `replicate` (scorer seed), `started`.
     sources: distinct provenance with the table it is of.
     problems: files the store set aside and results that newer ones replaced, one sentence each.
@@ -33,6 +35,12 @@ class Records:
     cells: pd.DataFrame
     sources: pd.DataFrame
     problems: tuple[str, ...]
+    store: Store
+
+    def texts(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows of predictions with their `TEXTS`, in the same order; only the parts of their cells are read."""
+        found = self.store.read("predictions", ["cell", "sample", *TEXTS], cells=set(rows["cell"]))
+        return rows.merge(found, "left", ["cell", "sample"], validate="m:1").set_axis(rows.index)
 
     def of(self, table: str, cells: pd.DataFrame) -> pd.DataFrame:
         """Rows of `table` that belong to `cells`."""
@@ -52,15 +60,18 @@ def read(root: Path | str) -> Records:
     cells: list[pd.DataFrame] = []
     sources: list[pd.DataFrame] = []
     for table in TABLES:
-        frame = store.read(table)
-        if table in _OF_CELLS:
-            cells.append(_cells(frame))
-        sources.append(_sources(table, frame))
-        frames[table] = _small(table, frame)
-        del frame
+        own = [f.name for f in fields(TABLES[table])]
+        if table in _OF_CELLS:  # a million rows: only what they say of their own, and who made them once per part
+            frames[table] = store.read(table, ["cell", *(c for c in own if c not in TEXTS)], coded=True)
+            made = store.origins(table)
+            cells.append(_cells(made))
+        else:
+            made = store.read(table)
+            frames[table] = _small(made, own)
+        sources.append(_sources(table, made))
     every = pd.concat([c for c in cells if len(c)] or cells[:1])
     known, replaced = _newest(every[~every.index.duplicated()].sort_index())
-    return Records(frames, known, pd.concat(sources, ignore_index=True), (*map(str, store.problems), *replaced))
+    return Records(frames, known, pd.concat(sources, ignore_index=True), (*map(str, store.problems), *replaced), store)
 
 
 def _column(frame: pd.DataFrame, owner: str, name: str) -> str:
@@ -93,11 +104,9 @@ def _sources(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def _small(table: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The record's own fields and the cell's key; strings that repeat become categories."""
-    own = [f.name for f in fields(TABLES[table])]
-    extra = ["cell"] if table in _OF_CELLS else ["run", "hardware"]
-    frame = frame[[*extra, *(c for c in own if c not in extra)]]
+def _small(frame: pd.DataFrame, own: list[str]) -> pd.DataFrame:
+    """The record's own fields, the run and the hardware; strings that repeat become categories."""
+    frame = frame[["run", "hardware", *(c for c in own if c not in ("run", "hardware"))]]
     return frame.astype({name: "category" for name in _CODED if name in frame.columns})
 
 

@@ -46,6 +46,11 @@ def _of(kind: type, owner: str, taken: set[str]) -> Iterator[Column]:
         yield Column(name, owner, field.name, plain, NoneType in choices)
 
 
+# Whose row and who made it, as a row of no record would name it: the same for every table.
+_OWN = ("cell", *(field.name for field in fields(Cell)))
+ORIGIN = (*_OWN, *(f"provenance_{field.name}" if field.name in _OWN else field.name for field in fields(Provenance)))
+
+
 @cache
 def columns(table: str) -> tuple[Column, ...]:
     """The columns of a table, in order: the record's, then `cell` (the key) and the cell's, then those of the provenance.

@@ -18,6 +18,7 @@ class Commits:
         self.check = check
         self.problems: list[str] = []
         self._refused: set[Commit] = set()  # damaged ones, also where the folder is read-only and they stay in place
+        self._parsed: dict[str, tuple[tuple[int, ...], Commit]] = {}  # by file name, as long as the file stays the same
         self._intact: set[Commit] = set()  # parts hashed once per store object; the table that is read is hashed at every read
 
     def add(self, commit: Commit, parts: dict[str, bytes], fence: Callable[[], None]) -> None:
@@ -58,8 +59,19 @@ class Commits:
         return data
 
     def _load(self, name: str) -> Commit | None:
+        commit = self._manifest(name)
+        if commit is None or commit in self._refused:
+            return None
+        return commit if commit in self._intact or self._verify(commit) else None
+
+    def _manifest(self, name: str) -> Commit | None:
+        """What a manifest file says, read again only when the file has changed: manifests are written once, listed often."""
         path = self.root / "manifests" / name
         try:
+            state = os.stat(path)
+            same = (state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino)
+            if name in self._parsed and self._parsed[name][0] == same:
+                return self._parsed[name][1]
             raw = path.read_bytes()
         except FileNotFoundError:
             return None  # never there, or another reader has just moved it
@@ -73,9 +85,8 @@ class Commits:
         except Damaged as damage:
             self._report(f"manifests/{name} {damage}; {self._move(f'manifests/{name}')}; what it published counts as not done")
             return None
-        if commit in self._refused:
-            return None
-        return commit if commit in self._intact or self._verify(commit) else None
+        self._parsed[name] = (same, commit)
+        return commit
 
     def _verify(self, commit: Commit) -> bool:
         for part in commit.parts:

@@ -1,0 +1,77 @@
+"""From Arrow to pandas: the rows of a table as a frame, and the origin of a part, which all its rows share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from diffprune.store.columns import ORIGIN, columns
+from diffprune.store.manifest import Part
+from diffprune.store.parts import decode, dictionaries, read_schema
+
+
+def frame(table: str, parts: list[pa.Table], names: Sequence[str], coded: bool, free: Sequence[str]) -> pd.DataFrame:
+    """The rows of `parts` (emptied on the way, so that they are not held twice): float NaN stays NaN; whole numbers stay whole, as
+    `Int64` only where a value may be missing; dictionaries become categories in the order of their texts.
+
+    coded: as in `read_schema`; free: where rows without a cell occur, the columns that make two of them the same row.
+    """
+    expected = read_schema(table, coded)
+    whole = pa.concat_tables(parts) if parts else pa.schema([expected.field(name) for name in names]).empty_table()
+    parts.clear()
+    whole = whole.unify_dictionaries()
+    whole_numbers = [c for c in columns(table) if c.name in names and c.type is int]
+    sure = [c.name for c in whole_numbers if not c.optional and not whole[c.name].null_count]
+    found = whole.to_pandas(
+        types_mapper={pa.int64(): pd.Int64Dtype()}.get, ignore_metadata=True, split_blocks=True, self_destruct=True
+    )
+    del whole
+    found = found.astype({name: "int64" for name in sure})
+    for name in set(dictionaries(table, coded)).intersection(names):
+        found[name] = _sorted(found[name])
+    return _once(found, free)
+
+
+def _sorted(column: pd.Series) -> pd.Series:
+    """Categories in the order of their texts instead of that of their first rows."""
+    texts = pa.array(column.cat.categories, pa.string())
+    order = pc.array_sort_indices(texts)
+    place = np.full(len(texts) + 1, -1)  # the last one is for what is missing, code -1
+    place[order.to_numpy()] = np.arange(len(texts))
+    categories = pd.Index(texts.take(order).to_pandas(), dtype="str")
+    coded = pd.Categorical.from_codes(place[column.cat.codes], categories, validate=False)
+    return pd.Series(coded, column.index, name=column.name)
+
+
+def _once(rows: pd.DataFrame, free: Sequence[str]) -> pd.DataFrame:
+    """A run that resumes rewrites rows that have no cell; what its latest attempt wrote is what its results came from."""
+    if not free:
+        return rows
+    mine = rows[rows["cell"] == ""]
+    again = mine.index[mine.duplicated(list(free), keep="last")]
+    if not len(again):
+        return rows
+    rows = rows.drop(again).reset_index(drop=True)
+    texts = rows.select_dtypes("category").columns
+    return rows.assign(**{name: rows[name].cat.remove_unused_categories() for name in texts})
+
+
+def origin(part: Part, data: bytes) -> dict[str, Any]:
+    """Whose rows a part has and who made them: values by the names of `ORIGIN`.
+
+    Raises:
+        Damaged: the part cannot be used.
+    """
+    mine = [column for column in columns(part.table) if column.owner != "record"]
+    (row,) = decode(part.table, data, [column.name for column in mine], first=True).to_pylist()
+    return {name: row[column.name] for name, column in zip(ORIGIN, mine, strict=True)}
+
+
+def origin_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row each; objects, so that a missing value stays None beside numbers."""
+    return pd.DataFrame([[row[name] for name in ORIGIN] for row in rows], columns=list(ORIGIN), dtype=object)
