@@ -21,18 +21,20 @@ if TYPE_CHECKING:
     from diffprune.inside import pruned
     from diffprune.models._load import load
     from diffprune.prune import generate
+    from diffprune.pruners._pretrained import from_pretrained
     from diffprune.store import Store
 
 __version__ = "0.1.0"
 __all__ = [
     "VLM", "Above", "Budget", "Keep", "Pruner", "Selection", "Share", "Store", "VisualTokens",
-    "benchmark", "generate", "load", "overlay", "parse", "pruned", "pruner",
+    "benchmark", "from_pretrained", "generate", "load", "overlay", "parse", "pruned", "pruner",
 ]  # fmt: skip
 
 _HOMES = {
     "Above": "core.budget", "Budget": "core.budget", "Keep": "core.budget", "Share": "core.budget", "parse": "core.budget",
     "Pruner": "core.pruner", "Selection": "core.tokens", "VisualTokens": "core.tokens", "VLM": "core.vlm",
     "load": "models._load", "overlay": "drawing", "generate": "prune", "pruned": "inside", "Store": "store",
+    "from_pretrained": "pruners._pretrained",
 }  # fmt: skip
 
 

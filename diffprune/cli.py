@@ -90,11 +90,13 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--budget", "budgets", multiple=True, help="Tokens to keep, e.g. 32, 22% or 'Above(0.5)'; may be repeated."),
     click.option("--benchmark", "benchmarks", multiple=True, help="E.g. \"world('pope')\"; may be repeated."),
     click.option("--limit", type=click.IntRange(min=1), help="Questions per benchmark, rounded up to whole groups."),
+    click.option("--protocol", help="Whose prompts and rules: llava (as papers) or lmms_eval (as the harness)."),
     click.option("--steps", type=click.IntRange(min=1), help="Training steps."),
     click.option("--target", "targets", type=float, multiple=True, help="Prefill speedup to tune for, e.g. 2; may be repeated."),
     click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change any setting of the job, e.g. train.steps=50."),
     click.option("--workers", type=click.IntRange(min=1), help="Processes that share the work. [default: the job's]"),
     click.option("--address", help="Of a running Ray cluster; without it one is started on this machine and stopped at the end."),
+    click.option("--tiny", is_flag=True, help="The job on its family's tiny random instance, a few steps: tries the very code."),
     click.option("--dry-run", is_flag=True, help="Print the cells that would be run, and how many are done; run nothing."),
 )
 
@@ -108,8 +110,8 @@ def _perform(verb: str, options: dict[str, Any]) -> None:
     if asked is None and verb == "run":
         raise ValueError("run needs a job: diffprune run demo")
     stages = (verb,) if verb in STAGES else STAGES
-    short = {key: options[key] for key in ("model", "pruners", "budgets", "benchmarks", "limit", "steps", "targets")}
-    job = configure(verb, asked, options["name"], short, settings_of(options["pairs"]))
+    short = {key: options[key] for key in ("model", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets")}
+    job = configure(verb, asked, options["name"], short, settings_of(options["pairs"]), options["tiny"])
     pipeline.run(
         job, options["out"], stages=stages, workers=options["workers"], address=options["address"], dry_run=options["dry_run"]
     )

@@ -1,11 +1,13 @@
 """One cell -> one graded answer per question.
 
 An image is encoded once per process, whatever the number of budgets, methods and benchmarks that ask about it; questions are
-tokenised once per benchmark. What goes wrong with one sample is written in its row and is no wrong answer.
+tokenised batch by batch, because those of a large benchmark take gigabytes at once. What goes wrong with one sample is written in
+its row and is no wrong answer.
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -29,13 +31,18 @@ from diffprune.core.vlm import VLM, Prompts
 TEN = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "seed", "vizwiz")
 UNPRUNED = "none"
 BLIND, NOTHING = "blind", "Keep(0)"  # not a method: the question without its image, asked once per benchmark
+MODE, CUT = "eager", "answers cut at {} tokens"
+TOKENISED_MIB = 64  # of prompts that are kept: all of a small run, a few batches of a large one
 CHUNK = 8  # images per encoder call, always: the same shape gives the same bits, so an answer cannot depend on what ran before
 
 
 class Evaluation(BaseModel):
     """What to ask. benchmarks: spellings; limit: questions per benchmark, whole groups; batch: rows per generation.
 
+    protocol: whose prompts and rules, for all benchmarks that know it.
     blind: also ask every question without its image, which is what blind-corrected retention is measured from.
+    answer_tokens: the most an answer may have where the benchmark allows more; such answers are marked in the cell's mode, as they
+        are no full run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +53,7 @@ class Evaluation(BaseModel):
     batch: int = Field(64, ge=1)
     protocol: str = "llava"
     blind: bool = False
+    answer_tokens: int | None = Field(None, ge=1)
 
 
 def _benchmark(text: str, options: Evaluation) -> Benchmark:
@@ -97,7 +105,14 @@ def _cell(vlm: VLM, method: Pruner, budget: Budget, benchmark: Benchmark, option
         limit=options.limit,
         batch=options.batch,
         dtype=str(vlm.model.dtype).removeprefix("torch."),
+        mode=MODE if options.answer_tokens is None else f"{MODE}, {CUT.format(options.answer_tokens)}",
     )
+
+
+def answer_tokens(cell: Cell, benchmark: Benchmark) -> int:
+    """The most tokens an answer of the cell may have: as the benchmark says, or as the cell's mode says, if that is fewer."""
+    limit, said = benchmark.new_tokens(cell.protocol), re.search(CUT.format(r"(\d+)"), cell.mode)
+    return min(limit, int(said[1])) if said else limit
 
 
 class Encodings:
@@ -153,24 +168,40 @@ def _only(needs: frozenset[Need], tokens: VisualTokens) -> VisualTokens:
     return replace(tokens, attention=attention, identity=tokens.identity if Need.IDENTITY in needs else None)
 
 
-def _size(tokens: VisualTokens) -> int:
-    return sum(value.nbytes for f in fields(tokens) if isinstance(value := getattr(tokens, f.name), Tensor))
+def _size(held: VisualTokens | Prompts) -> int:
+    return sum(value.nbytes for f in fields(held) if isinstance(value := getattr(held, f.name), Tensor))
 
 
-def rows_of(prompts: Prompts, index: Sequence[int]) -> Prompts:
-    """The rows at `index`, cut on the left to the longest of them."""
-    chosen = torch.tensor(index, device=prompts.input_ids.device)
-    start = prompts.input_ids.shape[1] - int(prompts.attention_mask[chosen].sum(1).max())
-    return replace(prompts, **{f.name: v[chosen, start:] for f in fields(prompts) if (v := getattr(prompts, f.name)) is not None})
+class Tokenised:
+    """Prompts of batches, in memory, least recently used first to go: the same batch is asked again for every method and budget.
+
+    mebibytes: upper bound of what is kept.
+    """
+
+    def __init__(self, mebibytes: float) -> None:
+        self.limit_bytes, self.held_bytes = mebibytes * 2**20, 0
+        self._kept: OrderedDict[tuple[Any, ...], Prompts] = OrderedDict()
+
+    def get(self, name: tuple[Any, ...], make: Callable[[], Prompts]) -> Prompts:
+        """The prompts called `name`, made where they are not kept. The name tells all that they depend on."""
+        if name not in self._kept:
+            made = make()
+            if _size(made) > self.limit_bytes:
+                return made
+            self._kept[name], self.held_bytes = made, self.held_bytes + _size(made)
+        self._kept.move_to_end(name)
+        while self.held_bytes > self.limit_bytes:
+            self.held_bytes -= _size(self._kept.popitem(last=False)[1])
+        return self._kept[name]
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """One benchmark made ready: its samples and their prompts, in the same order."""
+    """One benchmark made ready. name: tells it from all others of a process."""
 
+    name: tuple[str, str, int | None, str]
     benchmark: Benchmark
     samples: list[Sample]
-    prompts: Prompts
 
 
 class Refused(ValueError):
@@ -181,7 +212,7 @@ class Evaluator:
     """A resident model that answers cells. cache_mib: host memory for encoder output, in MiB."""
 
     def __init__(self, vlm: VLM, cache_mib: float = 2048) -> None:
-        self.vlm, self.encodings = vlm, Encodings(vlm, cache_mib)
+        self.vlm, self.encodings, self.tokenised = vlm, Encodings(vlm, cache_mib), Tokenised(TOKENISED_MIB)
         self._asked: dict[tuple[str, str, int | None, str], _Asked] = {}
         self._pruners: dict[str, Pruner] = {}
 
@@ -242,16 +273,17 @@ class Evaluator:
             samples = benchmark.samples(cell.split, cell.limit, cell.protocol)
             if not samples:
                 raise ValueError(f"{cell.benchmark} has no question in split {cell.split!r}")
-            prompts = self.vlm.prompts([s.question for s in samples], [self.vlm.num_visual_tokens] * len(samples))
-            self._asked[name] = _Asked(benchmark, samples, prompts)
+            self._asked[name] = _Asked(name, benchmark, samples)
         return self._asked[name]
 
-    def _prompts(self, asked: _Asked, index: Sequence[int], tokens: VisualTokens) -> Prompts:
-        """Rows ready made where all images are alike, else tokenised for the images they are about."""
-        counts = tokens.present.sum(1).tolist()
-        if tokens.layout is None and set(counts) == {self.vlm.num_visual_tokens}:
-            return rows_of(asked.prompts, index)
-        return self.vlm.prompts([asked.samples[i].question for i in index], counts, tokens.layout)
+    def _prompts(self, asked: _Asked, index: Sequence[int], tokens: VisualTokens | None) -> Prompts:
+        """Rows with places for the tokens of their images; without tokens, for those of an image of the default size."""
+        questions = [asked.samples[i].question for i in index]
+        if tokens is None:
+            default = [self.vlm.num_visual_tokens] * len(questions)
+            return self.tokenised.get((asked.name, "blind", *index), lambda: self.vlm.prompts(questions, default))
+        places, layout = tokens.present.sum(1).tolist(), tokens.layout
+        return self.tokenised.get((asked.name, *index), lambda: self.vlm.prompts(questions, places, layout))
 
     def _shrunk(
         self, cell: Cell, asked: _Asked, pruner: Pruner, budget: Budget, index: Sequence[int]
@@ -269,11 +301,11 @@ class Evaluator:
     def _answers(self, cell: Cell, asked: _Asked, pruner: Pruner, budget: Budget, index: Sequence[int]) -> dict[int, Prediction]:
         samples = [asked.samples[i] for i in index]
         if cell.pruner == BLIND:
-            prompts = rows_of(asked.prompts, index)
+            prompts = self._prompts(asked, index, None)
             packed = prune.blind(prompts)
         else:
             prompts, packed = self._shrunk(cell, asked, pruner, budget, index)
-        texts, lengths = prune.answer(self.vlm, packed, asked.benchmark.new_tokens(cell.protocol))
+        texts, lengths = prune.answer(self.vlm, packed, answer_tokens(cell, asked.benchmark))
         grades = [asked.benchmark.grade(s, t, cell.protocol) for s, t in zip(samples, texts, strict=True)]
         words = (prompts.attention_mask.sum(1) - prompts.slots.sum(1)).tolist()
         return {

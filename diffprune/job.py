@@ -6,8 +6,9 @@ line makes a changed copy, never a changed job.
 
 from __future__ import annotations
 
+import inspect
 import runpy
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,36 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from diffprune.core import budget as budgets_
 from diffprune.core import plugins
 from diffprune.core.pruner import Throttler
+from diffprune.estimate import Assumed
 from diffprune.evaluate import Evaluation
+from diffprune.hub.manifest import FIXTURE
 from diffprune.measure import Measurement
+from diffprune.models._load import spelling
 from diffprune.recipe import Recipe
 from diffprune.store.files import checked_name
 from diffprune.train import scorers
 from diffprune.tune import Tuning
 
 SECTIONS: dict[str, type[BaseModel]] = {"train": Recipe, "tune": Tuning, "evaluate": Evaluation, "measure": Measurement}
+TINY_BUDGETS = ("Share(1/3)", "Share(1/9)")
 REPOSITORY = Path(__file__).parent.parent
 
 
 class Job(BaseModel):
     """What to run. A section that is None is a verb the job does not do.
 
-    baselines: spellings that need no training, compared with the trained arms; `none` is the unpruned bound.
+    baselines: spellings that need no training, or name their weights; compared with the trained arms. `none` is the unpruned
+               bound. Weights are looked for when a verb needs them.
     replaced:  methods (of `train.arms` or `baselines`) also run with tokens replaced by their mean instead of removed, a
                diagnostic of what removal itself costs.
     tuned:     methods (of `train.arms` or `baselines`) that `tune` looks at, arms with their first seed; () for all of them.
     budgets:   for evaluation and measuring; training draws from `train.budgets`.
     seed:      of the job's provenance; training seeds are `train.seeds`.
     workers:   processes that share the cells (training has `train.workers`).
+    family:    of the model, for `--tiny`: the same job on that family's tiny random instance, which needs no download.
+    tiny:      settings (dotted, as for `--set`) that `--tiny` changes beside those it always does (`tiny_settings`).
+    config:    what config.json of the model says, so that `--dry-run` can tell memory and time without a network.
+    assumed:   how long questions and answers of the training data will be, for the same.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +65,17 @@ class Job(BaseModel):
     budgets: tuple[str, ...] = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
     seed: int = 0
     workers: int = Field(2, ge=1)
+    family: str = ""
+    tiny: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    assumed: Assumed = Assumed()
+
+    @field_validator("family")
+    @classmethod
+    def _family(cls, family: str) -> str:
+        if family and family not in (known := plugins.names("models")):
+            raise ValueError(f"no family {family!r}: {plugins.nearest(family, known)}")
+        return family
 
     @field_validator("name")
     @classmethod
@@ -69,12 +90,7 @@ class Job(BaseModel):
     @field_validator("baselines")
     @classmethod
     def _baselines(cls, found: tuple[str, ...]) -> tuple[str, ...]:
-        made = [plugins.load("pruners", text) for text in found]
-        for pruner in made:
-            if isinstance(pruner, Throttler) and not pruner.weights_hash:
-                name = pruner.spelling.partition("(")[0]
-                raise ValueError(f"{pruner.spelling} is not trained: add it to train.arms, or write {name}(weights='folder')")
-        return tuple(dict.fromkeys(pruner.spelling for pruner in made))
+        return tuple(dict.fromkeys(_ready(text) for text in found))
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
@@ -110,11 +126,27 @@ class Job(BaseModel):
         return scorers(self.train, folder) if self.train else {}
 
 
+def _ready(text: str) -> str:
+    """The canonical spelling of a method that needs no training by this job; weights it names need not be there yet."""
+    name, given, options = plugins.parse_call(text)
+    weights = {key: options.pop(key) for key in ("weights",) if key in options}
+    made = plugins.load("pruners", _written(name, given, options))
+    if isinstance(made, Throttler) and not weights:
+        raise ValueError(f"{made.spelling} is not trained: add it to train.arms, or write {name}(weights='folder')")
+    if weights and not isinstance(made, Throttler):
+        raise ValueError(f"{text} learns nothing and has no weights: write {made.spelling}")
+    return with_option(made.spelling, **weights) if weights else made.spelling
+
+
 def with_option(spelling: str, **options: Any) -> str:
     """The same call with more keywords: `diffprune(depth=1)`, weights='a' -> `diffprune(depth=1, weights='a')`."""
     name, args, kwargs = plugins.parse_call(spelling)
-    written = [repr(a) for a in args] + [f"{k}={v!r}" for k, v in sorted({**kwargs, **options}.items())]
-    return f"{name}({', '.join(written)})"
+    return _written(name, args, {**kwargs, **options})
+
+
+def _written(name: str, args: Sequence[Any], options: Mapping[str, Any]) -> str:
+    written = [repr(a) for a in args] + [f"{k}={v!r}" for k, v in sorted(options.items())]
+    return f"{name}({', '.join(written)})" if written else name
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -166,11 +198,14 @@ def load_job(text: str) -> Job:
 # --- the command line's changes ---------------------------------------------------------------------------------------
 
 
-def configure(verb: str, text: str | None, name: str | None, short: Mapping[str, Any], settings: Mapping[str, Any]) -> Job:
+def configure(
+    verb: str, text: str | None, name: str | None, short: Mapping[str, Any], settings: Mapping[str, Any], tiny: bool = False
+) -> Job:
     """The job `text` (or a fresh one for `verb`) with the options of the command line.
 
     short:    --model, --pruner ... by name; None or () where not given.
     settings: `--set` pairs, dotted keys.
+    tiny:     the job's family in its tiny instance and a few steps, under a name of its own; other options come on top.
 
     Raises:
         ValueError: one sentence on the first thing that is wrong, with the nearest valid name.
@@ -178,6 +213,9 @@ def configure(verb: str, text: str | None, name: str | None, short: Mapping[str,
     job = load_job(text) if text else None
     fresh: dict[str, Any] = {"name": verb, "baselines": ("none",)} | ({verb: {}} if verb in SECTIONS else {})
     tree = {key: value for key, value in job.model_dump().items() if value is not None} if job else fresh
+    if tiny:
+        for path, value in tiny_settings(job).items():
+            _put(tree, path, value)
     if name is not None:
         tree["name"] = name
     for path, value in (*_long(verb, short, tree, fresh=job is None), *settings.items()):
@@ -186,6 +224,55 @@ def configure(verb: str, text: str | None, name: str | None, short: Mapping[str,
         return Job.model_validate(tree)
     except ValidationError as error:
         raise ValueError(explain(error)) from None
+
+
+def tiny_settings(job: Job | None) -> dict[str, Any]:
+    """What `--tiny` changes: the model; of training the data and everything that takes long; of evaluation the data, the length of
+    answers and the budgets; then the job's own `tiny`. Learned methods that name their weights are trained for a few steps instead.
+
+    Raises:
+        ValueError: the job states no family.
+    """
+    if job is None or not job.family:
+        raise ValueError(f"--tiny needs a job that states its family; {job.name if job else 'this command'} states none")
+    options = spelling(job.model)[1]
+    model = f"tiny({', '.join([job.family, *(f'{key}={options[key]!r}' for key in sorted(options))])})"
+    found: dict[str, Any] = {"name": f"{job.name}-tiny", "title": f"{job.title or job.name}, tiny", "model": model, "config": {}}
+    arms, rest = _apart(job.baselines)
+    if arms:
+        found |= {"baselines": rest, "train.arms": arms}
+    if job.train or arms:
+        recipe = job.train or Recipe(arms=arms, workers=1)
+        few = 2 * recipe.workers
+        small = {
+            "model": model, "seeds": recipe.seeds[:1], "workers": recipe.workers,
+            "data": "world", "steps": 3, "images": few, "validation_images": few, "calibration_images": 4,
+            "questions": 2, "questions_alone": 1, "micro_images": 1, "budgets": TINY_BUDGETS,
+            "checkpoint_every": 2, "validate_every": 2, "coherence_every": 0,
+        }  # fmt: skip
+        found |= {f"train.{key}": value for key, value in small.items()}
+    if job.evaluate:
+        asked = tuple(_own_rows(text) for text in job.evaluate.benchmarks)
+        found |= {"evaluate.benchmarks": asked, "evaluate.answer_tokens": 2, "budgets": TINY_BUDGETS}
+    return found | job.tiny
+
+
+def _apart(baselines: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(learned methods without the weights they name, each once; the others)."""
+    arms, rest = dict[str, None](), []
+    for text in baselines:
+        name, given, options = plugins.parse_call(text)
+        if "weights" in options:
+            arms[_written(name, given, {key: value for key, value in options.items() if key != "weights"})] = None
+        else:
+            rest.append(text)
+    return tuple(arms), tuple(rest)
+
+
+def _own_rows(text: str) -> str:
+    """A published benchmark on the few rows of our own that need no download; others as they are."""
+    folder = "folder" in inspect.signature(plugins.find("benchmarks", plugins.parse_call(text)[0])).parameters
+    return with_option(text, folder=FIXTURE) if folder else text
 
 
 def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: bool) -> list[tuple[str, Any]]:
@@ -202,7 +289,13 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: b
             found += [("baselines", rest if "none" in rest else ("none", *rest))]
     if "budgets" in given:
         found += [("train.budgets" if verb == "train" else "budgets", given["budgets"])]
-    paths = {"benchmarks": "evaluate.benchmarks", "limit": "evaluate.limit", "steps": "train.steps", "targets": "tune.targets"}
+    paths = {
+        "benchmarks": "evaluate.benchmarks",
+        "limit": "evaluate.limit",
+        "protocol": "evaluate.protocol",
+        "steps": "train.steps",
+        "targets": "tune.targets",
+    }
     found += [(path, given[key]) for key, path in paths.items() if key in given]
     idle = [path for path, _ in found if fresh and path.partition(".")[0] in SECTIONS and path.partition(".")[0] != verb]
     if idle:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffprune import timed
+from diffprune import graphed, timed
 from diffprune.core import budget as budgets_
 from diffprune.core import cost, plugins
 from diffprune.core.benchmark import Benchmark
@@ -31,7 +31,7 @@ from diffprune.core.clock import Clock, clocks
 from diffprune.core.pruner import Need, Pruner
 from diffprune.core.record import Cell, Cost, Outcome, Timing
 from diffprune.core.vlm import VLM
-from diffprune.timed import Inputs, Ready
+from diffprune.timed import Inputs, Mode, Ready
 
 FEW, OUTLIER, DRIFT, BUSY_CORES, FOREIGN_BYTES = 30, 5.0, 0.02, 0.25, 1.5 * 2**30
 Span = Literal["encoder", "parts", "prefill", "ttft", "decode"]
@@ -41,6 +41,7 @@ class Measurement(BaseModel):
     """How to measure.
 
     batches: rows per request, one cell each. rounds, warmup: repetitions kept and discarded, the latter per arm and shape.
+    modes: "eager", and "graph" on a CUDA device (`graphed`, which leaves out the spans parts and decode); one cell each.
     slow_rounds: repetitions of `ttft` and `decode`, which cost many times a prefill. decode_tokens: of the slope.
     spans: beside overhead, projection and prefill, which always are timed: `parts` are score, select and gather.
     inputs: different batches of images and questions the rounds go through. threads: of torch; none leaves them as they are.
@@ -50,6 +51,7 @@ class Measurement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batches: tuple[int, ...] = Field((8,), min_length=1)
+    modes: tuple[Literal["eager", "graph"], ...] = Field(("eager",), min_length=1)
     rounds: int = Field(30, ge=2)
     warmup: int = Field(10, ge=0)
     slow_rounds: int = Field(10, ge=2)
@@ -75,8 +77,10 @@ def cells(vlm: VLM, pruners: Sequence[str], budgets: Sequence[str], options: Mea
     """Every pruner at every budget and batch size. `none` is no cell: it is the `full` arm of every other.
 
     Raises:
-        ValueError: unknown pruner, benchmark or option, or a budget above what the model has.
+        ValueError: unknown pruner, benchmark or option, a budget above what the model has, or a mode it cannot run in.
     """
+    if "graph" in options.modes:
+        graphed.refuse(vlm)
     parsed = [budgets_.parse(text) for text in budgets]
     for budget in parsed:
         budget.check(vlm.num_visual_tokens)
@@ -87,8 +91,9 @@ def cells(vlm: VLM, pruners: Sequence[str], budgets: Sequence[str], options: Mea
             verb="measure", model=vlm.name, model_hash=vlm.weights_hash, pruner=m.spelling, pruner_hash=m.weights_hash,
             budget=str(budget), benchmark=benchmark.spelling, revision=benchmark.revision, split=options.split,
             limit=options.limit, batch=batch, dtype=str(vlm.model.dtype).removeprefix("torch."), seed=options.seed,
+            mode=mode,
         )
-        for batch in options.batches for m in methods for budget in parsed
+        for batch in options.batches for mode in options.modes for m in methods for budget in parsed
     ]  # fmt: skip
     return list(dict.fromkeys(made))
 
@@ -159,23 +164,23 @@ def counted_flops(vlm: VLM, ready: Ready) -> float:
 
 
 @torch.inference_mode()
-def _cost(vlm: VLM, arm: str, ready: Ready, clock: Clock) -> Cost:
-    """Cost of one image (batch 1), with the proof that its tokens were removed."""
+def _cost(vlm: VLM, arm: str, ready: Ready, clock: Clock, mode: Mode) -> Cost:
+    """Cost of one image (batch 1), with the proof that its tokens were removed; a graph has its memory beforehand."""
     kept, shape = int(ready.packed.kept[0]), vlm.shape
-    text = ready.sequence - kept
-    cuda = vlm.device.type == "cuda"
+    text = int(ready.packed.prompts.attention_mask.sum()) - kept
+    cuda = vlm.device.type == "cuda" and mode is timed
     if cuda:
         clock.wait()
         torch.cuda.reset_peak_memory_stats(vlm.device)
     before = torch.cuda.memory_allocated(vlm.device) if cuda else 0
-    output = timed.prefill(vlm, ready, clock)[1]
+    output = mode.prefill(vlm, ready, clock)[1]
     peak = float(torch.cuda.max_memory_allocated(vlm.device) - before) if cuda else float("nan")
     visual = (kept,) * shape.layers
     return Cost(
         arm=arm, visual_kept=kept, text_tokens=text, prefill_flops=cost.prefill_flops(shape, visual, text),
-        encoder_flops=cost.encoder_flops(shape), counted_flops=counted_flops(vlm, ready),
+        encoder_flops=cost.encoder_flops(shape), counted_flops=counted_flops(vlm, ready) if ready.keywords else float("nan"),
         kv_bytes=cost.kv_bytes(shape, visual, text, vlm.model.dtype.itemsize),
-        kv_measured_bytes=timed.prove_removed(ready, output), peak_bytes=peak,
+        kv_measured_bytes=mode.prove_removed(ready, output), peak_bytes=peak,
     )  # fmt: skip
 
 
@@ -205,10 +210,13 @@ class _Arm:
 
 
 class Session:
-    """Arms timed next to each other on the same inputs."""
+    """Arms timed next to each other on the same inputs, in one mode."""
 
-    def __init__(self, vlm: VLM, inputs: Sequence[Inputs], options: Measurement, clock: Clock, host: Clock) -> None:
+    def __init__(
+        self, vlm: VLM, inputs: Sequence[Inputs], options: Measurement, clock: Clock, host: Clock, mode: Mode = timed
+    ) -> None:
         self.vlm, self.inputs, self.options, self.clock, self.host = vlm, inputs, options, clock, host
+        self.mode, self.spans = mode, frozenset(options.spans) - mode.UNTIMED
         none = plugins.load("pruners", "none")
         self.full = _Arm("full", none, Share(1), [])
         self.arms = [self.full]
@@ -218,17 +226,17 @@ class Session:
 
     def add(self, cell: Cell, pruner: Pruner, budget: Budget) -> tuple[_Arm, _Arm]:
         """The (pruned, native) arms of a cell; equal counts of different methods share one native arm."""
-        ready = [timed.shrink(self.vlm, inputs, pruner, budget, self.clock)[0] for inputs in self.inputs]
+        ready = [self.mode.shrink(self.vlm, inputs, pruner, budget, self.clock)[0] for inputs in self.inputs]
         pruned = _Arm("pruned", pruner, budget, [cell], sizes=[_size(r) for r in ready])
         counts = tuple(tuple(r.packed.kept.tolist()) for r in ready)
         if counts not in self._natives:
-            made = [timed.native(self.vlm, inputs, kept) for inputs, kept in zip(self.inputs, counts, strict=True)]
+            made = [self.mode.native(self.vlm, inputs, kept) for inputs, kept in zip(self.inputs, counts, strict=True)]
             self._natives[counts] = _Arm("native", self.full.pruner, Share(1), [], made, [_size(r) for r in made])
             self.arms.append(self._natives[counts])
         natives = self._natives[counts]
         natives.cells.append(cell)
         for one in ready:
-            timed.prove_removed(one, timed.prefill(self.vlm, one, self.clock)[1])
+            self.mode.prove_removed(one, self.mode.prefill(self.vlm, one, self.clock)[1])
         self.arms.append(pruned)
         return pruned, natives
 
@@ -247,11 +255,11 @@ class Session:
         if arm.fixed:
             ready = arm.fixed[index]
         else:
-            ready, spans = timed.shrink(self.vlm, inputs, arm.pruner, arm.budget, self.clock, parts)
+            ready, spans = self.mode.shrink(self.vlm, inputs, arm.pruner, arm.budget, self.clock, parts)
             if arm is self.full:
                 spans = {"project": spans["project"]}  # nothing is added to an unpruned request
         if not parts:
-            spans["prefill"] = timed.prefill(self.vlm, ready, self.clock)[0]
+            spans["prefill"] = self.mode.prefill(self.vlm, ready, self.clock)[0]
         return ready, spans
 
     def _round(self, turn: int) -> None:
@@ -272,19 +280,19 @@ class Session:
             arm.add(turn, {name: spans[name] for name in ("score", "select", "gather")})
 
         self._guarded(arms, once)
-        if "parts" in self.options.spans:
+        if "parts" in self.spans:
             self._guarded([arm for arm in arms if arm.name == "pruned"], again)
 
     def _encoders(self, turn: int) -> dict[frozenset[Need], float]:
         """Time the encoder once per set of needs; what each adds to it, which is overhead of the methods that ask for it."""
         inputs, added = self.inputs[turn % len(self.inputs)], {}
         asked = {arm.encoder_needs for arm in self.arms if arm.name == "pruned"} - {frozenset()}
-        wanted = [frozenset[Need](), *sorted(asked, key=str)] if "encoder" in self.options.spans else sorted(asked, key=str)
+        wanted = [frozenset[Need](), *sorted(asked, key=str)] if "encoder" in self.spans else sorted(asked, key=str)
         self._order.shuffle(wanted)
         for needs in wanted:
             spent, more = timed.encode(self.vlm, inputs, needs, self.clock)
             added[needs] = 0.0 if np.isnan(more) else more
-            if "encoder" in self.options.spans:
+            if "encoder" in self.spans:
                 for arm in (a for a in self.arms if a.name != "native" and a.encoder_needs == needs):
                     arm.add(turn, {"encoder": spent})
         return added
@@ -293,20 +301,26 @@ class Session:
         index = turn % len(self.inputs)
         arms = [arm for arm in self.arms if not arm.error]
         self._order.shuffle(arms)
-        if "ttft" in self.options.spans:
+        if "ttft" in self.spans:
             asked = [arm for arm in arms if arm.name != "native"]
             if turn == 0 and self.options.warmup:
                 self._guarded(asked, lambda arm: self._ttft(arm, index))
             self._guarded(asked, lambda arm: arm.add(turn, {"ttft": self._ttft(arm, index)}))
-        if "decode" in self.options.spans:
+        if "decode" in self.spans:
             self._guarded(arms, lambda arm: self._decode(arm, turn, index))
 
     def _ttft(self, arm: _Arm, index: int) -> float:
-        return timed.first_token(self.vlm, self.inputs[index], arm.pruner, arm.budget, self.host)
+        return self.mode.first_token(self.vlm, self.inputs[index], arm.pruner, arm.budget, self.host)
 
     def _decode(self, arm: _Arm, turn: int, index: int) -> None:
-        ready = arm.fixed[index] if arm.fixed else timed.shrink(self.vlm, self.inputs[index], arm.pruner, arm.budget, self.clock)[0]
-        arm.add(turn, {"decode": timed.decode(self.vlm, ready, self.options.decode_tokens, self.host)})
+        ready = self._ready(arm, index)
+        arm.add(turn, {"decode": self.mode.decode(self.vlm, ready, self.options.decode_tokens, self.host)})
+
+    def _ready(self, arm: _Arm, index: int) -> Ready:
+        """Rows of an arm, untimed."""
+        if arm.fixed:
+            return arm.fixed[index]
+        return self.mode.shrink(self.vlm, self.inputs[index], arm.pruner, arm.budget, self.clock)[0]
 
     def _guarded(self, arms: Sequence[_Arm], call: Callable[[_Arm], object]) -> None:
         """`call` every arm; one that fails is out of the session, with its reason."""
@@ -328,18 +342,17 @@ class Session:
             prompts = self.vlm.prompts(whole.questions[row : row + 1], alone.present.sum(1).tolist(), alone.layout)
             one = Inputs(whole.images[row : row + 1], whole.questions[row : row + 1], pixels, alone, prompts)
             if arm.fixed:
-                ready = timed.native(self.vlm, one, [int(arm.fixed[where].packed.kept[row])])
+                ready = self.mode.native(self.vlm, one, [int(arm.fixed[where].packed.kept[row])])
             else:
-                ready = timed.shrink(self.vlm, one, arm.pruner, arm.budget, self.clock)[0]
-            self.costs[id(arm)] = _cost(self.vlm, arm.name, ready, self.clock)
+                ready = self.mode.shrink(self.vlm, one, arm.pruner, arm.budget, self.clock)[0]
+            self.costs[id(arm)] = _cost(self.vlm, arm.name, ready, self.clock, self.mode)
         return self.costs[id(arm)]
 
     def _typical(self, arm: _Arm) -> tuple[int, int]:
         """(batch of inputs, row) of the image nearest the mean count."""
         counts = []
-        for i, inputs in enumerate(self.inputs):
-            ready = arm.fixed[i] if arm.fixed else timed.shrink(self.vlm, inputs, arm.pruner, arm.budget, self.clock)[0]
-            counts += [(int(k), i, row) for row, k in enumerate(ready.packed.kept)]
+        for i in range(len(self.inputs)):
+            counts += [(int(k), i, row) for row, k in enumerate(self._ready(arm, i).packed.kept)]
         mean = sum(k for k, _, _ in counts) / len(counts)
         return min(counts, key=lambda c: (abs(c[0] - mean), c))[1:]
 
@@ -438,7 +451,6 @@ def measure(
 
 
 def _session(vlm: VLM, group: list[Cell], options: Measurement, clock: Clock, host: Clock, threads: int) -> dict[Cell, Measured]:
-    start, began = _processor_seconds(), time.monotonic()
     found: dict[Cell, Measured] = {}
     methods: dict[Cell, tuple[Pruner, Budget]] = {}
     for cell in group:
@@ -447,7 +459,16 @@ def _session(vlm: VLM, group: list[Cell], options: Measurement, clock: Clock, ho
         except Exception as error:  # a cell that cannot run is an outcome
             found[cell] = _failed(error)
     needs = frozenset[Need]().union(*(pruner.needs for pruner, _ in methods.values()))
-    session = Session(vlm, batches(vlm, group[0], options.inputs, needs), options, clock, host)
+    mode: Mode = graphed.Graphs(vlm) if group[0].mode == "graph" else timed
+    session = Session(vlm, batches(vlm, group[0], options.inputs, needs), options, clock, host, mode)
+    return found | side_by_side(session, methods, threads)
+
+
+@torch.inference_mode()
+def side_by_side(session: Session, methods: Mapping[Cell, tuple[Pruner, Budget]], threads: int) -> dict[Cell, Measured]:
+    """Time the methods of these cells on the session's inputs, all rounds; a cell that fails is an outcome with its reason."""
+    start, began = _processor_seconds(), time.monotonic()
+    found: dict[Cell, Measured] = {}
     arms: dict[Cell, tuple[_Arm, _Arm]] = {}
     for cell, (pruner, budget) in methods.items():
         try:
@@ -457,7 +478,8 @@ def _session(vlm: VLM, group: list[Cell], options: Measurement, clock: Clock, ho
     if not arms:
         return found
     session.run()
-    flags = machine_flags(vlm.device, others(start, _processor_seconds()), threads) + ["no_warmup"] * (options.warmup == 0)
+    flags = machine_flags(session.vlm.device, others(start, _processor_seconds()), threads)
+    flags += ["no_warmup"] * (session.options.warmup == 0)
     flags += ["clock_drift"] * drifted([[v for _, v in arm.found.get("prefill", [])] for arm in session.arms if not arm.error])
     return found | {cell: _collect(session, cell, pair, flags, time.monotonic() - began) for cell, pair in arms.items()}
 

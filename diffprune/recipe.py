@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -31,6 +31,10 @@ class Recipe(BaseModel):
     data:       what to train on, such as "world" or "jsonl('chats.jsonl', images='pictures')" (`data/spelling.py`).
     max_broken_share: of the rows a worker draws that may be broken; they are skipped and counted.
     checkpoint_every, validate_every, coherence_every: in steps; 0 never (a state is always saved at the end of an arm).
+    dtype:      of the frozen model: "auto" as `load` has it, or "bfloat16" ...; scorer, throttle and loss are float32 always.
+    micro_images: per worker that are in memory at once; a step adds up gradients over such parts, 0: all of its share at once.
+    checkpointing: decoder layers are computed again in the backward pass instead of stored.
+    shard:      the frozen decoder's layers are spread over the workers and gathered one by one; for models too large for one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +59,10 @@ class Recipe(BaseModel):
     validation_images: int = 12
     max_skips: int = 3
     max_broken_share: float = 0.01
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    micro_images: int = 0
+    checkpointing: bool = False
+    shard: bool = False
     checkpoint_every: int = 50
     validate_every: int = 50
     coherence_every: int = 50
@@ -101,7 +109,7 @@ class Recipe(BaseModel):
         for name in ("steps", "images", "questions", "questions_alone", "workers", "calibration_images", "validation_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("checkpoint_every", "validate_every", "coherence_every", "max_skips", "weight_decay"):
+        for name in ("checkpoint_every", "validate_every", "coherence_every", "max_skips", "weight_decay", "micro_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative")
         for name in ("learning_rate", "clip", "temperature_start", "temperature_end"):
@@ -114,10 +122,15 @@ class Recipe(BaseModel):
         for name in ("images", "validation_images"):
             if getattr(self, name) % self.workers:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be split evenly over {self.workers} workers")
+        if self.shard and self.workers < 2:
+            raise ValueError("shard=True spreads a model over workers; give workers=2 or more, or shard=False")
+        if self.shard and self.dtype == "auto":
+            raise ValueError("shard=True loads the model on the CPU first, so its type must be said: dtype='bfloat16'")
         return self
 
     def key(self, arm: str, seed: int) -> str:
-        """20 hexadecimal digits of all that shapes one arm's result: not the other arms, the seeds or how often to look.
+        """20 hexadecimal digits of all that shapes one arm's result: not the other arms, the seeds, how often to look, or what is
+        in memory at once.
 
         Of data in files their contents count, not where they lie.
 
@@ -125,6 +138,7 @@ class Recipe(BaseModel):
             ValueError: those files cannot be read here.
         """
         silent = {"arms", "seeds", "workers", "checkpoint_every", "validate_every", "coherence_every", "validation_images"}
+        silent |= {"micro_images", "checkpointing", "shard", *(["dtype"] if self.dtype == "auto" else [])}
         read = {"data": training.source(self.data).identity or self.data}
         dump = self.model_dump(exclude=silent | {"max_broken_share"})
         text = json.dumps({**dump, **read, "arm": arm, "seed": seed}, sort_keys=True)

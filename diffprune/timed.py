@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,6 +23,7 @@ from diffprune.core.vlm import VLM, Prompts
 
 NOT_OF_THE_ENCODER = frozenset({Need.TEXT, Need.IDENTITY})  # the question; the name of an image, bookkeeping of `random`
 Spans = dict[str, float]  # name -> ms
+UNTIMED: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,37 @@ class Ready:
     def sequence(self) -> int:
         """Tokens of the longest row."""
         return int(self.packed.prompts.input_ids.shape[1])
+
+
+class Mode(Protocol):
+    """How requests run. The functions of this module are mode "eager", and say what each does; `graphed.Graphs` is "graph".
+
+    UNTIMED: spans the mode cannot tell apart or does not run.
+    """
+
+    @property
+    def UNTIMED(self) -> frozenset[str]:
+        """See above."""
+
+    def shrink(
+        self, vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Clock, parts: bool = False
+    ) -> tuple[Ready, Spans]:
+        """Everything between encoder and prefill."""
+
+    def native(self, vlm: VLM, inputs: Inputs, kept: Sequence[int]) -> Ready:
+        """Rows that were always this short."""
+
+    def prefill(self, vlm: VLM, ready: Ready, clock: Clock) -> tuple[float, Any]:
+        """Decoder inputs to logits."""
+
+    def prove_removed(self, ready: Ready, output: Any) -> int:
+        """Bytes of keys and values."""
+
+    def first_token(self, vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Clock) -> float:
+        """Images and text to the first token."""
+
+    def decode(self, vlm: VLM, ready: Ready, num_tokens: int, clock: Clock) -> float:
+        """ms per token."""
 
 
 def prepare(vlm: VLM, images: Sequence[Any], questions: Sequence[str], needs: frozenset[Need]) -> Inputs:

@@ -33,11 +33,33 @@ from diffprune.core.tokens import Throttle, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.data import TrainBatch
 from diffprune.models._decoder import decoder_attention
+from diffprune.models._recompute import recomputed
 from diffprune.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, generator, learning_rate, temperature
 
 
 class Diverged(RuntimeError):
     """The loss kept being NaN or infinite; trying again gives the same."""
+
+
+class BadData(ValueError):
+    """Training data cannot be read on some worker, or too much of it is broken; trying again gives the same."""
+
+
+def drawn(context: Context, draw: Callable[[], TrainBatch]) -> TrainBatch:
+    """What `draw` gives on this worker, once all workers have theirs: nobody is left waiting for one that has failed.
+
+    Raises:
+        BadData: on every worker, when one of them cannot draw.
+    """
+    reason, found = "", None
+    try:
+        found = draw()
+    except ValueError as error:
+        reason = str(error)
+    failed = context.sum(torch.tensor(float(found is None), device=context.device))
+    if found is None or failed > 0:
+        raise BadData(reason or "the training data cannot be read on another worker")
+    return found
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -106,12 +128,13 @@ class Arm:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.done, self.skips, self.step_ms = 0, 0, math.nan
         self.validated = (math.nan, math.nan)
-        self.batch = training.validation(
+        self.batch = drawn(context, lambda: training.validation(
             vlm, recipe.data, images=recipe.validation_images, rank=context.rank, world=context.world, tally=self.tally,
-        ) if recipe.validate_every else None  # fmt: skip
+        )) if recipe.validate_every else None  # fmt: skip
 
     def _calibration(self) -> VisualTokens:
-        batch = training.calibration(self.vlm, self.recipe.data, self.recipe.calibration_images, self.tally)
+        recipe = self.recipe
+        batch = drawn(self.context, lambda: training.calibration(self.vlm, recipe.data, recipe.calibration_images, self.tally))
         tokens = self._encode(batch)
         return prune.with_question(self.vlm, batch.prompts, tokens[batch.image]) if self.aware else tokens
 
@@ -127,6 +150,19 @@ class Arm:
         """The decoder attention this method trains under; the deployed path always runs the model's own."""
         wanted = getattr(self.pruner, "attention_implementation", None)
         return decoder_attention(self.vlm.model, wanted) if wanted else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _differentiated(self) -> Iterator[None]:
+        """Around forward *and* backward passes: layers that are computed again must be computed as they were."""
+        with self._attention(), recomputed(self.vlm.model) if self.recipe.checkpointing else contextlib.nullcontext():
+            yield
+
+    def _parts(self, batch: TrainBatch) -> list[TrainBatch]:
+        """A batch in parts of `micro_images`."""
+        size = self.recipe.micro_images or batch.images
+        if size >= batch.images:
+            return [batch]
+        return [batch.part(self.vlm, i, min(i + size, batch.images)) for i in range(0, batch.images, size)]
 
     def nll(
         self, batch: TrainBatch, budget: Budget, temperature: float, source: torch.Generator, module: nn.Module | None = None
@@ -149,12 +185,9 @@ class Arm:
         started, t, recipe = time.perf_counter(), self.done, self.recipe
         budget, tau = drawn_budget(recipe, self.seed, t), self.temperature(t)
         total = self.context.sum(torch.tensor(float(batch.num_labels), device=self.vlm.device))
-        nll, throttle = self.nll(batch, budget, tau, generator(NOISE, self.seed, t, self.context.rank))
-        penalty = torch.as_tensor(throttle.penalty, device=nll.device)
-        # Gradients are averaged over workers, so this is the mean over all answer tokens wherever they are.
-        (nll * self.context.world / total + penalty).backward()
+        found = self._backward(batch, budget, tau, total)
         norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
-        found = self.context.sum(torch.stack([nll.detach(), penalty.detach().float(), throttle.kept.detach().mean(), norm]))
+        found = self.context.sum(torch.cat([found, norm[None]]))
         nll_sum, penalty_sum, kept_sum, norm_sum = found.tolist()
         world = self.context.world
         finite = math.isfinite(sum(found.tolist()))
@@ -172,6 +205,27 @@ class Arm:
             budget=str(budget), kept=kept_sum / world, grad_norm=norm_sum / world, coherence=math.nan, step_ms=self.step_ms,
             workers=world, validation_soft=math.nan, validation_hard=math.nan,
         )  # fmt: skip
+
+    def _backward(self, batch: TrainBatch, budget: Budget, temperature: float, total: Tensor) -> Tensor:
+        """Gradients of this worker's share, part by part; returns [3]: summed NLL, mean penalty, mean tokens kept.
+
+        One stream of noise runs through the parts: they see what the whole share would have seen, so nothing but rounding differs
+        (as long as N is the same in all parts).
+        """
+        source, parts = generator(NOISE, self.seed, self.done, self.context.rank), self._parts(batch)
+        rows = len(batch.image) if self.aware else batch.images  # that are throttled one by one
+        found = torch.zeros(3, device=self.vlm.device)
+        for number, part in enumerate(parts, 1):
+            # Workers exchange gradients once, with the last part.
+            quiet = contextlib.nullcontext if number == len(parts) else getattr(self.module, "no_sync", contextlib.nullcontext)
+            with quiet(), self._differentiated():
+                nll, throttle = self.nll(part, budget, temperature, source)
+                share = len(throttle.kept) / rows
+                penalty = torch.as_tensor(throttle.penalty, device=nll.device) * share
+                # Gradients are averaged over workers, so this is the mean over all answer tokens wherever they are.
+                (nll * self.context.world / total + penalty).backward()
+            found += torch.stack([nll.detach(), penalty.detach().float(), throttle.kept.detach().mean() * share])
+        return found
 
     def _skip(self, step: int) -> None:
         self.skips += 1
@@ -194,8 +248,9 @@ class Arm:
         for m in range(mine):
             piece = batch.part(self.vlm, m * images // mine, (m + 1) * images // mine)
             source = generator(PROBE, self.seed, step, self.context.rank, m)
-            nll, throttle = self.nll(piece, budget, tau, source, module=Throttled(self.pruner, self.networks))
-            grads = torch.autograd.grad(nll / max(piece.num_labels, 1) + throttle.penalty, scorer, allow_unused=True)
+            with self._differentiated():
+                nll, throttle = self.nll(piece, budget, tau, source, module=Throttled(self.pruner, self.networks))
+                grads = torch.autograd.grad(nll / max(piece.num_labels, 1) + throttle.penalty, scorer, allow_unused=True)
             flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(scorer, grads, strict=True)])
             total = total + functional.normalize(flat, dim=0)
         num = mine * self.context.world
@@ -207,15 +262,16 @@ class Arm:
     def validate(self) -> tuple[float, float]:
         """NLL per answer token on held-out images, mean over the budgets: (through the throttle, with tokens removed)."""
         assert self.batch is not None
-        batch, tau = self.batch, self.temperature(max(self.done - 1, 0))
-        tokens = self._encode(batch)[batch.image]
+        tau = self.temperature(max(self.done - 1, 0))
         sums = torch.zeros(3, device=self.vlm.device)
         self.networks.eval()
-        for index, budget in enumerate(budgets.parse(text) for text in self.recipe.budgets):
-            source = generator(CHECK, index, self.context.rank)
-            soft, _ = self.nll(batch, budget, tau, source, module=Throttled(self.pruner, self.networks))
-            hard = answer_nll(self.vlm, prune.shrink(self.vlm, batch.prompts, tokens, self.pruner, budget))
-            sums += torch.stack([soft, hard, torch.tensor(float(batch.num_labels), device=soft.device)])
+        tried = [(budgets.parse(text), generator(CHECK, i, self.context.rank)) for i, text in enumerate(self.recipe.budgets)]
+        for part in self._parts(self.batch):
+            tokens = self._encode(part)[part.image]
+            for budget, source in tried:
+                soft, _ = self.nll(part, budget, tau, source, module=Throttled(self.pruner, self.networks))
+                hard = answer_nll(self.vlm, prune.shrink(self.vlm, part.prompts, tokens, self.pruner, budget))
+                sums += torch.stack([soft, hard, torch.tensor(float(part.num_labels), device=soft.device)])
         self.networks.train()
         soft_sum, hard_sum, total = self.context.sum(sums).tolist()
         self.validated = (soft_sum / total, hard_sum / total)
@@ -283,16 +339,17 @@ def missing(recipe: Recipe, folder: Path | str) -> list[tuple[str, int]]:
     return left
 
 
-def train(recipe: Recipe, context: Context, load: Callable[[str], VLM]) -> list[Path]:
+def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Path]:
     """Train what is missing of all arms and seeds, one after the other; returns the scorers' folders in recipe order.
 
-    load: gives the VLM by name; not called when nothing is missing.
+    load: gives the VLM by name (and `dtype`, where the recipe states one); not called when nothing is missing.
 
     Raises:
-        ValueError: a folder holds another recipe's scorer. Diverged: an arm's loss stayed NaN or infinite.
+        ValueError: a folder holds another recipe's scorer. Diverged: an arm's loss stayed NaN or infinite. BadData: no batch.
     """
     left = missing(recipe, context.files.folder)
-    vlm = load(recipe.model) if left else None
+    options = {} if recipe.dtype == "auto" else {"dtype": recipe.dtype}
+    vlm = load(recipe.model, **options) if left else None
     for arm, seed in left:
         assert vlm is not None
         _fit(Arm(context, vlm, recipe, arm, seed))
@@ -308,10 +365,9 @@ def _fit(arm: Arm) -> None:
     context, recipe = arm.context, arm.recipe
     arm.resume()
     context.begin(arm.spelling, arm.seed, arm.done)
-    for batch in _batches(arm):
-        if arm.done >= recipe.steps:
-            break
-        t = arm.done
+    batches = _batches(arm)
+    while arm.done < recipe.steps:
+        batch, t = drawn(context, lambda: next(batches)), arm.done
         probe = arm.coherence(batch, t) if recipe.coherence_every and t % recipe.coherence_every == 0 else math.nan
         row = replace(arm.step(batch), coherence=probe)
         if arm.batch is not None and _due(recipe.validate_every, t, recipe.steps):
@@ -328,21 +384,25 @@ def _batches(arm: Arm) -> Iterator[TrainBatch]:
     recipe, context = arm.recipe, arm.context
     return training.batches(
         arm.vlm, recipe.data, seed=arm.seed, images=recipe.images, rank=context.rank, world=context.world, start_step=arm.done,
-        questions=recipe.questions_alone if arm.aware else recipe.questions, packed=arm.vlm.packs and not arm.aware, tally=arm.tally,
+        questions=recipe.questions_alone if arm.aware else recipe.questions, packed=arm.vlm.packs and not arm.aware,
+        tally=arm.tally,
     )  # fmt: skip
 
 
 def _finish(arm: Arm) -> None:
     """Save the scorer with what made it. config.json is written last, so half a folder is no scorer."""
     context, recipe = arm.context, arm.recipe
+    broken = context.sum(torch.tensor(float(arm.tally.broken), device=context.device))
     if context.rank == 0:
         rows = [r for r in read_steps(context.files.folder) if (r.arm, r.seed) == (arm.spelling, arm.seed)]
         last = next((r for r in reversed(rows) if math.isfinite(r.validation_hard)), None)
         facts: dict[str, Any] = {
-            "model": recipe.model, "model_hash": arm.vlm.weights_hash, "seed": arm.seed, "steps": arm.done,
+            "model": recipe.model, "model_hash": arm.vlm.weights_hash, "features": arm.pruner.dims["features"],
+            "seed": arm.seed, "steps": arm.done,
             "skipped_steps": arm.skips, "workers": context.world, "median_step_ms": round(median(r.step_ms for r in rows), 1),
             "validation_soft_nll": round(last.validation_soft, 4) if last else None,
             "validation_hard_nll": round(last.validation_hard, 4) if last else None,
+            "broken_rows": int(broken), "first_broken": arm.tally.first,  # since the last (re)start; the first of this worker
             "recipe": recipe.model_dump(mode="json"), "key": recipe.key(arm.spelling, arm.seed),
         }  # fmt: skip
         arm.networks.eval()

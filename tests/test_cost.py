@@ -5,6 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffprune import roofline
 from diffprune.core import cost
 from diffprune.core.budget import Above, Keep, Share
 from diffprune.core.pruner import Cut, Stage
@@ -17,6 +18,10 @@ from diffprune.timed import native, prepare
 SEVEN = Shape(
     layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocabulary=32064,
     vision_layers=24, vision_width=1024, vision_ffn=4096, patches=577, patch_inputs=3 * 14 * 14,
+)  # fmt: skip
+QWEN = Shape(
+    layers=28, width=3584, heads=28, kv_heads=4, head_dim=128, ffn=18944, vocabulary=152064,
+    vision_layers=32, vision_width=1280, vision_ffn=5130, patches=5120, patch_inputs=1176,
 )  # fmt: skip
 TOY = Shape(
     layers=2, width=4, heads=2, kv_heads=1, head_dim=2, ffn=8, vocabulary=10,
@@ -51,6 +56,31 @@ def test_llava_7b_encoder_and_cache() -> None:
     assert cost.encoder_flops(SEVEN) / 1e12 == pytest.approx(0.381, rel=0.02)
     assert cost.projector_flops(SEVEN, 576) / 1e12 == pytest.approx(0.024, rel=0.02)
     assert cost.kv_bytes(SEVEN, (128,) * 32, 64, element_bytes=2) == 96 * 2**20
+
+
+# Computed by the specification, ms: H200 at batch 1 and 8, A100 at batch 1 and 8, 64 text tokens.
+@pytest.mark.parametrize(
+    "shape, visual, expected",
+    [
+        (SEVEN, 576, (11.46, 91.28, 28.89, 230.2)),
+        (SEVEN, 192, (4.62, 36.55, 11.63, 92.15)),
+        (SEVEN, 64, (3.05, 18.30, 7.31, 46.14)),
+        (SEVEN, 2880, (54.74, 437.6, 138.1, 1104)),
+        (QWEN, 1280, (24.47, 194.2, 61.72, 490.0)),
+        (QWEN, 64, (3.23, 18.45, 7.75, 46.50)),
+    ],
+)
+def test_roofline_as_the_specification_computes_it(shape: Shape, visual: int, expected: tuple[float, ...]) -> None:
+    devices = [device for _, device in roofline.KNOWN if device.name in ("H200", "A100 80 GB")]
+    found = [roofline.prefill_ms(device, shape, visual, 64, batch) for device in devices for batch in (1, 8)]
+    assert found == pytest.approx(expected, rel=2e-3)
+
+
+def test_the_parts_of_a_roofline_sum_to_the_flops() -> None:
+    parts = cost.prefill_work(TOY, (3, 3), 2, 5, 2)
+    assert sum(part.flops for part in parts) == 5 * cost.prefill_flops(TOY, (3, 3), 2)
+    # One layer of the toy by hand, 25 rows: weights of q, k, v, then both sides of the product.
+    assert parts[0].bytes == 2 * (4 * 8 + 25 * (4 + 8)) and parts[3].bytes == 2 * (4 * 16 + 25 * (4 + 16))
 
 
 def test_tokens_follow_from_the_plan_alone() -> None:

@@ -14,7 +14,7 @@ from diffprune.benchmarks.world import World
 from diffprune.core import budget, plugins
 from diffprune.core.record import Cell
 from diffprune.core.vlm import VLM
-from diffprune.evaluate import Evaluation, Evaluator, cells, gathered
+from diffprune.evaluate import Evaluation, Evaluator, Tokenised, cells, gathered
 from diffprune.models._load import load
 
 POPE, GQA = "world('pope')", "world('gqa')"
@@ -146,6 +146,19 @@ def test_answers_are_greedy_and_as_long_as_the_benchmark_says(vlm: VLM, asked: l
         assert row.answer == tokenizer.decode(made, skip_special_tokens=True).strip()
 
 
+def test_shorter_answers_are_those_answers_cut_and_another_cell(vlm: VLM, asked: list[Cell]) -> None:
+    whole = asked[0]
+    options = Evaluation(benchmarks=(POPE,), limit=16, answer_tokens=1)
+    (cut,) = cells(vlm, ["none"], [], options)
+    assert (cut.mode, replace(cut, mode="eager")) == ("eager, answers cut at 1 tokens", whole) and cut.key != whole.key
+    words = vlm.processor.tokenizer
+    for short, full in zip(Evaluator(vlm).run(cut), Evaluator(vlm).run(whole), strict=True):
+        assert short.generated_tokens == 1 and full.generated_tokens > 1
+        assert short.answer == words.decode(words(full.answer, add_special_tokens=False)["input_ids"][:1]).strip()
+    (longer,) = cells(vlm, ["none"], [], options.model_copy(update={"answer_tokens": 10**6}))
+    assert Evaluator(vlm).run(longer) == Evaluator(vlm).run(whole), "never longer than the benchmark says"
+
+
 def test_a_failure_while_answering_or_grading_is_a_row_with_its_class(vlm: VLM, asked: list[Cell], monkeypatch) -> None:
     """Out of memory at batches of two and more: asked again one by one. What fails alone is no wrong answer but an error."""
     cell = asked[0]
@@ -196,6 +209,22 @@ def test_a_small_cache_changes_nothing_and_stays_small(vlm: VLM, asked: list[Cel
     small = Evaluator(vlm, cache_mib=0.2)
     assert small.run(asked[1]) == Evaluator(vlm).run(asked[1])
     assert 0 < small.encodings.held_bytes <= 0.2 * 2**20
+
+
+def test_questions_are_tokenised_batch_by_batch_and_once(vlm: VLM, asked: list[Cell], monkeypatch) -> None:
+    """However many methods ask; what is kept is bounded, and without room for anything the rows are the same."""
+    few = [replace(cell, batch=5) for cell in asked[:4]]
+    rows = [Evaluator(vlm).run(cell) for cell in few]
+    true_prompts, sizes = vlm.prompts, []
+    monkeypatch.setattr(vlm, "prompts", lambda questions, *rest: sizes.append(len(questions)) or true_prompts(questions, *rest))
+    evaluator = Evaluator(vlm)
+    assert [evaluator.run(cell) for cell in few] == rows and sizes == [5, 5, 5, 1]
+    assert 0 < evaluator.tokenised.held_bytes <= evaluator.tokenised.limit_bytes
+    for mebibytes, times in ((0.0, 4 * len(few)), (0.03, 4 * len(few))):  # no room at all; room for one batch
+        sizes.clear()
+        evaluator.tokenised = Tokenised(mebibytes)
+        assert [evaluator.run(cell) for cell in few] == rows and len(sizes) == times
+        assert evaluator.tokenised.held_bytes <= mebibytes * 2**20
 
 
 def test_only_the_culprit_fails(vlm: VLM, asked: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:

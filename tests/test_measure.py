@@ -17,6 +17,7 @@ from diffprune.core.clock import Clock, Marks
 from diffprune.core.record import Cell, Timing
 from diffprune.embedded import vlm as embedded
 from diffprune.measure import Measured, Measurement, measure
+from diffprune.models import llava
 from diffprune.models.llava import Llava
 from diffprune.pruners.attention import Attention
 
@@ -174,7 +175,7 @@ def test_parts_add_up_to_the_whole(tiny: Llava) -> None:
 
 def test_what_a_method_needs_of_the_encoder_is_its_overhead(tiny: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Fake()
-    monkeypatch.setattr(Llava, "_summary_attention", clock.costing(4, Llava._summary_attention))
+    monkeypatch.setattr(llava, "summary_attention", clock.costing(4, llava.summary_attention))
     found = run(tiny, clock, ["attention", "grid"], ["16"])
     assert median(found["attention", "Keep(16)"], "pruned", "overhead") == pytest.approx(4)
     assert median(found["attention", "Keep(16)"], "pruned", "score") == pytest.approx(4)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from diffprune.core.record import Cell, Prediction, Provenance
-from diffprune.report import names, published, records, report
+from diffprune.report import names, published, records, report, summary
+from diffprune.report.caveats import caveats
 from diffprune.report.chapter import chapters
 from diffprune.store import Store
 
@@ -82,6 +83,8 @@ def test_printed_averages_follow_from_their_rows() -> None:
         ("liuhaotian/llava-v1.5-13b", "LLaVA-1.5-13B"),
         ("llava-hf/llava-v1.6-vicuna-7b-hf", "LLaVA-NeXT-7B"),
         ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2.5-VL-7B"),
+        ("llava-hf/llava-1.5-7b-hf(frame='vicuna_v1', image_mode='pad')", "LLaVA-1.5-7B"),
+        ("tiny(llava, image_mode='pad')", None),
         ("llava-hf/llava-v1.6-mistral-7b-hf", None),
         ("embedded", None),
         ("tiny-llava-1.5-7b", None),
@@ -105,14 +108,14 @@ def test_a_bad_table_is_named(tmp_path: Path, content: str, sentence: str) -> No
     assert published.read(tmp_path / "nowhere") == ()
 
 
-def _evaluated(root: Path, model: str, prefix: str = "{}") -> None:
+def _evaluated(root: Path, model: str, prefix: str = "{}", total: int = 576, num_kept: int = 64) -> None:
     """A made-up run of two methods; MME has its pairs, so that points can be computed."""
-    store = Store(root)
-    for pruner, budget, kept in (("none", "Share(1)", 576), ("diffprune(weights='w')", "Keep(64)", 64), ("grid", "Keep(64)", 64)):
+    store, cut = Store(root), f"Keep({num_kept})"
+    for pruner, budget, kept in (("none", "Share(1)", total), ("diffprune(weights='w')", cut, num_kept), ("grid", cut, num_kept)):
         for benchmark in ("gqa", "mme"):
             category = "color" if benchmark == "mme" else ""
             rows = [
-                Prediction(f"s{i}", f"g{i // 2}", category, "", "q", "yes", "yes", "yes", float(i != 3), 576, kept, 20, 1, "")
+                Prediction(f"s{i}", f"g{i // 2}", category, "", "q", "yes", "yes", "yes", float(i != 3), total, kept, 20, 1, "")
                 for i in range(8)
             ]
             cell = Cell("evaluate", model, "ab" * 32, pruner, "", budget, prefix.format(benchmark), "1")
@@ -133,6 +136,34 @@ def test_ours_stand_beside_published_ones_of_the_same_model(tmp_path: Path) -> N
     assert not any(r["kept"] not in ("576.0", "64.0") for r in rows), "only the budgets that were run"
     page = made["html"].read_text("utf-8")
     assert "Beside published numbers" in page and "Protocols differ: ours is &#39;llava&#39;" in page
+
+
+def test_a_count_is_found_by_its_number_where_pictures_have_fewer_tokens(tmp_path: Path) -> None:
+    """LLaVA-NeXT has 2,880 tokens at most, 2,340 of a picture of 4:3, of which 320 are no ninth."""
+    _evaluated(tmp_path / "store", "llava-hf/llava-v1.6-vicuna-7b-hf", total=2340, num_kept=320)
+    made = report(tmp_path / "store", tmp_path / "out")
+    with made["csv/published"].open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["Method"] == "DiffPrune"]
+    assert [(r["from"][:10], r["kept"], r["GQA"]) for r in rows] == [("2605.28051", "320.0", "62.3"), ("ours", "320.0", "87.5")]
+
+
+def test_what_is_no_full_run_on_the_published_data_is_said_everywhere(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    rows = [Prediction(f"s{i}", f"g{i}", "", "", "q", "yes", "yes", "yes", 1.0, 576, 576, 20, 1, "") for i in range(4)]
+    revisions = {"gqa": "gqa@rows-1a2b3c incomplete", "vqav2": "vqav2@0123456789ab", "scienceqa": "scienceqa@fixture-1a2b3c"}
+    for benchmark, revision in revisions.items():
+        cell = Cell("evaluate", "llava-hf/llava-1.5-7b-hf", "ab" * 32, "none", "", "Share(1)", benchmark, revision, limit=4)
+        store.publish({"predictions": rows}, cell=cell, provenance=SOURCE)
+    chapter = next(chapters(records.read(store.root)))
+    said = dict(caveats(chapter))
+    assert list(said) == ["fixture", "incomplete", "limit", "substitute"] and "at most 4 questions" in said["limit"]
+    assert [said[flag].rpartition(": ")[2] for flag in ("fixture", "incomplete", "substitute")] == ["ScienceQA.", "GQA.", "VQAv2."]
+    made = report(store.root, tmp_path / "out")
+    for text in (made["markdown"].read_text("utf-8"), made["html"].read_text("utf-8"), summary(store.root)):
+        assert all(sentence in text for sentence in said.values())
+    with made["csv/published"].open(newline="") as file:
+        ours = next(r for r in csv.DictReader(file) if r["from"] == "ours")
+    assert (ours["GQA flags"], ours["VQAv2 flags"], ours["ScienceQA flags"]) == ("incomplete", "substitute", "fixture")
 
 
 def test_the_embedded_model_has_no_published_numbers(tmp_path: Path) -> None:

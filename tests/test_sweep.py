@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
-from collections.abc import Iterator
-from dataclasses import replace
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -13,9 +18,10 @@ import pytest
 import ray
 
 from diffprune.core.record import Cell, Prediction, Provenance
-from diffprune.distributed import start, sweep
+from diffprune.distributed import progress, start, sweep
+from diffprune.distributed.batches import Batch, Listing, Work, weight
 from diffprune.distributed.worker import Worker
-from diffprune.evaluate import Evaluation, Evaluator, cells
+from diffprune.evaluate import BLIND, NOTHING, Evaluation, Evaluator, cells
 from diffprune.models._load import load
 from diffprune.store import Store
 
@@ -24,14 +30,17 @@ PROVENANCE = Provenance("test", 1, "", False, "{}", "{}", 0, "2026-01-01T00:00:0
 
 @pytest.fixture(scope="module")
 def asked() -> list[Cell]:
-    options = Evaluation(benchmarks=("world('pope')", "world('gqa')"), batch=16)
+    options = Evaluation(benchmarks=("world('pope')", "world('gqa')"), limit=96, batch=16)
     return cells(load("embedded"), ["none", "random", "attention"], ["Keep(16)"], options)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    here = sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(here)  # workers cannot import a test
     with start.connect(workers=2):
         yield
+    ray.cloudpickle.unregister_pickle_by_value(here)
 
 
 def table(root: Path) -> list[tuple[object, ...]]:
@@ -40,19 +49,23 @@ def table(root: Path) -> list[tuple[object, ...]]:
     return sorted(frame[["cell", "sample", "answer", "credit", "visual_kept", "error"]].itertuples(index=False, name=None))
 
 
-def test_a_killed_worker_changes_nothing(cluster: None, asked: list[Cell], own_folder: Path, monkeypatch, capsys) -> None:
+def test_a_killed_worker_costs_one_batch(cluster: None, asked: list[Cell], own_folder: Path, monkeypatch, capsys) -> None:
     alone, stormy = Store(own_folder / "alone"), Store(own_folder / "stormy")
     evaluator = Evaluator(load("embedded"))
     for cell in asked:
         alone.publish({"predictions": evaluator.run(cell)}, cell=cell, provenance=PROVENANCE)
-    victim, killed = asked[1].key, own_folder / "killed"
+    killed, calls = own_folder / "killed", own_folder / "calls"
+    batches = {cell: evaluator.batches(cell) for cell in asked}
+    victim = asked[1].key, batches[asked[1]][len(batches[asked[1]]) // 2][0]
 
     class Mortal(Worker):
-        """Is killed once, when one cell's work is done and nobody knows of it yet."""
+        """Is killed once, when one batch's work is done and nobody knows of it yet."""
 
-        def run(self, cell: Cell) -> tuple[list[Prediction], float]:
-            found = super().run(cell)
-            if cell.key == victim and not killed.exists():
+        def answer(self, cell: Cell, index: Sequence[int]) -> tuple[dict[int, Prediction], float]:
+            with calls.open("a") as file:
+                file.write(f"{cell.key} {min(index)}\n")
+            found = super().answer(cell, index)
+            if (cell.key, index[0]) == victim and not killed.exists():
                 killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return found
@@ -62,6 +75,10 @@ def test_a_killed_worker_changes_nothing(cluster: None, asked: list[Cell], own_f
     assert killed.exists() and (found.done, found.skipped, found.deaths) == (6, 0, 1)
     assert table(stormy.root) == table(alone.root), "one process, two workers and a dead one give the same rows"
     assert {cell.key for cell in asked} == stormy.done()
+    begun = Counter(calls.read_text().splitlines())
+    assert set(begun) == {f"{cell.key} {min(index)}" for cell in asked for index in batches[cell]}
+    repeated = Counter(begun) - Counter(dict.fromkeys(begun, 1))
+    assert list(repeated.values()) == [1] and next(iter(repeated)).startswith(victim[0]), "one batch, once more"
     assert len(found.idle_s) == 2 and "6/6 cells" in capsys.readouterr().out
 
     monkeypatch.setattr(sweep, "connect", lambda *_: pytest.fail("nothing is missing, Ray must not be asked for"))
@@ -69,31 +86,163 @@ def test_a_killed_worker_changes_nothing(cluster: None, asked: list[Cell], own_f
     assert (again.done, again.skipped) == (0, 6)
 
 
+def row(number: int, error: str = "") -> Prediction:
+    """A graded answer that nobody gave."""
+    return Prediction(f"{number}", "", "", "", "", "", "", "", 0.0, 0, 0, 0, 0, error)
+
+
+class Sleepy:
+    """No model: questions of very unequal length, known in advance."""
+
+    def prepare(self, model: str) -> int:
+        return os.getpid()
+
+    def batches(self, cell: Cell) -> tuple[list[list[int]], float]:
+        return [[i] for i in range(30)], 0.0
+
+    def answer(self, cell: Cell, index: Sequence[int]) -> tuple[dict[int, Prediction], float]:
+        start = time.perf_counter()
+        time.sleep(0.2 if index[0] % 10 == 9 else 0.07)
+        return {i: row(i, "OSError: no such image" if i < 3 else "") for i in index}, time.perf_counter() - start
+
+
+def test_two_workers_share_one_cell_to_its_end(cluster: None, asked: list[Cell], own_folder: Path, monkeypatch) -> None:
+    """The unit of work is a batch, so neither rests while the other has a queue. Rows that failed are counted in the outcome."""
+
+    class Punctual(Sleepy):
+        """Is ready when the other one is, however long processes take to start."""
+
+        def prepare(self, model: str) -> int:
+            (own_folder / f"ready-{os.getpid()}").touch()
+            while len(list(own_folder.glob("ready-*"))) < 2:
+                time.sleep(0.01)
+            return os.getpid()
+
+    monkeypatch.setattr(sweep, "Worker", Punctual)
+    found = sweep.sweep([asked[0]], own_folder / "store", PROVENANCE, workers=2, model="tiny")
+    assert len(found.busy_s) == 2 and sum(found.busy_s) > 2.4
+    assert max(found.idle_shares) < 0.25, "a few per cent, and room for a machine that is busy with other things"
+    outcomes = Store(own_folder / "store").read("outcomes")
+    assert outcomes[["status", "reason", "rows"]].values.tolist() == [["ok", "3 of 30 answers failed", 30]]
+
+
 def test_a_cell_that_kills_or_fails_does_not_stop_the_others(
     cluster: None, asked: list[Cell], own_folder: Path, monkeypatch
 ) -> None:
-    class Deadly:
-        """Dies of one cell, raises on another."""
+    class Deadly(Sleepy):
+        """Dies of one batch of one cell, raises on another cell, cannot read a benchmark, answers nothing of a fourth cell."""
 
-        def prepare(self, model: str) -> int:
-            return os.getpid()
+        def batches(self, cell: Cell) -> tuple[list[list[int]], float]:
+            if "gqa" in cell.benchmark:
+                raise ValueError("the data have changed")
+            return [[0, 1], [2]], 0.0
 
-        def run(self, cell: Cell) -> tuple[list[Prediction], float]:
-            if cell.pruner == "random":
+        def answer(self, cell: Cell, index: Sequence[int]) -> tuple[dict[int, Prediction], float]:
+            if cell.pruner == "random" and list(index) == [2]:
                 os.kill(os.getpid(), signal.SIGKILL)
             if cell.pruner == "attention":
                 raise ValueError("not today")
-            return [], 0.0
+            return {i: row(i, "OSError: no such image" if cell.pruner == "blind" else "") for i in index}, 0.0
 
     monkeypatch.setattr(sweep, "Worker", Deadly)
-    some = [cell for cell in asked if "pope" in cell.benchmark]
-    with pytest.raises(sweep.SweepFailed, match="2 of 3 cells failed"):
-        sweep.sweep(some, own_folder, PROVENANCE, workers=1, model="tiny")
-    outcomes = Store(own_folder).read("outcomes").set_index("pruner")
-    assert outcomes["status"].to_dict() == {"none": "ok", "random": "failed", "attention": "failed"}
-    assert outcomes["reason"]["attention"] == "ValueError: not today"
-    assert outcomes["reason"]["random"].startswith("the worker died 3 times")
-    assert Store(own_folder).done() == {c.key for c in some if c.pruner == "none"}, "what failed is tried again by the next run"
+    blind = replace(asked[0], pruner=BLIND, budget=NOTHING)
+    with pytest.raises(sweep.SweepFailed, match="6 of 7 cells failed"):
+        sweep.sweep([*asked, blind], own_folder, PROVENANCE, workers=1, model="tiny")
+    outcomes = Store(own_folder).read("outcomes")
+    pope = outcomes[outcomes["benchmark"].str.contains("pope")].set_index("pruner")
+    assert pope["status"].to_dict() == {"none": "ok", "random": "failed", "attention": "failed", "blind": "failed"}
+    assert pope["reason"]["attention"] == "ValueError: not today"
+    assert pope["reason"]["random"].startswith("the worker died 3 times")
+    assert pope["reason"]["blind"].startswith("RuntimeError: all 3 questions")
+    gqa = outcomes[outcomes["benchmark"].str.contains("gqa")]
+    assert set(gqa["reason"]) == {"ValueError: the data have changed"} and set(gqa["pruner"]) == {"none", "random", "attention"}
+    assert Store(own_folder).done() == {asked[0].key}, "what failed is tried again by the next run"
+
+
+@dataclass
+class Simulated:
+    """Workers in simulated time over `Work`: what each was given, in order, and how the time went."""
+
+    work: Work
+    sizes: dict[str, int]  # questions of a benchmark
+    workers: int
+    cost: Callable[[Cell, int], float]
+    deaths: dict[int, int] = field(default_factory=dict)  # number of a piece of work -> worker dies of it
+    given: list[tuple[int, Batch]] = field(default_factory=list)
+    busy: Counter[int] = field(default_factory=Counter)
+    most_held: int = 0
+
+    def batches(self, cell: Cell) -> list[list[int]]:
+        return [
+            list(range(i, min(i + cell.batch, self.sizes[cell.benchmark])))
+            for i in range(0, self.sizes[cell.benchmark], cell.batch)
+        ]
+
+    def run(self) -> dict[Cell, dict[int, Prediction]]:
+        """Until all is answered. As the driver does: something for those who have nothing, then, if there is plenty, one ahead."""
+        queues: dict[int, deque[Listing | Batch]] = {worker: deque() for worker in range(self.workers)}
+        ends, now, found, pieces = dict[int, float](), 0.0, dict[Cell, dict[int, Prediction]](), 0
+        while self.work.unfinished:
+            for worker, queue in sorted(queues.items(), key=lambda item: len(item[1])):
+                if not queue or (len(queue) == 1 and isinstance(queue[0], Batch) and self.work.plenty):
+                    piece = self.work.next(worker)
+                    if piece:
+                        queue.append(piece)
+                assert queue or not self.work.waiting, "a worker rests while there is a batch to answer"
+                if queue and worker not in ends:
+                    ends[worker] = now + self.begin(worker, queue[0])
+            worker = min(ends, key=lambda one: ends[one])
+            now, piece, pieces = ends.pop(worker), queues[worker].popleft(), pieces + 1
+            if self.deaths.get(pieces):
+                for lost in [*reversed(queues[worker]), piece]:
+                    self.work.returned(worker, lost)
+                queues[worker].clear()
+            elif isinstance(piece, Listing):
+                self.work.listed(piece, self.batches(piece.cell))
+            elif complete := self.work.answered(piece, {i: row(i) for i in piece.index}):
+                found[piece.cell] = complete
+            self.most_held = max(self.most_held, self.work.held_rows)
+        return found
+
+    def begin(self, worker: int, piece: Listing | Batch) -> float:
+        seconds = 0.5 if isinstance(piece, Listing) else self.cost(piece.cell, piece.number)
+        self.busy[worker] += seconds
+        if isinstance(piece, Batch):
+            self.given.append((worker, piece))
+        return seconds
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("deadly", [False, True])
+def test_nobody_rests_while_a_batch_is_left(asked: list[Cell], workers: int, deadly: bool) -> None:
+    """Benchmarks of very unequal size, methods and batches of very unequal cost, workers that die now and then."""
+    rng = random.Random(workers)
+    sizes = {"a": 1, "b": 70, "c": 333, "d": 5}
+    cells = [
+        replace(asked[0], benchmark=name, pruner=f"random(seed={seed})", budget=f"Keep({keep})", batch=4)
+        for name, seed, keep in product(sizes, range(3), (8, 64, 500))
+    ]
+    deaths = {piece: 1 for piece in range(3, 900, 41)} if deadly else {}
+    cost = {(cell, number): rng.choice([0.1, 1.0, 9.0]) for cell in cells for number in range(90)}
+    held = 2000
+    simulated = Simulated(Work(cells, workers, held), sizes, workers, lambda cell, number: cost[cell, number], deaths)
+    found = simulated.run()
+    assert {cell: set(rows) for cell, rows in found.items()} == {cell: set(range(sizes[cell.benchmark])) for cell in cells}
+    given = Counter((piece.cell.key, piece.number) for _, piece in simulated.given)
+    assert given.total() - len(given) <= len(deaths), "only what died with a worker is handed out again"
+    assert simulated.most_held <= max(held, workers * 333) + workers * 70
+    if not deadly:
+        assert max(simulated.busy.values()) - min(simulated.busy.values()) <= 2 * 9.0 + 0.5, "as even as the longest batches allow"
+
+
+def test_an_image_stays_with_the_worker_that_encoded_it(asked: list[Cell]) -> None:
+    """Equal batches: each batch is answered by one worker for all cells, except at the end of a benchmark; then by two."""
+    cells = [replace(asked[0], benchmark=name, seed=seed, batch=10) for name, seed in product("ab", range(6))]
+    simulated = Simulated(Work(cells, 2), {"a": 200, "b": 400}, 2, lambda cell, number: 1.0)
+    simulated.run()
+    seen = {(worker, piece.cell.benchmark, piece.number) for worker, piece in simulated.given}
+    assert len(seen) - len({entry[1:] for entry in seen}) <= 2
+    assert len({worker for worker, name, _ in seen if name == "a"}) == 1 or len({w for w, name, _ in seen if name == "b"}) == 1
 
 
 def test_a_user_s_mistake_comes_back_as_itself(cluster: None, asked: list[Cell], own_folder: Path, monkeypatch) -> None:
@@ -127,7 +276,31 @@ def test_every_port_listens_on_loopback_only(cluster: None) -> None:
 
 
 def test_the_longest_cells_come_first(asked: list[Cell]) -> None:
-    assert max(asked, key=sweep.weight).pruner == "none"
+    assert max(asked, key=weight).pruner == "none"
+    work = Work([replace(asked[1], benchmark="short", limit=10), *asked], workers=1)
+    order = []
+    while work.unfinished:
+        piece = work.next(0)
+        if isinstance(piece, Listing):
+            work.listed(piece, [[0], [1]])
+        elif piece:
+            order.append((piece.cell.benchmark, piece.number, piece.cell.pruner))
+            work.answered(piece, {i: row(i) for i in piece.index})
+    assert order[0][1:] == (1, "none"), "the unpruned model and the longest questions first"
+    assert [number for _, number, _ in order[:6]] == [1, 1, 1, 0, 0, 0], "a batch goes through all methods before the next"
+    assert [name for name, _, _ in order[-2:]] == ["short", "short"]
+
+
+def test_the_time_left_follows_questions_and_weights(asked: list[Cell], capsys) -> None:
+    cells = [replace(asked[0], limit=None), replace(asked[0], limit=None, benchmark="other")]
+    shown = progress.SweepProgress(cells, skipped=3)
+    assert shown.share() == 0
+    shown.listed(cells[0], 3000)
+    shown.batch(cells[0], 1500)
+    assert shown.share() == pytest.approx(1500 / 4000), "a benchmark nobody has opened counts 1000 questions"
+    for cell in cells:
+        shown.cell(cell)
+    assert shown.share() == 1 and "5/5 cells, 1 batches" in capsys.readouterr().out
 
 
 def test_the_token_is_made_once_and_closed_to_others(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

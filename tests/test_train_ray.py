@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,28 @@ from torch import Tensor, nn
 from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
 
+from diffprune import data as training
 from diffprune.core.context import Context, Files, LocalContext, claim, read_steps
 from diffprune.core.record import Provenance
+from diffprune.core.vlm import VLM
 from diffprune.distributed import train as on_ray
+from diffprune.distributed.shard import spread
 from diffprune.distributed.start import connect
 from diffprune.embedded import vlm as embedded
 from diffprune.models._load import load
+from diffprune.models._recompute import decoder_layers
 from diffprune.recipe import Recipe, drawn_budget
 from diffprune.store import Store
-from diffprune.train import train
+from diffprune.train import BadData, drawn, train
 
 ALL = 4  # steps at the start whose budget keeps everything: no noise, so that the number of workers cannot matter
 OPTIONS: dict[str, Any] = {
     "arms": ("diffprune",), "steps": 10, "images": 4, "questions": 2, "workers": 2, "budgets": ("Share(1)", "Share(1/3)"),
     "calibration_images": 4, "validation_images": 4, "checkpoint_every": 2, "validate_every": 0, "coherence_every": 0,
 }  # fmt: skip
+
+
+SPREAD = OPTIONS | {"model": "tiny(llava)", "steps": 3, "micro_images": 1, "checkpointing": True, "validate_every": 3}
 
 
 def recipe(model: str, **options: Any) -> Recipe:
@@ -66,10 +74,34 @@ class PlainContext(Context):
 
 
 def plain(folder: str, rank: str, options: str) -> None:
-    """One of the two plain processes."""
+    """One of the two plain processes. It goes on with what else needs two, as starting them takes longer."""
     torch.set_num_threads(1)
-    train(Recipe(**json.loads(options)), PlainContext(Path(folder), int(rank), f"{folder}/meeting"), load)
+    context = PlainContext(Path(folder), int(rank), f"{folder}/meeting")
+    train(Recipe(**json.loads(options)), context, load)
+    for name in ("whole", "spread"):
+        vlm = load("tiny(llava)", device="cpu")
+        context.files = Files(Path(folder) / name, 1)
+        if name == "spread":
+            layers, before = decoder_layers(vlm.model), vlm.weights_hash
+            assert spread(vlm, context.device).weights_hash == before
+            held = [p.to_local().numel() / p.numel() for layer in layers for p in layer.parameters()]  # type: ignore[attr-defined]
+            assert set(held) == {0.5}, "each has half of every layer"
+        train(Recipe(**SPREAD), context, lambda _, vlm=vlm: vlm)
+    refused(context, vlm)
     group.destroy_process_group()
+
+
+def refused(context: Context, vlm: VLM) -> None:
+    """Data that only worker 0 finds broken stop both, each with a sentence."""
+
+    def draw() -> training.TrainBatch:
+        if context.rank == 0:
+            raise training.TooManyBroken("7 of 9 rows are broken")
+        return training.calibration(vlm, "world", 1)
+
+    wanted = ("7 of 9 rows are broken", "the training data cannot be read on another worker")[context.rank]
+    with pytest.raises(BadData, match=wanted):
+        drawn(context, draw)
 
 
 def driver(folder: str, address: str, options: str) -> None:
@@ -99,6 +131,15 @@ def saved(folder: Path, step: int) -> bool:
     return any(b'"saved"' in text and json.loads(text)["step"] >= step for text in lines[:-1])
 
 
+def newest(folder: Path) -> str:
+    """The state a run would go on from, "" while it is being replaced."""
+    found = ""
+    for path in folder.glob("states/*/latest.json"):
+        with suppress(FileNotFoundError):
+            found = path.read_text()
+    return found
+
+
 def losses(folder: Path) -> list[float]:
     return [row.loss for row in sorted(read_steps(folder), key=lambda row: row.step)]
 
@@ -112,14 +153,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of two plain processes."""
+def two(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two plain processes leave."""
     folder = tmp_path_factory.mktemp("plain")
-    claim(folder)
+    for place in (folder, folder / "whole", folder / "spread"):
+        claim(place)
     options = json.dumps(recipe(model).model_dump())
     both = [spawn("plain", str(folder), str(rank), options) for rank in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
-    return losses(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(two: Path) -> list[float]:
+    """Losses of two plain processes."""
+    return losses(two)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +183,16 @@ def test_two_workers_equal_one(undisturbed: list[float], alone: list[float]) -> 
     assert undisturbed[:ALL] == pytest.approx(alone[:ALL], rel=1e-4), "no noise yet: the same mean over the same answers"
     assert alone[ALL - 1] < alone[0] - 0.01, "something was learnt, so gradients were averaged right"
     assert undisturbed[ALL:] == pytest.approx(alone[ALL:], rel=0.05), "other noise, nearly the same"
+
+
+def test_a_spread_decoder_trains_as_a_whole_one(two: Path) -> None:
+    """A replicated scorer (DDP) beside a spread decoder (FSDP), with micro-batches and recomputed layers."""
+    whole, spread_out = (sorted(read_steps(two / name), key=lambda row: row.step) for name in ("whole", "spread"))
+    assert len(whole) == len(spread_out) == SPREAD["steps"]
+    for name, near in (("loss", 1e-5), ("validation_hard", 1e-5), ("grad_norm", 1e-4)):
+        wanted = [getattr(row, name) for row in whole]
+        assert [getattr(row, name) for row in spread_out] == pytest.approx(wanted, rel=near, nan_ok=True), name
+    assert whole[-1].validation_hard > 0 and whole[-1].workers == 2
 
 
 def test_one_ray_worker_equals_no_ray(model: str, alone: list[float], tmp_path: Path) -> None:
@@ -170,9 +228,9 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
 
 
 def kill_a_worker(folder: Path) -> None:
-    """SIGKILL one of this test's own training workers once the resumed run has saved a state."""
-    start = (folder / "steps.jsonl").stat().st_size
-    await_(lambda: b'"saved"' in (folder / "steps.jsonl").read_bytes()[start:])
+    """SIGKILL one of this test's own training workers once a state of the resumed run is there (it is announced before)."""
+    before = newest(folder)
+    await_(lambda: newest(folder) not in (before, ""))
     mine = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline() or [p.name()])]
     mine[-1].kill()
 

@@ -7,15 +7,17 @@ four, options missing as null and as the text nan, missing hints, pairs, refusal
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from diffprune import hub
-from diffprune.hub.manifest import FIXTURE
+from diffprune.hub.manifest import FIXTURE, MANIFEST
 
 Rows = list[dict[str, Any]]
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (20, 150, 60), "yellow": (235, 200, 30)}
@@ -205,3 +207,18 @@ def write(folder: Path | str, name: str) -> Path:
 def write_all(folder: Path | str) -> dict[str, str]:
     """Every benchmark below one folder: name -> spelling, as in `gqa(folder='...')`."""
     return {name: f"{name}(folder={str(write(folder, name))!r})" for name in NAMES}
+
+
+def made(name: str) -> Path:
+    """One benchmark's folder below the machine's data folder, written when it is first asked for: what `folder='fixture'` means."""
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # another edition of this file makes other rows
+    place = hub.data_folder(f"fixtures-{version}") / name
+    if not (place / MANIFEST).is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=place.parent) as scratch:
+            try:
+                write(scratch, name).rename(place)
+            except OSError:
+                if not (place / MANIFEST).is_file():  # no other process was faster
+                    raise
+    return place

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 
 from diffprune import hub
+from diffprune.benchmarks import _fixtures
 from diffprune.benchmarks._answers import PROTOCOLS
 from diffprune.benchmarks._groups import drawn
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample, Source
@@ -62,7 +63,7 @@ class Loaded:
 
 class TableBenchmark(Benchmark):
     """A published benchmark. folder: with the hub's Parquet files or a TSV of the same columns; without it, what `diffprune
-    fetch` has downloaded is read."""
+    fetch` has downloaded is read. `fixture` is a few rows of our own, for trying the code; a folder of that name is `./fixture`."""
 
     protocols: ClassVar[tuple[str, ...]] = PROTOCOLS
     source: Source
@@ -123,6 +124,8 @@ class TableBenchmark(Benchmark):
     @property
     def place(self) -> Path:
         """The folder that is read."""
+        if self.folder == FIXTURE:
+            return _fixtures.made(self.name)
         return Path(self.folder).expanduser() if self.folder else hub.data_folder(self.source.name)
 
     def _files(self, config: str, split: str) -> tuple[Path, ...]:

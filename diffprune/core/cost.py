@@ -9,6 +9,7 @@ biases and the scorer (under 1 %). A method is never asked anything: only its pl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from diffprune.core.pruner import Cut
 from diffprune.core.vlm import Shape
@@ -73,3 +74,41 @@ def projector_flops(shape: Shape, tokens: float) -> float:
 def kv_bytes(shape: Shape, visual: Sequence[float], text: float, element_bytes: int) -> float:
     """Keys and values of all layers after the prefill of one image."""
     return sum(2 * shape.kv_heads * shape.head_dim * element_bytes * (v + text) for v in visual)
+
+
+# --- work, for a roofline ----------------------------------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """One matrix product, or the element-wise traffic of one layer: arithmetic, and bytes moved to and from memory."""
+
+    flops: float
+    bytes: float
+
+
+def product(rows: float, inward: float, outward: float, element_bytes: int) -> Work:
+    """[rows inward] x [inward outward]: weights and both sides are moved once."""
+    return Work(2 * rows * inward * outward, element_bytes * (inward * outward + rows * (inward + outward)))
+
+
+def prefill_work(shape: Shape, visual: Sequence[float], text: float, batch: int, element_bytes: int) -> list[Work]:
+    """The parts of one prefill of `batch` equal rows, in order; their FLOPs sum to `batch` times `prefill_flops`.
+
+    Products are q with k and v, causal attention by a fused kernel (reads q, k, v and writes its output once), output, gate with
+    up, down, and the head of the last position. Element-wise traffic is that of unfused operations, each reading and writing its
+    operands: two norms, two residual sums, rotary of q and k, and silu times up.
+    """
+    query, keys, size = _attention_width(shape), shape.kv_heads * shape.head_dim, element_bytes
+    found = []
+    for n in (v + text for v in visual):
+        rows = batch * n
+        moved = rows * (2 * 2 * shape.width + 2 * 3 * shape.width + 2 * (query + keys) + 3 * shape.ffn)
+        found += [
+            product(rows, shape.width, query + 2 * keys, size),
+            Work(batch * 2 * query * n * (n + 1), size * rows * 2 * (query + keys)),
+            product(rows, query, shape.width, size),
+            product(rows, shape.width, 2 * shape.ffn, size),
+            product(rows, shape.ffn, shape.width, size),
+            Work(0.0, size * moved),
+        ]
+    return [*found, product(batch, shape.width, shape.vocabulary, size)]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffprune import evaluate, measure, report, tune
+from diffprune import estimate, evaluate, measure, report, tune
 from diffprune.core import budget as budgets
 from diffprune.core import plugins
 from diffprune.core.budget import Budget
@@ -29,7 +29,8 @@ from diffprune.distributed.start import connect
 from diffprune.distributed.sweep import exclusive, sweep
 from diffprune.embedded.world import SPLITS, scene
 from diffprune.job import Job
-from diffprune.models._load import load
+from diffprune.models._load import described, load
+from diffprune.models._outline import configuration
 from diffprune.provenance import collect
 from diffprune.store import Store, lock
 from diffprune.train import missing
@@ -59,9 +60,11 @@ def run(
     folder = Path(out) / job.name
     job = job if workers is None else job.model_copy(update={"workers": workers})
     asked = _wanted(job, stages)
-    vlm = load(job.model) if set(asked) - {"report"} else None
+    vlm = load(job.model) if set(asked) & set(CELLS) else None  # training loads it in its workers
     plan = Plan(job, folder, vlm)
     plan.check(asked)
+    if vlm is None and "train" in asked and not dry_run and plan.untrained():
+        described(job.model)
     if dry_run:
         plan.show(asked)
         return
@@ -119,7 +122,7 @@ class Plan:
             assert job.measure is not None, "a stage without a section is not asked for"
             found = measure.cells(self.vlm, now, job.budgets, job.measure)
         named = {loaded: [text for text, other in methods.items() if other == loaded] for loaded in now}
-        return [replace(cell, pruner=text) for cell in found for text in named[cell.pruner]]
+        return [replace(cell, pruner=text) for cell in found for text in named.get(cell.pruner, [cell.pruner])]
 
     def scenes(self) -> dict[int, dict[str, list[bool]]]:
         """What the first seed of each image-only arm keeps of a few test scenes at the job's third budget, or its last.
@@ -175,6 +178,9 @@ class Plan:
         if "train" in stages and self.job.train:
             recipe, left = self.job.train, self.untrained()
             print(f"train: {len(recipe.arms) * len(recipe.seeds)} scorers of {recipe.steps} steps, {len(left)} to do")
+            config = self.job.config or (configuration(recipe.model) if recipe.model != "embedded" else None)
+            for found in estimate.estimate(recipe, config, self.job.assumed) if config else []:
+                print("\n".join(f"  {text}" for text in estimate.lines(recipe, found)))
         for stage in CELLS:
             if stage in stages:
                 _show(stage, self.cells(stage), done)

@@ -1,33 +1,33 @@
-"""Cells over workers: each holds the model and takes the next cell when it is free; the driver alone writes.
+"""Cells over workers: each holds the model and takes the next batch when it is free; the driver alone writes.
 
-Everything here may happen more than once: a cell is published whole under its key, so a worker or driver that dies costs the
-cells it was at, and the next run asks for what is missing.
+Everything here may happen more than once: a cell is published whole under its key, so a worker that dies costs the batch it was
+at, a driver the cells under way (`batches.HELD_ROWS`), and the next run asks for what is missing.
 """
 
 from __future__ import annotations
 
-import sys
+import math
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from diffprune.core.budget import Above, Keep, parse
-from diffprune.core.record import Cell, Outcome, Provenance
+from diffprune.core.record import Cell, Outcome, Prediction, Provenance
+from diffprune.distributed.batches import Batch, Listing, Work
+from diffprune.distributed.progress import SweepProgress
 from diffprune.distributed.start import connect
 from diffprune.distributed.worker import Worker
+from diffprune.evaluate import gathered
 from diffprune.store import Store
 
-TRIES = 3  # deaths of a worker that one cell may cause
-LINE_S = 5.0  # at most one line of progress in this time where the output is no terminal
-NOMINAL_TOKENS = 576  # of an unpruned image, to compare counts with shares when cells are put in order
+TRIES = 3  # deaths of a worker that one batch may cause
+LOADING = "loading"
 
 
 class SweepFailed(RuntimeError):
@@ -36,22 +36,20 @@ class SweepFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a sweep did. idle_s: per worker, seconds it held the model and had no cell; wall_s includes starting Ray."""
+    """What a sweep did. busy_s, idle_s: per worker that loaded the model, seconds it worked, and seconds it had the model and
+    no batch until the last answer was in; wall_s includes starting Ray."""
 
     done: int
     skipped: int
     wall_s: float
     idle_s: tuple[float, ...] = ()
+    busy_s: tuple[float, ...] = ()
     deaths: int = 0
 
-
-def weight(cell: Cell) -> float:
-    """How long a cell takes beside the others, roughly: an order for the queue, and the estimate of the time left."""
-    budget = parse(cell.budget)
-    share = (
-        0.5 if isinstance(budget, Above) else min(1.0, budget.num / NOMINAL_TOKENS) if isinstance(budget, Keep) else budget.share
-    )
-    return (0.2 + share) * (cell.limit or 1000)
+    @property
+    def idle_shares(self) -> tuple[float, ...]:
+        """Idle part of the time each worker had the model."""
+        return tuple(idle / max(idle + busy, 1e-9) for idle, busy in zip(self.idle_s, self.busy_s, strict=True))
 
 
 def sweep(
@@ -80,16 +78,17 @@ def sweep(
     start, store = time.perf_counter(), Store(store_root)
     done = store.done() if resume else set()
     asked = {cell.key: cell for cell in cells}
-    todo = sorted((cell for key, cell in asked.items() if key not in done), key=lambda c: (-weight(c), c.benchmark, c.key))
+    todo = [cell for key, cell in asked.items() if key not in done]
     skipped = len(asked) - len(todo)
     if not todo:
         print(f"evaluate: all {skipped} cells are in the store already", flush=True)
         return Summary(0, skipped, time.perf_counter() - start)
-    with connect(address, workers), _progress(todo, skipped) as advance:
-        run = _Run(store, provenance, model, deque(todo), advance)
-        run.go(min(workers, len(todo)))
-    summary = Summary(run.done, skipped, time.perf_counter() - start, run.idle_s(), run.deaths)
-    print(f"evaluate: {run.done} cells in {summary.wall_s:.1f} s, workers idle for {sum(summary.idle_s):.1f} s", flush=True)
+    with connect(address, workers), SweepProgress(todo, skipped) as progress, _Writer(store, provenance) as writer:
+        run = _Run(model, todo, min(workers, _most(todo)), progress, writer)
+        run.go()
+    summary = Summary(run.done, skipped, time.perf_counter() - start, *run.times(), run.deaths)
+    idle = ", ".join(f"{share:.1%}" for share in summary.idle_shares)
+    print(f"evaluate: {run.done} cells in {summary.wall_s:.1f} s, workers idle for {idle} of the time", flush=True)
     if run.failed:
         name, reason = next(iter(run.failed.items()))
         raise SweepFailed(
@@ -98,141 +97,183 @@ def sweep(
     return summary
 
 
+def _most(cells: Sequence[Cell]) -> float:
+    """Batches in all, as far as limits tell: more workers than that would find nothing to do."""
+    return sum(math.ceil(cell.limit / cell.batch) if cell.limit else math.inf for cell in cells)
+
+
+class _Writer:
+    """Publishes in a thread of its own, one cell behind at most, so that no worker waits for the disk."""
+
+    def __init__(self, store: Store, provenance: Provenance) -> None:
+        self.store, self.provenance = store, provenance
+        self.pool, self.last = ThreadPoolExecutor(1), Future[None]()
+        self.last.set_result(None)
+
+    def publish(self, cell: Cell, records: Mapping[str, Sequence[Any]]) -> None:
+        """Raises what the one before met, as in `Store.publish`."""
+        self.last.result()
+        self.last = self.pool.submit(self.store.publish, records, cell=cell, provenance=self.provenance)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: object, *raised: object) -> None:
+        self.pool.shutdown()
+        if kind is None:
+            self.last.result()
+
+
 @dataclass(eq=False)
 class _Slot:
-    """A worker's place. cell: what it is at, None while it loads; since: when it had the model; busy_s: time in cells."""
+    """A worker's place. asked: what it is at and what comes next, (reference, piece), None while it loads; since: when it had the
+    model; busy_s: time it worked."""
 
-    actor: Any
-    cell: Cell | None = None
+    number: int
+    actor: Any = None
+    asked: deque[tuple[Any, Listing | Batch | None]] = field(default_factory=deque)
     since: float = 0.0
     busy_s: float = 0.0
-    until: float = 0.0
 
 
 @dataclass
 class _Run:
-    """The queue of one sweep and the workers that empty it."""
+    """The workers of one sweep, and what they bring."""
 
-    store: Store
-    provenance: Provenance
     model: str
-    queue: deque[Cell]
-    advance: Callable[[Cell], None]
+    todo: Sequence[Cell]
+    workers: int | float
+    progress: SweepProgress
+    writer: _Writer
     slots: list[_Slot] = field(default_factory=list)
     running: dict[Any, _Slot] = field(default_factory=dict)
-    tries: Counter[str] = field(default_factory=Counter)
+    tries: Counter[object] = field(default_factory=Counter)
+    seconds: defaultdict[Cell, float] = field(default_factory=lambda: defaultdict(float))
     failed: dict[str, str] = field(default_factory=dict)
     done: int = 0
     deaths: int = 0
+    last: float = 0.0
 
-    def go(self, workers: int) -> None:
+    def go(self) -> None:
+        """Until every cell is published or given up."""
         resources = ray.cluster_resources()
-        workers = min(workers, max(1, int(resources.get("CPU", 1))))  # one that finds no CPU would be waited for without end
+        workers = int(min(self.workers, max(1, resources.get("CPU", 1))))  # one that finds no CPU would be waited for without end
         gpus = min(1.0, resources.get("GPU", 0) / workers)
         self.kind = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
+        self.work = Work(self.todo, workers)
+        self.slots = [_Slot(number) for number in range(workers)]
         try:
-            for _ in range(workers):
-                self.slots.append(_Slot(self.kind.remote()))
-                self._prepare(self.slots[-1])
-            while self.queue or any(slot.cell for slot in self.running.values()):
-                for ref in ray.wait(list(self.running))[0]:
-                    self._collect(ref, self.running.pop(ref))
+            while self.work.unfinished:
+                for slot in sorted(self.slots, key=lambda one: (one.actor is None, len(one.asked))):  # a process for what is left
+                    self._give(slot)
+                (ref,), _ = ray.wait(list(self.running))
+                self._collect(self.running[ref])
         finally:
             for slot in self.slots:
-                ray.kill(slot.actor)
+                if slot.actor:
+                    ray.kill(slot.actor)
 
-    def idle_s(self) -> tuple[float, ...]:
-        return tuple(max(0.0, slot.until - slot.since - slot.busy_s) for slot in self.slots if slot.since)
+    def times(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(idle, busy) seconds of each worker that had the model."""
+        ready = [slot for slot in self.slots if slot.since]
+        return tuple(max(0.0, self.last - slot.since - slot.busy_s) for slot in ready), tuple(slot.busy_s for slot in ready)
 
-    def _prepare(self, slot: _Slot) -> None:
-        slot.cell = None
-        self.running[slot.actor.prepare.remote(self.model)] = slot
+    def _give(self, slot: _Slot) -> None:
+        """Something to do, if there is any; a process first where there is none."""
+        if slot.actor is None:
+            if self.work.waiting:
+                slot.actor = self.kind.remote()
+                self._ask(slot, None, slot.actor.prepare.remote(self.model))
+            return
+        if slot.asked and (len(slot.asked) > 1 or not isinstance(slot.asked[0][1], Batch) or not self.work.plenty):
+            return
+        piece = self.work.next(slot.number)
+        if isinstance(piece, Batch):
+            self._ask(slot, piece, slot.actor.answer.remote(piece.cell, piece.index))
+        elif piece:
+            self._ask(slot, piece, slot.actor.batches.remote(piece.cell))
 
-    def _next(self, slot: _Slot) -> None:
-        slot.cell, slot.until = (self.queue.popleft() if self.queue else None), time.perf_counter()
-        if slot.cell:
-            self.running[slot.actor.run.remote(slot.cell)] = slot
-            self.tries[slot.cell.key] += 1
+    def _ask(self, slot: _Slot, piece: Listing | Batch | None, ref: Any) -> None:
+        slot.asked.append((ref, piece))
+        self.running[ref] = slot
 
-    def _collect(self, ref: Any, slot: _Slot) -> None:
-        cell = slot.cell
+    def _collect(self, slot: _Slot) -> None:
+        """The oldest piece of a worker: they end in the order they were asked, so it has ended if any has."""
+        ref, piece = slot.asked.popleft()
+        del self.running[ref]
         try:
             found = ray.get(ref)
-        except RayTaskError as error:  # the same cell gives the same error, so it is not tried again
-            if cell is None:
+        except RayTaskError as error:  # the same work gives the same error, so it is not tried again
+            if piece is None:
                 raise error.cause from None
-            self._next(slot)
-            self._fail(cell, f"{type(error.cause).__name__}: {_line(error.cause)}")
+            self._fail(piece, f"{type(error.cause).__name__}: {_line(error.cause)}")
         except RayError as error:
-            self._replace(slot, cell, _line(error))
+            self._lost(slot, piece, _line(error))
         else:
-            if cell is None:
-                slot.since = slot.since or time.perf_counter()
-                self._next(slot)
+            self.last = time.perf_counter()
+            if piece is None:
+                slot.since = slot.since or self.last
                 return
             slot.busy_s += found[1]
-            self._next(slot)  # before writing: the worker need not wait for the disk
-            outcome = Outcome("ok", "", len(found[0]), found[1])
-            self.store.publish({"predictions": found[0], "outcomes": [outcome]}, cell=cell, provenance=self.provenance)
-            self.done += 1
-            self.advance(cell)
+            self._found(slot, piece, *found)
 
-    def _replace(self, slot: _Slot, cell: Cell | None, reason: str) -> None:
-        """A worker died: its cell goes back to the front of the queue, a new process takes its place."""
+    def _found(self, slot: _Slot, piece: Listing | Batch, found: Any, seconds: float) -> None:
+        """A worker's answer is kept, and the cell written where it was the last one."""
+        if isinstance(piece, Listing):
+            self.work.listed(piece, found)
+            self.progress.listed(piece.cell, sum(map(len, found)))
+            return
+        self.seconds[piece.cell] += seconds
+        complete = self.work.answered(piece, found)
+        self._give(slot)  # before writing: the worker need not wait for it
+        self.progress.batch(piece.cell, len(found))
+        if complete is not None:
+            self._complete(piece.cell, complete)
+
+    def _complete(self, cell: Cell, found: Mapping[int, Prediction]) -> None:
+        try:
+            rows = gathered(cell, found)
+        except RuntimeError as error:
+            return self._failed(cell, f"RuntimeError: {_line(error)}")
+        broken = sum(bool(row.error) for row in rows)
+        reason = f"{broken} of {len(rows)} answers failed" if broken else ""
+        outcome = Outcome("ok", reason, len(rows), self.seconds.pop(cell))
+        self.writer.publish(cell, {"predictions": rows, "outcomes": [outcome]})
+        self.done += 1
+        self.progress.cell(cell)
+
+    def _lost(self, slot: _Slot, piece: Listing | Batch | None, reason: str) -> None:
+        """A worker died: what it was at, and what it had not begun, is for others, and its place gets a new process."""
         self.deaths += 1
-        key = cell.key if cell else "prepare"
-        if cell is None:
-            self.tries[key] += 1
-            if self.tries[key] >= TRIES:
-                raise RuntimeError(f"workers die while they load {self.model}: {reason}")
-        elif self.tries[key] >= TRIES:
-            self._fail(cell, f"the worker died {TRIES} times, last: {reason}")
-        else:
-            self.queue.appendleft(cell)
+        for ref, later in reversed(slot.asked):
+            del self.running[ref]
+            assert later is not None, "nothing is asked before loading"
+            self.work.returned(slot.number, later)
+        slot.asked.clear()
+        what = piece.name if piece else LOADING
+        self.tries[what] += 1
+        if piece:
+            self.work.returned(slot.number, piece)
+            if self.tries[what] >= TRIES:
+                self._fail(piece, f"the worker died {TRIES} times, last: {reason}")
+        elif self.tries[what] >= TRIES:
+            raise RuntimeError(f"workers die while they load {self.model}: {reason}")
         ray.kill(slot.actor)
-        slot.actor = self.kind.remote()
-        resting = [other for other in self.slots if other is not slot and other not in self.running.values()]
-        for other in resting[: len(self.queue)]:
-            self._next(other)
-        if self.queue:
-            self._prepare(slot)
-        else:
-            slot.cell = None
+        slot.actor = None
 
-    def _fail(self, cell: Cell, reason: str) -> None:
+    def _fail(self, piece: Listing | Batch, reason: str) -> None:
+        for cell in self.work.given_up(piece):
+            self._failed(cell, reason)
+
+    def _failed(self, cell: Cell, reason: str) -> None:
         self.failed[f"{cell.pruner} {cell.budget} {cell.benchmark}"] = reason
-        self.store.publish({"outcomes": [Outcome("failed", reason, 0, 0.0)]}, cell=cell, provenance=self.provenance)
-        self.advance(cell)
+        self.writer.publish(cell, {"outcomes": [Outcome("failed", reason, 0, 0.0)]})
+        self.progress.cell(cell)
 
 
 def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{lines[0]:.300}" if lines else ""
-
-
-@contextmanager
-def _progress(todo: Sequence[Cell], skipped: int) -> Iterator[Callable[[Cell], None]]:
-    """A bar on a terminal, lines elsewhere; the time left follows the weights of what is left."""
-    if sys.stdout.isatty():
-        columns = TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        with Progress(*columns) as bar:
-            task = bar.add_task("evaluate", total=skipped + len(todo), completed=skipped)
-            yield lambda cell: bar.advance(task)
-        return
-    start, total, shown = time.perf_counter(), sum(map(weight, todo)), 0.0
-    found, past = 0, 0.0
-
-    def advance(cell: Cell) -> None:
-        nonlocal found, past, shown
-        found, past, now = found + 1, past + weight(cell), time.perf_counter()
-        if now - shown >= LINE_S or found == len(todo):
-            left = (now - start) * (total - past) / past
-            print(
-                f"evaluate: {skipped + found}/{skipped + len(todo)} cells, {now - start:.0f} s, about {left:.0f} s left", flush=True
-            )
-            shown = now
-
-    yield advance
 
 
 def exclusive(fn: Callable[..., Any], *args: Any, address: str | None = None, **kwargs: Any) -> Any:

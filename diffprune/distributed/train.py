@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from torch.nn.parallel import DistributedDataParallel
 from diffprune.core.context import STEPS, Context, Files, as_step, claim, load_state, read_steps
 from diffprune.core.record import Provenance, Step
 from diffprune.core.vlm import VLM
+from diffprune.distributed.shard import spread
 from diffprune.models._load import load
 from diffprune.recipe import Recipe
 from diffprune.store import Store
-from diffprune.train import Diverged, line, missing, scorers
+from diffprune.train import BadData, Diverged, line, missing, scorers
 from diffprune.train import train as train_here
 
 NAME = "ray"  # of Ray's run below our folder
@@ -85,21 +87,21 @@ class RayContext(Context):
         with kept.as_directory() as folder:
             return load_state(Path(folder), self.device)
 
-    def load_model(self, name: str) -> VLM:
-        """The VLM on this worker's device.
+    def load_model(self, name: str, shard: bool = False, **options: Any) -> VLM:
+        """The VLM on this worker's device; shard: its decoder spread over all workers. options: of `load`.
 
         Raises:
             Refused: on every worker, when it cannot be loaded on one of them; nobody is left waiting for the others.
         """
         reason, vlm = "", None
         try:
-            vlm = load(name, device=self.device)
+            vlm = load(name, device="cpu" if shard else self.device, **options)
         except ValueError as error:
             reason = str(error)
         failed = self.sum(torch.tensor(float(vlm is None), device=self.device))
         if vlm is None or failed > 0:
             raise Refused(reason or f"{name}: the model cannot be loaded on another worker")
-        return vlm
+        return spread(vlm, self.device) if shard and self.world > 1 else vlm
 
 
 def _work(config: dict[str, Any]) -> str:
@@ -107,10 +109,10 @@ def _work(config: dict[str, Any]) -> str:
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is announced
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    context = RayContext(Path(config["folder"]), config["attempt"])
+    context, recipe = RayContext(Path(config["folder"]), config["attempt"]), Recipe(**config["recipe"])
     try:
-        train_here(Recipe(**config["recipe"]), context, context.load_model)
-    except (Diverged, Refused) as error:
+        train_here(recipe, context, partial(context.load_model, shard=recipe.shard))
+    except (BadData, Diverged, Refused) as error:
         return str(error)
     return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 from diffprune.core.record import Cell, Prediction
 from diffprune.evaluate import Evaluator
@@ -20,7 +21,12 @@ class Worker:
         self.evaluator = Evaluator(load(model))
         return os.getpid()
 
-    def run(self, cell: Cell) -> tuple[list[Prediction], float]:
-        """(rows, seconds) of one cell."""
+    def batches(self, cell: Cell) -> tuple[list[list[int]], float]:
+        """(the questions of each batch of a cell, seconds)."""
         start = time.perf_counter()
-        return self.evaluator.run(cell), time.perf_counter() - start
+        return self.evaluator.batches(cell), time.perf_counter() - start
+
+    def answer(self, cell: Cell, index: Sequence[int]) -> tuple[dict[int, Prediction], float]:
+        """(rows by number of the question, seconds) of one batch."""
+        start = time.perf_counter()
+        return self.evaluator.answer(cell, index), time.perf_counter() - start

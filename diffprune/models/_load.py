@@ -36,8 +36,9 @@ def load(
 ) -> VLM:
     """A frozen VLM of a supported family.
 
-    name:       "embedded", a folder, or a hub name such as "llava-hf/llava-1.5-7b-hf" (fetched at `revision`). Options of the
-                family may stand behind it, as in "llava-hf/llava-1.5-7b-hf(image_mode='pad')"; this spelling is `VLM.name`.
+    name:       "embedded", a folder, or a hub name such as "llava-hf/llava-1.5-7b-hf" (fetched at `revision`), or "tiny(llava)", a
+                small random instance of a family. Options of the family may stand behind it, as in
+                "llava-hf/llava-1.5-7b-hf(image_mode='pad')"; this spelling is `VLM.name`.
     device:     "auto" is the first GPU, else the CPU.
     dtype:      "auto" is float32 on the CPU and the checkpoint's own elsewhere.
     attention:  implementation of encoder and decoder: "sdpa", "eager" or "flash_attention_2".
@@ -53,6 +54,8 @@ def load(
     place = _place(device, device_map)
     kind = _dtype(dtype, place)
     _check_attention(attention, place)
+    if name.startswith("tiny(") and not Path(name).exists():
+        return _tiny(name, place or torch.device("cpu"), torch.float32 if isinstance(kind, str) else kind, attention)
     name, spelled = spelling(name)
     options = spelled | options
     source = _source(name, revision)
@@ -67,6 +70,34 @@ def load(
         model.to(place)
     processor = _processor.read(source, model.config.image_token_id, trust_remote_code=False, **hub)
     vlm: VLM = family(model.eval().requires_grad_(False), processor, spelled_name(name, options), **options)
+    return vlm
+
+
+def described(name: str) -> None:
+    """Look at a model's name, options and configuration, not at its weights.
+
+    Raises:
+        ValueError: `load` would refuse it.
+    """
+    if name.startswith("tiny(") and not Path(name).exists():
+        _tiny(name, torch.device("cpu"), torch.float32, "sdpa")
+        return
+    bare, options = spelling(name)
+    source = _source(bare, None)
+    _check_options(_family(bare, _config(bare, source, {"revision": "main"})), options)
+
+
+def _tiny(name: str, place: torch.device, kind: torch.dtype, attention: str) -> VLM:
+    """`tiny(llava)`, `tiny(llava, image_mode='pad')`: a family's random instance of a few narrow layers; needs no files."""
+    _, given, options = plugins.parse_call(name)
+    if len(given) != 1 or not isinstance(given[0], str):
+        raise ValueError(f"{name!r}: write tiny(family), as in tiny(llava)")
+    family: Any = plugins.find("models", given[0])
+    _check_options(family, options)
+    parts = family.tiny()
+    parts.model.set_attn_implementation(attention)
+    spelled = ", ".join([given[0], *(f"{key}={options[key]!r}" for key in sorted(options))])
+    vlm: VLM = family(parts.model.to(place, kind), parts.processor, f"tiny({spelled})", **options)
     return vlm
 
 

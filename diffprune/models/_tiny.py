@@ -47,7 +47,8 @@ class Size:
     layers: int = 2
 
 
-_size = ContextVar("size", default=Size())
+USUAL = Size()
+_size: ContextVar[Size] = ContextVar("size", default=USUAL)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from diffprune.core import weights as files
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Need, Throttler
 from diffprune.core.tokens import VisualTokens
+from diffprune.pruners._pretrained import located
 from diffprune.pruners._scorer import Denoiser, Scorer
 
 DIMS = ("features", "text", "width", "depth")  # what fixes the shapes of a scorer
@@ -31,7 +32,7 @@ A visual-token scorer for `{model}`. Use it with
 
 
 class Learned(Throttler):
-    """A scorer trained through a throttle; `weights` is a folder it was saved to.
+    """A scorer trained through a throttle; `weights` is a folder it was saved to, or a repository of the Hub.
 
     question_aware: the scorer reads the question. attention: its blocks look at other tokens. denoiser: there is one.
     depth, width:   blocks of the scorer and their width; 0 scales the paper's shape to the encoder (`scaled`).
@@ -60,7 +61,7 @@ class Learned(Throttler):
         self.dims: dict[str, int | None] = {}
         self.mean = self.spread = torch.zeros(0)
         if weights is not None:
-            self._load(Path(weights))
+            self._load(located(weights))
 
     # -- networks ----------------------------------------------------------------------------------------------------
 
@@ -74,15 +75,23 @@ class Learned(Throttler):
         text = tokens.text.shape[-1] if tokens.text is not None and self.options["question_aware"] else None
         if self.options["question_aware"] and text is None:
             raise ValueError("a question-aware scorer needs the embedded question (VisualTokens.text) to know its width")
-        features = tokens.features.shape[-1]
+        self.dims = self._sizes(tokens.features.shape[-1], text)
+        return self._make().to(tokens.features.device)
+
+    def outline(self, features: int, text: int | None = None) -> nn.ModuleDict:
+        """The networks for tokens (and words) of these widths, without values: torch's `meta` device."""
+        self.dims = self._sizes(features, text if self.options["question_aware"] else None)
+        with torch.device("meta"):
+            return self._make()
+
+    def _sizes(self, features: int, text: int | None) -> dict[str, int | None]:
         width, depth = scaled(features)
-        self.dims = {
+        return {
             "features": features,
             "text": text,
             "width": self.options["width"] or width,
             "depth": self.options["depth"] or depth,
         }
-        return self._make().to(tokens.features.device)
 
     def _make(self) -> nn.ModuleDict:
         features, text, width, depth = (self.dims[name] for name in DIMS)

@@ -87,7 +87,8 @@ class Scorer(nn.Module):
         if self.question is not None and text is not None and text_alive is not None:
             gist, match = self.question(z, text, text_alive)
             x = x + gist
-        mask = None if bool(alive.all()) else alive  # no mask keeps the fused kernel
+        asked = z.is_cpu or not torch.cuda.is_current_stream_capturing()  # a graph under capture cannot be asked for values
+        mask = None if asked and bool(alive.all()) else alive  # no mask keeps the fused kernel
         for block in self.blocks:
             x = block(x, mask)
         out = self.head(self.norm(x))

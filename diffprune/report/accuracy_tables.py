@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from diffprune.report import names
+from diffprune.report.caveats import caveats
 from diffprune.report.chapter import FULL, Budget, Chapter
 from diffprune.report.speed import Speed, common_flags, own_flags
 from diffprune.report.table import Entry, Number, Table
@@ -114,6 +115,7 @@ def _notes(chapter: Chapter) -> Iterable[str]:
         "(in credit) to every "
         "other excludes 0; no bold means a tie. Below the line: methods that also read the question, and variants."
     )
+    yield from (f"{flag}: {says}" for flag, says in caveats(chapter))
     if chapter.unknown:
         yield f"Not installed here, shown as mean credit: {', '.join(sorted(map(names.benchmark, chapter.unknown)))}."
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffprune.report import (
     accuracy_tables,
+    caveats,
     curves,
     derived_tables,
     errors,
@@ -91,7 +92,16 @@ def report(
     )
     every = [*(t for c in parts for t in _tables(c)), *(t for t in shared.values() if t)]
     plots = {**drawn, **{name: svg for c in parts for name, svg in c["plain_figures"].items()}}
-    return _write(Path(out), title, html, every, plots, [s for c in parts for s in [c["short"], *c["sentences"]]])
+    return _write(Path(out), title, html, every, plots, [s for c in parts for s in _said(c)])
+
+
+def _said(part: Mapping[str, Any]) -> list[str]:
+    """What the Markdown says of a chapter before its tables: whose numbers these are, what they are not, and the verdict."""
+    return [
+        f"{part['name']}: {part['setting']}",
+        *(f"{flag}: {says}" for flag, says in part["caveats"]),
+        part["short"], *part["sentences"],
+    ]  # fmt: skip
 
 
 def fastest(chapter: Chapter) -> tuple[list[Speed], dict[tuple[str, str], Speed], int | None]:
@@ -117,6 +127,7 @@ def _chapter(chapter: Chapter) -> dict[str, Any]:
         "name": chapter.setting["model"],
         "setting": "; ".join(f"{k} {v}" for k, v in chapter.setting.items() if k != "model"),
         "short": words.short(chapter), "sentences": words.headline(chapter, fast, batch),
+        "caveats": caveats.caveats(chapter),
         "flags": [(f, FLAGS.get(f, "")) for f in sorted(flags) if not f.startswith("threads_")],
         "headline": headline if headline.rows else None,
         "differences": accuracy_tables.differences(chapter, DRAWS), "variants": accuracy_tables.variants(chapter),

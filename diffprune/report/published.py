@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from diffprune.report import names
+from diffprune.report.caveats import benchmark_flags
 from diffprune.report.chapter import FULL, Chapter
 from diffprune.report.table import Entry, Number, Table
 
@@ -80,8 +81,8 @@ def read(folder: Path = FOLDER) -> tuple[Printed, ...]:
 
 
 def model_of(spelling: str) -> str | None:
-    """What papers call a checkpoint; None for one they do not tabulate, as the embedded model."""
-    last = spelling.rstrip("/").rsplit("/", 1)[-1].lower()
+    """What papers call a checkpoint, whatever options stand behind its name; None for one they do not tabulate, as the embedded."""
+    last = spelling.partition("(")[0].rstrip("/").rsplit("/", 1)[-1].lower()
     return next((name for pattern, name in MODELS.items() if re.fullmatch(pattern, last)), None)
 
 
@@ -101,7 +102,7 @@ def beside(chapter: Chapter, folder: Path = FOLDER) -> Table | None:
     breaks: set[int] = set()
     used: list[Printed] = []
     for budget, share in [("", 1.0), *((b.spelling, b.kept / b.total) for b in chapter.budgets)]:
-        at = [p for p in theirs if abs(p.share - share) < 0.5 / chapter.total + 1e-6]
+        at = _at(theirs, budget, share, 0.5 / chapter.total)
         breaks.add(len(rows))
         used += [p for p in at if p.benchmark in benchmarks.values()]
         for method in sorted({p.method for p in at}, key=lambda m: (m != UNPRUNED, m)):
@@ -116,6 +117,14 @@ def beside(chapter: Chapter, folder: Path = FOLDER) -> Table | None:
     columns = ("Method", "from", "kept", *map(names.benchmark, benchmarks))
     notes = tuple(_notes(chapter, used))
     return Table("published", "Beside published numbers", columns, tuple(rows), notes, frozenset(breaks - {0}))
+
+
+def _at(theirs: list[Printed], budget: str, share: float, tolerance: float) -> list[Printed]:
+    """Rows at a budget: with its count, if it is one (a larger share where pictures have fewer tokens), else with its share."""
+    kind, num = names.budget(budget)
+    if kind == "Keep" and (same := [p for p in theirs if p.num_kept == num]):
+        return same
+    return [p for p in theirs if abs(p.share - share) < tolerance + 1e-6]
 
 
 def _benchmark(spelling: str) -> str | None:
@@ -142,7 +151,7 @@ def _printed_rows(printed: list[Printed], benchmarks: list[str], kept: float, pr
             one = next(iter(group.values()))
             flag = f" (protocol {one.protocol})" if one.protocol != protocol else ""
             where = f"{source}, {'table ' if table.isdigit() else ''}{table}{flag}"
-            rows.append((one.method, where, Number(kept, digits=0), *cells))
+            rows.append((one.method, where, Number(one.num_kept if math.isfinite(one.num_kept) else kept, digits=0), *cells))
     return rows
 
 
@@ -159,7 +168,7 @@ def _ours(chapter: Chapter, label: str, budget: str, benchmark: str, printed: li
     """Our figure in the unit of the first published one if our benchmark gives it, else its main one; flags say what differs."""
     unit = printed[0].unit if printed else ""
     figure, value = chapter.native_of(label, budget, benchmark, unit)
-    flags = list(chapter.benchmark_flags(benchmark))
+    flags = list(benchmark_flags(chapter, benchmark))
     if not math.isfinite(value):
         figure, value = chapter.native_of(label, budget, benchmark)
         flags += [f"unit: {figure.replace('_', ' ')}, theirs {unit.replace('_', ' ')}"] if unit else []
@@ -176,7 +185,7 @@ def _notes(chapter: Chapter, theirs: list[Printed]) -> list[str]:
     if stated != [mine]:
         notes.append(
             f"Protocols differ: ours is {mine!r}, theirs as said in brackets; a difference of a point means little. "
-            "Flags name other differences: substitute (other data than the published number is on), unit."
+            "Flags name other differences: substitute (other data than the published number is on), incomplete, fixture, unit."
         )
     if chapter.setting["limit"] != "all":
         notes.append(f"Ours is no full run: at most {chapter.setting['limit']} questions per benchmark.")

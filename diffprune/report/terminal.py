@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffprune.report import accuracy_tables, records, text, words
+from diffprune.report.caveats import caveats
 from diffprune.report.chapter import chapters
 from diffprune.report.make import fastest
 from diffprune.report.table import Entry
 
 
 def summary(store_root: Path | str) -> str:
-    """Method x budget: accuracy with interval, relative accuracy, measured prefill speedup, overhead; then the verdict.
+    """Method x budget: accuracy with interval, relative accuracy, measured prefill speedup, overhead; verdict and caveats.
 
     Plain text without escape sequences; a store without results gives one sentence.
     """
@@ -26,7 +27,18 @@ def summary(store_root: Path | str) -> str:
         about = text.plain(
             f"{chapter.setting['model']}: accuracy on {len(chapter.benchmarks)} benchmarks, prefill at batch {batch or '–'}"
         )
-        blocks.append("\n".join([about, "", *lines, "", words.short(chapter)]))
+        blocks.append(
+            "\n".join(
+                [
+                    about,
+                    "",
+                    *lines,
+                    "",
+                    words.short(chapter),
+                    *(text.plain(f"{flag}: {says}", 400) for flag, says in caveats(chapter)),
+                ]
+            )
+        )
     return (
         "\n\n".join(blocks)
         if blocks

@@ -1,0 +1,82 @@
+"""How far a sweep is: a bar on a terminal, a line now and then elsewhere. The time left follows the weights of what is left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from diffprune.core.record import Cell
+from diffprune.distributed.batches import NOMINAL_QUESTIONS, Topic, topic, weight
+
+LINE_S = 5.0  # at most one line in this time where the output is no terminal
+BAR_S = 0.5
+
+
+class SweepProgress:
+    """Cells done and questions answered, shown while a `with` block lasts.
+
+    todo: cells to do; skipped: cells that were done before.
+    """
+
+    def __init__(self, todo: Sequence[Cell], skipped: int) -> None:
+        self.skipped, self.batches = skipped, 0
+        self.rates = {cell: weight(cell, 1) for cell in todo}
+        self.sizes: dict[Topic, int] = {}
+        self.answered: Counter[Cell] = Counter()
+        self.finished: set[Cell] = set()
+        self.start = self.shown = time.perf_counter()
+        self.bar = Progress(
+            TextColumn("evaluate"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            disable=not sys.stdout.isatty(),
+        )
+        self.task = self.bar.add_task("", total=1.0)
+
+    def __enter__(self) -> SweepProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.bar.stop()
+
+    def listed(self, cell: Cell, questions: int) -> None:
+        """The cells of this one's topic have so many questions."""
+        self.sizes[topic(cell)] = questions
+
+    def batch(self, cell: Cell, questions: int) -> None:
+        """A batch of so many questions was answered."""
+        self.batches += 1
+        self.answered[cell] += questions
+        self._show()
+
+    def cell(self, cell: Cell) -> None:
+        """A cell is in the store, or is given up."""
+        self.finished.add(cell)
+        self._show()
+
+    def share(self) -> float:
+        """Of all the work, weights of cells considered; benchmarks nobody has opened yet are guessed."""
+        total = past = 0.0
+        for cell, rate in self.rates.items():
+            size = self.sizes.get(topic(cell), cell.limit or NOMINAL_QUESTIONS)
+            total += rate * size
+            past += rate * (size if cell in self.finished else self.answered[cell])
+        return past / total
+
+    def _show(self) -> None:
+        now, terminal, last = time.perf_counter(), not self.bar.disable, len(self.finished) == len(self.rates)
+        if now - self.shown < (BAR_S if terminal else LINE_S) and not last:
+            return
+        self.shown, share = now, self.share()
+        left = (now - self.start) * (1 - share) / share if share else 0.0
+        text = f"{self.skipped + len(self.finished)}/{self.skipped + len(self.rates)} cells, {self.batches} batches"
+        if terminal:
+            self.bar.update(self.task, completed=share, description=f"{text}, about {left:.0f} s left")
+        else:
+            print(f"evaluate: {text}, {now - self.start:.0f} s, about {left:.0f} s left", flush=True)

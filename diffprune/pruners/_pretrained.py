@@ -1,0 +1,52 @@
+"""A trained scorer by where it lies: a folder, or a repository of the Hub. The folder says which method it is."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from diffprune import hub
+from diffprune.core import plugins, weights
+from diffprune.core.pruner import Pruner
+
+CONFIG = "config.json"
+
+
+def from_pretrained(name: str | Path, revision: str = "main") -> Pruner:
+    """The method `save_pretrained` wrote, its options and weights. safetensors only; no code from a repository ever runs.
+
+    name: a folder, or "user/scorer-llava15" on the Hub, fetched at `revision` (a branch, a tag or a commit) into the Hub's cache.
+
+    Raises:
+        ValueError: neither a folder nor a name of the Hub, not to be had, no scorer, or a damaged one.
+    """
+    folder = located(str(name), revision)
+    config = weights.read_config(folder)
+    known = {spelling.replace("_", ""): spelling for spelling in plugins.names("pruners")}
+    method = config.get("method")
+    if method not in known:
+        raise ValueError(f"{folder / CONFIG} names no method of ours but {method!r}; a scorer's folder is written by training")
+    options = config.get("options")
+    if not isinstance(options, dict):
+        raise ValueError(f"{folder / CONFIG}: options are missing; retrain this scorer")
+    accepted = inspect.signature(plugins.find("pruners", known[method])).parameters
+    changed = {k: v for k, v in sorted(options.items()) if k in accepted and v != accepted[k].default}
+    given = "".join(f"{key}={value!r}, " for key, value in changed.items())
+    made: Pruner = plugins.load("pruners", f"{known[method]}({given}weights={str(folder)!r})")
+    return made
+
+
+def located(name: str, revision: str = "main") -> Path:
+    """The folder of a scorer, fetched if it is one of the Hub's.
+
+    Raises:
+        ValueError: neither a folder nor a name of the Hub, or not to be had.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(
+            f"no scorer {name!r}: give a folder with config.json and {weights.FILE}, or a name of the Hub, 'owner/name'"
+        )
+    found = hub.files(name, revision, (CONFIG, weights.FILE), kind="model")
+    return next((path.parent for path in found if path.name == CONFIG), found[0].parent)

@@ -1,0 +1,160 @@
+"""The tables of 7B models: their very jobs on tiny instances and a few rows of our own, from training to the page."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffprune import cli
+from diffprune.core import budget as budgets
+from diffprune.core import plugins
+from diffprune.core.record import Cell, Outcome, Provenance
+from diffprune.distributed import pipeline
+from diffprune.distributed import train as on_ray
+from diffprune.distributed.batches import weight
+from diffprune.evaluate import TEN, Evaluation, Evaluator, cells
+from diffprune.job import Job, configure, load_job
+from diffprune.models._load import load, spelling
+from diffprune.report import published
+from diffprune.store import Store
+
+JOBS = {"table_llava15_7b": "llava", "table_llava_next_7b": "llava_next", "table_qwen25_vl_7b": "qwen2_5_vl"}
+FEW = ("--budget", "1/9", "--set", 'baselines=["none", "grid"]', "--set", 'train.arms=["diffprune"]')
+
+
+def alone(cells: list[Cell], root: Path, provenance: Provenance, *, model: str, **_: Any) -> None:
+    """A sweep without a cluster."""
+    evaluator, store = Evaluator(load(model)), Store(root)
+    for cell in cells:
+        rows = evaluator.run(cell)
+        outcome = Outcome("ok", "", len(rows), 0.0)
+        store.publish({"predictions": rows, "outcomes": [outcome]}, cell=cell, provenance=provenance)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train's local mode and a loop in this process; `test_train_ray` and `test_sweep` cover what they stand for."""
+    fit = on_ray._fit
+    monkeypatch.setenv("DIFFPRUNE_DATA", "data")
+    monkeypatch.setattr(on_ray, "_fit", lambda config, workers: fit(config, 0))
+    monkeypatch.setattr(pipeline.Live, "ray", lambda self: None)
+    monkeypatch.setattr(pipeline, "sweep", alone)
+
+
+def check_store(root: Path, family: str) -> None:
+    """Every question of every benchmark has an answer, graded as its benchmark grades it."""
+    rows = Store(root).read("predictions")
+    assert set(rows["error"]) == {""} and set(rows["model"].str.partition("(")[2].str.split("[,)]").str[0]) == {family}
+    assert set(rows["mode"]) == {"eager, answers cut at 2 tokens"} and rows["generated_tokens"].max() == 2
+    assert rows["revision"].str.contains("@fixture-").all()
+    for text, part in rows.groupby("benchmark"):
+        benchmark = plugins.load("benchmarks", str(text))
+        samples = {s.id: s for s in benchmark.samples("test")}
+        for _, cell in part.groupby("cell"):
+            assert set(cell["sample"]) == set(samples) and len(cell) == len(samples)
+        for row in part.head(20).itertuples():
+            grade = benchmark.grade(samples[str(row.sample)], str(row.answer), "llava")
+            assert (grade.credit, grade.parsed, grade.target) == (row.credit, row.parsed, row.target)
+    pruned = rows[(rows["pruner"] != "none") & (rows["pruner"] != "blind")]
+    counts = [budgets.parse(b).count(n) for b, n in zip(pruned["budget"], pruned["visual_total"], strict=True)]
+    assert pruned["visual_kept"].tolist() == counts
+    assert set(rows.loc[rows["pruner"] == "blind", "visual_kept"]) == {0}
+
+
+def check_page(folder: Path) -> None:
+    """It is made, has a column for each of the ten, unpruned first, MME in points, and says that none of it is a result."""
+    tables = sorted((folder / "tables").glob("budget_*.csv"))
+    columns = ["GQA", "MMBench", "MMBench-CN", "MME", "POPE", "ScienceQA", "VQAv2", "TextVQA", "SEED", "VizWiz"]
+    for path in tables:
+        rows = read_csv(path)
+        assert rows[0]["Method"] == "Unpruned" and [c for c in rows[0] if c in columns] == columns
+        assert all(float(r["POPE"]) <= 100 and 0 <= float(r["MME"]) <= 2800 for r in rows)
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text("utf-8")
+        for words in (
+            "protocol llava", "tiny random instance that has learnt nothing", "not the published data", "MME: mme total",
+            "answers cut at 2 tokens", "MMBench, MMBench-CN, POPE, VQAv2, VizWiz", "as papers print it",
+            "What the image contributes",
+        ):  # fmt: skip
+            assert words in text, (name, words)
+        assert "Beside published numbers" not in text, "a random model stands beside nobody"
+    assert tables
+
+
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize("name", JOBS)
+def test_a_table_from_training_to_the_page(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command itself; one job with all its methods, the others with a few."""
+    line = ["run", name, "--tiny", *(FEW if name != "table_llava15_7b" else ("--budget", "1/9"))]
+    assert cli.call(line) == (0, "")
+    folder, out = Path("runs") / f"{name}-tiny", capsys.readouterr().out
+    check_store(folder / "store", JOBS[name])
+    check_page(folder / "report")
+    assert "fixture: A few rows of our own" in out and "tiny: The model" in out
+    methods = {r["Method"]: r["seeds"] for r in read_csv(folder / "report" / "tables" / "budget_share_0_111111.csv")}
+    if name == "table_llava15_7b":
+        assert methods == {
+            "Unpruned": "", "DiffPrune": "1", "Gumbel top-K": "1", "Gumbel keep/drop": "1", "Attention": "1", "Grid": "1",
+            "Random": "3",
+        }  # fmt: skip
+        assert cli.call(line) == (0, "") and "all 100 cells are in the store already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_table_asks_what_the_papers_print(name: str) -> None:
+    """Ten benchmarks in MME's total, the papers' budgets, every method, scorers from where the recipe leaves them."""
+    job = load_job(name)
+    assert job.evaluate and job.evaluate.blind and job.evaluate.limit is None and job.evaluate.protocol == "llava"
+    names = tuple(text.partition("(")[0] for text in job.evaluate.benchmarks)
+    assert names == TEN and "mme(main='total')" in job.evaluate.benchmarks
+    printed = {
+        (p.num_kept, round(p.share, 4)) for p in published.read()
+        if p.source == "2605.28051" and p.model == published.model_of(job.model) and p.share < 1 and p.benchmark == "mme"
+    }  # fmt: skip
+    found = {(getattr(b, "num", None), getattr(b, "share", None)) for b in map(budgets.parse, job.budgets)}
+    for num, share in printed:
+        assert any(num == n or (s and abs(s - share) < 1e-3) for n, s in found), (num, share)
+    recipe = load_job(name.replace("table", "train"))
+    assert recipe.train and recipe.model == spelling(job.model)[0] and job.family == recipe.family == JOBS[name]
+    learned = [text for text in job.baselines if "weights=" in text]
+    places = recipe.train.model_copy(update={"arms": ("diffprune", "gumbel_topk", "gumbel_keepdrop")})
+    made = recipe.model_copy(update={"train": places}).scorers(Path("runs") / recipe.name)
+    assert set(learned) == {f"{arm}(weights={str(place)!r})" for (arm, _), place in made.items()} and len(learned) == 9
+    assert sum(text.startswith("random") for text in job.baselines) == 3
+    assert ("attention" in job.baselines) == (name != "table_qwen25_vl_7b")
+
+
+def test_weights_may_come_later_but_are_looked_for_before_anything_runs() -> None:
+    job = Job(name="x", evaluate={}, baselines=("none", "diffprune(weights='runs/nowhere')"))
+    assert job.baselines[1] == "diffprune(weights='runs/nowhere')"
+    code, sentence = cli.call(["evaluate", "--pruner", "grid", "--set", "baselines=[\"diffprune(weights='/nowhere')\"]"])
+    assert code == 2 and "no scorer '/nowhere'" in sentence
+    for text, says in (
+        ("diffprune", "is not trained"),
+        ("grid(weights='a')", "learns nothing and has no weights: write grid"),
+        ("diffprune(weigths='a')", "did you mean 'weights'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Job(name="x", evaluate={}, baselines=(text,))
+
+
+def test_a_sweep_weighs_every_cell_of_a_table_and_blind_ones_least() -> None:
+    options = Evaluation(benchmarks=("world('pope')",), blind=True)
+    asked = cells(load("tiny(llava)"), ["none", "grid"], ["1/9", "4", "Above(0)"], options)
+    none, *rest, blind = sorted(asked, key=weight, reverse=True)
+    assert (none.pruner, blind.pruner) == ("none", "blind") and {c.pruner for c in rest} == {"grid"}
+
+
+def test_the_protocol_is_an_option_of_the_command() -> None:
+    job = configure("evaluate", None, None, {"protocol": "lmms_eval", "benchmarks": ("gqa",)}, {})
+    assert job.evaluate and job.evaluate.protocol == "lmms_eval"
+    code, sentence = cli.call(["evaluate", "--protocol", "lmms-eval", "--benchmark", "gqa(folder='fixture')"])
+    assert code == 2 and "did you mean 'lmms_eval'" in sentence
