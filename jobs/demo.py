@@ -17,12 +17,12 @@ job = Job(
     train=Recipe(
         arms=("diffprune", "gumbel_topk", "gumbel_keepdrop", "diffprune(question_aware=True)"),
         seeds=(0,),
-        steps=60,
+        steps=80,
         images=8,
         budgets=BUDGETS,
         workers=2,
     ),
-    tune=Tuning(targets=(1.5, 2.0, 2.85), curve_repeats=15, warmup=5, repeats=1, corrections=2, candidates=1),
+    tune=Tuning(targets=(1.5, 2.0, 2.85), curve_repeats=15, warmup=5, repeats=1, corrections=2, candidates=1, calibration=120),
     evaluate=Evaluation(blind=True),  # the world's ten benchmarks, each also asked without its pictures
     measure=Measurement(),
     baselines=("none", "random", "grid", "attention"),
