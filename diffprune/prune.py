@@ -20,6 +20,7 @@ from diffprune.core.budget import Budget
 from diffprune.core.pruner import Need, Pruner, Stage
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
+from diffprune.images import open_image
 
 POSITIONS = ("original", "compact")
 
@@ -222,10 +223,13 @@ def generate(
     max_new_tokens: int = 32,
     positions: str = "original",
 ) -> list[str]:
-    """Answer one question about each PIL image (or each list of images) with pruned visual tokens.
+    """Answer one question about each image (or each list of images) with pruned visual tokens.
+
+    images: PIL images of any mode, or paths; they are read safely and made RGB.
 
     Raises:
-        ValueError: different numbers of images and questions, a question without an image, or a budget above what an image has.
+        ValueError: an image that cannot be read, different numbers of images and questions, a question without an image, or a
+            budget above what an image has.
     """
     if len(images) != len(questions):
         raise ValueError(
@@ -234,7 +238,7 @@ def generate(
     shown = [list(image) if isinstance(image, (list, tuple)) else [image] for image in images]
     if not shown or not all(shown):
         raise ValueError("a question without an image: give every question at least one")
-    tokens = vlm.encode(vlm.pixels([image for row in shown for image in row]), pruner.needs)
+    tokens = vlm.encode(vlm.pixels([open_image(image) for row in shown for image in row]), pruner.needs)
     budget.check(int(tokens.counts.min()))
     prompts = vlm.prompts(questions, tokens.present.sum(1).tolist(), tokens.layout, [len(row) for row in shown])
     return answer(vlm, shrink(vlm, prompts, tokens, pruner, budget, positions), max_new_tokens)[0]

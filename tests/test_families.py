@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,18 @@ def test_it_answers(family: str) -> None:
     images = [pictures()[:2], pictures()[2], pictures()[3]]
     answers = vlm.generate(images, QUESTIONS, pruner=plugins.load("pruners", "random"), budget=Keep(4), max_new_tokens=5)
     assert len(answers) == 3 and all(isinstance(text, str) for text in answers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_of_any_size_and_mode_are_answered_and_broken_ones_refused(family: str, tmp_path: Path) -> None:
+    vlm, pruner = tiny(family), plugins.load("pruners", "random")
+    odd = [picture.resize(size) for picture, size in zip(pictures(), ((7, 90), (33, 31), (64, 64), (1, 1)), strict=True)]
+    deep = Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70)
+    for image in (odd[0], odd[1], odd[2].convert("L"), odd[2].convert("CMYK"), odd[2].convert("RGBA"), deep):
+        assert len(vlm.generate([image], ["what?"], pruner=pruner, budget=Keep(1), max_new_tokens=1)) == 1
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 40)
+    with pytest.raises(ValueError, match=r"half\.png"):
+        vlm.generate([tmp_path / "half.png"], ["what?"], pruner=pruner, budget=Keep(1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
