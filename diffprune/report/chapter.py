@@ -39,6 +39,13 @@ class Budget:
         return f"{self.kept:.0f} tokens"
 
 
+def _coded(column: pd.Series) -> tuple[np.ndarray, np.ndarray | None]:
+    """(codes, words) of a text column, (values, None) of another: a cell at a time becomes text, not a million rows at once."""
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        return column.to_numpy(object if column.dtype == object else None), None
+    return column.cat.codes.to_numpy(), column.cat.categories.to_numpy(object)
+
+
 class Chapter:
     """Accuracy of one setting (model, protocol, split, limit, dtype, mode, batch) and the timings of its model."""
 
@@ -177,9 +184,10 @@ class Chapter:
         """cell -> the benchmark's own figures, the main one first."""
         found = {}
         order = self.rows.groupby("cell", observed=True).indices
-        columns = [self.rows[c].to_numpy(object) for c in ("group", "category", "credit", "parsed", "target")]
+        columns = [_coded(self.rows[c]) for c in ("group", "category", "credit", "parsed", "target")]
         for cell in self._labelled.index:
-            picked = [column[order[cell]].tolist() for column in columns]
+            at = order[cell]
+            picked = [(values[at] if words is None else words[values[at]]).tolist() for values, words in columns]
             found[cell] = self._aggregate(str(self._labelled.loc[cell, "benchmark"]), picked)
         return found
 
