@@ -107,8 +107,12 @@ def test_an_arm_of_three_seeds_has_three_times_the_cells_before_it_is_trained() 
     job = asked("run", "demo", only)
     plan = pipeline.Plan(job, Path("runs/demo"), pipeline.load("embedded"))
     cells: list[Cell] = plan.cells("evaluate")
-    assert len(set(cells)) == 10 + 3 * 4 * 10
-    assert {c.pruner for c in cells} == {"none", *(f"diffprune(weights='runs/demo/scorers/diffprune-{seed}')" for seed in range(3))}
+    assert len(set(cells)) == 10 + 10 + 3 * 4 * 10, "unpruned, without pictures, three seeds at four budgets"
+    assert {c.pruner for c in cells} == {
+        "none",
+        "blind",
+        *(f"diffprune(weights='runs/demo/scorers/diffprune-{seed}')" for seed in range(3)),
+    }
 
 
 def test_settings_change_a_copy_of_the_job() -> None:
