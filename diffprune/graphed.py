@@ -95,7 +95,7 @@ def refuse_family(vlm: VLM) -> None:
 
 
 class Graphs:
-    """Mode `graph` of `measure.Session`, in place of the module `timed`.
+    """Mode `graph` of `session.Session`, in place of the module `timed`.
 
     record: makes a replayable function; another one than `Captured` lets the path run without CUDA.
     """

@@ -20,7 +20,7 @@ from diffprune.core.pruner import Throttler
 from diffprune.estimate import Assumed
 from diffprune.evaluate import Evaluation
 from diffprune.hub.manifest import FIXTURE
-from diffprune.measure import Measurement
+from diffprune.measurement import Measurement
 from diffprune.models._load import spelling
 from diffprune.recipe import Recipe
 from diffprune.store.files import checked_name

@@ -5,7 +5,7 @@ make demo        or        diffprune demo
 
 from diffprune.evaluate import Evaluation
 from diffprune.job import Job
-from diffprune.measure import Measurement
+from diffprune.measurement import Measurement
 from diffprune.recipe import Recipe
 from diffprune.tune import Tuning
 

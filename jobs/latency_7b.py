@@ -31,10 +31,13 @@ from diffprune.core.clock import clocks
 from diffprune.core.pruner import Need, Pruner
 from diffprune.core.record import Cell, Outcome
 from diffprune.core.vlm import VLM
+from diffprune.machine import pinned
+from diffprune.measurement import Measurement, Span
 from diffprune.models._outline import entrance_width, outline
 from diffprune.models._random import randomised
 from diffprune.provenance import collect
 from diffprune.pruners._learned import scaled
+from diffprune.session import Session
 from diffprune.store import Store, lock
 
 NAME, TEXT, SEED = "latency_7b", 64, 0
@@ -50,7 +53,7 @@ NOTES = (
     "arithmetic stands beside it.",
 )
 SHARES = (Share(1), Share(1 / 2), Share(1 / 3), Share(2 / 9), Share(1 / 9))  # 576, 288, 192, 128 and 64 of LLaVA-1.5's 576
-SPANS: tuple[measure.Span, ...] = ("encoder", "parts", "prefill", "ttft")
+SPANS: tuple[Span, ...] = ("encoder", "parts", "prefill", "ttft")
 VICUNA = {
     "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
     "num_key_value_heads": 32, "vocab_size": 32064, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
@@ -180,15 +183,15 @@ def cells(vlm: VLM, inputs: timed.Inputs, mode: str) -> dict[Cell, tuple[Pruner,
 
 @torch.inference_mode()
 def session(
-    vlm: VLM, inputs: timed.Inputs, mode: str, options: measure.Measurement, done: set[str]
+    vlm: VLM, inputs: timed.Inputs, mode: str, options: Measurement, done: set[str]
 ) -> Iterator[tuple[Cell, measure.Measured]]:
     """What was found about each cell that is not done."""
     asked = {cell: how for cell, how in cells(vlm, inputs, mode).items() if cell.key not in done}
     if not asked:
         return
     run: timed.Mode = graphed.Graphs(vlm) if mode == "graph" else timed
-    made = measure.Session(vlm, [inputs], options, *clocks(vlm.device), run)
-    with measure.pinned(options.threads) as threads:
+    made = Session(vlm, [inputs], options, *clocks(vlm.device), run)
+    with pinned(options.threads) as threads:
         yield from measure.side_by_side(made, asked, threads).items()
     if isinstance(run, graphed.Graphs) and run.differences:
         print("    " + ", ".join(f"{what} differs from eager by {by:.1e}" for what, by in run.differences.items()))
@@ -204,7 +207,7 @@ def measure_all(given: argparse.Namespace, device: torch.device, store: Store, a
             inputs = requests(vlm, subject.small if given.tiny else subject.picture, batch)
             for mode in given.mode or modes(device):
                 print(f"{name}, batch {batch}, {mode}", flush=True)
-                options = measure.Measurement(
+                options = Measurement(
                     rounds=given.rounds, warmup=given.warmup, slow_rounds=max(2, given.rounds // 3), spans=SPANS, inputs=1,
                     threads=1 if given.tiny else None,
                 )  # fmt: skip

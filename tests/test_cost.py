@@ -10,8 +10,8 @@ from diffprune.core import cost
 from diffprune.core.budget import Above, Keep, Share
 from diffprune.core.pruner import Cut, Stage
 from diffprune.core.vlm import Shape
+from diffprune.counted import counted_flops
 from diffprune.embedded import vlm as embedded
-from diffprune.measure import counted_flops
 from diffprune.models.llava import Llava
 from diffprune.timed import native, prepare
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from diffprune import data as training
 from diffprune import train
+from diffprune.arm import Arm
 from diffprune.core.context import LocalContext
 from diffprune.data import spelling, stream, text
 from diffprune.data.order import WINDOW, Order, split
@@ -449,7 +450,7 @@ def test_a_scorer_trains_on_files_with_broken_images() -> None:
         data="jsonl('rows.jsonl')", arms=("diffprune",), steps=3, images=4, questions=2, workers=1, calibration_images=1,
         validation_images=1, checkpoint_every=0, validate_every=3, coherence_every=0, max_broken_share=0.2,
     )  # fmt: skip
-    arm = train.Arm(LocalContext("run"), load("model", device="cpu"), made, "diffprune", 0)
+    arm = Arm(LocalContext("run"), load("model", device="cpu"), made, "diffprune", 0)
     rows = [arm.step(batch) for batch in itertools.islice(train._batches(arm), made.steps)]
     assert all(np.isfinite(row.loss) for row in rows)
     assert arm.tally.broken >= 1 and "3.png" in arm.tally.first

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from diffprune import data as training
-from diffprune import prune, train
+from diffprune import prune
+from diffprune.arm import Arm
 from diffprune.core import plugins
 from diffprune.core.budget import Keep, parse
 from diffprune.core.context import LocalContext
 from diffprune.core.tokens import Throttle
 from diffprune.core.vlm import VLM
 from diffprune.data.batch import batch as batch_of
+from diffprune.loss import throttled_nll
 from diffprune.models._decoder import decoder_attention
 from diffprune.recipe import Recipe
 from tests.test_families import FAMILIES, extended, pictures, tiny
@@ -54,7 +56,7 @@ def test_the_loss_is_what_the_model_says_token_by_token(family: str) -> None:
             batch = batch_of(vlm, drawn(), packed)
             tokens = vlm.encode(batch.pixels)
             nothing = Throttle(tokens.features, tokens.counts.float())
-            found = train.throttled_nll(vlm, batch.prompts, tokens, nothing, batch.image)
+            found = throttled_nll(vlm, batch.prompts, tokens, nothing, batch.image)
             assert float(found) == pytest.approx(wanted, rel=1e-5), f"packed={packed}"
             assert batch.num_labels == sum(len(a) + 1 for pairs in ASKED for _, a in pairs)
 
@@ -66,9 +68,9 @@ def test_retention_of_one_is_the_models_own_attention(family: str) -> None:
         batch = batch_of(vlm, drawn(), True)
         tokens = vlm.encode(batch.pixels)
         full = torch.ones(tokens.alive.shape)
-        plain = train.throttled_nll(vlm, batch.prompts, tokens, Throttle(tokens.features, full.sum(1)), batch.image)
+        plain = throttled_nll(vlm, batch.prompts, tokens, Throttle(tokens.features, full.sum(1)), batch.image)
         with decoder_attention(vlm.model, "masked_softmax"):
-            found = train.throttled_nll(vlm, batch.prompts, tokens, Throttle(tokens.features, full.sum(1), full), batch.image)
+            found = throttled_nll(vlm, batch.prompts, tokens, Throttle(tokens.features, full.sum(1), full), batch.image)
     assert float(found) == pytest.approx(float(plain), rel=1e-4)
 
 
@@ -81,7 +83,7 @@ def test_a_scorer_trains_and_prunes(family: str, monkeypatch: pytest.MonkeyPatch
     recipe = Recipe(
         arms=("diffprune",), steps=1, images=2, questions=2, calibration_images=4, validation_images=2, workers=1, validate_every=0
     )
-    arm = train.Arm(LocalContext("run"), vlm, recipe, "diffprune", 0)
+    arm = Arm(LocalContext("run"), vlm, recipe, "diffprune", 0)
     row = arm.step(batch_of(vlm, drawn(), vlm.packs))
     assert row.grad_norm > 0 and row.loss == row.loss
     answers = vlm.generate(pictures()[:2], ["what?", "where?"], pruner=arm.pruner, budget=Keep(3), max_new_tokens=2)

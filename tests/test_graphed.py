@@ -24,6 +24,8 @@ from diffprune.core.pruner import Pruner, ScorePruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.graphed import Captured, Graphs
+from diffprune.measurement import Measurement
+from diffprune.session import Session
 from diffprune.timed import Inputs
 
 FAMILIES = {"llava": 32, "llava_next": 64, "qwen2_5_vl": 48}  # side of a picture, px
@@ -253,7 +255,7 @@ def test_a_device_without_graphs_is_refused() -> None:
     with pytest.raises(ValueError, match=r"needs a CUDA device.*mode eager"):
         Graphs(tiny("llava"))
     with pytest.raises(ValueError, match="needs a CUDA device"):
-        measure.cells(tiny("llava"), ["random"], ["4"], measure.Measurement(modes=("eager", "graph")))
+        measure.cells(tiny("llava"), ["random"], ["4"], Measurement(modes=("eager", "graph")))
 
 
 @pytest.mark.parametrize(
@@ -291,10 +293,10 @@ def test_a_wrong_graph_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_session_times_this_mode_beside_the_same_arms() -> None:
-    vlm, options = tiny("llava"), measure.Measurement(rounds=2, warmup=1, slow_rounds=2, inputs=1, threads=1)
+    vlm, options = tiny("llava"), Measurement(rounds=2, warmup=1, slow_rounds=2, inputs=1, threads=1)
     cells = measure.cells(vlm, ["random"], ["5"], options.model_copy(update={"batches": (2,)}))
     inputs = timed.prepare(vlm, asked("llava").images, QUESTIONS, plugins.load("pruners", "random").needs)
-    session = measure.Session(vlm, [inputs], options, Clock(), Clock(), Graphs(vlm, 16, Replayed))
+    session = Session(vlm, [inputs], options, Clock(), Clock(), Graphs(vlm, 16, Replayed))
     found = measure.side_by_side(session, {cells[0]: measure.method(vlm, cells[0])}, 1)[cells[0]]
     assert found.outcome.status == "ok", found.outcome.reason
     spans = {(row.arm, row.span) for row in found.timings}

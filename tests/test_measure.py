@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from diffprune import machine, speed, timed
 from diffprune import measure as measuring
-from diffprune import speed, timed
 from diffprune.core import cost
 from diffprune.core.budget import Keep
 from diffprune.core.clock import Clock, Marks
 from diffprune.core.record import Cell, Timing
 from diffprune.embedded import vlm as embedded
-from diffprune.measure import Measured, Measurement, measure
+from diffprune.measure import Measured, measure
+from diffprune.measurement import Measurement
 from diffprune.models import llava
 from diffprune.models.llava import Llava
 from diffprune.pruners.attention import Attention
@@ -219,22 +220,22 @@ def test_an_outlier_is_flagged_and_does_not_move_the_median() -> None:
     planted = values[:-5] + [100.0] * 5
     before, after = (speed.summary(_rows("full", v)).iloc[0] for v in (values, planted))
     assert after["median_ms"] == pytest.approx(before["median_ms"], rel=0.01) and after["p90_ms"] > 5 * before["p90_ms"]
-    assert measuring.value_flags(values) == [] and measuring.value_flags(planted) == ["outlier"]
-    assert measuring.value_flags(values[:10]) == ["few_repeats"]
+    assert machine.value_flags(values) == [] and machine.value_flags(planted) == ["outlier"]
+    assert machine.value_flags(values[:10]) == ["few_repeats"]
 
 
 def test_a_busy_machine_is_flagged() -> None:
-    busy = measuring.others((0.0, 100.0, 50.0), (10.0, 115.0, 59.0))  # 15 s of work in 10 s, 9 of them ours
+    busy = machine.others((0.0, 100.0, 50.0), (10.0, 115.0, 59.0))  # 15 s of work in 10 s, 9 of them ours
     assert busy == pytest.approx(0.6)
     cpu = torch.device("cpu")
-    assert measuring.machine_flags(cpu, busy, 2) == ["threads_2", "cpu_only", "shared_device"]
-    assert measuring.machine_flags(cpu, 0.05, 2) == ["threads_2", "cpu_only"]
-    assert measuring.machine_flags(cpu, float("nan"), 2) == ["threads_2", "cpu_only"]
+    assert machine.machine_flags(cpu, busy, 2) == ["threads_2", "cpu_only", "shared_device"]
+    assert machine.machine_flags(cpu, 0.05, 2) == ["threads_2", "cpu_only"]
+    assert machine.machine_flags(cpu, float("nan"), 2) == ["threads_2", "cpu_only"]
 
 
 def test_threads_are_pinned_and_given_back() -> None:
     before = torch.get_num_threads()
-    with measuring.pinned(before + 1) as threads:
+    with machine.pinned(before + 1) as threads:
         assert torch.get_num_threads() == threads == before + 1
     assert torch.get_num_threads() == before
 

@@ -12,6 +12,7 @@ import torch
 import diffprune
 from diffprune import cli, estimate, train
 from diffprune import data as training
+from diffprune.arm import Arm
 from diffprune.core import budget as budgets
 from diffprune.core import plugins
 from diffprune.core.context import LocalContext
@@ -31,8 +32,8 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def arm(vlm: VLM, folder: str, spelling: str = "diffprune", **options: Any) -> train.Arm:
-    return train.Arm(LocalContext(folder), vlm, Recipe(**{**SMALL, "arms": (spelling,), **options}), spelling, 0)
+def arm(vlm: VLM, folder: str, spelling: str = "diffprune", **options: Any) -> Arm:
+    return Arm(LocalContext(folder), vlm, Recipe(**{**SMALL, "arms": (spelling,), **options}), spelling, 0)
 
 
 def batch(vlm: VLM, packed: bool = True, images: int = 4, questions: int = 2) -> training.TrainBatch:
@@ -113,7 +114,7 @@ def test_tiny_models_have_names() -> None:
 # --- what saves memory changes no number ------------------------------------------------------------------------------
 
 
-def gradients(made: train.Arm, given: training.TrainBatch) -> tuple[Any, list[torch.Tensor]]:
+def gradients(made: Arm, given: training.TrainBatch) -> tuple[Any, list[torch.Tensor]]:
     """A step's record and gradients, before they are used."""
     found: list[torch.Tensor] = []
     made.optimizer.step = lambda: found.extend(p.grad.clone() for p in made.parameters if p.grad is not None)  # type: ignore
@@ -153,7 +154,7 @@ def test_recomputed_layers_run_twice_and_only_inside() -> None:
     assert [vars(layer).keys() for layer in layers] == [b.keys() for b in before] and not layers[0].training
 
 
-def kept_bytes(made: train.Arm, given: training.TrainBatch) -> int:
+def kept_bytes(made: Arm, given: training.TrainBatch) -> int:
     """Oracle: bytes of all tensors autograd saves in a forward pass, weights left out."""
     weights = [*made.vlm.model.parameters(), *made.vlm.model.buffers(), *made.networks.parameters()]
     known, alive = {w.untyped_storage().data_ptr() for w in weights}, []

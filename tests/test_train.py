@@ -16,12 +16,14 @@ from torch.nn import functional
 
 from diffprune import data as training
 from diffprune import prune, recipe, train
+from diffprune.arm import Arm, Diverged
 from diffprune.core import budget as budgets
 from diffprune.core import plugins
 from diffprune.core.context import Files, LocalContext, Superseded, claim, read_steps
 from diffprune.core.tokens import Throttle
 from diffprune.embedded import vlm as embedded
 from diffprune.embedded import world
+from diffprune.loss import answer_nll, throttled_nll
 from diffprune.models._load import load
 from diffprune.pruners.diffprune import DiffPrune
 from diffprune.recipe import Recipe
@@ -137,7 +139,7 @@ def test_packed_rows_score_answers_as_rows_of_their_own_do(vlm: Any) -> None:
     with torch.no_grad():
         tokens = vlm.encode(packed.pixels)
         nothing = Throttle(tokens.features, tokens.counts.float())
-        one, other = (float(train.throttled_nll(vlm, b.prompts, tokens, nothing, b.image)) for b in (packed, single))
+        one, other = (float(throttled_nll(vlm, b.prompts, tokens, nothing, b.image)) for b in (packed, single))
     assert packed.num_labels == single.num_labels > 6
     assert one == pytest.approx(other, rel=1e-5)
 
@@ -190,7 +192,7 @@ def by_hand(vlm: Any, made: Recipe) -> tuple[float, dict[str, torch.Tensor]]:
 
 def test_a_step_equals_plain_code_and_leaves_the_model_alone(vlm: Any) -> None:
     made, before = Recipe(**SMALL), {k: v.clone() for k, v in vlm.model.state_dict().items()}
-    arm = train.Arm(LocalContext("run"), vlm, made, "diffprune", 0)
+    arm = Arm(LocalContext("run"), vlm, made, "diffprune", 0)
     start = {k: v.clone() for k, v in arm.networks.state_dict().items()}
     row = arm.step(next(training.batches(vlm, "world", seed=0, images=2, questions=2)))
     loss, weights = by_hand(vlm, made)
@@ -203,7 +205,7 @@ def test_a_step_equals_plain_code_and_leaves_the_model_alone(vlm: Any) -> None:
 
 
 def test_masked_attention_is_on_in_training_only(vlm: Any) -> None:
-    arm = train.Arm(LocalContext("run"), vlm, Recipe(**SMALL), "gumbel_keepdrop", 0)
+    arm = Arm(LocalContext("run"), vlm, Recipe(**SMALL), "gumbel_keepdrop", 0)
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))
     before = vlm.model.config.text_config._attn_implementation
     row = arm.step(batch)
@@ -212,7 +214,7 @@ def test_masked_attention_is_on_in_training_only(vlm: Any) -> None:
 
 
 def test_a_question_aware_arm_throttles_each_row_by_its_question(vlm: Any) -> None:
-    arm = train.Arm(LocalContext("run"), vlm, Recipe(**SMALL), "diffprune(question_aware=True)", 0)
+    arm = Arm(LocalContext("run"), vlm, Recipe(**SMALL), "diffprune(question_aware=True)", 0)
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2, packed=False))
     _, throttle = arm.nll(batch, budgets.parse("Keep(40)"), 0.5, recipe.generator(0))
     assert len(throttle.features) == 4 and throttle.kept.tolist() == pytest.approx([40.0] * 4, abs=1e-3)
@@ -220,7 +222,7 @@ def test_a_question_aware_arm_throttles_each_row_by_its_question(vlm: Any) -> No
 
 
 def test_coherence_is_the_mean_pairwise_cosine(vlm: Any) -> None:
-    arm = train.Arm(LocalContext("run"), vlm, Recipe(**{**SMALL, "images": 4}), "diffprune", 0)
+    arm = Arm(LocalContext("run"), vlm, Recipe(**{**SMALL, "images": 4}), "diffprune", 0)
     batch = next(training.batches(vlm, "world", seed=0, images=4, questions=2))
     grads = []
     for m in range(4):
@@ -235,7 +237,7 @@ def test_coherence_is_the_mean_pairwise_cosine(vlm: Any) -> None:
 
 
 def test_hard_validation_removes_tokens(vlm: Any) -> None:
-    arm = train.Arm(LocalContext("run"), vlm, Recipe(**{**SMALL, "budgets": ("Keep(9)",)}), "diffprune", 0)
+    arm = Arm(LocalContext("run"), vlm, Recipe(**{**SMALL, "budgets": ("Keep(9)",)}), "diffprune", 0)
     assert arm.batch is not None
     tokens = vlm.encode(arm.batch.pixels)[arm.batch.image]
     keep = arm.pruner.select(tokens, budgets.Keep(9)).keep
@@ -259,15 +261,15 @@ def test_hard_validation_removes_tokens(vlm: Any) -> None:
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(vlm, "whole")
-    step, calls = train.Arm.step, []
+    step, calls = Arm.step, []
 
-    def dies(arm: train.Arm, batch: Any) -> Any:
+    def dies(arm: Arm, batch: Any) -> Any:
         calls.append(arm.done)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return step(arm, batch)
 
-    monkeypatch.setattr(train.Arm, "step", dies)
+    monkeypatch.setattr(Arm, "step", dies)
     with pytest.raises(KeyboardInterrupt):
         run(vlm, "cut")
     cut = run(vlm, "cut")
@@ -317,7 +319,7 @@ def test_a_step_that_is_not_finite_is_skipped(vlm: Any, monkeypatch: pytest.Monk
 
 def test_a_loss_that_stays_bad_stops_the_run_and_keeps_the_last_good_state(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, set(range(2, 99)))
-    with pytest.raises(train.Diverged, match="diffprune, seed 0: loss or gradient was NaN or infinite at 2 steps, last at step 3"):
+    with pytest.raises(Diverged, match="diffprune, seed 0: loss or gradient was NaN or infinite at 2 steps, last at step 3"):
         run(vlm, "run", max_skips=1, validate_every=0, coherence_every=0)
     state = LocalContext("run").load("diffprune-0")
     assert state is not None and state["step"] == 2
@@ -374,6 +376,6 @@ def test_options_reach_the_model(vlm: Any) -> None:
     handle = vlm.model.lm_head.register_forward_hook(lambda *args: seen.update(shape=args[2].shape))
     with torch.no_grad():
         packed = prune.Packed(batch.prompts, vlm.project(tokens.features[0]), tokens.counts, tokens.counts)
-        train.answer_nll(vlm, packed)
+        answer_nll(vlm, packed)
     handle.remove()
     assert seen["shape"][1] == batch.num_labels + 1

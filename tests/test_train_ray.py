@@ -22,6 +22,7 @@ from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
 
 from diffprune import data as training
+from diffprune.arm import BadData, drawn
 from diffprune.core.context import Context, Files, LocalContext, claim, read_steps
 from diffprune.core.record import Provenance
 from diffprune.core.vlm import VLM
@@ -33,7 +34,7 @@ from diffprune.models._load import load
 from diffprune.models._recompute import decoder_layers
 from diffprune.recipe import Recipe, drawn_budget
 from diffprune.store import Store
-from diffprune.train import BadData, drawn, train
+from diffprune.train import train
 
 ALL = 4  # steps at the start whose budget keeps everything: no noise, so that the number of workers cannot matter
 OPTIONS: dict[str, Any] = {

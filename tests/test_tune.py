@@ -14,7 +14,9 @@ from diffprune.core.clock import Clock
 from diffprune.core.record import Provenance
 from diffprune.embedded import vlm as embedded
 from diffprune.models.llava import Llava
-from diffprune.tune import Checked, Latency, Scored, Solver, Tuning, Verified
+from diffprune.scored import Scored, scored
+from diffprune.solver import Checked, Kind, Latency, Solver, Verified, best_trial, choice, correction, unreachable
+from diffprune.tune import Tuning
 
 TOTAL = 40
 
@@ -67,7 +69,7 @@ def _kept(solver: Solver, sample: int, value: float) -> int:
 @pytest.mark.parametrize("kind", ["threshold", "count"])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("target", [0.9, 1.2, 1.5, 2.0])
-def test_solution_equals_brute_force(kind: tune.Kind, ties: bool, target: float) -> None:
+def test_solution_equals_brute_force(kind: Kind, ties: bool, target: float) -> None:
     solver = Solver(data(ties=ties), synthetic(floor=4, a=1, b=0.25), kind)
     best = brute(solver, target)[0]
     found = solver.solve(target)
@@ -90,7 +92,7 @@ def test_counts_are_those_of_inference() -> None:
 def test_a_target_beyond_the_floor_is_unreachable_and_says_what_is_best() -> None:
     solver = Solver(data(), synthetic(floor=6, a=1, b=0.25), "threshold")
     assert not brute(solver, 3.0) and solver.solve(3.0) is None and solver.candidates(3.0, 0.02, 2) == []
-    answer = tune.unreachable(solver, "m", 3.0)
+    answer = unreachable(solver, "m", 3.0)
     assert (answer.verdict, answer.budget) == ("unreachable", "") and answer.best_speedup == pytest.approx(solver.best)
     assert f"{solver.best:.2f}x" in answer.note and math.isnan(answer.measured_speedup)
 
@@ -130,10 +132,10 @@ def test_candidates_start_with_the_solution_and_end_just_out_of_reach() -> None:
 def test_the_best_trial_is_accurate_then_gentle() -> None:
     solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
     low, high = (solver.trial("m", 2.0, v, accuracy=0.8) for v in (5, 9))
-    assert tune.best_trial([low, high]) == high
-    assert tune.best_trial([low, high, solver.trial("m", 2.0, 7, accuracy=0.9)]).value == 7
+    assert best_trial([low, high]) == high
+    assert best_trial([low, high, solver.trial("m", 2.0, 7, accuracy=0.9)]).value == 7
     slow = solver.trial("m", 2.0, TOTAL, accuracy=1.0)
-    assert not slow.feasible and tune.best_trial([low, slow]) == low
+    assert not slow.feasible and best_trial([low, slow]) == low
 
 
 # --- the curve -------------------------------------------------------------------------------------------------------
@@ -162,16 +164,16 @@ def test_a_machine_slower_than_predicted_is_corrected_for() -> None:
         trial = solver.trial("m", 2.0, value, accuracy=0.5)
         measured = trial.predicted_speedup * 0.9
         tried.append(Verified(trial, Checked(measured, measured - 0.1, measured + 0.1, 200)))
-        value = None if tried[-1].settled else tune.correction(solver, tried, 0.02)
+        value = None if tried[-1].settled else correction(solver, tried, 0.02)
     assert len(tried) == 2 and not tried[0].reached and tried[1].settled
-    answer = tune.choice(solver, tried, "m")
+    answer = choice(solver, tried, "m")
     assert answer.verdict == "reached" and answer.measured_speedup == pytest.approx(2.0, rel=0.04) and answer.held_out == 200
 
 
 def test_a_miss_says_by_how_much() -> None:
     solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
     tried = [Verified(solver.trial("m", 2.0, 8, 0.5), Checked(1.8, 1.7, 1.9, 200))]
-    answer = tune.choice(solver, tried, "m")
+    answer = choice(solver, tried, "m")
     assert answer.verdict == "missed" and answer.note == "measured 10.0% below the target" and answer.budget == "Keep(8)"
 
 
@@ -214,7 +216,7 @@ def test_cached_scores_predict_what_inference_keeps(tiny: Llava, batches: list) 
     from diffprune import timed
 
     pruner = plugins.load("pruners", "attention")
-    found = tune.scored(tiny, batches, pruner)
+    found = scored(tiny, batches, pruner)
     assert found.scores is not None
     solver = Solver(found, synthetic(floor=0, a=1, b=0.25), "threshold", least=3)
     for value in solver.values[:: len(solver.values) // 5]:
@@ -232,7 +234,7 @@ def test_methods_without_scores_are_tuned_by_count_alone(tiny: Llava, batches: l
 
     with torch.inference_mode():
         named = [replace(i, tokens=tiny.encode(i.pixels, Random.needs)) for i in batches[:1]]
-        assert tune.scored(tiny, named, plugins.load("pruners", method)).scores is None
+        assert scored(tiny, named, plugins.load("pruners", method)).scores is None
 
 
 def test_timing_the_curve_and_the_check_on_the_path(tiny: Llava, batches: list) -> None:  # type: ignore[type-arg]

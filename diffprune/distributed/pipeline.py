@@ -29,6 +29,7 @@ from diffprune.distributed.start import connect
 from diffprune.distributed.sweep import exclusive, sweep
 from diffprune.embedded.world import SPLITS, scene
 from diffprune.job import Job
+from diffprune.measurement import Measurement
 from diffprune.models._load import described, load
 from diffprune.models._outline import configuration
 from diffprune.provenance import collect
@@ -285,6 +286,6 @@ class Live:
         print(f"\n{report.summary(root)}\n\nreport: {made['html'].resolve()}", flush=True)
 
 
-def measured(model: str, cells: Sequence[Cell], options: measure.Measurement) -> dict[Cell, measure.Measured]:
+def measured(model: str, cells: Sequence[Cell], options: Measurement) -> dict[Cell, measure.Measured]:
     """`measure.measure` in the process that calls it, which loads the model itself."""
     return measure.measure(load(model), cells, options)

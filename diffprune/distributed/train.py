@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
 
+from diffprune.arm import BadData, Diverged
 from diffprune.core.context import STEPS, Context, Files, as_step, claim, load_state, read_steps
 from diffprune.core.record import Provenance, Step
 from diffprune.core.vlm import VLM
@@ -30,7 +31,7 @@ from diffprune.distributed.shard import spread
 from diffprune.models._load import load
 from diffprune.recipe import Recipe
 from diffprune.store import Store
-from diffprune.train import BadData, Diverged, line, missing, scorers
+from diffprune.train import line, missing, scorers
 from diffprune.train import train as train_here
 
 NAME = "ray"  # of Ray's run below our folder

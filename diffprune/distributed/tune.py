@@ -23,28 +23,13 @@ from diffprune.core.pruner import Need, Pruner
 from diffprune.core.record import Cell, Choice, CurvePoint, Outcome, Provenance, Trial
 from diffprune.distributed.start import connect
 from diffprune.evaluate import Evaluator
-from diffprune.measure import pinned
+from diffprune.machine import pinned
 from diffprune.models._load import load
 from diffprune.report import names
+from diffprune.scored import Scored, scored
+from diffprune.solver import Checked, Latency, Solver, Verified, best_trial, choice, correction, unreachable
 from diffprune.store import Store
-from diffprune.tune import (
-    Checked,
-    Latency,
-    Scored,
-    Solver,
-    Tuning,
-    Verified,
-    best_trial,
-    check,
-    choice,
-    correction,
-    grid,
-    scored,
-    splits,
-    time_curve,
-    time_overhead,
-    unreachable,
-)
+from diffprune.tune import Tuning, check, grid, splits, time_curve, time_overhead
 
 Asked = tuple[str, str]  # (method, budget), as spelled
 
