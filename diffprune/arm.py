@@ -80,8 +80,7 @@ class Arm:
         self.module = context.wrap(Throttled(self.pruner, networks))
         self.parameters = [p for p in networks.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self.done, self.skips, self.step_ms = 0, 0, math.nan
-        self.validated = (math.nan, math.nan)
+        self.done, self.skips = 0, 0
         self.batch = drawn(context, lambda: training.validation(
             vlm, recipe.data, images=recipe.validation_images, rank=context.rank, world=context.world, tally=self.tally,
         )) if recipe.validate_every else None  # fmt: skip
@@ -121,7 +120,7 @@ class Arm:
     def nll(
         self, batch: TrainBatch, budget: Budget, temperature: float, source: torch.Generator, module: nn.Module | None = None
     ) -> tuple[Tensor, Throttle]:
-        """Summed NLL of a batch's answers through the throttle."""
+        """(summed NLL of a batch's answers in nats, a scalar; their throttle). module: in place of the wrapped one."""
         tokens, image = self._encode(batch), batch.image
         if self.aware:  # the question is part of what is scored, so each row is throttled by itself
             tokens = prune.with_question(self.vlm, batch.prompts, tokens[image])
@@ -150,13 +149,13 @@ class Arm:
                 group["lr"] = learning_rate(recipe, t)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step_ms = 1000 * (time.perf_counter() - started)
+        step_ms = 1000 * (time.perf_counter() - started)
         if not finite:
             self._skip(t)
         self.done += 1
         return Step(
             arm=self.spelling, seed=self.seed, step=t, loss=nll_sum / float(total), penalty=penalty_sum / world, temperature=tau,
-            budget=str(budget), kept=kept_sum / world, grad_norm=norm_sum / world, coherence=math.nan, step_ms=self.step_ms,
+            budget=str(budget), kept=kept_sum / world, grad_norm=norm_sum / world, coherence=math.nan, step_ms=step_ms,
             workers=world, validation_soft=math.nan, validation_hard=math.nan,
         )  # fmt: skip
 
@@ -228,8 +227,7 @@ class Arm:
                 sums += torch.stack([soft, hard, torch.tensor(float(part.num_labels), device=soft.device)])
         self.networks.train()
         soft_sum, hard_sum, total = self.context.sum(sums).tolist()
-        self.validated = (soft_sum / total, hard_sum / total)
-        return self.validated
+        return soft_sum / total, hard_sum / total
 
     def state(self) -> dict[str, Any]:
         """What goes on after a failure. Randomness needs no state: it is a function of seed, step and rank."""

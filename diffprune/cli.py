@@ -20,7 +20,6 @@ from typing import Any
 import click
 
 PACKAGE = Path(__file__).parent
-STAGES = ("train", "tune", "evaluate", "measure", "report")
 
 OVERVIEW = """Train, tune, measure and honestly compare visual-token pruners.
 
@@ -109,7 +108,7 @@ def _perform(verb: str, options: dict[str, Any]) -> None:
     asked = options["job"] or ("demo" if verb == "demo" else None)
     if asked is None and verb == "run":
         raise ValueError("run needs a job: diffprune run demo")
-    stages = (verb,) if verb in STAGES else STAGES
+    stages = (verb,) if verb in pipeline.STAGES else pipeline.STAGES
     short = {key: options[key] for key in ("model", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets")}
     job = configure(verb, asked, options["name"], short, settings_of(options["pairs"]), options["tiny"])
     pipeline.run(

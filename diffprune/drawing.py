@@ -31,12 +31,14 @@ def overlay(
     fade: 0 leaves removed parts as they are, 1 leaves nothing of them.
 
     Raises:
-        ValueError: tokens that form no raster of that size, or an unknown `fit`.
+        ValueError: tokens that form no raster of that size, an image the selection lacks, or an unknown `fit`.
     """
+    if not 0 <= fade <= 1:
+        raise ValueError(f"fade is {fade}; it lies from 0 (nothing fades) to 1 (nothing is left)")
     if fit not in FITS:
         raise ValueError(f"fit is {fit!r}; it is one of {', '.join(FITS)}")
     if not 0 <= index < len(selection.keep):
-        raise ValueError(f"there is no image {index}: the selection holds {len(selection.keep)}")
+        raise ValueError(f"there is no image {index}: the selection holds {len(selection.keep)}, counted from 0")
     keep = selection.keep[index].cpu()
     rows, columns = grid or selection.grid or _square(len(keep))
     if rows * columns != len(keep):

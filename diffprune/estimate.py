@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from diffprune.core import cost, plugins
+from diffprune.core.pruner import Need
 from diffprune.core.vlm import VLM, Shape
 from diffprune.models._outline import entrance_width, outline
 from diffprune.recipe import Recipe
@@ -139,7 +140,7 @@ def _arm(recipe: Recipe, vlm: VLM, assumed: Assumed, arm: str) -> Estimate:
     visual = assumed.visual or usual
     shape = replace(vlm.shape, patches=round(vlm.shape.patches * visual / usual))
     networks = pruner.outline(entrance_width(vlm), shape.width)
-    aware = bool(pruner.options["question_aware"])
+    aware = Need.TEXT in pruner.needs
     image = rows(recipe, assumed, visual, packed=vlm.packs and not aware, aware=aware)
     element = _element(recipe, vlm)
     scored = image.rows if aware else 1
@@ -147,9 +148,8 @@ def _arm(recipe: Recipe, vlm: VLM, assumed: Assumed, arm: str) -> Estimate:
     stored, recomputed = (image_bytes(shape, image, scorer, element, again) for again in (False, True))
     frozen, trained = (sum(p.numel() for p in m.parameters()) for m in (vlm.model, networks))
     weights, optimizer = _weights(recipe, vlm, element), 16.0 * trained
-    at_once = min(recipe.micro_images or recipe.images, recipe.images // recipe.workers)
     layer = layer_bytes(shape, image.positions, element) if recipe.checkpointing else 0
-    training = at_once * ((recomputed if recipe.checkpointing else stored) + layer + 6 * image.answers * shape.vocabulary)
+    training = _at_once(recipe) * ((recomputed if recipe.checkpointing else stored) + layer + 6 * image.answers * shape.vocabulary)
     outputs = shape.vision_layers + 1 if hasattr(vlm.model.config, "vision_feature_layer") else WORKING
     encoder = outputs * element * shape.tiles * shape.patches * shape.vision_width
     peak = weights + optimizer + max(training, recipe.calibration_images * encoder)
@@ -164,6 +164,11 @@ def rows(recipe: Recipe, assumed: Assumed, visual: int, packed: bool, aware: boo
     if packed:
         return Rows(visual, 1, visual + questions * assumed.text, questions * assumed.answer)
     return Rows(visual, questions, visual + assumed.text, questions * assumed.answer)
+
+
+def _at_once(recipe: Recipe) -> int:
+    """Images of one worker that are in memory together."""
+    return min(recipe.micro_images or recipe.images, recipe.images // recipe.workers)
 
 
 def _element(recipe: Recipe, vlm: VLM) -> int:
@@ -185,8 +190,7 @@ def lines(recipe: Recipe, found: Estimate) -> list[str]:
     """An estimate as the user reads it."""
     image, total = found.image, recipe.images * found.image.positions
     kind = recipe.dtype if recipe.dtype != "auto" else "the checkpoint's type"
-    at_once = min(recipe.micro_images or recipe.images, recipe.images // recipe.workers)
-    how = f"{at_once} images at once" + (", layers computed again" if recipe.checkpointing else "")
+    how = f"{_at_once(recipe)} images at once" + (", layers computed again" if recipe.checkpointing else "")
     how += f", decoder spread over {recipe.workers} GPUs" if recipe.shard else ""
     said = [
         f"estimate for {found.arm}, from the configuration alone (formulas: diffprune/estimate.py)",

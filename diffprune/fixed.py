@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diffprune import prune
 from diffprune.core.budget import Budget
-from diffprune.core.tokens import VisualTokens
+from diffprune.core.tokens import VisualTokens, with_separators
 from diffprune.core.vlm import VLM, Prompts
 
 
@@ -118,7 +118,7 @@ def choose(asked: Request, scores: Tensor, fixed: Plan) -> tuple[Rows, Tensor]:
     """
     best = scores.float().masked_fill(~asked.alive, -math.inf).argsort(dim=1, descending=True, stable=True)[:, : fixed.count]
     keep = torch.zeros_like(asked.alive).scatter_(1, best, True)
-    present = _with_separators(keep, asked.line, fixed.lines)
+    present = keep if asked.line is None else with_separators(keep, asked.line, fixed.lines)
     slot = (asked.slots.cumsum(1) - 1).clamp_min(0)  # which of its image's entries a slot stands for
     live = torch.where(asked.slots, present.gather(1, slot), asked.mask)
     places, rows = compact(live, fixed.length)
@@ -131,14 +131,6 @@ def choose(asked: Request, scores: Tensor, fixed: Plan) -> tuple[Rows, Tensor]:
     kept = asked.features.flatten(0, 1).index_select(0, (compact(keep, fixed.count)[0] + first).flatten())
     rank = rank.gather(1, places).masked_fill(~rows, -1)
     return Rows(found[..., 0], rows, where, rank, kept.view(len(keep), fixed.count, size)), keep
-
-
-def _with_separators(keep: Tensor, line: Tensor | None, lines: int) -> Tensor:
-    """[B N] bool: survivors, and the separators of lines that have one; as `VisualTokens.present`, with `lines` known."""
-    if line is None:
-        return keep
-    lit = keep.new_zeros(len(keep), lines + 1, dtype=torch.long).scatter_add_(1, line.clamp_min(0), keep.long())
-    return keep | ((line < 0) & (lit.gather(1, line.abs()) > 0))
 
 
 def projected(vlm: VLM, rows: Rows, separated: bool) -> Rows:
@@ -180,7 +172,6 @@ def prefill(vlm: VLM, rows: Rows, padded: bool) -> Any:
 def fitted(packed: prune.Packed, length: int, dtype: torch.dtype) -> Rows:
     """Rows that `prune` cut, lengthened on the left to `length`."""
     prompts, more = packed.prompts, length - packed.prompts.input_ids.shape[1]
-    sizes = (packed.kept if packed.lengths is None else packed.lengths).tolist()
     rank = torch.where(prompts.slots, prompts.slots.cumsum(1) - 1, -1)
     where = prompts.position_ids
     return Rows(
@@ -188,7 +179,7 @@ def fitted(packed: prune.Packed, length: int, dtype: torch.dtype) -> Rows:
         functional.pad(prompts.attention_mask.bool(), (more, 0)),
         functional.pad(where, (more, 0) if where.ndim == 2 else (0, 0, more, 0)),
         functional.pad(rank, (more, 0), value=-1),
-        pad_sequence(list(packed.features.to(dtype).split(sizes)), batch_first=True),
+        pad_sequence(list(packed.features.to(dtype).split(packed.sizes.tolist())), batch_first=True),
     )
 
 

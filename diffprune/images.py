@@ -76,7 +76,8 @@ def _read(file: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
         raise ValueError(f"{name} unpacks to far more than {max_pixels} pixels, the most an image may have") from None
     except UnidentifiedImageError:
         size = file.stat().st_size if isinstance(file, Path) else len(file.getvalue())
-        raise ValueError(f"{name} is {'no image of a format we read' if size else 'an empty file'}") from None
+        what = f"no image of a format we read: {', '.join(FORMATS)}" if size else "an empty file, no image"
+        raise ValueError(f"{name} is {what}") from None
     except DAMAGE as error:
         raise ValueError(f"{name} cannot be read as an image ({_first_line(error)})") from None
     with opened:

@@ -98,9 +98,8 @@ class Pruned:
             prompts = replace(prompts, labels=labels)
         tokens = vlm.encode(pixels, self.pruner.needs)
         self.budget.check(int(tokens.counts.min()))
-        owner = prune.rows_of_images(
-            prompts, tokens
-        )  # refuses rows whose slots are not those of the pictures, as in chunked prefill
+        # refuses rows whose slots are not those of the pictures, as in chunked prefill
+        owner = prune.rows_of_images(prompts, tokens)
         packed = prune.shrink(vlm, prompts, tokens, self.pruner, self.budget, self.positions)
         self.selection = packed.selection
         packed = _repeated(packed, owner, times)
@@ -181,7 +180,7 @@ def _repeated(packed: prune.Packed, owner: Tensor, times: int) -> prune.Packed:
     """Every row `times` times, with its pictures. owner: [I] the row of each picture."""
     if times == 1:
         return packed
-    sizes = packed.kept if packed.lengths is None else packed.lengths
+    sizes = packed.sizes
     order = torch.cat([(owner == row).nonzero().squeeze(1).repeat(times) for row in range(len(packed.prompts))])
     lines = torch.arange(len(packed.features), device=owner.device).split(sizes.tolist())
     index = torch.cat([lines[i] for i in order.tolist()])

@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-FEW, OUTLIER, DRIFT, BUSY_CORES, FOREIGN_BYTES = 30, 5.0, 0.02, 0.25, 1.5 * 2**30
+FEW = 30  # repetitions below which a series is flagged
+OUTLIER = 5.0  # times the median of its series
+DRIFT = 0.02  # share by which a session may become slower or faster
+BUSY_CORES = 0.25  # of others, on average over the session
+FOREIGN_BYTES = 1.5 * 2**30  # of device memory that is not ours; a CUDA context alone takes part of it
 
 
 @contextmanager

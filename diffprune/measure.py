@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,12 @@ class Measured(NamedTuple):
     timings: list[Timing]
     costs: list[Cost]
     outcome: Outcome
+
+    @property
+    def tables(self) -> dict[str, Sequence[Any]]:
+        """Rows by the store's table; tables without rows are left out."""
+        found: dict[str, Sequence[Any]] = {"timings": self.timings, "costs": self.costs, "outcomes": [self.outcome]}
+        return {table: rows for table, rows in found.items() if rows}
 
 
 def cells(vlm: VLM, pruners: Sequence[str], budgets: Sequence[str], options: Measurement) -> list[Cell]:
@@ -149,7 +155,7 @@ def side_by_side(session: Session, methods: Mapping[Cell, tuple[Pruner, Budget]]
     arms: dict[Cell, tuple[Arm, Arm]] = {}
     for cell, (pruner, budget) in methods.items():
         try:
-            arms[cell] = session.add(cell, pruner, budget)
+            arms[cell] = session.add(pruner, budget)
         except Exception as error:
             found[cell] = _failed(error)
     if not arms:

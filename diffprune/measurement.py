@@ -17,7 +17,7 @@ class Measurement(BaseModel):
     slow_rounds: repetitions of `ttft` and `decode`, which cost many times a prefill. decode_tokens: of the slope.
     spans: beside overhead, projection and prefill, which always are timed: `parts` are score, select and gather.
     inputs: different batches of images and questions the rounds go through. threads: of torch; none leaves them as they are.
-    benchmark, split, limit: where images and questions come from.
+    benchmark, split, limit: where images and questions come from. seed: of the order in which arms are timed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

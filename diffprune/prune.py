@@ -30,7 +30,7 @@ class Packed:
     """Rows ready for the decoder: `prompts` at the length that is left, `features` [M D_text] of all survivors in slot order.
 
     kept, total: [I] int, visual tokens of each image after and before; separators are counted apart.
-    lengths:     [I] int, rows of `features` that belong to each image, separators included; None where these are the kept.
+    lengths:     [I] int, `sizes` where there are separators; None where they are the kept.
     companions:  [M C], what travels beside each row of `features`.
     selection:   what the pruner left of each image.
     """
@@ -42,6 +42,11 @@ class Packed:
     lengths: Tensor | None = None
     companions: Tensor | None = None
     selection: Selection | None = None
+
+    @property
+    def sizes(self) -> Tensor:
+        """[I] int: rows of `features` that belong to each image, separators included."""
+        return self.kept if self.lengths is None else self.lengths
 
 
 def rows_of_images(prompts: Prompts, tokens: VisualTokens) -> Tensor:
@@ -179,7 +184,7 @@ def decoder_inputs(vlm: VLM, packed: Packed) -> dict[str, Any]:
     }
     if not len(packed.features):
         return inputs
-    sizes = (packed.kept if packed.lengths is None else packed.lengths).tolist()
+    sizes = packed.sizes.tolist()
     companions = None if packed.companions is None else packed.companions.split(sizes)
     return inputs | vlm.image_inputs(packed.features.to(vlm.model.dtype).split(sizes), companions)
 

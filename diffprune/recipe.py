@@ -116,7 +116,9 @@ class Recipe(BaseModel):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be a positive number")
         if not (0 <= self.warmup_share < 1 and 0 < self.anneal_share <= 1):
-            raise ValueError("warmup_share lies in [0, 1) and anneal_share in (0, 1]")
+            raise ValueError(
+                f"warmup_share is {self.warmup_share} and anneal_share {self.anneal_share}, but they must lie in [0, 1) and (0, 1]"
+            )
         if not 0 <= self.max_broken_share < 1:
             raise ValueError(f"max_broken_share is {self.max_broken_share}, but must lie in [0, 1)")
         for name in ("images", "validation_images"):

@@ -11,8 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from diffprune.core.cost import Work, prefill_work
 from diffprune.core.vlm import Shape
 
@@ -25,11 +23,6 @@ class Device:
     flops: float
     bytes: float
     basis: str
-
-    @property
-    def ridge(self) -> float:
-        """FLOPs per byte above which arithmetic is the limit."""
-        return self.flops / self.bytes
 
 
 # pattern of the name the driver gives -> rates; boards of the same chip with other memory are not matched by mistake
@@ -48,14 +41,6 @@ KNOWN = (
 def known(name: str) -> Device | None:
     """The rates of the device of this name; None where they are not known."""
     return next((device for pattern, device in KNOWN if re.search(pattern, name)), None)
-
-
-def here(device: torch.device) -> tuple[str, Device | None]:
-    """(name of a device of this machine, its rates or None)."""
-    if device.type != "cuda":
-        return device.type, None
-    name = torch.cuda.get_device_name(device)
-    return name, known(name)
 
 
 def milliseconds(device: Device, parts: Sequence[Work]) -> float:

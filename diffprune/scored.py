@@ -6,7 +6,6 @@ Scores do not depend on the threshold, so one run of the scorer answers for all 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from diffprune import prune
 from diffprune.core.budget import Above, Budget, standardise
 from diffprune.core.pruner import Need, Pruner
 from diffprune.core.vlm import VLM
-from diffprune.timed import Inputs
+from diffprune.timed import Inputs, marked
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,16 +54,14 @@ def captured(vlm: VLM, inputs: Inputs, pruner: Pruner) -> tuple[Array, ...] | No
     if Need.IDENTITY in pruner.needs:
         return None
     caught: list[tuple[torch.Tensor, torch.Tensor]] = []
-    probe = copy(Above(0.0))
-    real = probe.pick
+    budget = Above(0.0)
 
     def pick(scores: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
         caught.append((scores, alive))
-        return real(scores, alive)
+        return budget.pick(scores, alive)
 
-    object.__setattr__(probe, "pick", pick)
     try:
-        prune.select(vlm, inputs.prompts, inputs.for_(pruner), pruner, probe)
+        prune.select(vlm, inputs.prompts, inputs.for_(pruner), pruner, marked(budget, pick=pick))
     except ValueError:  # a method that needs a count says so
         return None
     if len(caught) != 1:

@@ -29,12 +29,11 @@ from diffprune.timed import Inputs, Mode, Ready
 
 @dataclass
 class Arm:
-    """One thing to time, and what was found. cells: who asked for it. fixed: rows made beforehand (native), per batch of inputs."""
+    """One thing to time, and what was found. fixed: rows made beforehand (native), per batch of inputs."""
 
     name: str
     pruner: Pruner
     budget: Budget
-    cells: list[Cell]
     fixed: list[Ready] = field(default_factory=list)
     sizes: list[tuple[float, int]] = field(default_factory=list)  # (mean kept, sequence) per batch of inputs
     found: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # span -> (round, ms)
@@ -58,27 +57,25 @@ class Session:
         self.vlm, self.inputs, self.options, self.clock, self.host = vlm, inputs, options, clock, host
         self.mode, self.spans = mode, frozenset(options.spans) - mode.UNTIMED
         none = plugins.load("pruners", "none")
-        self.full = Arm("full", none, Share(1), [])
+        self.full = Arm("full", none, Share(1))
         self.arms = [self.full]
         self.costs: dict[int, Cost] = {}  # by id of the arm
         self._natives: dict[tuple[tuple[int, ...], ...], Arm] = {}
         self._order = random.Random(options.seed)
 
-    def add(self, cell: Cell, pruner: Pruner, budget: Budget) -> tuple[Arm, Arm]:
-        """The (pruned, native) arms of a cell; equal counts of different methods share one native arm."""
+    def add(self, pruner: Pruner, budget: Budget) -> tuple[Arm, Arm]:
+        """The (pruned, native) arms of a method at a budget; equal counts of different methods share one native arm."""
         ready = [self.mode.shrink(self.vlm, inputs, pruner, budget, self.clock)[0] for inputs in self.inputs]
-        pruned = Arm("pruned", pruner, budget, [cell], sizes=[_size(r) for r in ready])
+        pruned = Arm("pruned", pruner, budget, sizes=[_size(r) for r in ready])
         counts = tuple(tuple(r.packed.kept.tolist()) for r in ready)
         if counts not in self._natives:
             made = [self.mode.native(self.vlm, inputs, kept) for inputs, kept in zip(self.inputs, counts, strict=True)]
-            self._natives[counts] = Arm("native", self.full.pruner, Share(1), [], made, [_size(r) for r in made])
+            self._natives[counts] = Arm("native", self.full.pruner, Share(1), made, [_size(r) for r in made])
             self.arms.append(self._natives[counts])
-        natives = self._natives[counts]
-        natives.cells.append(cell)
         for one in ready:
             self.mode.prove_removed(one, self.mode.prefill(self.vlm, one, self.clock)[1])
         self.arms.append(pruned)
-        return pruned, natives
+        return pruned, self._natives[counts]
 
     def run(self) -> None:
         """Warm up every arm on every input, then time all rounds."""

@@ -96,7 +96,7 @@ def prepare(vlm: VLM, images: Sequence[Any], questions: Sequence[str], needs: fr
     return Inputs(images, questions, pixels, tokens, vlm.prompts(questions, tokens.present.sum(1).tolist(), tokens.layout))
 
 
-def _marked(value: Any, **calls: Callable[..., Any]) -> Any:
+def marked(value: Any, **calls: Callable[..., Any]) -> Any:
     """A shallow copy whose named methods are replaced; frozen values included."""
     probe = copy(value)
     for name, call in calls.items():
@@ -109,9 +109,9 @@ def _marked_pruner(pruner: Pruner, marks: Marks) -> Pruner:
 
     def select(tokens: VisualTokens, budget: Budget) -> Any:
         with marks.span("choose"):
-            return pruner.select(tokens, _marked(budget, pick=marks.around("select", budget.pick)))
+            return pruner.select(tokens, marked(budget, pick=marks.around("select", budget.pick)))
 
-    probe: Pruner = _marked(pruner, select=select)
+    probe: Pruner = marked(pruner, select=select)
     return probe
 
 
@@ -122,9 +122,9 @@ def shrink(vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Cloc
     marks do not burden the whole; a method that picks without a budget's help has its whole choice under `select`.
     """
     marks = Marks(clock)
-    probe = _marked(vlm, project=marks.around("project", vlm.project))
+    probe = marked(vlm, project=marks.around("project", vlm.project))
     if parts:
-        probe = _marked(probe, embed=marks.around("embed", vlm.embed))
+        probe = marked(probe, embed=marks.around("embed", vlm.embed))
     method = _marked_pruner(pruner, marks) if parts else pruner
     tokens = inputs.for_(pruner)
     clock.wait()
@@ -214,8 +214,7 @@ def prove_removed(ready: Ready, output: Any) -> int:
     """
     rows = ready.packed.prompts.attention_mask.sum(1)
     text = rows - ready.packed.prompts.slots.sum(1)
-    visual = ready.packed.kept if ready.packed.lengths is None else ready.packed.lengths
-    expected = int((visual + text).max())
+    expected = int((ready.packed.sizes + text).max())
     found = int(output.past_key_values.get_seq_length())
     if found != expected:
         raise RuntimeError(f"the cache holds {found} tokens where {expected} were kept: tokens were hidden, not removed")

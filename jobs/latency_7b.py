@@ -212,7 +212,7 @@ def measure_all(given: argparse.Namespace, device: torch.device, store: Store, a
                     threads=1 if given.tiny else None,
                 )  # fmt: skip
                 for cell, found in session(vlm, inputs, mode, options, store.done()):
-                    publish(store, cell, found, provenance)
+                    store.publish(found.tables, cell=cell, provenance=provenance)
                     failed += complain(cell, found.outcome)
             del inputs
         del vlm
@@ -224,12 +224,6 @@ def measure_all(given: argparse.Namespace, device: torch.device, store: Store, a
 def modes(device: torch.device) -> tuple[str, ...]:
     """Modes a device can run."""
     return ("eager", "graph") if device.type == "cuda" else ("eager",)
-
-
-def publish(store: Store, cell: Cell, found: measure.Measured, provenance: Any) -> None:
-    """A cell, whole."""
-    tables: dict[str, list[Any]] = {"timings": found.timings, "costs": found.costs, "outcomes": [found.outcome]}
-    store.publish({table: rows for table, rows in tables.items() if rows}, cell=cell, provenance=provenance)
 
 
 def complain(cell: Cell, outcome: Outcome) -> bool:

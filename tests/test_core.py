@@ -164,7 +164,8 @@ def test_spellings_of_budgets(text: str, budget: Budget) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["0", "-3", "Keep(0)", "Keep(1.5)", "Keep(True)", "0.0", "101%", "1/0", "Share(0)", "Share(2)", "Share('x')",
+    ["0", "-3", "Keep(0)", "Keep(1.5)", "Keep(True)", "0.0", "101%", "1/0", "Share(1/0)", "Share(True)",
+        "Share(0)", "Share(2)", "Share('x')",
      "Above(float('nan'))",
      "Above(0, least=0)", "Above(0, least=5, most=2)", "Above('a')", "many", "Keep(many)", "Keep(1, 2)", "Hold(3)", ""],
 )  # fmt: skip

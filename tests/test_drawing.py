@@ -41,6 +41,8 @@ def test_what_cannot_be_drawn_is_named() -> None:
         diffprune.overlay(image, Selection(keep, keep), grid=(2, 4))
     with pytest.raises(ValueError, match="no image 2"):
         diffprune.overlay(image, Selection(keep, keep, (2, 3)), index=2)
+    with pytest.raises(ValueError, match="fade is 2"):
+        diffprune.overlay(image, Selection(keep, keep, (2, 3)), fade=2)
     with pytest.raises(ValueError, match="fit is 'fill'"):
         diffprune.overlay(image, Selection(keep, keep, (2, 3)), fit="fill")
     assert np.array_equal(np.asarray(diffprune.overlay(image, Selection(keep, keep, (2, 3)), index=1)), np.asarray(image))

@@ -123,6 +123,7 @@ def test_a_batch_equals_one_by_one(family: str) -> None:
     first = 0
     for row, count in enumerate(IMAGES):
         alone = vlm.encode(vlm.part(pixels, first, first + count))
+        assert len(alone) == count
         wanted = tokens[torch.arange(first, first + count)].padded(alone.alive.shape[1])
         close(alone.features[alone.alive], wanted.features[wanted.alive])
         ask = vlm.prompts(QUESTIONS[row : row + 1], alone.present.sum(1).tolist(), alone.layout, [count])

@@ -33,9 +33,10 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
 
 
-def grey(expected: np.ndarray, image: Image.Image, tolerance: int = 0) -> None:
+def off(expected: np.ndarray, image: Image.Image) -> int:
+    """How far the worst channel of a picture is from a grey one, [12 16]."""
     assert image.mode == "RGB" and image.size == (16, 12)
-    assert np.abs(np.asarray(image).astype(int) - expected[..., None].astype(int)).max() <= tolerance
+    return int(np.abs(np.asarray(image).astype(int) - expected[..., None].astype(int)).max())
 
 
 def test_every_source_gives_the_same_picture() -> None:
@@ -44,7 +45,7 @@ def test_every_source_gives_the_same_picture() -> None:
     data = path.read_bytes()
     kinds: list[Any] = [path, str(path), data, bytearray(data), drawn, {"bytes": data, "path": None}, {"path": "ramp.png"}]
     for source in [*kinds, {"bytes": data, "path": "elsewhere.png"}, Image.open(path)]:
-        grey(RAMP, open_image(source))
+        assert off(RAMP, open_image(source)) == 0
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
@@ -52,27 +53,27 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     deep[0, 0], expected = 65535, RAMP.copy()
     expected[0, 0] = 255
     image = Image.fromarray(deep)
-    grey(expected, open_image(saved(image)))
-    grey(expected, open_image(saved(image, "TIFF")))
-    grey(expected, open_image(saved(image, "PPM")))
-    grey(expected, open_image(image.convert("I")))
+    assert off(expected, open_image(saved(image))) == 0
+    assert off(expected, open_image(saved(image, "TIFF"))) == 0
+    assert off(expected, open_image(saved(image, "PPM"))) == 0
+    assert off(expected, open_image(image.convert("I"))) == 0
     assert open_image(Image.fromarray(np.array([[128]], np.uint16))).getpixel((0, 0)) == (0, 0, 0)
     assert open_image(Image.fromarray(np.array([[129]], np.uint16))).getpixel((0, 0)) == (1, 1, 1)
 
 
 def test_colour_modes() -> None:
-    grey(RAMP, open_image(saved(Image.fromarray(RAMP).convert("CMYK"), "TIFF")), 1)
-    grey(RAMP, open_image(saved(Image.fromarray(RAMP).convert("CMYK"), "JPEG", quality=100, subsampling=0)), 4)
-    grey(RAMP, open_image(saved(Image.fromarray(RAMP).convert("YCbCr"), "TIFF")), 3)
+    assert off(RAMP, open_image(saved(Image.fromarray(RAMP).convert("CMYK"), "TIFF"))) <= 1
+    assert off(RAMP, open_image(saved(Image.fromarray(RAMP).convert("CMYK"), "JPEG", quality=100, subsampling=0))) <= 4
+    assert off(RAMP, open_image(saved(Image.fromarray(RAMP).convert("YCbCr"), "TIFF"))) <= 3
     bits = Image.fromarray(RAMP > 100)
-    grey(np.where(RAMP > 100, 255, 0), open_image(saved(bits)))
+    assert off(np.where(RAMP > 100, 255, 0), open_image(saved(bits))) == 0
 
 
 def test_transparency_lies_on_white() -> None:
     colours = np.zeros((12, 16, 4), np.uint8)
     colours[..., 3] = RAMP
-    grey(255 - RAMP, open_image(saved(Image.fromarray(colours))), 1)
-    grey(255 - RAMP, open_image(saved(Image.fromarray(colours).convert("LA"))), 1)
+    assert off(255 - RAMP, open_image(saved(Image.fromarray(colours)))) <= 1
+    assert off(255 - RAMP, open_image(saved(Image.fromarray(colours).convert("LA")))) <= 1
     palette = Image.new("P", (16, 12), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     palette.paste(0, (0, 0, 8, 12))
@@ -146,7 +147,7 @@ def test_the_cap_and_the_name_are_the_callers() -> None:
 
 def test_damaged_metadata_do_not_spoil_a_picture() -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"
-    grey(RAMP, open_image(saved(Image.fromarray(RAMP).convert("RGB"), "JPEG", exif=exif, quality=100, subsampling=0)), 3)
+    assert off(RAMP, open_image(saved(Image.fromarray(RAMP).convert("RGB"), "JPEG", exif=exif, quality=100, subsampling=0))) <= 3
 
 
 @pytest.mark.parametrize(("size", "corner"), [((4, 7), (1, 0)), ((7, 4), (0, 1)), ((5, 5), (0, 0)), ((1, 4), (1, 0))])

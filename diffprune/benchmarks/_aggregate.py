@@ -34,10 +34,7 @@ def _accuracy(rows: Iterable[Graded]) -> float:
 
 def by_category(rows: Iterable[Graded]) -> dict[str, list[Graded]]:
     """Rows per category, names sorted."""
-    found: dict[str, list[Graded]] = defaultdict(list)
-    for row in rows:
-        found[row.category].append(row)
-    return dict(sorted(found.items()))
+    return {name: part for (name,), part in sorted(_groups(rows, lambda row: (row.category,)).items())}
 
 
 def mean(rows: Sequence[Graded]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from diffprune.core.plugins import nearest
 PROTOCOLS = ("llava", "lmms_eval")
 VQA_MODES = ("official_raw", "official_prenormalised", "always")
 POPE_RULES = ("official", "strict", "word")
+LETTERS = "ABCDE"  # of options; as many as the published rules read
 
 # --- the VQA normalisers ---------------------------------------------------------------------------------------------
 
@@ -208,11 +209,11 @@ def scienceqa_parse(answer: str, num_choices: int, protocol: str = "llava") -> s
             return said.upper()
         return said[0] if said[1:2] == "." and said[0].isupper() else ""
     stated = _STATED.findall(said)
-    if said in tuple("ABCDE") or (said[:1] in tuple("ABCDE") and said[1:3] == ". "):
+    if said in tuple(LETTERS) or (said[:1] in tuple(LETTERS) and said[1:3] == ". "):
         letter = said[0]
     else:
         letter = stated[0] if len(stated) == 1 else ""
-    return letter if letter in tuple("ABCDE"[:num_choices]) else ""
+    return letter if letter in tuple(LETTERS[:num_choices]) else ""
 
 
 def scienceqa(answer: str, target: str, num_choices: int, protocol: str = "llava") -> Grade:
@@ -239,13 +240,13 @@ _PHRASES = (
 
 
 def _letter_token(said: str) -> str:
-    """Rules 1 and 2: the only letter of A-E that stands alone, plain or with one kind of decoration; else empty."""
+    """Rules 1 and 2: the only one of LETTERS that stands alone, plain or with one kind of decoration; else empty."""
     tokens = said.split()
-    found = [letter for letter in "ABCDE" if letter in tokens]
+    found = [letter for letter in LETTERS if letter in tokens]
     if len(found) == 1 and not ("A" in tokens and len(tokens) > 3):  # "A" may be an article
         return found[0]
     for before, after in _DECORATIONS:
-        found = [letter for letter in "ABCDE" if f"{before}{letter}{after}" in tokens]
+        found = [letter for letter in LETTERS if f"{before}{letter}{after}" in tokens]
         if len(found) == 1:
             return found[0]
     return ""
@@ -289,7 +290,7 @@ def mmbench_parse(answer: str, options: Mapping[str, str], robust: bool = True) 
     """
     said = answer.strip()
     letter = _letter_token(said) or _letter_text(said, options)
-    return letter or (_letter_robust(said, [k for k in "ABCDE" if k in options]) if robust else "")
+    return letter or (_letter_robust(said, [k for k in LETTERS if k in options]) if robust else "")
 
 
 def mmbench(answer: str, target: str, options: Mapping[str, str], protocol: str = "llava") -> Grade:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.benchmarks import _answers
+from diffprune.benchmarks._answers import LETTERS
 from diffprune.core.benchmark import Grade
 from diffprune.core.plugins import nearest
 
 Row = Mapping[str, Any]
 Grader = Callable[[str, Row, str], Grade]  # answer, row with `answers` (and `options` by letter), protocol
-LETTERS = "ABCDE"  # as many as the published rules read
 ANNOTATORS = 10
 
 

@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 
 from diffprune import hub
 from diffprune.benchmarks import _aggregate, _answers
+from diffprune.benchmarks._answers import LETTERS
 from diffprune.benchmarks._columns import gold, text
 from diffprune.benchmarks._table import Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded
 from diffprune.core.plugins import nearest
 
-LETTERS = "ABCDE"
+COLUMNS = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category")
+OPTIONAL = ("E", "L2-category", "l2-category", "split")
 HEADER = "There are several options:"
 ROTATION = 1_000_000
 RULES = ("static", "tokens")

@@ -139,7 +139,11 @@ class TableBenchmark(Benchmark):
             ) from None
 
     def read(self, config: str, split: str) -> hub.Rows:
-        """Rows of one part of the source; kept while they are among the last that were read."""
+        """Rows of one part of the source; kept while they are among the last that were read.
+
+        Raises:
+            ValueError: no such files, a missing column, or a row that `tidy` refuses (named).
+        """
         source = self.source
         table = hub.Table(self._files(config, split), source.columns, source.optional, source.image)
         return _read(table, type(self), tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in table.files))
@@ -252,7 +256,11 @@ class TableBenchmark(Benchmark):
         return [self.part(self.splits[0])]
 
     def fetch(self, folder: Path | None = None) -> str:
-        """Download what is missing (nothing, if the folder was given), check all of it and write the manifest."""
+        """Download what is missing (nothing, if the folder was given), check all of it and write the manifest.
+
+        Raises:
+            ValueError: the hub cannot be reached or lacks a part, or the rows are not the published ones.
+        """
         if self.folder:
             return self._said(self)
         place = folder or self.place

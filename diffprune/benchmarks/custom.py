@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffprune import hub
 from diffprune.benchmarks import _aggregate, _folder, _graders
-from diffprune.benchmarks._answers import PROTOCOLS
+from diffprune.benchmarks._answers import LETTERS, PROTOCOLS
 from diffprune.benchmarks._columns import text
 from diffprune.benchmarks._groups import drawn
 from diffprune.benchmarks._table import LETTER, LONGEST_ANSWER, SHORT
@@ -98,6 +98,7 @@ class Custom(Benchmark):
         self.options = options
         self.suffix = SUFFIX_OF.get(grader, "") if suffix is None else suffix
         self.spelling = f"custom(path={str(path)!r})"
+        self._read: dict[str, _Split] = {}
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
@@ -107,10 +108,6 @@ class Custom(Benchmark):
     def splits(self) -> tuple[str, ...]:  # type: ignore[override]
         """What the folder has; `test` where it does not say."""
         return tuple(self._files)
-
-    @cached_property
-    def _read(self) -> dict[str, _Split]:
-        return {}
 
     def _split(self, split: str) -> _Split:
         if split not in self._read:
@@ -251,9 +248,9 @@ def _options(found: Any) -> dict[str, str]:
         ValueError: none, or more than there are letters in the published rules.
     """
     listed = list(found.values()) if isinstance(found, Mapping) else list(found) if isinstance(found, list | tuple) else []
-    if not 1 < len(listed) <= len(_graders.LETTERS):
-        raise ValueError(f"{len(listed)} options; a list of 2 to {len(_graders.LETTERS)} is needed")
-    return {letter: f"{option}" for letter, option in zip(_graders.LETTERS, listed, strict=False)}
+    if not 1 < len(listed) <= len(LETTERS):
+        raise ValueError(f"{len(listed)} options; a list of 2 to {len(LETTERS)} is needed")
+    return {letter: f"{option}" for letter, option in zip(LETTERS, listed, strict=False)}
 
 
 def _image_id(picture: Any, root: Path) -> str:

@@ -89,7 +89,8 @@ class Lmms(Benchmark):
         return getattr(self._task, "eval_docs_no_media", self._task.eval_docs)
 
     @cached_property
-    def _digest(self) -> str:
+    def revision(self) -> str:  # type: ignore[override]
+        """Hash of lmms-eval's version, the task's files and every row; pictures count by the commit or size of their files."""
         path = Path(self._manager.task_index[self.task]["yaml_path"])
         digest = sha256(f"{_lmms.installed()} {self.task}".encode())
         for file in [path, *sorted(path.parent.glob("*.py"))]:
@@ -101,11 +102,6 @@ class Lmms(Benchmark):
             source = url if "://" in url else Path(url).name  # the same file elsewhere is the same data
             digest.update(f"{source} {found.get('num_bytes')}".encode())
         return digest.hexdigest()[:20]
-
-    @property
-    def revision(self) -> str:  # type: ignore[override]
-        """Hash of lmms-eval's version, the task's files and every row; pictures count by the commit or size of their files."""
-        return self._digest
 
     def samples(self, split: str, limit: int | None = None, protocol: str = "lmms_eval") -> list[Sample]:
         """The questions of the split the task evaluates on, as the task words them, in its order."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from diffprune.benchmarks._mmbench import HEADER, Circular
+from diffprune.benchmarks._mmbench import COLUMNS, HEADER, OPTIONAL, Circular
 from diffprune.benchmarks._table import LETTER, Example
 from diffprune.core.benchmark import Source
 from diffprune.core.plugins import nearest
 
-COLUMNS = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category")
-OPTIONAL = ("E", "L2-category", "l2-category", "split")
 EDITIONS = {
     "lmms": Source("MMBench", COLUMNS, config="en", optional=OPTIONAL, rows={"dev": (4_329,)}),
     "20230712": Source("MMBench_EN", COLUMNS, optional=OPTIONAL, rows={"dev": (4_377,)}, groups={"dev": (1_176,)}),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffprune import hub
-from diffprune.benchmarks._mmbench import HEADER, Circular
+from diffprune.benchmarks._mmbench import COLUMNS, HEADER, OPTIONAL, Circular
 from diffprune.benchmarks._table import Example
 from diffprune.core.benchmark import Source
 
@@ -33,13 +33,7 @@ class MmbenchCn(Circular):
 
     instruction = {"llava": LLAVA, "lmms_eval": HARNESS}
     limits = {"llava": 1024, "lmms_eval": 256}
-    source = Source(
-        "MMBench",
-        ("index", "question", "hint", "answer", "A", "B", "C", "D", "category"),
-        config="cn",
-        optional=("E", "L2-category", "l2-category", "split"),
-        rows={"dev": (4_329,)},
-    )
+    source = Source("MMBench", COLUMNS, config="cn", optional=OPTIONAL, rows={"dev": (4_329,)})
 
     def hinted(self, hint: Any) -> bool:
         """Whatever is not null."""

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from diffprune import hub
 from diffprune.benchmarks import _aggregate, _answers
+from diffprune.benchmarks._answers import LETTERS
 from diffprune.benchmarks._columns import text
 from diffprune.benchmarks._table import LETTER, Example, Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded, Source
 
-LETTERS = "ABCDE"
 _ROW = {"question": "Which is farthest north?", "choices": ["Maine", "Ohio"], "answer": 0, "hint": "", "subject": "social science"}
 _HINT = {**_ROW, "hint": "The map shows states."}
 _PROMPT = "Which is farthest north?\nA. Maine\nB. Ohio" + LETTER

@@ -18,7 +18,7 @@ class Source:
     """Where the rows of a benchmark are published.
 
     name:     of the repository, the same in every home; `homes`: namespaces, the one to try first first.
-    config:   of the repository; `splits`: our name of a split -> theirs, where they differ.
+    config:   of the repository, as the hub names it.
     commit:   of the repository; "main" is unpinned: what it was when fetched is recorded and becomes part of the revision.
     columns:  that must be there; `optional`: read where they are there; `image`: the column of the picture, read late.
     rows, groups: how many a split must have, where that is known for certain; more than one number where editions differ.

@@ -72,7 +72,7 @@ class Share:
     share: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
+        if isinstance(self.share, bool) or not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
             raise ValueError(f"Share({self.share!r}): the share to keep lies above 0 and at most 1")
 
     def count(self, total: int) -> int:
@@ -133,6 +133,8 @@ class Above:
 Budget = Keep | Share | Above
 KINDS: dict[str, type[Keep] | type[Share] | type[Above]] = {"Keep": Keep, "Share": Share, "Above": Above}
 
+SPELLINGS = "write Keep(64), Share(1/9), Above(0.5), 64 or 22%"
+
 
 def parse(text: str) -> Budget:
     """A budget from its spelling: `Keep(64)`, `Share(1/9)`, `Above(0.5, least=4)`, or shorter `64`, `22%`, `1/9`, `0.11`.
@@ -141,26 +143,28 @@ def parse(text: str) -> Budget:
         ValueError: not a budget, or one outside its range; the sentence says what would be right.
     """
     short = text.strip()
-    try:
-        if short.endswith("%"):
-            return Share(float(short[:-1]) / 100)
-        if "(" not in short:
-            top_, _, bottom = short.partition("/")
-            return (
-                Share(float(top_) / float(bottom))
-                if bottom
-                else Keep(int(short))
-                if short.lstrip("+-").isdigit()
-                else Share(float(short))
-            )
-    except (ValueError, ZeroDivisionError) as error:
-        if "share" in str(error) or "Keep" in str(error):
-            raise
-        raise ValueError(f"{text!r} is not a budget: write Keep(64), Share(1/9), Above(0.5), 64 or 22%") from None
+    if "(" not in short or short.endswith("%"):
+        return _short(short)
     name, args, kwargs = parse_call(short)
     if name not in KINDS:
-        raise ValueError(f"{text!r} is not a budget: write Keep(64), Share(1/9), Above(0.5), 64 or 22%")
+        raise ValueError(f"{text!r} is not a budget: {SPELLINGS}")
     try:
         return KINDS[name](*args, **kwargs)
     except TypeError as error:
         raise ValueError(f"{text!r}: {error}") from None
+
+
+def _short(text: str) -> Budget:
+    """A budget without its name: `64`, `22%`, `1/9`, `0.11`."""
+    over, slash, under = text.partition("/")
+    number: float
+    try:
+        if text.endswith("%"):
+            number = float(text[:-1]) / 100
+        elif slash:
+            number = float(over) / float(under)
+        else:
+            number = int(text) if text.lstrip("+-").isdigit() else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is not a budget: {SPELLINGS}") from None
+    return Keep(number) if isinstance(number, int) else Share(number)

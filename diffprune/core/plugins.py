@@ -49,7 +49,10 @@ def _literal(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Call):
         return ast.unparse(node)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        return _literal(node.left, text) / _literal(node.right, text)
+        try:
+            return _literal(node.left, text) / _literal(node.right, text)
+        except (TypeError, ZeroDivisionError):
+            raise ValueError(f"{text!r}: {ast.unparse(node)!r} is no quotient of two numbers, as in 1/9") from None
     if isinstance(node, ast.Name):
         return node.id
     try:

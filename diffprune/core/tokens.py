@@ -57,9 +57,7 @@ class VisualTokens:
         """[B N] bool: living tokens, and the separators of lines that have one."""
         if self.line is None:
             return self.alive
-        lines = int(self.line.abs().max()) + 1
-        lit = self.alive.new_zeros(len(self), lines, dtype=torch.long).scatter_add_(1, self.line.clamp_min(0), self.alive.long())
-        return self.alive | ((self.line < 0) & (lit.gather(1, self.line.abs()) > 0))
+        return with_separators(self.alive, self.line, int(self.line.abs().max()))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
         """The same tokens with `change` applied to every tensor (indexing images, moving devices)."""
@@ -91,6 +89,12 @@ class VisualTokens:
             n: torch.cat([v, v.new_zeros(len(v), max(0, num - here), *v.shape[2:])], 1) for n, v in short.items()
         }
         return replace(self, **fill)
+
+
+def with_separators(alive: Tensor, line: Tensor, lines: int) -> Tensor:
+    """[B N] bool: living tokens, and the separators of lines that have one. line: of `VisualTokens`; lines: its largest number."""
+    lit = alive.new_zeros(len(alive), lines + 1, dtype=torch.long).scatter_add_(1, line.clamp_min(0), alive.long())
+    return alive | ((line < 0) & (lit.gather(1, line.abs()) > 0))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ PROMPT = "Describe the image."
 ANSWERS = ("conversations", "answer", "caption", "caption_enriched", "text")  # looked for in this order
 MARKER = "<image>"
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": ""}
+ANSWERING = [speaker for speaker, turn in SPEAKERS.items() if turn == "answer"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _turns(turns: Collection[Any], prompt: str) -> Asked:
             found.append((asked, _text(said, "answer")))
             asked = None
     if not found:
-        raise ValueError("a conversation has no answer")
+        raise ValueError(f"a conversation has no answer: a turn from {' or '.join(ANSWERING)} is needed")
     return found
 
 

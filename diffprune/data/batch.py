@@ -49,7 +49,7 @@ Row = list[np.ndarray]  # one array per column, without padding
 
 
 def _single(vlm: VLM, asked: Sequence[Asked], pixels: dict[str, Tensor]) -> list[list[Row]]:
-    """Prompt, answer and end token of every question, grouped by image."""
+    """Prompt, answer and end token of every question, grouped by image: [image][question] -> COLUMNS, each [S] or [S ...]."""
     tokenizer, pairs = vlm.processor.tokenizer, [pair for image in asked for pair in image]
     owner = [i for i, image in enumerate(asked) for _ in image]
     slots, layout = vlm.slots(pixels), vlm.layout(pixels)
@@ -69,6 +69,7 @@ def _single(vlm: VLM, asked: Sequence[Asked], pixels: dict[str, Tensor]) -> list
 
 
 def _padded(found: Sequence[np.ndarray], fill: int, left: bool) -> Tensor:
+    """B arrays of [S_i ...] -> [B S ...], S the longest; `fill` stands on the left or on the right."""
     table = np.full((len(found), max(map(len, found)), *found[0].shape[1:]), fill, found[0].dtype)
     for line, values in zip(table, found, strict=True):
         start = len(line) - len(values) if left else 0

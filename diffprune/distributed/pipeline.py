@@ -241,10 +241,9 @@ class Live:
     def tune(self) -> None:
         """Thresholds and counts for the targets."""
         assert self.job.tune is not None
-        cells = self.todo("tune")
-        if cells:
+        if left := self.todo("tune"):
             self.ray()
-            tuning.tune(self.plan.cells("tune"), self.job.tune, self.plan.store_root, self.provenance, model=self.job.model)
+            tuning.tune(left, self.job.tune, self.plan.store_root, self.provenance, model=self.job.model)
 
     def todo(self, stage: str) -> list[Cell]:
         """Cells of a stage that the store does not have; says so where it has all."""
@@ -270,8 +269,7 @@ class Live:
         self.ray()
         failed = []
         for cell, found in exclusive(measured, self.job.model, left, self.job.measure, address=self.address).items():
-            tables = {"timings": found.timings, "costs": found.costs, "outcomes": [found.outcome]}
-            store.publish({name: rows for name, rows in tables.items() if rows}, cell=cell, provenance=self.provenance)
+            store.publish(found.tables, cell=cell, provenance=self.provenance)
             failed += [f"{cell.pruner} {cell.budget}: {found.outcome.reason}"] if found.outcome.status != "ok" else []
         if failed:
             raise RuntimeError(f"{len(failed)} of {len(left)} cells could not be measured; first {failed[0]}")

@@ -13,7 +13,7 @@ from diffprune.core.record import Cell
 from diffprune.distributed.batches import NOMINAL_QUESTIONS, Topic, topic, weight
 
 LINE_S = 5.0  # at most one line in this time where the output is no terminal
-BAR_S = 0.5
+BAR_S = 0.5  # and the bar is drawn anew at most once in this
 
 
 class SweepProgress:

@@ -25,9 +25,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from diffprune.distributed.start import secure, token_path
+from diffprune.job import REPOSITORY
 from diffprune.store.files import checked_name
 
-REPOSITORY = Path(__file__).parents[2]
 LEFT_HERE = [".git", ".venv", "runs"]  # whatever .gitignore says
 POLL_S = 0.5
 AGENT_S = 30.0  # a head answers before it can start jobs

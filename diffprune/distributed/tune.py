@@ -93,7 +93,7 @@ class Resident:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One trial to run. cell: of the question it belongs to; key: of the trial's own record."""
+    """One trial to run. cell: of the question it belongs to; own: of the trial's own record."""
 
     cell: Cell
     trial: Trial
@@ -332,5 +332,5 @@ def answers(store: Store, asked: Sequence[Cell]) -> list[Choice]:
     """The choices the store has for these cells, in their order."""
     table = store.read("choices")
     by_cell = {row["cell"]: row for row in table.to_dict("records")}
-    names = list(Choice.__dataclass_fields__)
-    return [Choice(**{n: by_cell[c.key][n] for n in names}) for c in asked if c.key in by_cell]
+    fields = list(Choice.__dataclass_fields__)
+    return [Choice(**{f: by_cell[c.key][f] for f in fields}) for c in asked if c.key in by_cell]

@@ -41,7 +41,8 @@ class Table:
 @dataclass(frozen=True)
 class Rows:
     """records: the columns of every row; hash: sha256 of all of them and of the sizes of the files; bytes: of the files;
-    pictures: undecoded, by row (bytes, a mapping with bytes and path, or a list of such)."""
+    pictures: undecoded, by row (bytes, a mapping with bytes and path, or a list of such); files: what was read, in order, and
+    starts: the number of the first row of each."""
 
     records: list[Record]
     hash: str

@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
-from diffprune.models._clip import clip_shape
-from diffprune.models._family import Family, decoder_shape
+from diffprune.models._family import Family
+from diffprune.models._patches import patch_shape
 
 SUMMARY_TOWER = "clip_vision_model"  # the encoder whose first token is a [CLS]
 
@@ -43,12 +43,10 @@ class Anyres(Family):
         """The family's own packing: [tiles n C] of each image -> [n_i C]; sizes [I 2] height, width in px; newline [C]."""
 
     def _shape(self) -> Shape:
-        vision = self.model.config.vision_config
-        self.patches = (vision.image_size // vision.patch_size) ** 2
-        self.has_summary = vision.model_type == SUMMARY_TOWER
-        encoder = clip_shape(vision) | {"patches": self.patches + self.has_summary}
-        tiles = self._tiles({"image_sizes": self._default_size})[0]
-        return Shape(**decoder_shape(self.model.config.text_config), **encoder, tiles=tiles)
+        shape = patch_shape(self.model.config, self._tiles({"image_sizes": self._default_size})[0])
+        self.patches = shape.patches
+        self.has_summary = self.model.config.vision_config.model_type == SUMMARY_TOWER
+        return replace(shape, patches=self.patches + self.has_summary)
 
     @property
     def _default_size(self) -> Tensor:
@@ -94,20 +92,22 @@ class Anyres(Family):
         ]
         return [packed[:, 0] for packed in self._pack(numbers, sizes, newline)]
 
-    def _in_order(self, values: Tensor, pixels: dict[str, Tensor]) -> list[Tensor]:
-        """[tiles n ...] of all images, one after the other -> [n_i ...] of each image, zeros at newlines."""
+    def _in_order(self, values: Tensor, pixels: dict[str, Tensor], orders: Sequence[Tensor]) -> list[Tensor]:
+        """[tiles n ...] of all images, one after the other -> [n_i ...] of each image, zeros at newlines. orders: `_orders`."""
         found = []
-        for own, order in zip(values.split(self._tiles(pixels)), self._orders(pixels), strict=True):
+        for own, order in zip(values.split(self._tiles(pixels)), orders, strict=True):
             rows = own.flatten(0, 1)[order.clamp_min(0).long()]
             rows[order < 0] = 0
             found.append(rows)
         return found
 
-    def _lined(self, parts: Sequence[Tensor], pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
-        """[n_i D] of each image, newlines included -> `VisualTokens` with their lines."""
+    def _lined(
+        self, parts: Sequence[Tensor], pixels: dict[str, Tensor], needs: frozenset[Need], orders: Sequence[Tensor]
+    ) -> VisualTokens:
+        """[n_i D] of each image, newlines included -> `VisualTokens` with their lines. orders: `_orders`."""
         tokens = self._rows(parts, pixels, needs)
         bases = [self.patches if tiles > 1 else 0 for tiles in self._tiles(pixels)]
-        line = pad_sequence([lines(o, b) for o, b in zip(self._orders(pixels), bases, strict=True)], batch_first=True)
+        line = pad_sequence([lines(o, b) for o, b in zip(orders, bases, strict=True)], batch_first=True)
         return replace(tokens, alive=tokens.alive & (line >= 0), line=line)
 
 

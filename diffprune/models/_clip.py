@@ -1,21 +1,10 @@
-"""What families with a CLIP encoder share: its numbers for cost, and the attention of its [CLS] token."""
+"""What families with a CLIP encoder share: the attention of its [CLS] token."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
-
-
-def clip_shape(vision: Any) -> dict[str, int]:
-    """The encoder's part of a `Shape` from its configuration; one image of the encoder's own size, [CLS] included."""
-    return {
-        "vision_layers": vision.num_hidden_layers,
-        "vision_width": vision.hidden_size,
-        "vision_ffn": vision.intermediate_size,
-        "patches": (vision.image_size // vision.patch_size) ** 2 + 1,
-        "patch_inputs": 3 * vision.patch_size**2,
-    }
 
 
 def summary_attention(tower: Any, states: Tensor, index: int) -> Tensor:

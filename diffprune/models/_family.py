@@ -30,13 +30,12 @@ class Family(VLM):
     """A conditional-generation model: vision encoder, projector, decoder, and `mm_encoder_outputs` in its forward.
 
     entrance:       dotted path below `model.model` of the module whose input is one row per visual token.
-    encoder_inputs: keyword arguments of `get_image_features`, by the names its processor gives them.
+    encoder_inputs: are keyword arguments of `get_image_features` too.
     token_types:    name of the input that is 1 at visual tokens and 0 at text; "" where there is none.
     stacked:        its forward wants the rows of all images as one tensor, not a list of them.
     """
 
     entrance: ClassVar[str] = "multi_modal_projector"
-    encoder_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     token_types: ClassVar[str] = ""
     stacked: ClassVar[bool] = False
 

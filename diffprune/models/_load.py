@@ -54,7 +54,7 @@ def load(
     place = _place(device, device_map)
     kind = _dtype(dtype, place)
     _check_attention(attention, place)
-    if name.startswith("tiny(") and not Path(name).exists():
+    if _is_tiny(name):
         return _tiny(name, place or torch.device("cpu"), torch.float32 if isinstance(kind, str) else kind, attention)
     name, spelled = spelling(name)
     options = spelled | options
@@ -79,12 +79,17 @@ def described(name: str) -> None:
     Raises:
         ValueError: `load` would refuse it.
     """
-    if name.startswith("tiny(") and not Path(name).exists():
+    if _is_tiny(name):
         _tiny(name, torch.device("cpu"), torch.float32, "sdpa")
         return
     bare, options = spelling(name)
     source = _source(bare, None)
     _check_options(_family(bare, _config(bare, source, {"revision": "main"})), options)
+
+
+def _is_tiny(name: str) -> bool:
+    """Whether a name asks for a tiny instance and is no folder that happens to be called so."""
+    return name.startswith("tiny(") and not Path(name).exists()
 
 
 def _tiny(name: str, place: torch.device, kind: torch.dtype, attention: str) -> VLM:
@@ -168,7 +173,7 @@ def _config(name: str, source: Path | str, hub: dict[str, Any]) -> dict[str, Any
     try:
         found, _ = PreTrainedConfig.get_config_dict(source, **hub)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: no model configuration can be read ({_first_line(error)})") from None
+        raise ValueError(f"{name}: no model configuration can be read ({_processor.first_line(error)})") from None
     return dict(found)
 
 
@@ -213,7 +218,7 @@ def _place(device: str | torch.device, device_map: str | Mapping[str, Any] | Non
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"no device {device!r} ({_first_line(error)})") from None
+        raise ValueError(f"no device {device!r} ({_processor.first_line(error)})") from None
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"no device {str(found)!r}: this machine has {torch.cuda.device_count()} CUDA GPUs")
     return found
@@ -241,17 +246,15 @@ def _model(name: str, source: Path | str, **options: Any) -> Any:
             source, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name}: the weights cannot be loaded or do not fit config.json ({_first_line(error)})") from None
+        raise ValueError(
+            f"{name}: the weights cannot be loaded or do not fit config.json ({_processor.first_line(error)})"
+        ) from None
     wrong = [*found["missing_keys"], *found["mismatched_keys"]]
     if wrong:
         raise ValueError(f"{name}: the weights do not fit config.json, first at {wrong[0]}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"{name}: not all weights fit the devices of device_map; give more devices or a smaller dtype")
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def check(folder: Path) -> None:

@@ -46,14 +46,15 @@ def read(source: str | Path, image_token_id: int, **options: Any) -> Any:
     except ImportError:  # its video processor exists for torchvision only; images need none
         pass
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source}: no processor can be read ({_first_line(error)})") from None
+        raise ValueError(f"{source}: no processor can be read ({first_line(error)})") from None
     try:
         pictures = AutoImageProcessor.from_pretrained(source, **options)
         text = AutoTokenizer.from_pretrained(source, **options)
     except (ImportError, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{source}: no image processor and tokenizer can be read ({_first_line(error)})") from None
+        raise ValueError(f"{source}: no image processor and tokenizer can be read ({first_line(error)})") from None
     return Parts(pictures, text, text.convert_ids_to_tokens(image_token_id))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a foreign library says went wrong, at most 300 letters of it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -23,6 +23,7 @@ from diffprune.core.vlm import Prompts, Shape
 from diffprune.models import _tiny
 from diffprune.models._decoder import identities
 from diffprune.models._family import Family, decoder_shape
+from diffprune.models._runs import runs
 
 SIDE = 24  # groups on each side of an image of the default size: 576 visual tokens, as many as LLaVA 1.5 has
 
@@ -95,15 +96,15 @@ class Qwen(Family):
     def positions(self, ids: Tensor, mask: Tensor, layout: Tensor | None) -> Tensor:
         """[B S 4]: text (without gaps, it only tells sequences apart), time, row and column, by the family's `get_rope_index`."""
         slots = (ids == self.image_token_id) & mask.bool()
-        runs = _runs(slots)
+        found = [stop - start for row in runs(slots, True) for start, stop in row]
         if layout is None:
             rows, columns = self.default_grid
-            layout = torch.tensor([[1, rows * self.group, columns * self.group]], device=ids.device).expand(len(runs), 3)
+            layout = torch.tensor([[1, rows * self.group, columns * self.group]], device=ids.device).expand(len(found), 3)
         sizes = (layout.prod(-1) // self.group**2).tolist()
-        if runs != sizes:
+        if found != sizes:
             raise ValueError(
-                f"runs of image tokens have the lengths {runs}, the images need {sizes}; images are told apart by the text between "
-                f"them (vision start and end), and positions need the layout of images that are not of the default size"
+                f"runs of image tokens have the lengths {found}, the images need {sizes}; images are told apart by the text "
+                f"between them (vision start and end), and positions need the layout of images that are not of the default size"
             )
         where, _ = self.model.model.get_rope_index(ids, slots.int(), image_grid_thw=layout, attention_mask=mask)
         return torch.stack([super().positions(ids, mask, layout), *where], -1)
@@ -114,13 +115,6 @@ class Qwen(Family):
         if inputs.get("pixel_values") is not None and inputs.get("image_grid_thw") is None:
             raise ValueError("a pruned call needs image_grid_thw beside pixel_values, as the model's processor makes them")
         return super().read(inputs)
-
-
-def _runs(slots: Tensor) -> list[int]:
-    """Length of each run of adjacent slots, row by row."""
-    first = slots & ~torch.cat([torch.zeros_like(slots[:, :1]), slots[:, :-1]], 1)
-    number = first.flatten().cumsum(0)[slots.flatten()]
-    return torch.bincount(number)[1:].tolist() if len(number) else []
 
 
 def qwen_shape(config: Any, width: int, ffn: int, grid: tuple[int, int]) -> Shape:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def runs(ids: Tensor, token: int) -> list[list[tuple[int, int]]]:
-    """[B S] -> of each row, (start, stop) of every unbroken run of `token`, in order."""
+def runs(ids: Tensor, token: int | bool) -> list[list[tuple[int, int]]]:
+    """[B S] -> of each row, (start, stop) of every unbroken run of `token`, in order; a mask of slots has runs of True."""
     here = (ids == token).int()
     edge = here.new_zeros(len(here), 1)
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
 from diffprune.images import pad_to_square
 from diffprune.models import _tiny
-from diffprune.models._clip import clip_shape, summary_attention
+from diffprune.models._clip import summary_attention
 from diffprune.models._decoder import identities
-from diffprune.models._family import Family, decoder_shape
+from diffprune.models._family import Family
+from diffprune.models._patches import patch_shape
 
 IMAGE_MODES = "pad", "crop"
 FRAMES = "template", "vicuna_v1"
@@ -68,7 +70,7 @@ class Llava(Family):
 
     def _shape(self) -> Shape:
         self.patches = self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size
-        return Shape(**decoder_shape(self.model.config.text_config), **clip_shape(self.model.config.vision_config))
+        return replace(patch_shape(self.model.config), patches=self.patches**2 + 1)  # [CLS]
 
     @property
     def num_visual_tokens(self) -> int:

@@ -64,8 +64,9 @@ class LlavaNext(Anyres):
         last = (chosen if isinstance(chosen, int) else chosen[-1]) % (config.vision_config.num_hidden_layers + 1) - 1
         with self._heard(f"vision_tower.encoder.layers.{last}") as states:
             tokens = super().encode(pixels, needs - {Need.ENCODER_ATTENTION})
-        seen = self._in_order(summary_attention(tower, states[-1], last), pixels)
+        seen = self._in_order(summary_attention(tower, states[-1], last), pixels, self._orders(pixels))
         return replace(tokens, attention=pad_sequence(seen, batch_first=True))
 
     def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
-        return self._lined(self._in_order(heard, pixels), pixels, needs)
+        orders = self._orders(pixels)
+        return self._lined(self._in_order(heard, pixels, orders), pixels, needs, orders)

@@ -74,7 +74,7 @@ class LlavaOnevision(Anyres):
         return super().read(inputs)
 
     def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
-        return replace(self._lined(output.pooler_output, pixels, needs), projected=True)
+        return replace(self._lined(output.pooler_output, pixels, needs, self._orders(pixels)), projected=True)
 
 
 def part_of_groups(groups: Tensor, start: int, stop: int) -> Tensor:

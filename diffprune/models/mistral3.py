@@ -19,8 +19,8 @@ from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
 from diffprune.models import _tiny
-from diffprune.models._clip import clip_shape
-from diffprune.models._family import Family, decoder_shape
+from diffprune.models._family import Family
+from diffprune.models._patches import patch_shape
 
 ENDS = {"image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}  # of a row and of a picture, unless the processor says
 
@@ -51,8 +51,7 @@ class Mistral3(Family):
     def _shape(self) -> Shape:
         vision = self.model.config.vision_config
         self.stride: int = vision.patch_size * self.model.config.spatial_merge_size
-        encoder = clip_shape(vision) | {"patches": (vision.image_size // vision.patch_size) ** 2}
-        return Shape(**decoder_shape(self.model.config.text_config), **encoder)
+        return patch_shape(self.model.config)
 
     @property
     def num_visual_tokens(self) -> int:
@@ -93,7 +92,7 @@ class Mistral3(Family):
     def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
         tokens, shapes = super()._tokens(heard, output, pixels, needs), self.layout(pixels)
         alike = bool((shapes == shapes[0]).all())
-        return replace(tokens, layout=shapes, grid=(int(shapes[0, 0]), int(shapes[0, 1])) if alike else None)
+        return replace(tokens, grid=(int(shapes[0, 0]), int(shapes[0, 1])) if alike else None)
 
     def project(self, features: Tensor) -> Tensor:
         projector = self.model.model.multi_modal_projector

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffprune.core import plugins
-from diffprune.core.benchmark import Graded
+from diffprune.core.benchmark import Benchmark, Graded
 from diffprune.report import names
 from diffprune.report.native import Native
 from diffprune.report.panel import Arm, Panel
@@ -60,6 +60,7 @@ class Chapter:
         rows = records.of("predictions", self.evaluated)
         failed = rows["error"] != ""
         self.errors = int(failed.sum())
+        self._plugins: dict[str, Benchmark | None] = {}
         self._failed_cells = set(rows.loc[failed, "cell"].astype(str))
         self.rows, self.failed = where(rows, ~failed), rows.loc[failed, ["cell", "error"]]
 
@@ -196,17 +197,14 @@ class Chapter:
         """Benchmarks that this installation does not have; their figure is the mean credit."""
         return {b for b in self.benchmarks if self._plugin(b) is None}
 
-    def _plugin(self, spelling: str):
+    def _plugin(self, spelling: str) -> Benchmark | None:
+        """None: this installation does not have it."""
         if spelling not in self._plugins:
             try:
                 self._plugins[spelling] = plugins.load("benchmarks", spelling)
             except ValueError:
                 self._plugins[spelling] = None
         return self._plugins[spelling]
-
-    @cached_property
-    def _plugins(self) -> dict[str, object]:
-        return {}
 
     def benchmark_flags(self, benchmark: str) -> tuple[str, ...]:
         """What a reader must know beside the benchmark's numbers, e.g. `substitute`."""

@@ -9,9 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from diffprune.report import names
-from diffprune.report.draw import INK, WIDTH, axes, styled, svg
-
-SHOWN = 9  # methods in one figure; the others are in the tables
+from diffprune.report.draw import INK, SHOWN, WIDTH, axes, styled, svg
 
 
 def _smooth(part: pd.DataFrame, column: str, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
@@ -29,8 +27,7 @@ def training(steps: pd.DataFrame) -> str | None:
     if steps.empty:
         return None
     steps = steps.assign(label=[names.method(str(a)).label for a in steps["arm"]])
-    order = {names.method(str(a)).label: names.method(str(a)).order for a in steps["arm"].unique()}
-    labels = sorted(order, key=order.__getitem__)[:SHOWN]
+    labels = names.ordered(steps["arm"].unique())[:SHOWN]
     wanted = (
         ("loss", "loss, nats per token"),
         ("validation_hard", "validation, tokens removed, nats"),
@@ -79,9 +76,7 @@ def tuning(curve: pd.DataFrame, trials: pd.DataFrame, choices: pd.DataFrame) -> 
     with styled():
         figure, (left, middle, right) = axes(WIDTH, 2.9, 1, 3)
         _latency_curve(left, curve)
-        order = {names.method(str(m)).label: names.method(str(m)).order for m in trials["method"].unique()}
-        labels = sorted(order, key=order.__getitem__)
-        for label in labels:
+        for label in names.ordered(trials["method"].unique()):
             color, marker, dash = names.style(label)
             part = trials[trials["label"] == label].groupby("value")[["kept", "predicted_speedup"]].mean()
             middle.plot(part.index, part["kept"], color=color, ls=dash, lw=1.3, label=label)

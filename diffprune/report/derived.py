@@ -81,7 +81,7 @@ class Derived:
         return found
 
     def relative(self, label: str, budget: str, capped: bool = False) -> Interval | None:
-        """Mean over benchmarks of pruned / unpruned, percent (BENCHMARKS: R), or of min(1, ...) (R_cap)."""
+        """Mean over benchmarks of pruned / unpruned, percent (R), or of each at most 100 (R_cap)."""
         parts = list(self.ratios(label, budget).values())
         return _mean(parts, 100.0 if capped else np.inf) if parts else None
 

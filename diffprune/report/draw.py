@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 INK = "#333333"
 WIDTH, DPI = 8.8, 100  # inches; dots only matter while text is laid out
+SHOWN = 9  # methods in one figure; the others are in the tables
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "diffprune",

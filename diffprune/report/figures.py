@@ -10,12 +10,10 @@ from matplotlib.axes import Axes
 from diffprune.report import names
 from diffprune.report.accuracy_tables import kind_curves
 from diffprune.report.chapter import FULL, Chapter
-from diffprune.report.draw import DPI, INK, WIDTH, axes, styled, svg
+from diffprune.report.draw import DPI, INK, SHOWN, WIDTH, axes, styled, svg
 from diffprune.report.speed import Speed
 from diffprune.report.text import plain
 from diffprune.statistics import Interval
-
-SHOWN = 9  # methods in one figure; variants beyond that are in the tables
 
 
 def _shown(chapter: Chapter) -> list[str]:

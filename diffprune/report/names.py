@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,6 +98,12 @@ def method(spelling: str) -> Method:
         inner = method(str(kwargs.get("method", args[0] if args else "")))
         return Method(inner.name, inner.options, replaced=True)
     return Method(name, tuple(_option(k, v) for k, v in sorted(kwargs.items()) if k not in SEEDS))
+
+
+def ordered(spellings: Iterable[object]) -> list[str]:
+    """Labels of the methods spelled, each once, in the order of tables."""
+    orders = {made.label: made.order for made in map(method, map(str, spellings))}
+    return sorted(orders, key=orders.__getitem__)
 
 
 @lru_cache(maxsize=4096)

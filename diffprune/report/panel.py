@@ -135,7 +135,7 @@ def seed_shares(num: int) -> np.ndarray:
 
 
 def bounds(value: float, drawn: np.ndarray, groups: int, limits: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
-    """Middle 95 % of the draws; where all agree, the rule of three (BENCHMARKS 8.2)."""
+    """Middle 95 % of the draws; where all agree, the rule of three: the value +- 3 / groups of a full credit, 100."""
     finite = drawn[np.isfinite(drawn)]
     if not len(finite):
         return float("nan"), float("nan")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from diffprune.report import names
 from diffprune.report.records import Records
-from diffprune.report.table import Entry, Number, Table
+from diffprune.report.table import Entry, Table
 
 
 def _short(text: object, digits: int = 12) -> str:
@@ -109,9 +109,3 @@ def examples(chapter_rows: pd.DataFrame, records: Records, arms: dict[str, list[
             about = texts.loc[(sample, labels[0])]
             found.append((why, about["question"], str(about["target"]), *(texts.loc[(sample, x)]["answer"] for x in labels)))
     return Table("examples", "Examples of answers", ("why shown", "question", "target", *labels), tuple(found)) if found else None
-
-
-def seconds(records: Records) -> Number | None:
-    """Seconds that all cells took together."""
-    outcomes = records.frames["outcomes"]
-    return Number(float(outcomes["seconds"].sum()), digits=0, unit=" s") if len(outcomes) else None

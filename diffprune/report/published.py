@@ -67,7 +67,7 @@ def read(folder: Path = FOLDER) -> tuple[Printed, ...]:
     found = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="")
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 raise ValueError(
                     f"{path.name} has the columns {reader.fieldnames}: a table of published numbers has {list(COLUMNS)}"
@@ -76,7 +76,10 @@ def read(folder: Path = FOLDER) -> tuple[Printed, ...]:
                 try:
                     found.append(_row(row))
                 except ValueError as error:
-                    raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from None
+                    raise ValueError(
+                        f"{path.name}, line {reader.line_num}: {error}; value must be a number, "
+                        "and num_kept, total and share a number or empty"
+                    ) from None
     return tuple(found)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from diffprune.machine import FEW
 from diffprune.report.panel import DRAWS
 from diffprune.report.records import Records
 from diffprune.statistics import Interval, ratio_of_medians
 
-FEW = 30  # repetitions below which MEASURING section 2 asks for a flag
 SLOW = ("ttft", "decode")  # timed fewer times, flagged apart
 
 

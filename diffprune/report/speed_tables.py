@@ -234,9 +234,8 @@ def training(records: Records) -> Table | None:
     if frame.empty:
         return None
     frame = frame.assign(label=[names.method(str(a)).label for a in frame["arm"]])
-    order = {names.method(str(a)).label: names.method(str(a)).order for a in frame["arm"].unique()}
     rows: list[tuple[Entry, ...]] = []
-    for label in sorted(order, key=order.__getitem__):
+    for label in names.ordered(frame["arm"].unique()):
         part = frame[frame["label"] == label]
         last = part.sort_values("step", kind="stable").groupby("seed").tail(max(1, int(part["step"].max()) // 10))
         ms = part["step_ms"].quantile([0.1, 0.5, 0.9])

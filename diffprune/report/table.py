@@ -138,8 +138,7 @@ _PARTS = {
 
 
 def to_csv(table: Table) -> str:
-    """Full precision, one column per number: `x`, then `x low`, `x high`, `x verdict`, `x note`, `x flags` where any row "
-    "has one."""
+    """Full precision, one column per number: `x`, then `x low`, `x high`, `x verdict`, `x note`, `x flags` where a row has one."""
     more: list[list[str]] = []
     for i in range(len(table.columns)):
         numbers = [row[i] for row in table.rows if isinstance(row[i], Number)]
