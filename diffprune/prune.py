@@ -186,7 +186,7 @@ def decoder_inputs(vlm: VLM, packed: Packed) -> dict[str, Any]:
         return inputs
     sizes = packed.sizes.tolist()
     companions = None if packed.companions is None else packed.companions.split(sizes)
-    return inputs | vlm.image_inputs(packed.features.to(vlm.model.dtype).split(sizes), companions)
+    return inputs | vlm.image_inputs(packed.features.split(sizes), companions)
 
 
 def forward(vlm: VLM, packed: Packed, **options: Any) -> Any:

@@ -27,6 +27,7 @@ job = Job(
     measure=Measurement(),
     baselines=("none", "random", "grid", "attention"),
     replaced=("diffprune",),
+    replaced_budgets=BUDGETS[1:3],
     budgets=BUDGETS,
     workers=2,
 )

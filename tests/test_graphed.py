@@ -221,8 +221,7 @@ def on_meta(family: str, monkeypatch: pytest.MonkeyPatch) -> tuple[VLM, Any]:
     """(model without values, scorer without values), as they are while a graph is captured."""
     vlm, pruner = plugins.find("models", family).tiny(), deepcopy(scorer(family))
     vlm.model.to("meta")
-    pruner.networks.to("meta")  # type: ignore[attr-defined]
-    pruner.mean, pruner.spread = pruner.mean.to("meta"), pruner.spread.to("meta")  # type: ignore[attr-defined]
+    pruner.to("meta")  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     return vlm, pruner
 

@@ -30,7 +30,7 @@ def standardise(scores: Tensor, alive: Tensor) -> Tensor:
 
 def top(scores: Tensor, alive: Tensor, count: Tensor) -> Tensor:
     """Mask [B N] of the `count` [B] largest living scores; ties go to the earlier token, so equal inputs prune equally."""
-    order = scores.float().masked_fill(~alive, -math.inf).argsort(dim=1, descending=True, stable=True)
+    order = scores.float().where(alive, -math.inf).argsort(dim=1, descending=True, stable=True)
     ranked = torch.arange(order.shape[1], device=order.device) < count[:, None]
     return torch.empty_like(alive).scatter_(1, order, ranked).logical_and_(alive)
 
@@ -80,9 +80,7 @@ class Share:
 
     def pick(self, scores: Tensor, alive: Tensor) -> Tensor:
         """Survivors [B N] bool among `alive`, by `scores` [B N]."""
-        total = alive.sum(1)
-        count = (self.share * total.double() + 0.5).floor().long().clamp_min(1).minimum(total)
-        return top(scores, alive, count)
+        return top(scores, alive, (self.share * alive.sum(1).double() + 0.5).long().clamp_min(1))
 
     def check(self, total: int) -> None:
         """A share fits every model."""

@@ -59,7 +59,7 @@ class Learned(Throttler):
         self.needs = frozenset({Need.TEXT}) if question_aware else frozenset()
         self.networks: nn.ModuleDict | None = None
         self.dims: dict[str, int | None] = {}
-        self.mean = self.spread = torch.zeros(0)
+        self.standardise_by(torch.zeros(0), torch.ones(0))
         if weights is not None:
             self._load(located(weights))
 
@@ -71,7 +71,7 @@ class Learned(Throttler):
         CLIP features are far from unit variance, which the variance-preserving throttle presumes (METHODS 2.8).
         """
         living = tokens.features[tokens.alive].float()
-        self.mean, self.spread = living.mean(0), living.std(0).clamp_min(1e-6)
+        self.standardise_by(living.mean(0), living.std(0).clamp_min(1e-6))
         text = tokens.text.shape[-1] if tokens.text is not None and self.options["question_aware"] else None
         if self.options["question_aware"] and text is None:
             raise ValueError("a question-aware scorer needs the embedded question (VisualTokens.text) to know its width")
@@ -105,13 +105,27 @@ class Learned(Throttler):
             self.networks["denoiser"] = Denoiser(features)
         return self.networks
 
+    def to(self, device: torch.device | str) -> None:
+        """Everything this method has learnt, on `device`."""
+        if self.networks is not None:
+            self.networks.to(device)
+        self.standardise_by(self.mean.to(device), self.spread.to(device))
+
+    def standardise_by(self, mean: Tensor, spread: Tensor) -> None:
+        """mean, spread: [D] of the channels, on the device the networks will work on."""
+        self.mean, self.spread = mean, spread
+        self._scale = 1 / spread
+        self._shift = -mean * self._scale
+
     def standardised(self, features: Tensor) -> Tensor:
-        """z = (x - mean) / standard deviation, per channel, float32."""
-        return (features.float() - self.mean.to(features.device)) / self.spread.to(features.device)
+        """z = (x - mean) / standard deviation, per channel, float32, in one pass over the tokens."""
+        if self.mean.device != features.device:  # a loaded scorer follows the model
+            self.to(features.device)
+        return torch.addcmul(self._shift, features.float(), self._scale)
 
     def restored(self, z: Tensor, like: Tensor) -> Tensor:
         """Back to the space the projector expects, in the dtype of `like`."""
-        return (self.mean.to(z.device) + self.spread.to(z.device) * z).to(like.dtype)
+        return (self.mean + self.spread * z).to(like.dtype)
 
     def logits(self, tokens: VisualTokens) -> Tensor:
         """What the scorer says of each token: [B N] or [B N outputs].
@@ -126,8 +140,6 @@ class Learned(Throttler):
             raise ValueError(
                 f"this scorer was trained on features of width {self.dims['features']}, the model gives {tokens.features.shape[-1]}"
             )
-        if next(self.networks.parameters()).device != tokens.features.device:
-            self.networks.to(tokens.features.device)
         return self.networks["scorer"](self.standardised(tokens.features), tokens.alive, tokens.text, tokens.text_alive)
 
     def score(self, tokens: VisualTokens) -> Tensor:
@@ -174,7 +186,7 @@ class Learned(Throttler):
         for field in ("mean", "spread"):
             if field not in tensors or tensors[field].shape != (config["dims"]["features"],):
                 raise ValueError(f"{path}: tensor {field!r} is missing or not of length {config['dims']['features']}")
-        self.mean, self.spread = tensors.pop("mean"), tensors.pop("spread")
+        self.standardise_by(tensors.pop("mean"), tensors.pop("spread"))
         self.dims = dict(config["dims"])
         networks = self._make()
         files.load_into(networks, tensors, path)
