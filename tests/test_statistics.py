@@ -320,3 +320,11 @@ def test_paired_frames_need_the_same_questions() -> None:
         st.paired(a, pd.concat([b, b.iloc[:1].assign(sample="3")]))
     with pytest.raises(ValueError, match="in the second run more than once"):
         st.paired(a, pd.concat([b, b]))
+
+
+def test_a_difference_without_an_interval_is_no_tie() -> None:
+    def verdict(low: float, high: float) -> str:
+        return st.Difference((low + high) / 2, low, high, 1, 1).verdict
+
+    assert [verdict(1, 2), verdict(-2, -1), verdict(-1, 1), verdict(0, 1)] == ["better", "worse", "tie", "tie"]
+    assert verdict(float("nan"), float("nan")) == ""

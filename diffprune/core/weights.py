@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -62,7 +62,11 @@ def read(folder: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     folder = Path(folder)
     config = read_config(folder)
-    return read_tensors(folder / FILE, config.get(CHECKSUM)), config
+    path = folder / FILE
+    check_file(path, config.get(CHECKSUM))
+    tensors = load_file(path)
+    check_finite(tensors, path)
+    return tensors, config
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -80,25 +84,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
 
 
-def read_tensors(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
-    """Tensors of one safetensors file, on the CPU.
+def check_file(path: Path, checksum: str | None = None) -> None:
+    """Refuse a safetensors file that is not whole: its header says how long it has to be. Values are read for a checksum only.
 
     Raises:
-        ValueError: the file is missing, truncated, altered since it was written, or holds values that are not finite.
+        ValueError: the file is missing, truncated, or altered since it was written.
     """
     if not path.is_file():
         raise ValueError(f"{path}: the weights file is missing")
     if checksum and sha256(path) != checksum:
-        raise ValueError(f"{path}: altered or damaged since it was written (sha256 differs from the one in config.json)")
+        raise ValueError(f"{path}: altered or damaged since it was written (sha256 differs from the one that was noted then)")
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="pt"):
+            pass
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error})") from None
-    check_finite(tensors, path)
-    return tensors
 
 
-def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+def check_finite(tensors: Mapping[str, Tensor], path: Path | str) -> None:
     """Raises ValueError when a tensor holds NaN or infinity."""
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():

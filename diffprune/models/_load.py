@@ -254,11 +254,12 @@ def _model(name: str, source: Path | str, **options: Any) -> Any:
         raise ValueError(f"{name}: the weights do not fit config.json, first at {wrong[0]}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"{name}: not all weights fit the devices of device_map; give more devices or a smaller dtype")
+    weights.check_finite(dict(model.named_parameters()), name)
     return model
 
 
 def check(folder: Path) -> None:
-    """Refuse a local checkpoint with missing, pickled or damaged weights before any work starts.
+    """Refuse a local checkpoint with missing, pickled or incomplete weights before any of them are read.
 
     A folder that carries `model.safetensors.sha256` (the embedded model does) is also checked for flipped bits.
 
@@ -271,4 +272,4 @@ def check(folder: Path) -> None:
         raise ValueError(f"{folder}: no safetensors weights" + (f"; {pickled[0]} is a pickle, which is refused" if pickled else ""))
     for path in found:
         listed = path.with_name(path.name + ".sha256")
-        weights.read_tensors(path, listed.read_text().split()[0] if listed.is_file() else None)
+        weights.check_file(path, listed.read_text().split()[0] if listed.is_file() else None)

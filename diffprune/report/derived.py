@@ -189,10 +189,8 @@ class Derived:
             outcomes, rows = self.chapter.natives[benchmark].outcomes([*arms[0], *arms[1]])
             delta = outcomes[:, : len(arms[0])].mean(1) - outcomes[:, len(arms[0]) :].mean(1)
             (p,), (test,) = paired_p(delta[:, None], rows)
-            verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "tie" if np.isfinite(gap.low) else ""
             found[benchmark] = Tested(
-                gap.estimate, gap.low, gap.high, int(rows.sum()), gap.num_groups, max(map(len, arms)), p=float(p), verdict=verdict,
-                test=test,
+                gap.estimate, gap.low, gap.high, int(rows.sum()), gap.num_groups, max(map(len, arms)), p=float(p), test=test,
             )  # fmt: skip
         corrected = holm([t.p for t in found.values()])
         return {b: Tested(**{**vars(t), "p_holm": p}) for (b, t), p in zip(found.items(), corrected, strict=True)}

@@ -86,9 +86,8 @@ class Panel:
         value, drawn, rows, groups = self._over(one, two, strata)
         other, drawn_other, _, _ = self._over(two, one, strata)
         low, high = bounds(value - other, drawn - drawn_other, groups)
-        verdict = "better" if low > 0 else "worse" if high < 0 else "tie"
         p = two_sided_p(drawn - drawn_other)
-        return Difference(value - other, low, high, rows, groups, max(len(one), len(two)), p=p, verdict=verdict)
+        return Difference(value - other, low, high, rows, groups, max(len(one), len(two)), p=p)
 
     def _over(self, arm: Arm, beside: Arm, strata: list[str]) -> tuple[float, np.ndarray, int, int]:
         """Value, draws, questions and groups of `arm` in percent, on groups that the arm `beside` has answered too."""

@@ -69,7 +69,7 @@ def headline(chapter: Chapter, fast: dict[tuple[str, str], Speed], batch: int | 
 def _bargain(chapter: Chapter, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
     """What pruning costs and saves: at the budget with fewest tokens that is no worse than unpruned, and the fastest one."""
     said = []
-    safe = [b for b in chapter.budgets if (d := chapter.difference(SUBJECT, FULL, b.spelling)) and d.verdict != "worse"]
+    safe = [b for b in chapter.budgets if (d := chapter.difference(SUBJECT, FULL, b.spelling)) and d.verdict in ("better", "tie")]
     if safe:
         found = chapter.difference(SUBJECT, FULL, safe[-1].spelling)
         assert found is not None

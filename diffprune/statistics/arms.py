@@ -25,10 +25,18 @@ from diffprune.statistics.bootstrap import (
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """a - b: two-sided bootstrap p, and the verdict on a: `better`, `worse`, or `tie` where the interval holds 0."""
+    """a - b, with its two-sided bootstrap p."""
 
     p: float = 1.0
-    verdict: str = "tie"
+
+    @property
+    def verdict(self) -> str:
+        """On a: `better`, `worse`, `tie` where the interval holds 0, "" where there is no interval."""
+        if self.low > 0:
+            return "better"
+        if self.high < 0:
+            return "worse"
+        return "tie" if self.low <= 0 <= self.high else ""
 
 
 @dataclass(frozen=True)
@@ -117,8 +125,7 @@ def paired_difference(
     fields, replicates = _figure(
         lambda x, y: x - y, [a, b], groups, parts, draws=draws, seed=seed, paired_seeds=paired_seeds, limits=(-1.0, 1.0)
     )
-    verdict = "better" if fields["low"] > 0 else "worse" if fields["high"] < 0 else "tie"
-    return Difference(**fields, p=two_sided_p(replicates), verdict=verdict)
+    return Difference(**fields, p=two_sided_p(replicates))
 
 
 def relative_accuracy(
