@@ -25,6 +25,7 @@ from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Need, Pruner
 from diffprune.core.record import Cell, Prediction
+from diffprune.core.said import with_class
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 
@@ -350,9 +351,8 @@ def _isolating(
 def _failed(asked: _Asked, i: int, error: Exception) -> Prediction:
     """The row of a question without an answer: no grade, the reason instead."""
     sample = asked.samples[i]
-    lines = str(error).strip().splitlines() or [""]
     return Prediction(
         sample=sample.id, group=sample.group, category=sample.category, kind=sample.kind, question=sample.question, answer="",
         parsed="", target="", credit=0.0, visual_total=0, visual_kept=0, text_tokens=0, generated_tokens=0,
-        error=f"{type(error).__name__}: {lines[0]:.300}",
+        error=with_class(error),
     )  # fmt: skip

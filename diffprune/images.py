@@ -14,6 +14,8 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffprune.core.said import first_line
+
 MAX_PIXELS = 89_478_485  # a quarter of a gibibyte of RGB; the point from which Pillow itself warns
 CLIP_MEAN = (122, 116, 104)  # CLIP's mean times 255, truncated: what LLaVA-1.5 pads with
 # Formats that are decoded in this process. Others Pillow knows start programs (EPS) or read documents (PDF).
@@ -79,7 +81,7 @@ def _read(file: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
         what = f"no image of a format we read: {', '.join(FORMATS)}" if size else "an empty file, no image"
         raise ValueError(f"{name} is {what}") from None
     except DAMAGE as error:
-        raise ValueError(f"{name} cannot be read as an image ({_first_line(error)})") from None
+        raise ValueError(f"{name} cannot be read as an image ({first_line(error)})") from None
     with opened:
         _check_size(opened, name, max_pixels)
         return _decoded(opened, name)
@@ -98,7 +100,7 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
     except DAMAGE as error:
-        raise ValueError(f"{name} is damaged or cut short ({_first_line(error)})") from None
+        raise ValueError(f"{name} is damaged or cut short ({first_line(error)})") from None
     with suppress(*DAMAGE):  # damaged metadata do not spoil a picture
         if image.getexif().get(0x0112, 1) != 1:
             image = ImageOps.exif_transpose(image)
@@ -119,7 +121,3 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -17,6 +17,7 @@ from diffprune.core.budget import Budget, Share
 from diffprune.core.clock import Clock, clocks
 from diffprune.core.pruner import Need, Pruner
 from diffprune.core.record import Cell, Cost, Outcome, Timing
+from diffprune.core.said import with_class
 from diffprune.core.vlm import VLM
 from diffprune.machine import drifted, machine_flags, others, pinned, processor_seconds
 from diffprune.measurement import Measurement
@@ -110,7 +111,7 @@ def method(vlm: VLM, cell: Cell) -> tuple[Pruner, Budget]:
 
 
 def _failed(error: Exception | str) -> Measured:
-    reason = error if isinstance(error, str) else f"{type(error).__name__}: {error!s:.300}"
+    reason = error if isinstance(error, str) else with_class(error)
     return Measured([], [], Outcome("failed", reason, 0, 0.0))
 
 

@@ -20,6 +20,7 @@ from diffprune.core.budget import Budget, Share
 from diffprune.core.clock import Clock
 from diffprune.core.pruner import Need, Pruner
 from diffprune.core.record import Cell, Cost, Timing
+from diffprune.core.said import with_class
 from diffprune.core.vlm import VLM
 from diffprune.counted import cost_of
 from diffprune.machine import value_flags
@@ -167,7 +168,7 @@ class Session:
             try:
                 call(arm)
             except Exception as error:  # out of memory, or whatever a method raises: an outcome, never a time
-                arm.error = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.300}"
+                arm.error = with_class(error)
 
     def cost(self, arm: Arm) -> Cost:
         """Of the image whose count is nearest the arm's mean, alone."""

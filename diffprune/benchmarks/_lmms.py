@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from diffprune.core.said import with_class
 from diffprune.images import open_image
 
 try:
@@ -41,8 +42,7 @@ def need(what: str) -> None:
         return
     if isinstance(broken, ModuleNotFoundError) and (broken.name or "").partition(".")[0] == "lmms_eval":
         raise ValueError(f"{what} needs lmms-eval: pip install 'diffprune[lmms-eval]'")
-    lines = str(broken).strip().splitlines() or [""]
-    raise ValueError(f"{what} needs lmms-eval, which cannot be imported here ({type(broken).__name__}: {lines[0]:.200})")
+    raise ValueError(f"{what} needs lmms-eval, which cannot be imported here ({with_class(broken)})")
 
 
 def installed() -> str:

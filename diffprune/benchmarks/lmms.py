@@ -25,6 +25,7 @@ from PIL import Image
 from diffprune.benchmarks import _groups, _lmms
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
 from diffprune.core.plugins import nearest
+from diffprune.core.said import first_line, with_class
 
 _CREDITS = ("score", "acc", "accuracy", "correct")  # where a metric is a mapping, the entry that is its credit
 
@@ -75,7 +76,7 @@ class Lmms(Benchmark):
         try:
             task = _lmms.get_task_dict([self.task], self._manager, "simple").get(self.task)
         except Exception as error:
-            raise ValueError(f"{self.spelling} cannot be loaded ({type(error).__name__}: {_first_line(error)})") from None
+            raise ValueError(f"{self.spelling} cannot be loaded ({with_class(_inner(error))})") from None
         if task is None or isinstance(task, Mapping):
             raise ValueError(f"{self.task!r} is a group of tasks in lmms-eval: ask for one of its tasks by name")
         if task.config.output_type != "generate_until":
@@ -151,7 +152,7 @@ class Lmms(Benchmark):
         try:
             parsed = json.dumps(metrics, sort_keys=True, default=_plain, ensure_ascii=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.spelling}: its metrics cannot be kept in a record ({_first_line(error)})") from None
+            raise ValueError(f"{self.spelling}: its metrics cannot be kept in a record ({first_line(_inner(error))})") from None
         return Grade(self._credit(metrics), parsed, f"{self._task.doc_to_target(doc)}"[:300])
 
     def _credit(self, metrics: Mapping[str, Any]) -> float:
@@ -211,6 +212,6 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is neither text nor number")
 
 
-def _first_line(error: BaseException) -> str:
-    inner = getattr(getattr(error, "last_attempt", None), "exception", lambda: None)()  # of what was tried several times
-    return (str(inner or error).strip().splitlines() or [""])[0][:200]
+def _inner(error: BaseException) -> BaseException:
+    """The error itself, not that of the library which tried it several times."""
+    return getattr(getattr(error, "last_attempt", None), "exception", lambda: None)() or error

@@ -21,6 +21,8 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
 
+from diffprune.core.said import first_line
+
 INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by the Jobs API for the process it starts, together with RAY_ADDRESS
 ONE_HOST = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": every port of the node listens on 127.0.0.1, on every system
 STORE_BYTES = 256 * 2**20  # of a local object store: rows and small tensors pass through it, never a model
@@ -94,7 +96,7 @@ def connect(address: str | None = None, workers: int = 1) -> Iterator[None]:
         try:
             ray.init(where, **_options(folder, workers))
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"Ray does not start or answer at {where}: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(f"Ray does not start or answer at {where}: {first_line(error)}") from error
         yield
 
 

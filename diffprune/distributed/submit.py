@@ -24,6 +24,7 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from diffprune.core.said import first_line
 from diffprune.distributed.start import secure, token_path
 from diffprune.job import REPOSITORY
 from diffprune.store.files import checked_name
@@ -90,7 +91,7 @@ def connect(address: str) -> JobSubmissionClient:
         origin = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path)
         raise ValueError(f"{address} refuses the token in {origin}: it must equal the one its head was started with") from None
     except RuntimeError as error:
-        raise ValueError(f"{address} is no Ray {ray.__version__} head: {str(error).splitlines()[0]:.200}") from None
+        raise ValueError(f"{address} is no Ray {ray.__version__} head: {first_line(error)}") from None
 
 
 def _loopback(address: str) -> bool:

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from diffprune.core.record import Cell, Outcome, Prediction, Provenance
+from diffprune.core.said import first_line, with_class
 from diffprune.distributed.batches import Batch, Listing, Work
 from diffprune.distributed.progress import SweepProgress
 from diffprune.distributed.start import connect
@@ -206,9 +207,9 @@ class _Run:
         except RayTaskError as error:  # the same work gives the same error, so it is not tried again
             if piece is None:
                 raise error.cause from None
-            self._fail(piece, f"{type(error.cause).__name__}: {_line(error.cause)}")
+            self._fail(piece, with_class(error.cause))
         except RayError as error:
-            self._lost(slot, piece, _line(error))
+            self._lost(slot, piece, first_line(error))
         else:
             self.last = time.perf_counter()
             if piece is None:
@@ -234,7 +235,7 @@ class _Run:
         try:
             rows = gathered(cell, found)
         except RuntimeError as error:
-            return self._failed(cell, f"RuntimeError: {_line(error)}")
+            return self._failed(cell, f"RuntimeError: {first_line(error)}")
         broken = sum(bool(row.error) for row in rows)
         reason = f"{broken} of {len(rows)} answers failed" if broken else ""
         outcome = Outcome("ok", reason, len(rows), self.seconds.pop(cell))
@@ -269,11 +270,6 @@ class _Run:
         self.failed[f"{cell.pruner} {cell.budget} {cell.benchmark}"] = reason
         self.writer.publish(cell, {"outcomes": [Outcome("failed", reason, 0, 0.0)]})
         self.progress.cell(cell)
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{lines[0]:.300}" if lines else ""
 
 
 def exclusive(fn: Callable[..., Any], *args: Any, address: str | None = None, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from diffprune.core.benchmark import Source
+from diffprune.core.said import first_line
 from diffprune.hub.manifest import Manifest
 from diffprune.hub.splits import card_patterns, patterns, split_files
 
@@ -19,10 +20,6 @@ FULL_HASH = 40
 def data_folder(name: str) -> Path:
     """Where a repository of this name is kept: below DIFFPRUNE_DATA, or ~/.cache/diffprune."""
     return Path(os.environ.get("DIFFPRUNE_DATA") or "~/.cache/diffprune").expanduser() / name
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
 def resolve(api: HfApi, source: Source) -> tuple[str, str]:
@@ -48,7 +45,7 @@ def resolve(api: HfApi, source: Source) -> tuple[str, str]:
             raise
         except Exception as error:  # the HTTP library below the client changes from version to version, and so do its errors
             raise ValueError(
-                f"the hub cannot be asked for {repository} ({_reason(error)}): try again where there is a network"
+                f"the hub cannot be asked for {repository} ({first_line(error)}): try again where there is a network"
             ) from None
     raise ValueError(f"the hub has none of {', '.join(source.repositories)}: it has moved; pass folder= with a copy of it")
 
@@ -83,7 +80,7 @@ def _load(api: HfApi, repository: str, commit: str, wanted: Sequence[str], folde
     try:
         api.snapshot_download(repository, repo_type="dataset", revision=commit, local_dir=folder, allow_patterns=list(wanted))
     except Exception as error:  # see `resolve`
-        raise ValueError(f"{repository} could not be downloaded ({_reason(error)}): the same command continues") from None
+        raise ValueError(f"{repository} could not be downloaded ({first_line(error)}): the same command continues") from None
 
 
 def files(repository: str, revision: str, wanted: Sequence[str], kind: str = "dataset") -> list[Path]:
@@ -98,7 +95,7 @@ def files(repository: str, revision: str, wanted: Sequence[str], kind: str = "da
         folder = HfApi().snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=list(wanted))
     except Exception as error:  # see `resolve`
         where = f"{repository} at {revision}"
-        raise ValueError(f"{where} is not on this machine and could not be downloaded ({_reason(error)})") from None
+        raise ValueError(f"{where} is not on this machine and could not be downloaded ({first_line(error)})") from None
     found = sorted({path for pattern in wanted for path in Path(folder).glob(pattern) if path.is_file()})
     if not found:
         raise ValueError(f"{repository} at {revision} has no file like {', '.join(wanted)}")

@@ -17,6 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffprune.core.said import first_line
+
 CACHE_BYTES = 256 * 2**20  # of undecoded pictures; a row group of the hub holds about a hundred
 CHUNK = 4096  # rows that are Python objects before they are tidied
 Record = dict[str, Any]
@@ -99,7 +101,7 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a complete Parquet file ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path} is not a complete Parquet file ({first_line(error)})") from None
 
 
 def _wanted(path: Path, names: Sequence[str], table: Table) -> list[str]:
@@ -116,7 +118,7 @@ def _parquet(path: Path, table: Table) -> Iterator[Record]:
             for batch in file.iter_batches(CHUNK, columns=wanted):
                 yield from zip_rows(wanted, [_column(path, name, batch.column(name)) for name in wanted])
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]})") from None
+            raise ValueError(f"{path} is damaged ({first_line(error)})") from None
 
 
 def zip_rows(names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Iterator[Record]:

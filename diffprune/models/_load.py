@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import is_flash_attn_2_available, logging
 
 from diffprune.core import plugins, weights
+from diffprune.core.said import first_line
 from diffprune.core.vlm import VLM
 from diffprune.models import _processor
 
@@ -173,7 +174,7 @@ def _config(name: str, source: Path | str, hub: dict[str, Any]) -> dict[str, Any
     try:
         found, _ = PreTrainedConfig.get_config_dict(source, **hub)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: no model configuration can be read ({_processor.first_line(error)})") from None
+        raise ValueError(f"{name}: no model configuration can be read ({first_line(error)})") from None
     return dict(found)
 
 
@@ -218,7 +219,7 @@ def _place(device: str | torch.device, device_map: str | Mapping[str, Any] | Non
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"no device {device!r} ({_processor.first_line(error)})") from None
+        raise ValueError(f"no device {device!r} ({first_line(error)})") from None
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"no device {str(found)!r}: this machine has {torch.cuda.device_count()} CUDA GPUs")
     return found
@@ -246,9 +247,7 @@ def _model(name: str, source: Path | str, **options: Any) -> Any:
             source, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{name}: the weights cannot be loaded or do not fit config.json ({_processor.first_line(error)})"
-        ) from None
+        raise ValueError(f"{name}: the weights cannot be loaded or do not fit config.json ({first_line(error)})") from None
     wrong = [*found["missing_keys"], *found["mismatched_keys"]]
     if wrong:
         raise ValueError(f"{name}: the weights do not fit config.json, first at {wrong[0]}")

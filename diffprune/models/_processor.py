@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
+from diffprune.core.said import first_line
+
 
 class Parts:
     """What the path needs of a processor: image processor, tokenizer, image token and chat template."""
@@ -53,8 +55,3 @@ def read(source: str | Path, image_token_id: int, **options: Any) -> Any:
     except (ImportError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"{source}: no image processor and tokenizer can be read ({first_line(error)})") from None
     return Parts(pictures, text, text.convert_ids_to_tokens(image_token_id))
-
-
-def first_line(error: Exception) -> str:
-    """What a foreign library says went wrong, at most 300 letters of it."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

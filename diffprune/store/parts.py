@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffprune.core.record import TABLES, Cell, Provenance
+from diffprune.core.said import first_line
 from diffprune.store.columns import Column, columns, version
 from diffprune.store.manifest import Damaged
 
@@ -117,7 +118,7 @@ def _opened(table: str, data: bytes, coded: bool) -> tuple[pq.ParquetFile, int]:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, read_dictionary=dictionaries(table, coded))
         found = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise Damaged(f"is not a Parquet file: {str(error).splitlines()[0]}") from None
+        raise Damaged(f"is not a Parquet file: {first_line(error)}") from None
     label = (found.metadata or {}).get(b"diffprune.schema", b"").decode("utf-8", "replace")
     name, _, written = label.partition(" ")
     if name != table or not written.isdecimal():
@@ -165,7 +166,7 @@ def decode(table: str, data: bytes, names: Sequence[str], coded: bool = False, f
         else:
             rows = file.read(columns=listed, use_threads=many)
     except (pa.ArrowException, OSError) as error:
-        raise Damaged(f"cannot be read: {str(error).splitlines()[0]}") from None
+        raise Damaged(f"cannot be read: {first_line(error)}") from None
     rows = pa.Table.from_arrays(rows.select(listed).columns, schema=wanted)
     return rows.slice(0, 1) if first else rows
 

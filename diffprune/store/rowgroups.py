@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffprune.core.said import first_line
+
 
 class RowGroups:
     """The rows of some files with the same columns, numbered on from file to file.
@@ -90,15 +92,11 @@ class RowGroups:
             with _opened(self.paths[number]) as file:
                 return file.read_row_group(inner, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.paths[number]}, row group {inner}, cannot be read ({_first_line(error)})") from None
+            raise ValueError(f"{self.paths[number]}, row group {inner}, cannot be read ({first_line(error)})") from None
 
 
 def _opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no Parquet file that can be read ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path} is no Parquet file that can be read ({first_line(error)})") from None
