@@ -118,11 +118,11 @@ def decoder_flops(shape: Shape, image: Rows, recomputed: bool) -> float:
 
 
 def scorer_flops(networks: nn.ModuleDict, visual: int) -> float:
-    """Forward and backward of one image's tokens through scorer and denoiser; attention is the only product beside matrices."""
-    matrices = sum(p.numel() for p in networks.parameters() if p.ndim == 2)
+    """Forward and backward of one image's tokens through scorer and denoiser."""
     scorer: Any = networks["scorer"]
-    mixing = sum(4 * visual**2 * scorer.inlet.out_features for block in scorer.blocks if block.mix is not None)
-    return 3 * (2 * visual * matrices + mixing)
+    beside = sum(p.numel() for name, part in networks.items() if name != "scorer" for p in part.parameters() if p.ndim == 2)
+    forward: float = scorer.flops(visual) + 2 * visual * beside
+    return 3 * forward
 
 
 def estimate(recipe: Recipe, config: Mapping[str, Any], assumed: Assumed | None = None) -> list[Estimate]:

@@ -115,12 +115,6 @@ def _verdicts(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"overhead {'met' if row['overhead_ms'] <= OVERHEAD_TARGET[row['mode']] else 'missed'}"
 
 
-def scorer_work(width: int, depth: int, features: int, tokens: int, batch: int) -> float:
-    """FLOPs of the learned methods' scorer: inlet, and per block attention over all tokens and twelve squares of its width."""
-    linear = features * width + depth * 12 * width * width + width
-    return batch * (2 * tokens * linear + depth * 4 * tokens * tokens * width)
-
-
 def write(store: Store, folder: Path, title: str, command: str, shapes: Mapping[str, Shape], notes: str = "") -> Path:
     """`latency.csv` with every column and `latency.md` with those one reads; returns the latter's path."""
     found = table(store, shapes)

@@ -36,7 +36,6 @@ from diffprune.measurement import Measurement, Span
 from diffprune.models._outline import entrance_width, outline
 from diffprune.models._random import randomised
 from diffprune.provenance import collect
-from diffprune.pruners._learned import scaled
 from diffprune.session import Session
 from diffprune.store import Store, lock
 
@@ -129,8 +128,9 @@ def notes(models: dict[str, VLM], tiny: bool) -> str:
     lines = [*NOTES]
     for name, vlm in () if tiny else models.items():
         features, tokens = entrance_width(vlm), vlm.shape.patches // 4 if "qwen" in name else vlm.num_visual_tokens
-        width, depth = scaled(features)
-        work = latency.scorer_work(width, depth, features, tokens, 1)
+        pruner: Any = plugins.load("pruners", "diffprune")
+        scorer: Any = pruner.outline(features)["scorer"]
+        depth, width, work = pruner.dims["depth"], pruner.dims["width"], scorer.flops(tokens)
         best = ", ".join(f"{1e3 * work / d.flops:.3f} ms on {d.name}" for _, d in roofline.KNOWN[:3])
         lines.append(
             f"* Scorer of {name}: {depth} blocks, {width} wide, {work / 1e9:.1f} GFLOP on {tokens} tokens; at the rate of bfloat16 "

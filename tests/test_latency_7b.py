@@ -127,8 +127,7 @@ def test_the_scorers_work_is_what_torch_counts(job: ModuleType) -> None:
     pruner = job.scorer(inputs, torch.float32)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         pruner.score(inputs.tokens)
-    work = latency.scorer_work(pruner.dims["width"], pruner.dims["depth"], pruner.dims["features"], 16, 2)
-    assert counter.get_total_flops() == pytest.approx(work, rel=0.01)
+    assert counter.get_total_flops() == pytest.approx(2 * pruner.networks["scorer"].flops(16), rel=0.01)
 
 
 # --- the table -----------------------------------------------------------------------------------------------------------

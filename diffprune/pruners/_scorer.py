@@ -103,6 +103,12 @@ class Scorer(nn.Module):
             out = out + match[..., None]
         return out.squeeze(-1)
 
+    def flops(self, num: int) -> float:
+        """Of `num` tokens of one image, forward: every matrix for every token, and attention over all pairs."""
+        matrices = sum(p.numel() for p in self.parameters() if p.ndim == 2)
+        mixing = sum(block.mix is not None for block in self.blocks)
+        return 2 * num * matrices + mixing * 4 * num**2 * self.inlet.out_features
+
 
 class Denoiser(nn.Module):
     """Returns noised tokens to the distribution the frozen model expects; training only. Starts as the identity.
