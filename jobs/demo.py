@@ -17,14 +17,16 @@ job = Job(
     train=Recipe(
         arms=("diffprune", "gumbel_topk", "gumbel_keepdrop", "diffprune(question_aware=True)"),
         seeds=(0,),
-        steps=80,
+        steps=60,
         images=8,
         budgets=BUDGETS,
         workers=2,
     ),
-    tune=Tuning(targets=(1.5, 2.0, 2.85), curve_repeats=15, warmup=5, repeats=1, corrections=2, candidates=1, calibration=120),
+    tune=Tuning(
+        targets=(1.5, 2.0, 2.85), curve_repeats=15, warmup=5, repeats=1, corrections=2, candidates=1, calibration=96, held_out=144
+    ),
     evaluate=Evaluation(blind=True),  # the world's ten benchmarks, each also asked without its pictures
-    measure=Measurement(),
+    measure=Measurement(warmup=5, slow_rounds=6),
     baselines=("none", "random", "grid", "attention"),
     replaced=("diffprune",),
     replaced_budgets=BUDGETS[1:3],

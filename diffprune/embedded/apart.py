@@ -1,4 +1,5 @@
-"""The last stage of the embedded VLM's training: visual tokens stop looking like the words that name them.
+"""The last stage of the embedded VLM's training: visual tokens stop looking like the words that name them, and what is learnt
+last is asked more often.
 
 The naming loss reads the decoder through the head it shares with the word embeddings, so it aligns projected tokens with words
 as a side effect, and keeping the tokens closest in cosine to the question's words would be a near-oracle, which no real LLaVA
@@ -9,7 +10,7 @@ uninformative. Nothing is removed or hidden.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,17 +25,20 @@ from .pretrain import Language, features, losses, names, optimisers, scenes, ste
 
 @dataclass(frozen=True)
 class Apart:
-    """Two passes of this many steps: `shrink` weighs the squared cosines, `blur` what cosines tell about content."""
+    """Three passes of this many steps: `shrink` weighs the squared cosines, `blur` what cosines tell about content; so does
+    `settle`, which asks for more multiple choice (`SETTLED`), above all in Chinese words."""
 
     shrink_steps: int = 750
     shrink: float = 1.0
     blur_steps: int = 400
     blur: float = 0.5
+    settle_steps: int = 1400
     rate: float = 0.5  # of the language recipe's learning rates
     warmup: int = 40
     hold: float = 0.4  # share of a pass at the full rate; then linear to 3 %
 
 
+SETTLED = {**world.MIXTURE, "choice": 0.2, "choice_cn": 0.4}
 WORDS = torch.tensor([vlm.WORD_ID[word] for word in world.WORDS])
 
 
@@ -66,9 +70,10 @@ def _correlation(x: Tensor, y: Tensor) -> Tensor:
 def train_apart(
     model: LlavaForConditionalGeneration, seed: int, recipe: Apart, language: Language, say: Callable[[str], None] = print
 ) -> None:
-    """Both passes, in place, on the frozen tower; `language` gives rates, questions per picture and the cost of looking."""
-    for cost, weight, steps in ((size, recipe.shrink, recipe.shrink_steps), (told, recipe.blur, recipe.blur_steps)):
-        _train(model, seed, recipe, language, cost, weight, steps, say)
+    """All passes, in place, on the frozen tower; `language` gives rates, questions per picture and the cost of looking."""
+    _train(model, seed, recipe, language, size, recipe.shrink, recipe.shrink_steps, world.MIXTURE, say)
+    _train(model, seed, recipe, language, told, recipe.blur, recipe.blur_steps, world.MIXTURE, say)
+    _train(model, seed, recipe, language, told, recipe.blur, recipe.settle_steps, SETTLED, say)
     model.eval()
 
 
@@ -80,6 +85,7 @@ def _train(
     cost: Callable[[Tensor, list[world.Scene]], Tensor],
     weight: float,
     steps: int,
+    mixture: Mapping[str, float],
     say: Callable[[str], None],
 ) -> None:
     torch.manual_seed(seed + 7)
@@ -92,7 +98,7 @@ def _train(
         done = i / steps
         batch = [world.scene(next(seeds), world.FULL) for _ in range(language.pictures)]
         packed = vlm.pack(
-            [[asked[1:] for asked in world.questions(s, r, language.questions)] for s in batch],
+            [[asked[1:] for asked in world.questions(s, r, language.questions, mixture)] for s in batch],
             [[asked[1:] for asked in world.text_only(r, language.text_only)] for _ in batch],
         )
         loss, _, look = losses(model, batch, packed, language.naming_layer, True)

@@ -44,15 +44,15 @@ class Block(nn.Module):
 class Question(nn.Module):
     """What the question says about each token: its gist beside every token, and late interaction with every word.
 
-    Late interaction: the best gated cosine between the token and a question word, both in a learnt space.
+    Late interaction: the best gated cosine between the token and a question word, which is mapped into the tokens' own space: words
+    are few and tokens many, so that whatever is learnt here is paid per word.
     """
 
     def __init__(self, features: int, text: int, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(text)
         self.gist = nn.Linear(text, width)
-        shared = 4 * width  # one product per token; words have to be told apart in it
-        self.token, self.word = nn.Linear(features, shared, bias=False), nn.Linear(text, shared, bias=False)
+        self.word = nn.Linear(text, features, bias=False)
         self.gate = nn.Linear(text, 1)
         self.strength = nn.Parameter(torch.tensor(2.0))
 
@@ -61,7 +61,7 @@ class Question(nn.Module):
         words = self.norm(text.float())
         weight = alive[..., None].float()
         gist = (self.gist(words) * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1).sqrt()
-        likeness = functional.normalize(self.token(z), dim=-1) @ functional.normalize(self.word(words), dim=-1).transpose(1, 2)
+        likeness = z @ functional.normalize(self.word(words), dim=-1).transpose(1, 2) / z.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         gated = likeness * self.gate(words).sigmoid().transpose(1, 2)
         best = gated.masked_fill(~alive[:, None, :], -1.0).amax(-1)
         return gist, self.strength * best
