@@ -21,12 +21,21 @@ job = Job(
         images=8,
         budgets=BUDGETS,
         workers=2,
+        validate_every=60,
     ),
     tune=Tuning(
-        targets=(1.5, 2.0, 2.85), curve_repeats=15, warmup=5, repeats=1, corrections=2, candidates=1, calibration=96, held_out=144
+        targets=(1.5, 2.0, 2.85),
+        curve_repeats=12,
+        warmup=3,
+        repeats=1,
+        corrections=1,
+        candidates=1,
+        calibration=96,
+        held_out=96,
+        margin=0.06,
     ),
-    evaluate=Evaluation(blind=True),  # the world's ten benchmarks, each also asked without its pictures
-    measure=Measurement(warmup=5, slow_rounds=6),
+    evaluate=Evaluation(blind=True, limit=100),  # the world's ten benchmarks, each also asked without its pictures
+    measure=Measurement(warmup=3, slow_rounds=4, decode_tokens=8),
     baselines=("none", "random", "grid", "attention"),
     replaced=("diffprune",),
     replaced_budgets=BUDGETS[1:3],
