@@ -202,7 +202,7 @@ def check(
 ) -> list[Checked]:
     """Measure net speedups on held-out batches: real pruned runs beside unpruned ones, in shuffled order, each batch repeated.
 
-    Every batch brings new lengths, so every arm is warmed up on each: without, short arms measured a tenth too slow.
+    Every batch brings new lengths, so every arm is warmed up on each.
     """
     arms: list[tuple[Pruner, Budget]] = [(load("pruners", "none"), Share(1)), *asked]
     order, shuffled = list(range(len(arms))), random.Random(options.seed)
