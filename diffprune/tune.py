@@ -181,7 +181,7 @@ def time_overhead(
 ) -> list[tuple[float, float]]:
     """(mean kept, median ms a method adds before prefill) of each budget.
 
-    Each run ends with its prefill, as requests do: in a loop of its own a method finds its caches warm and looks a third cheaper.
+    Each run ends with its prefill, as requests do: in a loop of its own a method finds its caches warm and looks cheap.
     """
     repeats = max(3, repeats // 3)
     added = _added(vlm, inputs, pruner, clock, repeats)
