@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from diffprune.core import weights
-from diffprune.embedded import apart, pretrain, vlm, world
+from diffprune.embedded import apart, benchmarks, pretrain, questions, vlm, world
 
 RULES = ("removed", "replaced", "random", "cosine")
 BUDGETS = (48, 32, 16, 8)  # 33, 22, 11 and 6 % of 144
@@ -134,7 +134,7 @@ def held_out(num_scenes: int) -> list[dict]:
     found = []
     for seed in world.SPLITS["test"][:num_scenes]:
         scene, rng = world.scene(seed), np.random.default_rng([seed, 99])
-        for kind, ask in world.ASK.items():
+        for kind, ask in questions.ASK.items():
             for question, answer in ask(scene, rng)[:1]:
                 found.append({"image_seed": seed, "kind": kind, "question": question, "answer": answer})
     return found
@@ -227,8 +227,8 @@ def measure(model, num_scenes: int) -> dict:
     """Every published figure: by kind and by benchmark through `generate`, and what the label oracle's tokens are worth."""
     rows = held_out(num_scenes)
     right = generated(model, rows)
-    kinds = {k: [i for i, row in enumerate(rows) if row["kind"] == k] for k in world.KINDS}
-    asked = {name: world.rows(name, "test", num_scenes) for name in world.BENCHMARKS}
+    kinds = {k: [i for i, row in enumerate(rows) if row["kind"] == k] for k in questions.KINDS}
+    asked = {name: benchmarks.rows(name, "test", num_scenes) for name in benchmarks.NAMES}
     kept = tokens(model, world.SPLITS["test"][:num_scenes])
     for keep in BUDGETS:
         kept[str(keep)]["cosine"] = by_cosine(model, rows, keep)

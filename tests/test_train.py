@@ -21,8 +21,8 @@ from diffprune.core import budget as budgets
 from diffprune.core import plugins
 from diffprune.core.context import Files, LocalContext, Superseded, claim, read_steps
 from diffprune.core.tokens import Throttle
+from diffprune.embedded import questions, world
 from diffprune.embedded import vlm as embedded
-from diffprune.embedded import world
 from diffprune.loss import answer_nll, throttled_nll
 from diffprune.models._load import load
 from diffprune.pruners.diffprune import DiffPrune
@@ -125,7 +125,7 @@ def test_the_key_names_what_shapes_the_result() -> None:
 
 def test_packed_rows_are_those_the_model_was_trained_on(vlm: Any) -> None:
     rng = np.random.default_rng(0)
-    asked = [[a[1:] for a in world.questions(world.scene(seed), rng, num)] for seed, num in ((1, 12), (2, 9))]
+    asked = [[a[1:] for a in questions.draw(world.scene(seed), rng, num)] for seed, num in ((1, 12), (2, 9))]
     pixels = {"pixel_values": torch.zeros(2, 3, 96, 96)}
     ours, theirs = training.packed_rows(vlm, asked, pixels), embedded.pack(asked)
     assert ours.input_ids.equal(theirs.ids) and ours.labels is not None and ours.labels.equal(theirs.labels)

@@ -7,7 +7,7 @@ from diffprune.benchmarks import _aggregate
 from diffprune.benchmarks.world import EXAMPLES, LIKES, World
 from diffprune.core import plugins
 from diffprune.core.benchmark import Graded, Sample
-from diffprune.embedded import world
+from diffprune.embedded import benchmarks, world
 
 SMALL = 8
 
@@ -22,7 +22,7 @@ def _graded(bench: World, samples: list[Sample], answers: list[str], protocol: s
 
 
 def test_the_likes_are_those_of_the_world_and_near_misses_are_named() -> None:
-    assert set(LIKES) == set(world.BENCHMARKS)
+    assert set(LIKES) == set(benchmarks.NAMES)
     with pytest.raises(ValueError, match="did you mean 'pope'"):
         World("popo")
     assert plugins.load("benchmarks", "world('pope')").spelling == World("pope").spelling == "world(like='pope')"

@@ -2,7 +2,7 @@
 
 `world('pope')` asks yes/no questions with balanced negatives and reports the mean of three F1; `world('mmbench')` asks each
 question under four rotations; `world('vizwiz')` has ten annotators and unanswerable questions; and so on. The questions come
-from `diffprune.embedded.world`; the rules are the real benchmarks' own (`_answers`, `_aggregate`).
+from `diffprune.embedded.benchmarks`; the rules are the real benchmarks' own (`_answers`, `_aggregate`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._groups import drawn
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
 from diffprune.core.plugins import nearest
+from diffprune.embedded.benchmarks import rows as world_rows
 from diffprune.embedded.world import WORLD_VERSION, scene
-from diffprune.embedded.world import rows as world_rows
 
 Row = Mapping[str, Any]
 

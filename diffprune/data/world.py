@@ -7,7 +7,8 @@ from typing import Any
 from PIL import Image
 
 from diffprune.data.sources import TRAIN, Asked, Place, Source, Tally
-from diffprune.embedded import world as embedded
+from diffprune.embedded.questions import draw
+from diffprune.embedded.world import SPLITS, scene
 
 
 class World(Source):
@@ -17,7 +18,7 @@ class World(Source):
 
     def draw(self, place: Place, questions: int, tally: Tally) -> tuple[Any, Asked]:
         """A picture of the embedded world and questions about it."""
-        rng, seeds = place.random(), embedded.SPLITS["train" if place.stream == TRAIN else "calibration"]
-        scene = embedded.scene(int(rng.integers(seeds.start, seeds.stop)))
+        rng, seeds = place.random(), SPLITS["train" if place.stream == TRAIN else "calibration"]
+        picture = scene(int(rng.integers(seeds.start, seeds.stop)))
         tally.drawn += 1
-        return Image.fromarray(scene.image), [asked[1:] for asked in embedded.questions(scene, rng, questions)]
+        return Image.fromarray(picture.image), [asked[1:] for asked in draw(picture, rng, questions)]

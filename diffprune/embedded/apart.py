@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from . import vlm, world
+from . import questions, vlm, world
 from .pretrain import Language, features, losses, names, optimisers, scenes, step
 
 
@@ -38,8 +38,8 @@ class Apart:
     hold: float = 0.4  # share of a pass at the full rate; then linear to 3 %
 
 
-SETTLED = {**world.MIXTURE, "choice": 0.2, "choice_cn": 0.4}
-WORDS = torch.tensor([vlm.WORD_ID[word] for word in world.WORDS])
+SETTLED = {**questions.MIXTURE, "choice": 0.2, "choice_cn": 0.4}
+WORDS = torch.tensor([vlm.WORD_ID[word] for word in questions.WORDS])
 
 
 def likeness(model: LlavaForConditionalGeneration, image: Tensor, words: Tensor = WORDS) -> Tensor:
@@ -71,8 +71,8 @@ def train_apart(
     model: LlavaForConditionalGeneration, seed: int, recipe: Apart, language: Language, say: Callable[[str], None] = print
 ) -> None:
     """All passes, in place, on the frozen tower; `language` gives rates, questions per picture and the cost of looking."""
-    _train(model, seed, recipe, language, size, recipe.shrink, recipe.shrink_steps, world.MIXTURE, say)
-    _train(model, seed, recipe, language, told, recipe.blur, recipe.blur_steps, world.MIXTURE, say)
+    _train(model, seed, recipe, language, size, recipe.shrink, recipe.shrink_steps, questions.MIXTURE, say)
+    _train(model, seed, recipe, language, told, recipe.blur, recipe.blur_steps, questions.MIXTURE, say)
     _train(model, seed, recipe, language, told, recipe.blur, recipe.settle_steps, SETTLED, say)
     model.eval()
 
@@ -98,8 +98,8 @@ def _train(
         done = i / steps
         batch = [world.scene(next(seeds), world.FULL) for _ in range(language.pictures)]
         packed = vlm.pack(
-            [[asked[1:] for asked in world.questions(s, r, language.questions, mixture)] for s in batch],
-            [[asked[1:] for asked in world.text_only(r, language.text_only)] for _ in batch],
+            [[asked[1:] for asked in questions.draw(s, r, language.questions, mixture)] for s in batch],
+            [[asked[1:] for asked in questions.text_only(r, language.text_only)] for _ in batch],
         )
         loss, _, look = losses(model, batch, packed, language.naming_layer, True)
         apart = cost(likeness(model, model.model.multi_modal_projector(features(model, batch))), batch)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from . import vlm, world
+from . import questions, vlm, world
 
 
 @dataclass(frozen=True)
@@ -314,8 +314,8 @@ def train_language(
         level = curriculum.draw(done)
         batch = [world.scene(next(seeds), level) for _ in range(recipe.pictures)]
         packed = vlm.pack(
-            [[asked[1:] for asked in world.questions(s, r, recipe.questions)] for s in batch],
-            [[asked[1:] for asked in world.text_only(r, recipe.text_only)] for _ in batch],
+            [[asked[1:] for asked in questions.draw(s, r, recipe.questions)] for s in batch],
+            [[asked[1:] for asked in questions.text_only(r, recipe.text_only)] for _ in batch],
         )
         weight = recipe.naming * max(0.0, 1 - done / recipe.naming_until)
         loss, naming, look = losses(model, batch, packed, recipe.naming_layer, done >= recipe.looking_from)
@@ -345,7 +345,7 @@ def accuracy(
     num: int = 14,
     keep: Keep | None = None,
     replace: bool = False,
-    mixture: Mapping[str, float] = world.MIXTURE,
+    mixture: Mapping[str, float] = questions.MIXTURE,
 ) -> dict[str, list[bool]]:
     """Exact match by kind of question, answers read greedily from packed rows.
 
@@ -357,7 +357,7 @@ def accuracy(
     seeds = list(seeds)
     for start in range(0, len(seeds), 16):
         batch = [world.scene(seed) for seed in seeds[start : start + 16]]
-        asked = [world.questions(s, rng, num, mixture) for s in batch]
+        asked = [questions.draw(s, rng, num, mixture) for s in batch]
         packed = vlm.pack([[a[1:] for a in row] for row in asked])
         image = model.model.multi_modal_projector(features(model, batch))
         kept = None if keep is None else torch.from_numpy(np.stack([keep(s) for s in batch]))

@@ -26,14 +26,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from . import world
+from . import questions, world
 
 SYSTEM = (
     "this is a chat between a person who asks about one small picture and a helper who looks at it with care and gives short "
     "and true answers to each one of the questions answer the question using a single word or a short phrase"
 )
 PAD, BOS, EOS, IMAGE, UNKNOWN = "<pad>", "<bos>", "<eos>", "<image>", "<unk>"
-VOCABULARY: tuple[str, ...] = tuple(dict.fromkeys((PAD, BOS, EOS, IMAGE, UNKNOWN, *SYSTEM.split(), *world.WORDS)))
+VOCABULARY: tuple[str, ...] = tuple(dict.fromkeys((PAD, BOS, EOS, IMAGE, UNKNOWN, *SYSTEM.split(), *questions.WORDS)))
 WORD_ID = {word: i for i, word in enumerate(VOCABULARY)}
 PAD_ID, BOS_ID, EOS_ID, IMAGE_ID = (WORD_ID[w] for w in (PAD, BOS, EOS, IMAGE))
 IMAGE_START = 1 + len(SYSTEM.split())  # position of the first visual token

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from diffprune.embedded import pretrain, vlm, world
+from diffprune.embedded import benchmarks, pretrain, questions, vlm, world
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_processor_gives_the_training_frame(processor):
 @torch.no_grad()
 def test_packed_equals_single(model):
     scene = world.scene(world.SPLITS["test"][1])
-    asked = [q[1:] for q in world.questions(scene, np.random.default_rng(0), 5)]
+    asked = [q[1:] for q in questions.draw(scene, np.random.default_rng(0), 5)]
     image = model.model.multi_modal_projector(pretrain.features(model, [scene]))
 
     def logits(packed):
@@ -76,7 +76,7 @@ def test_hidden_is_removed(model):
 def test_it_can_see(model, processor):
     """Greedy generate on 200 held-out questions: well above any blind answer (31 %)."""
     right = []
-    rows = [row for name in world.BENCHMARKS for row in world.rows(name, "test", 20)]
+    rows = [row for name in benchmarks.NAMES for row in benchmarks.rows(name, "test", 20)]
     for start in range(0, len(rows), 50):
         part = rows[start : start + 50]
         images = [Image.fromarray(world.scene(row["image_seed"]).image) for row in part]

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from diffprune.embedded import vlm, world
+from diffprune.embedded import benchmarks, questions, vlm, world
 
 
 def test_a_seed_is_one_scene():
@@ -45,41 +45,41 @@ def test_oracle_covers_everything_asked_about():
 def test_questions_are_in_the_vocabulary_and_distinct():
     rng, kinds = np.random.default_rng(0), Counter()
     for seed in range(100):
-        asked = world.questions(world.scene(seed), rng)
+        asked = questions.draw(world.scene(seed), rng)
         assert len(asked) == 12 and len({q for _, q, _ in asked}) == 12
         for kind, question, answer in asked:
             vlm.ids(f"{question} {answer}")
             kinds[kind] += 1
-    assert set(kinds) == set(world.KINDS)
+    assert set(kinds) == set(questions.KINDS)
 
 
 def test_text_only_questions_need_no_picture():
-    for kind, question, answer in world.text_only(np.random.default_rng(0), 200):
+    for kind, question, answer in questions.text_only(np.random.default_rng(0), 200):
         words = question.split()
         vlm.ids(f"{question} {answer}")
         if kind == "lookup":
             key = " ".join(words[words.index("is") + 1 :])
-            option = f"{answer} {world.CHINESE.get(key, key)} "
+            option = f"{answer} {questions.CHINESE.get(key, key)} "
             assert f"{answer} {key} " in question or option in question
         else:
-            assert answer in ("no", "0", world.UNANSWERABLE)
+            assert answer in ("no", "0", questions.UNANSWERABLE)
 
 
-@pytest.mark.parametrize("benchmark", world.BENCHMARKS)
+@pytest.mark.parametrize("benchmark", benchmarks.NAMES)
 def test_rows_are_whole_groups_and_repeat(benchmark):
-    rows = world.rows(benchmark, "test", 50)
-    assert len(rows) >= 50 and rows == world.rows(benchmark, "test", 50)
-    assert rows == world.rows(benchmark, "test", 120)[: len(rows)]
+    rows = benchmarks.rows(benchmark, "test", 50)
+    assert len(rows) >= 50 and rows == benchmarks.rows(benchmark, "test", 50)
+    assert rows == benchmarks.rows(benchmark, "test", 120)[: len(rows)]
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         vlm.ids(f"{row['question']} {row['answer']}")
-        assert row["image_seed"] in world.SPLITS["test"] and row["kind"] in world.KINDS
+        assert row["image_seed"] in world.SPLITS["test"] and row["kind"] in questions.KINDS
         assert row["answers"] is None or (len(row["answers"]) == 10 and row["answers"].count(row["answer"]) >= 7)
 
 
 def grouped(benchmark, n=120):
     groups = defaultdict(list)
-    for row in world.rows(benchmark, "calibration", n):
+    for row in benchmarks.rows(benchmark, "calibration", n):
         groups[row["group"]].append(row)
     return groups.values()
 
@@ -94,12 +94,12 @@ def test_formats_of_the_real_ones():
             assert [row["answer"] for row in group] == ["yes", "no"]
     assert {row["category"] for group in grouped("mme") for row in group} == {"existence", "count", "position", "color"}
     assert {row["category"] for group in grouped("pope") for row in group} == {"random", "popular", "adversarial"}
-    vizwiz = [row["answer"] == world.UNANSWERABLE for group in grouped("vizwiz", 400) for row in group]
+    vizwiz = [row["answer"] == questions.UNANSWERABLE for group in grouped("vizwiz", 400) for row in group]
     assert 0.28 < np.mean(vizwiz) < 0.42
 
 
 def test_unknown_names_say_what_there_is():
     with pytest.raises(ValueError, match="gqa"):
-        world.rows("gqq", "test", 4)
+        benchmarks.rows("gqq", "test", 4)
     with pytest.raises(ValueError, match="calibration"):
-        world.rows("gqa", "tset", 4)
+        benchmarks.rows("gqa", "tset", 4)
