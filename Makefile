@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(BIN)/diffprune demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
