@@ -26,7 +26,6 @@ from diffprune.report import (
 from diffprune.report.chapter import FULL, Chapter, chapters
 from diffprune.report.derived import Derived
 from diffprune.report.panel import DRAWS
-from diffprune.report.speed import Speed
 from diffprune.report.table import Table
 
 FLAGS = {
@@ -104,16 +103,9 @@ def _said(part: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def fastest(chapter: Chapter) -> tuple[list[Speed], dict[tuple[str, str], Speed], int | None]:
-    """All speeds, those at the headline batch size by (method, budget), and that batch size."""
-    found = speed.speeds(chapter.records, chapter.measured)
-    batch = speed.headline_batch(found)
-    return found, {(s.label, s.budget): s for s in found if s.batch == batch and s.label != FULL}, batch
-
-
 def _chapter(chapter: Chapter) -> dict[str, Any]:
     """Everything the page shows of one chapter."""
-    found, fast, batch = fastest(chapter)
+    found, fast, batch = speed.of(chapter)
     plain = {
         "pareto": figures.pareto(chapter, fast, batch),
         "accuracy": figures.accuracy(chapter),

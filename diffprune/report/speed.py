@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diffprune.machine import FEW
+from diffprune.report.chapter import FULL, Chapter
 from diffprune.report.panel import DRAWS
 from diffprune.report.records import Records
 from diffprune.statistics import Interval, ratio_of_medians
@@ -143,3 +144,10 @@ def headline_batch(found: list[Speed]) -> int | None:
     for speed in found:
         sizes[speed.batch] = sizes.get(speed.batch, 0) + (speed.net is not None)
     return max(sizes, key=lambda b: (sizes[b], b)) if sizes else None
+
+
+def of(chapter: Chapter) -> tuple[list[Speed], dict[tuple[str, str], Speed], int | None]:
+    """All speeds of a chapter, those at the headline batch size by (method, budget), and that batch size."""
+    found = speeds(chapter.records, chapter.measured)
+    batch = headline_batch(found)
+    return found, {(s.label, s.budget): s for s in found if s.batch == batch and s.label != FULL}, batch

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffprune.report import accuracy_tables, records, text, words
+from diffprune.report import accuracy_tables, records, speed, text, words
 from diffprune.report.caveats import caveats
 from diffprune.report.chapter import chapters
-from diffprune.report.make import fastest
 from diffprune.report.table import Entry
 
 
@@ -19,7 +18,7 @@ def summary(store_root: Path | str) -> str:
     found = records.read(store_root)
     blocks = []
     for chapter in chapters(found):
-        _, fast, batch = fastest(chapter)
+        _, fast, batch = speed.of(chapter)
         table = accuracy_tables.headline(chapter, fast)
         if not table.rows:
             continue
