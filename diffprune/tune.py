@@ -202,21 +202,23 @@ def check(
 ) -> list[Checked]:
     """Measure net speedups on held-out batches: real pruned runs beside unpruned ones, in shuffled order, each batch repeated.
 
-    Every batch brings new lengths, so every arm is warmed up on each.
+    Every batch brings new lengths, so every arm is warmed up on each. The unpruned run is in every ratio, so that its noise would
+    move all answers together: of k methods it is timed sqrt(k) times as often as each of them (Dunnett 1955).
     """
     arms: list[tuple[Pruner, Budget]] = [(load("pruners", "none"), Share(1)), *asked]
-    order, shuffled = list(range(len(arms))), random.Random(options.seed)
+    often = np.array([max(1, round(math.sqrt(len(asked)))), *[1] * len(asked)])
+    order, shuffled = np.repeat(np.arange(len(arms)), often).tolist(), random.Random(options.seed)
     sums = np.zeros((len(batches), len(arms)))
     for row, inputs in enumerate(batches):
         added = {pruner.spelling: _added(vlm, inputs, pruner, clock, 3) for pruner, _ in arms}
-        spent = np.zeros((options.repeats, len(arms)))
-        for turn in range(-1, options.repeats):
+        spent = np.zeros((1 + options.repeats, len(arms)))  # the first turn warms up
+        for turn in spent:
             shuffled.shuffle(order)
             for index in order:
                 ready, spans = timed.shrink(vlm, inputs, *arms[index], clock)
                 extra = spans["overhead"] + added[arms[index][0].spelling] if index else 0.0
-                spent[turn, index] = timed.prefill(vlm, ready, clock)[0] + extra  # turn -1 warms up and is overwritten
-        sums[row] = np.median(spent, axis=0)
+                turn[index] += (timed.prefill(vlm, ready, clock)[0] + extra) / often[index]
+        sums[row] = np.median(spent[1:], axis=0)
     num = sum(len(inputs.questions) for inputs in batches)
     ones = np.ones(len(batches))
     columns = [np.column_stack([sums[:, 0], sums[:, i], ones]) for i in range(1, len(arms))]

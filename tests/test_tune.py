@@ -250,6 +250,28 @@ def test_timing_the_curve_and_the_check_on_the_path(tiny: Llava, batches: list) 
     assert all(f.low <= f.speedup <= f.high for f in found)
 
 
+def test_the_unpruned_run_is_timed_more_often_and_counts_once(
+    tiny: Llava,
+    batches: list,
+    monkeypatch: pytest.MonkeyPatch,  # type: ignore[type-arg]
+) -> None:
+    """Known times: every ratio is exact, whatever the order and however often the run they share is timed."""
+
+    def prefill(vlm: Llava, ready: str, clock: Clock) -> tuple[float, None]:
+        runs.append(ready)
+        return times[ready], None
+
+    runs: list[str] = []
+    times = {"Share(1)": 100.0, "Keep(1)": 9.0, "Keep(2)": 19.0, "Keep(3)": 24.0, "Keep(4)": 49.0}
+    monkeypatch.setattr(tune.timed, "shrink", lambda vlm, inputs, pruner, budget, clock: (str(budget), {"overhead": 1.0}))
+    monkeypatch.setattr(tune.timed, "prefill", prefill)
+    grid, options = plugins.load("pruners", "grid"), Tuning(repeats=3, batch=2)
+    found = tune.check(tiny, batches, [(grid, Keep(n)) for n in (1, 2, 3, 4)], options, Clock())
+    assert [f.speedup for f in found] == pytest.approx([10.0, 5.0, 4.0, 2.0])
+    turns = len(batches) * (1 + options.repeats)
+    assert {name: runs.count(name) for name in times} == {**dict.fromkeys(times, turns), "Share(1)": 2 * turns}
+
+
 def test_one_cell_per_method_kind_and_target(tiny: Llava) -> None:
     options = Tuning(targets=(2.0, 3.0))
     asked = tune.cells(tiny, ["none", "attention", "grid"], options)
