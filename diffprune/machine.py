@@ -1,4 +1,4 @@
-"""The machine while it is timed: its threads, who else uses it, and flags where either shows in the numbers."""
+"""The machine while it is timed: its threads and memory, who else uses it, and flags where that shows in the numbers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,33 @@ OUTLIER = 5.0  # times the median of its series
 DRIFT = 0.02  # share by which a session may become slower or faster
 BUSY_CORES = 0.25  # of others, on average over the session
 FOREIGN_BYTES = 1.5 * 2**30  # of device memory that is not ours; a CUDA context alone takes part of it
+BLOCK = 31 * 2**20  # bytes; glibc never raises its thresholds beyond 32 MiB by itself
 
 
 @contextmanager
-def pinned(threads: int | None) -> Iterator[int]:
-    """Run with this many threads of torch, then as before; yields the number."""
+def steady(threads: int | None) -> Iterator[int]:
+    """Run with this many threads of torch, then as before, and with memory as in a process that has worked for a while.
+
+    Yields the number of threads.
+    """
+    keep_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         yield threads or before
     finally:
         torch.set_num_threads(before)
+
+
+def keep_memory() -> None:
+    """Let host memory that is freed stay with this process.
+
+    glibc hands freed memory back to the system above thresholds that it raises to the size of the largest block freed so far
+    (mallopt(3), M_MMAP_THRESHOLD). In a young process every long prefill therefore pays for its memory again, page by page, and
+    no short one does: a speedup that pruning has not earned, and that is gone after the first large batch. Other allocators
+    are not affected.
+    """
+    torch.ones(BLOCK, dtype=torch.uint8)
 
 
 def processor_seconds() -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ from diffprune.core.pruner import Need, Pruner
 from diffprune.core.record import Cell, Cost, Outcome, Timing
 from diffprune.core.said import with_class
 from diffprune.core.vlm import VLM
-from diffprune.machine import drifted, machine_flags, others, pinned, processor_seconds
+from diffprune.machine import drifted, machine_flags, others, processor_seconds, steady
 from diffprune.measurement import Measurement
 from diffprune.session import Arm, Session
 from diffprune.timed import Inputs, Mode
@@ -129,7 +129,7 @@ def measure(
     device_clock, host_clock = clocks(vlm.device)
     found: dict[Cell, Measured] = {}
     for group in together(asked):
-        with pinned(options.threads) as threads:
+        with steady(options.threads) as threads:
             found |= _session(vlm, group, options, clock or device_clock, host or clock or host_clock, threads)
     return found
 

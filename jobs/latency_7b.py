@@ -31,7 +31,7 @@ from diffprune.core.clock import clocks
 from diffprune.core.pruner import Need, Pruner
 from diffprune.core.record import Cell, Outcome
 from diffprune.core.vlm import VLM
-from diffprune.machine import pinned
+from diffprune.machine import steady
 from diffprune.measurement import Measurement, Span
 from diffprune.models._outline import entrance_width, outline
 from diffprune.models._random import randomised
@@ -191,7 +191,7 @@ def session(
         return
     run: timed.Mode = graphed.Graphs(vlm) if mode == "graph" else timed
     made = Session(vlm, [inputs], options, *clocks(vlm.device), run)
-    with pinned(options.threads) as threads:
+    with steady(options.threads) as threads:
         yield from measure.side_by_side(made, asked, threads).items()
     if isinstance(run, graphed.Graphs) and run.differences:
         print("    " + ", ".join(f"{what} differs from eager by {by:.1e}" for what, by in run.differences.items()))

@@ -1,5 +1,8 @@
 """The harness measures what it says: every span gets its own time and nobody else's, on a clock the test controls."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
@@ -237,9 +240,35 @@ def test_a_busy_machine_is_flagged() -> None:
 
 def test_threads_are_pinned_and_given_back() -> None:
     before = torch.get_num_threads()
-    with machine.pinned(before + 1) as threads:
+    with machine.steady(before + 1) as threads:
         assert torch.get_num_threads() == threads == before + 1
     assert torch.get_num_threads() == before
+
+
+FAULTS = """
+import resource, torch
+from diffprune import machine
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):  # as a long prefill: many blocks at once, all given back
+        blocks = [torch.ones(600_000) for _ in range(8)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+young = faults()
+with machine.steady(1):
+    faults()
+    print(young, faults())
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="only glibc hands memory back this way")
+def test_a_timed_process_keeps_its_memory() -> None:
+    """Else the unpruned prefill alone pays for its pages, and pruning looks faster than it is."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    young, steady = map(int, done.stdout.split())
+    assert young > 2000 and steady < young / 20
 
 
 def test_ratios_compare_the_rounds_both_arms_have() -> None:

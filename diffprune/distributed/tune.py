@@ -23,7 +23,7 @@ from diffprune.core.pruner import Need, Pruner
 from diffprune.core.record import Cell, Choice, CurvePoint, Outcome, Provenance, Trial
 from diffprune.distributed.start import connect
 from diffprune.evaluate import Evaluator
-from diffprune.machine import pinned
+from diffprune.machine import steady
 from diffprune.models._load import load
 from diffprune.report import names
 from diffprune.scored import Scored, scored
@@ -50,7 +50,7 @@ class Resident:
     def curve(self) -> list[CurvePoint]:
         """Prefill latency on a grid of lengths, on the calibration batch with the longest text."""
         inputs = max(self.calibration, key=lambda i: i.prompts.input_ids.shape[1])
-        with pinned(self.options.threads):
+        with steady(self.options.threads):
             return time_curve(self.vlm, inputs, grid(self.vlm.num_visual_tokens, self.options.least), self.options, self.clock)
 
     def profile(self, method: str) -> tuple[Scored, list[tuple[float, float]]]:
@@ -58,7 +58,7 @@ class Resident:
         total, pruner = self.vlm.num_visual_tokens, self.pruners[method]
         counts = sorted({max(self.options.least, round(share * total)) for share in (0.05, 0.3, 1)})
         keeps = [budgets_.Keep(c) for c in counts]
-        with pinned(self.options.threads):
+        with steady(self.options.threads):
             data = scored(self.vlm, self.calibration, pruner)
             return data, time_overhead(self.vlm, self.calibration[0], pruner, keeps, self.options.curve_repeats, self.clock)
 
@@ -87,7 +87,7 @@ class Resident:
     def check(self, asked: Sequence[Asked]) -> list[Checked]:
         """Measured speedups on held-out images, all of them in one interleaved session."""
         pairs = [(self.pruners[method], budgets_.parse(budget)) for method, budget in asked]
-        with pinned(self.options.threads):
+        with steady(self.options.threads):
             return check(self.vlm, self.held_out, pairs, self.options, self.clock)
 
 
