@@ -38,8 +38,7 @@ class Job(BaseModel):
     baselines: spellings that need no training, or name their weights; compared with the trained arms. `none` is the unpruned
                bound. Weights are looked for when a verb needs them.
     replaced:  methods (of `train.arms` or `baselines`) also run with tokens replaced by their mean instead of removed, a
-               diagnostic of what removal itself costs; at those of `budgets` in `replaced_budgets`, () for all,
-               because such a run takes as long as an unpruned one.
+               diagnostic of what removal itself costs; such a run takes as long as an unpruned one.
     tuned:     methods (of `train.arms` or `baselines`) that `tune` looks at, arms with their first seed; () for all of them.
     budgets:   for evaluation and measuring; training draws from `train.budgets`.
     seed:      of the job's provenance; training seeds are `train.seeds`.
@@ -62,7 +61,6 @@ class Job(BaseModel):
     report: bool = True
     baselines: tuple[str, ...] = ("none", "random", "grid", "attention")
     replaced: tuple[str, ...] = ()
-    replaced_budgets: tuple[str, ...] = ()
     tuned: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
     seed: int = 0
@@ -84,7 +82,7 @@ class Job(BaseModel):
     def _name(cls, name: str) -> str:
         return checked_name(name, "the name")
 
-    @field_validator("budgets", "replaced_budgets")
+    @field_validator("budgets")
     @classmethod
     def _budgets(cls, found: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(str(budgets_.parse(text)) for text in found))
@@ -102,8 +100,6 @@ class Job(BaseModel):
         for field in ("replaced", "tuned"):
             for text in set(getattr(self, field)) - known:
                 raise ValueError(f"{field} names {text!r}, which the job does not run: {plugins.nearest(text, known)}")
-        for text in set(self.replaced_budgets) - set(self.budgets):
-            raise ValueError(f"replaced_budgets has {text}, which is not among the budgets: {', '.join(self.budgets)}")
         return self
 
     def methods(self, folder: Path, untrained: Container[Path] = (), verb: str = "evaluate") -> dict[str, str]:

@@ -24,12 +24,11 @@ job = Job(
         validate_every=100,
         coherence_every=50,
     ),
-    tune=Tuning(curve_repeats=10, warmup=3, repeats=1, corrections=1, candidates=1, calibration=72, held_out=72),
+    tune=Tuning(curve_repeats=10, warmup=3, repeats=1, corrections=2, candidates=1, calibration=72, held_out=72),
     evaluate=Evaluation(blind=True, limit=80),  # the world's ten benchmarks, each also asked without its pictures
     measure=Measurement(warmup=5, inputs=1, slow_rounds=3, decode_tokens=8),
     baselines=("none", "random", "grid", "attention"),
     replaced=("diffprune",),
-    replaced_budgets=BUDGETS[2:3],
     budgets=BUDGETS,
     workers=2,
 )

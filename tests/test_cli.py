@@ -115,15 +115,6 @@ def test_an_arm_of_three_seeds_has_three_times_the_cells_before_it_is_trained() 
     }
 
 
-def test_the_diagnostic_may_be_asked_at_some_of_the_budgets() -> None:
-    only = {"baselines": ["none", "grid"], "train": None, "tune": None, "replaced": ["grid"], "evaluate.blind": False}
-    vlm = pipeline.load("embedded")
-    for some, num in (["1/9"], 1), ([], 2):
-        job = asked("run", "demo", {**only, "budgets": ["1/3", "1/9"], "replaced_budgets": some})
-        cells: list[Cell] = pipeline.Plan(job, Path("runs/demo"), vlm).cells("evaluate")
-        assert len(set(cells)) == 10 + 20 + 10 * num and sum(c.pruner.startswith("replaced") for c in cells) == 10 * num
-
-
 def test_settings_change_a_copy_of_the_job() -> None:
     job = asked("demo", "demo", {"train.steps": 7, "title": "other"}, limit=40)
     assert job.train and job.evaluate
@@ -146,7 +137,6 @@ def test_the_working_directory_comes_before_the_repository() -> None:
         ("from diffprune.job import Job\njob = Job(name='a', budgts=())", "did you mean 'budgets'"),
         ("from diffprune.job import Job\njob = Job(name='a', baselines=('atention',))", "did you mean 'attention'"),
         ("from diffprune.job import Job\njob = Job(name='a', replaced=('grid', 'diffprune'))", "does not run"),
-        ("from diffprune.job import Job\njob = Job(name='a', budgets=('1/9',), replaced_budgets=('9%',))", "not among the budgets"),
         ("job = (", "SyntaxError"),
     ],
 )

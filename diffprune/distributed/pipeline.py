@@ -119,8 +119,6 @@ class Plan:
             found = tune.cells(self.vlm, now, job.tune)
         elif stage == "evaluate" and job.evaluate:
             found = evaluate.cells(self.vlm, now, job.budgets, job.evaluate)
-            diagnosed = job.replaced_budgets or job.budgets
-            found = [c for c in found if c.budget in diagnosed or plugins.parse_call(c.pruner)[0] != "replaced"]
         else:
             assert job.measure is not None, "a stage without a section is not asked for"
             found = measure.cells(self.vlm, now, job.budgets, job.measure)
