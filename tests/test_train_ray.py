@@ -221,6 +221,7 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
         (place,) = on_ray.train(made, folder, store, provenance)
         killer.join()
         assert on_ray.train(made, folder, store, provenance) == [place]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C stays ours"
     assert losses(folder) == pytest.approx(undisturbed, rel=1e-5)
     begins = [json.loads(text)["begin"][2] for text in (folder / "steps.jsonl").read_text().split("\n") if '"begin"' in text]
     assert begins[0] == 0 and begins[1] >= 2 and begins[2] >= 4 and len(begins) == 3

@@ -1,6 +1,7 @@
 """The tuner against brute force, on latencies and scores that are known exactly."""
 
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -286,7 +287,7 @@ def test_one_cell_per_method_kind_and_target(tiny: Llava) -> None:
 
 
 def test_a_tuning_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials share one model and are written as they come; asked again, nothing runs: not even Ray starts."""
+    """Trials share one model and are written as they come, through Ctrl-C; asked again, nothing runs: not even Ray starts."""
     from diffprune.distributed import tune as running
     from diffprune.models._load import load
     from diffprune.store import Store
@@ -297,7 +298,21 @@ def test_a_tuning_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     asked = tune.cells(load("embedded"), ["attention", "grid"], options)
     provenance = Provenance("test", 0, "", False, "{}", "{}", 0, "2026-01-01T00:00:00Z")
+
+    found = running._Run.found
+
+    def interrupted(run: running._Run, asked: running.Asked, accuracy: float) -> None:
+        found(run, asked, accuracy)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(running._Run, "found", interrupted)
+        running.tune(asked, options, tmp_path / "store", provenance, model="embedded")
+    kept = Store(tmp_path / "store").read("trials")
+    assert kept["accuracy"].notna().any(), "what was found before Ctrl-C is kept"
+
     first = running.tune(asked, options, tmp_path / "store", provenance, model="embedded")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [(c.method, c.kind, c.target_speedup) for c in first] == [
         (*which, target)
         for which in (("attention", "threshold"), ("attention", "count"), ("grid", "count"))

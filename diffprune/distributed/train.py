@@ -167,6 +167,8 @@ def _fit(config: dict[str, Any], workers: int) -> str:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    # Ctrl-C stays ours: Ray's handler ends the process with exit code 0, and is left in place for whatever runs afterwards.
+    trainer._register_sigint_handler = lambda controller: None
     try:
         return trainer.fit().return_value or ""
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:

@@ -7,6 +7,7 @@ between. The driver alone writes, each trial as soon as it is found, so a run th
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -198,6 +199,8 @@ class _Run:
         if not unknown:
             return
         space = [{"index": i, "method": c.cell.pruner, "budget": c.budget} for i, c in enumerate(unknown)]
+        # Ctrl-C stays ours: Ray's handler ends the trials as if they were done, and then swallows one more.
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
         folder = self.store.root.parent / f"ray-tune-{self.provenance.run}-{self.provenance.attempt}"
         trainable = ray_tune.with_resources(ray_tune.with_parameters(_trial, actor=self.actor), {"cpu": 0.1})
         tuner = ray_tune.Tuner(
