@@ -298,9 +298,12 @@ def test_the_time_left_follows_questions_and_weights(asked: list[Cell], capsys) 
     shown.listed(cells[0], 3000)
     shown.batch(cells[0], 1500)
     assert shown.share() == pytest.approx(1500 / 4000), "a benchmark nobody has opened counts 1000 questions"
+    assert shown.first and shown.left(shown.first[0] + 10) == "", "one batch tells no pace: the model was loaded before it"
+    shown.batch(cells[0], 500)
+    assert shown.left(shown.first[0] + 10) == ", about 40 s left", "500 of 4000 took 10 s, 2000 are left"
     for cell in cells:
         shown.cell(cell)
-    assert shown.share() == 1 and "5/5 cells, 1 batches" in capsys.readouterr().out
+    assert shown.share() == 1 and "5/5 cells, 2 batches" in capsys.readouterr().out
 
 
 def test_the_token_is_made_once_and_closed_to_others(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

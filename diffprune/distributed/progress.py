@@ -29,6 +29,7 @@ class SweepProgress:
         self.answered: Counter[Cell] = Counter()
         self.finished: set[Cell] = set()
         self.start = self.shown = time.perf_counter()
+        self.first: tuple[float, float] | None = None  # (time, share) of the first batch: before it, workers load the model
         self.bar = Progress(
             TextColumn("evaluate"),
             BarColumn(),
@@ -53,6 +54,7 @@ class SweepProgress:
         """A batch of so many questions was answered."""
         self.batches += 1
         self.answered[cell] += questions
+        self.first = self.first or (time.perf_counter(), self.share())
         self._show()
 
     def cell(self, cell: Cell) -> None:
@@ -74,9 +76,14 @@ class SweepProgress:
         if now - self.shown < (BAR_S if terminal else LINE_S) and not last:
             return
         self.shown, share = now, self.share()
-        left = (now - self.start) * (1 - share) / share if share else 0.0
         text = f"{self.skipped + len(self.finished)}/{self.skipped + len(self.rates)} cells, {self.batches} batches"
         if terminal:
-            self.bar.update(self.task, completed=share, description=f"{text}, about {left:.0f} s left")
+            self.bar.update(self.task, completed=share, description=text + self.left(now))
         else:
-            print(f"evaluate: {text}, {now - self.start:.0f} s, about {left:.0f} s left", flush=True)
+            print(f"evaluate: {text}, {now - self.start:.0f} s{self.left(now)}", flush=True)
+
+    def left(self, now: float) -> str:
+        """What remains at the pace since the first batch; "" until there is one."""
+        begun, before = self.first or (now, 0.0)
+        gained = self.share() - before
+        return f", about {(now - begun) * (1 - self.share()) / gained:.0f} s left" if gained > 0 else ""
