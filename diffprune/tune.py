@@ -21,7 +21,7 @@ from diffprune.core.budget import Budget, Keep, Share
 from diffprune.core.clock import Clock
 from diffprune.core.plugins import load
 from diffprune.core.pruner import Need, Pruner
-from diffprune.core.record import Cell, CurvePoint
+from diffprune.core.record import Cell, CurvePoint, Timing
 from diffprune.core.vlm import VLM
 from diffprune.solver import STEPS, Checked, Kind, monotone
 from diffprune.statistics import interval_of
@@ -176,10 +176,8 @@ def _added(vlm: VLM, inputs: Inputs, pruner: Pruner, clock: Clock, repeats: int)
 
 
 @torch.inference_mode()
-def time_overhead(
-    vlm: VLM, inputs: Inputs, pruner: Pruner, budgets: Sequence[Budget], repeats: int, clock: Clock
-) -> list[tuple[float, float]]:
-    """(mean kept, median ms a method adds before prefill) of each budget.
+def time_overhead(vlm: VLM, inputs: Inputs, pruner: Pruner, budgets: Sequence[Budget], repeats: int, clock: Clock) -> list[Timing]:
+    """What a method adds before prefill, ms, several times for each budget.
 
     Each run ends with its prefill, as requests do: in a loop of its own a method finds its caches warm and looks cheap.
     """
@@ -187,12 +185,12 @@ def time_overhead(
     added = _added(vlm, inputs, pruner, clock, repeats)
     found = []
     for budget in budgets:
-        spent = []
-        for _ in range(repeats + 1):
+        for turn in range(-1, repeats):
             ready, spans = timed.shrink(vlm, inputs, pruner, budget, clock)
             timed.prefill(vlm, ready, clock)
-            spent.append(spans["overhead"])
-        found.append((float(ready.packed.kept.float().mean()), added + float(np.median(spent[1:]))))
+            if turn >= 0:
+                spent, kept = added + spans["overhead"], float(ready.packed.kept.float().mean())
+                found.append(Timing("overhead", "pruned", turn, spent, len(inputs.questions), kept, ready.sequence, ""))
     return found
 
 

@@ -245,7 +245,7 @@ def test_timing_the_curve_and_the_check_on_the_path(tiny: Llava, batches: list) 
     assert points[0].fitted_ms <= points[1].fitted_ms <= points[2].fitted_ms and all(p.repeats == 3 for p in points)
     attention = plugins.load("pruners", "attention")
     overhead = tune.time_overhead(tiny, batches[0], attention, [Keep(4), Keep(72)], 3, Clock())
-    assert [kept for kept, _ in overhead] == [4, 72] and all(ms > 0 for _, ms in overhead)
+    assert [row.visual_kept for row in overhead] == [4] * 3 + [72] * 3 and all(row.value_ms > 0 for row in overhead)
     found = tune.check(tiny, batches, [(attention, Keep(4)), (attention, Keep(144))], options, Clock())
     assert found[0].speedup > found[1].speedup and found[0].num == sum(len(b.questions) for b in batches)
     assert all(f.low <= f.speedup <= f.high for f in found)
@@ -324,6 +324,7 @@ def test_a_tuning_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     store = Store(tmp_path / "store")
     trials = store.read("trials")
     assert trials["accuracy"].notna().equals(trials["feasible"]) and len(store.read("curve")) > 5
+    assert len(trials) == 6 and set(kept["cell"]) <= set(trials["cell"]), "the interrupted run had the same candidates"
     assert not list(tmp_path.glob("ray-tune*"))
 
     monkeypatch.setattr(running, "connect", None)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ from diffprune.core import budget as budgets_
 from diffprune.core import plugins
 from diffprune.core.clock import clocks
 from diffprune.core.pruner import Need, Pruner
-from diffprune.core.record import Cell, Choice, CurvePoint, Outcome, Provenance, Trial
+from diffprune.core.record import TABLES, Cell, Choice, CurvePoint, Outcome, Provenance, Timing, Trial
 from diffprune.distributed.start import connect
 from diffprune.evaluate import Evaluator
 from diffprune.machine import steady
@@ -54,14 +55,17 @@ class Resident:
         with steady(self.options.threads):
             return time_curve(self.vlm, inputs, grid(self.vlm.num_visual_tokens, self.options.least), self.options, self.clock)
 
-    def profile(self, method: str) -> tuple[Scored, list[tuple[float, float]]]:
-        """(scores and counts of the calibration images, overhead in ms at three kept counts)."""
+    def scores(self, method: str) -> Scored:
+        """Scores and counts of the calibration images."""
+        return scored(self.vlm, self.calibration, self.pruners[method])
+
+    def overhead(self, method: str) -> list[Timing]:
+        """What a method adds before prefill, at three kept counts."""
         total, pruner = self.vlm.num_visual_tokens, self.pruners[method]
         counts = sorted({max(self.options.least, round(share * total)) for share in (0.05, 0.3, 1)})
         keeps = [budgets_.Keep(c) for c in counts]
         with steady(self.options.threads):
-            data = scored(self.vlm, self.calibration, pruner)
-            return data, time_overhead(self.vlm, self.calibration[0], pruner, keeps, self.options.curve_repeats, self.clock)
+            return time_overhead(self.vlm, self.calibration[0], pruner, keeps, self.options.curve_repeats, self.clock)
 
     def accuracy(self, method: str, budget: str) -> float:
         """Mean credit of every calibration question.
@@ -156,23 +160,33 @@ class _Run:
         self._trials()
         self._verify()
 
+    def _once(self, table: str, cell: Cell, call: Callable[[], Any]) -> list[Any]:
+        """What was timed for a cell, from the store where it is there: a run that goes on finds the candidates it had."""
+        if cell.key in self.store.done():
+            rows, record = self.store.read(table), TABLES[table]
+            rows = rows[rows["cell"] == cell.key][[field.name for field in fields(record)]]
+            return [record(**row) for row in rows.to_dict("records")]
+        found: list[Any] = ray.get(call())
+        self.store.publish({table: found, "outcomes": [_ok(len(found))]}, cell=cell, provenance=self.provenance)
+        return found
+
     def _curve(self) -> list[CurvePoint]:
         asked = self.asked[0]
         cell = replace(asked, pruner="none", pruner_hash="", budget="curve", mode=asked.mode.partition(" ")[2])
-        if cell.key in self.store.done():
-            table = self.store.read("curve")
-            rows = table[table["cell"] == cell.key][list(CurvePoint.__dataclass_fields__)]
-            return [CurvePoint(**row) for row in rows.to_dict("records")]
-        found: list[CurvePoint] = ray.get(self.actor.curve.remote())
-        self.store.publish({"curve": found, "outcomes": [_ok(len(found))]}, cell=cell, provenance=self.provenance)
+        found: list[CurvePoint] = self._once("curve", cell, self.actor.curve.remote)
         first, last = found[0], found[-1]
         print(f"tune: prefill takes {first.prefill_ms:.2f} ms at {first.sequence} tokens, {last.prefill_ms:.2f} at {last.sequence}")
         return found
 
     def _solvers(self, method: str, points: Sequence[CurvePoint]) -> None:
-        data, overhead = ray.get(self.actor.profile.remote(method))
-        counts, spent = zip(*overhead, strict=True)
-        latency = Latency.fit([p.sequence for p in points], [p.prefill_ms for p in points], counts, spent)
+        asked = next(cell for cell in self.asked if cell.pruner == method)
+        cell = replace(asked, budget="overhead", mode=asked.mode.partition(" ")[2])
+        spent: dict[float, list[float]] = {}
+        for row in self._once("timings", cell, lambda: self.actor.overhead.remote(method)):
+            spent.setdefault(row.visual_kept, []).append(row.value_ms)
+        data = ray.get(self.actor.scores.remote(method))
+        medians = [median(values) for values in spent.values()]
+        latency = Latency.fit([p.sequence for p in points], [p.prefill_ms for p in points], list(spent), medians)
         for kind in self.options.kinds:
             able = kind == "count" or data.scores is not None
             self.solvers[method, kind] = Solver(data, latency, kind, self.options.least, self.options.most) if able else None
@@ -335,5 +349,5 @@ def answers(store: Store, asked: Sequence[Cell]) -> list[Choice]:
     """The choices the store has for these cells, in their order."""
     table = store.read("choices")
     by_cell = {row["cell"]: row for row in table.to_dict("records")}
-    fields = list(Choice.__dataclass_fields__)
-    return [Choice(**{f: by_cell[c.key][f] for f in fields}) for c in asked if c.key in by_cell]
+    columns = [field.name for field in fields(Choice)]
+    return [Choice(**{column: by_cell[c.key][column] for column in columns}) for c in asked if c.key in by_cell]
