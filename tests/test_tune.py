@@ -253,8 +253,8 @@ def test_timing_the_curve_and_the_check_on_the_path(tiny: Llava, batches: list) 
 
 def test_the_unpruned_run_is_timed_more_often_and_counts_once(
     tiny: Llava,
-    batches: list,
-    monkeypatch: pytest.MonkeyPatch,  # type: ignore[type-arg]
+    batches: list,  # type: ignore[type-arg]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Known times: every ratio is exact, whatever the order and however often the run they share is timed."""
 

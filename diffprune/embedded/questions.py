@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from diffprune.embedded.world import COLORS, DIGITS, QUADRANTS, SHAPES, Scene
+from diffprune.embedded.world import COLORS, DIGITS, QUADRANTS, SHAPES, Scene, Thing
 
 LETTERS = ("A", "B", "C", "D")
 CHINESE: Mapping[str, str] = dict(
@@ -73,22 +73,19 @@ def _existence(s: Scene, r: np.random.Generator, truth: bool | None = None, how:
     return [(f"is there a {_name(*pair)}", "yes" if truth else "no")] if pair else []
 
 
+def _only(s: Scene, r: np.random.Generator, trait: str) -> list[Thing]:
+    """One object that shares its `trait` ("color", "shape") with no other, so that the trait names it; [] where there is none."""
+    values = [getattr(o, trait) for o in s.objects]
+    pool = [o for o, value in zip(s.objects, values, strict=True) if values.count(value) == 1]
+    return [pick(r, pool)] if pool else []
+
+
 def _color(s: Scene, r: np.random.Generator) -> list[Asked]:
-    shapes = [o.shape for o in s.objects]
-    pool = [o for o in s.objects if shapes.count(o.shape) == 1]
-    if not pool:
-        return []
-    o = pick(r, pool)
-    return [(f"what is the color of the {SHAPES[o.shape]}", COLORS[o.color])]
+    return [(f"what is the color of the {SHAPES[o.shape]}", COLORS[o.color]) for o in _only(s, r, "shape")]
 
 
 def _shape(s: Scene, r: np.random.Generator) -> list[Asked]:
-    colors = [o.color for o in s.objects]
-    pool = [o for o in s.objects if colors.count(o.color) == 1]
-    if not pool:
-        return []
-    o = pick(r, pool)
-    return [(f"what is the shape that is {COLORS[o.color]}", SHAPES[o.shape])]
+    return [(f"what is the shape that is {COLORS[o.color]}", SHAPES[o.shape]) for o in _only(s, r, "color")]
 
 
 def _count(s: Scene, r: np.random.Generator) -> list[Asked]:
