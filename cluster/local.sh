@@ -36,7 +36,7 @@ PY
 start() {
   if running; then echo "a head is running already (process $(cat "$pidfile"), $DIFFPRUNE_HEAD)" >&2; exit 1; fi
   (umask 077; mkdir -p "$DIFFPRUNE_HEAD")
-  (cd "$here" && "$PYTHON" -c "from diffprune.distributed.start import secure; secure()")
+  (cd "$here" && "$PYTHON" -c "from diffprune.distributed.cluster import secure; secure()")
   read -r gcs agent agent_grpc environment metrics client <<<"$(free_ports 6)"
   local options=(--head --block --disable-usage-stats --node-ip-address 127.0.0.1 --port "$gcs"
     --dashboard-host 127.0.0.1 --dashboard-port "$PORT" --dashboard-agent-listen-port "$agent"

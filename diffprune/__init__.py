@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from diffprune.core.pruner import Pruner
     from diffprune.core.tokens import Selection, VisualTokens
     from diffprune.core.vlm import VLM
-    from diffprune.drawing import overlay
-    from diffprune.inside import pruned
-    from diffprune.models._load import load
-    from diffprune.prune import generate
-    from diffprune.pruners._pretrained import from_pretrained
+    from diffprune.pruning.hooks import pruned
+    from diffprune.pruning.overlay import overlay
+    from diffprune.pruning.path import generate
+    from diffprune.pruning.pretrained import from_pretrained
     from diffprune.store import Store
+    from diffprune.vlm.load import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,8 +33,8 @@ __all__ = [
 _HOMES = {
     "Above": "core.budget", "Budget": "core.budget", "Keep": "core.budget", "Share": "core.budget", "parse": "core.budget",
     "Pruner": "core.pruner", "Selection": "core.tokens", "VisualTokens": "core.tokens", "VLM": "core.vlm",
-    "load": "models._load", "overlay": "drawing", "generate": "prune", "pruned": "inside", "Store": "store",
-    "from_pretrained": "pruners._pretrained",
+    "load": "vlm.load", "overlay": "pruning.overlay", "generate": "pruning.path", "pruned": "pruning.hooks", "Store": "store",
+    "from_pretrained": "pruning.pretrained",
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def pruner(spelling: str) -> Pruner:
     Raises:
         ValueError: no such method or option (the nearest valid one is named), or damaged weights.
     """
-    return importlib.import_module("diffprune.core.plugins").load("pruners", spelling)
+    return importlib.import_module("diffprune.core.registry").load("pruners", spelling)
 
 
 def benchmark(spelling: str) -> Any:
@@ -66,4 +66,4 @@ def benchmark(spelling: str) -> Any:
     Raises:
         ValueError: no such benchmark or option; the nearest valid one is named.
     """
-    return importlib.import_module("diffprune.core.plugins").load("benchmarks", spelling)
+    return importlib.import_module("diffprune.core.registry").load("benchmarks", spelling)

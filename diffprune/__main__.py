@@ -1,6 +1,6 @@
 """`python -m diffprune`, and the `diffprune` command."""
 
-from diffprune.cli import main
+from diffprune.cli.commands import main
 
 if __name__ == "__main__":
     main()

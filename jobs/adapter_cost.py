@@ -19,24 +19,24 @@ from typing import Any
 import pandas as pd
 import torch
 
-from diffprune import timed
 from diffprune.benchmarks.world import World
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
-from diffprune.core.clock import Clock, clocks
 from diffprune.core.pruner import Pruner
 from diffprune.core.vlm import VLM
-from diffprune.models._tiny import sized
-from diffprune.provenance import collect
-from diffprune.speed import NATIVE_LIMIT
 from diffprune.statistics import Interval, ratio_of_medians
+from diffprune.statistics.speedup import NATIVE_LIMIT
+from diffprune.store.provenance import collect
+from diffprune.timing import eager
+from diffprune.timing.clock import Clock, clocks
+from diffprune.vlm.tiny import sized
 
 WIDTH, LAYERS, BATCH, KEPT = 384, 6, 8, Share(1 / 4)
 NOTHING: Any = None  # prefill looks at the keyword arguments alone
 ADAPTER_LIMIT = 1.02  # our path at full budget over the family's own
 
 
-def own_inputs(vlm: VLM, inputs: timed.Inputs) -> dict[str, Any]:
+def own_inputs(vlm: VLM, inputs: eager.Inputs) -> dict[str, Any]:
     """What the family's own forward takes: its encoder output, ids, mask and token types; no positions, nothing of ours."""
     given = {name: inputs.pixels[name] for name in vlm.encoder_inputs if name in inputs.pixels}
     encoded = vlm.model.model.get_image_features(**given, return_dict=True)
@@ -44,35 +44,35 @@ def own_inputs(vlm: VLM, inputs: timed.Inputs) -> dict[str, Any]:
     return {**rows, **vlm.token_inputs(inputs.prompts), **image_rows(vlm, inputs), "mm_encoder_outputs": {"image": encoded}}
 
 
-def image_rows(vlm: VLM, inputs: timed.Inputs) -> dict[str, Any]:
+def image_rows(vlm: VLM, inputs: eager.Inputs) -> dict[str, Any]:
     """Grids of pictures, from which a family with M-RoPE makes its own positions."""
     return {name: value for name, value in inputs.pixels.items() if name == "image_grid_thw" and name in vlm.encoder_inputs}
 
 
 def once(
-    vlm: VLM, inputs: timed.Inputs, arm: str, method: tuple[Pruner, Budget], own: dict[str, Any], clock: Clock
+    vlm: VLM, inputs: eager.Inputs, arm: str, method: tuple[Pruner, Budget], own: dict[str, Any], clock: Clock
 ) -> tuple[float, float]:
     """ms of one turn of an arm: (overhead, prefill)."""
     if arm == "own":
         fresh = own | {"mm_encoder_outputs": {"image": copy(own["mm_encoder_outputs"]["image"])}}
-        return 0.0, timed.prefill(vlm, timed.Ready(NOTHING, fresh), clock)[0]
+        return 0.0, eager.prefill(vlm, eager.Ready(NOTHING, fresh), clock)[0]
     if arm == "native":
-        ready = timed.shrink(vlm, inputs, *method, clock)[0]  # untimed: rows of the very length, also where newlines differ
-        return 0.0, timed.prefill(vlm, ready, clock)[0]
-    chosen = method if arm == "pruned" else (plugins.load("pruners", "none"), Share(1))
-    ready, spans = timed.shrink(vlm, inputs, chosen[0], chosen[1], clock)
-    return spans["overhead"], timed.prefill(vlm, ready, clock)[0]
+        ready = eager.shrink(vlm, inputs, *method, clock)[0]  # untimed: rows of the very length, also where newlines differ
+        return 0.0, eager.prefill(vlm, ready, clock)[0]
+    chosen = method if arm == "pruned" else (registry.load("pruners", "none"), Share(1))
+    ready, spans = eager.shrink(vlm, inputs, chosen[0], chosen[1], clock)
+    return spans["overhead"], eager.prefill(vlm, ready, clock)[0]
 
 
 @torch.inference_mode()
 def measure(family: str, rounds: int, warmup: int) -> dict[str, Any]:
     """One row of the table: tokens, medians and both ratios with their intervals."""
     with sized(WIDTH, LAYERS):
-        vlm: Any = plugins.find("models", family).tiny()  # type: ignore[attr-defined]
+        vlm: Any = registry.find("models", family).tiny()  # type: ignore[attr-defined]
     world = World("gqa")
     samples = world.samples("test", BATCH)[:BATCH]
-    inputs = timed.prepare(vlm, [world.image(s) for s in samples], [s.question for s in samples], frozenset())
-    pruner = plugins.load("pruners", "diffprune")
+    inputs = eager.prepare(vlm, [world.image(s) for s in samples], [s.question for s in samples], frozenset())
+    pruner = registry.load("pruners", "diffprune")
     torch.manual_seed(0)
     pruner.build(inputs.tokens).eval()
     own, clock = own_inputs(vlm, inputs), clocks(vlm.device)[0]
@@ -125,11 +125,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=5)
-    parser.add_argument("--family", action="append", choices=plugins.names("models"), help="all of them, unless given")
+    parser.add_argument("--family", action="append", choices=registry.names("models"), help="all of them, unless given")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for family in given.family or plugins.names("models"):
+    for family in given.family or registry.names("models"):
         rows.append(measure(family, given.rounds, given.warmup))
         last = rows[-1]
         print(f"{family}: full / own {last['adapter_ratio']:.3f}, pruned / native {last['native_ratio']:.3f}", flush=True)

@@ -6,9 +6,7 @@ Same data, steps, seeds and budget draw for every arm. Question-aware, scorer se
 switched one at a time. May take half an hour on two cores; interrupted, the same command resumes.
 """
 
-from diffprune.evaluate import Evaluation
-from diffprune.job import Job
-from diffprune.recipe import Recipe
+from diffprune.job import Evaluation, Job, Recipe
 
 BUDGETS = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
 

@@ -3,11 +3,7 @@
 make demo        or        diffprune demo
 """
 
-from diffprune.evaluate import Evaluation
-from diffprune.job import Job
-from diffprune.measurement import Measurement
-from diffprune.recipe import Recipe
-from diffprune.tune import Tuning
+from diffprune.job import Evaluation, Job, Measurement, Recipe, Tuning
 
 BUDGETS = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
 
@@ -22,7 +18,7 @@ job = Job(
         budgets=BUDGETS,
         workers=2,
         validate_every=100,
-        coherence_every=50,
+        grad_cosine_every=50,
     ),
     tune=Tuning(curve_repeats=10, warmup=3, repeats=1, corrections=2, candidates=1, calibration=72, held_out=72),
     evaluate=Evaluation(blind=True, limit=80),  # the world's ten benchmarks, each also asked without its pictures

@@ -24,20 +24,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffprune import graphed, latency, measure, roofline, timed
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.budget import Share
-from diffprune.core.clock import clocks
 from diffprune.core.pruner import Need, Pruner
-from diffprune.core.record import Cell, Outcome
+from diffprune.core.records import Cell, Outcome
 from diffprune.core.vlm import VLM
-from diffprune.machine import steady
-from diffprune.measurement import Measurement, Span
-from diffprune.models._outline import entrance_width, outline
-from diffprune.models._random import randomised
-from diffprune.provenance import collect
-from diffprune.session import Session
+from diffprune.measure import measure
+from diffprune.report.tables import latency
 from diffprune.store import Store, lock
+from diffprune.store.provenance import collect
+from diffprune.timing import cuda_graph, eager, roofline
+from diffprune.timing.clock import clocks
+from diffprune.timing.machine import steady
+from diffprune.timing.options import Measurement, Span
+from diffprune.timing.session import Session
+from diffprune.vlm.meta_model import outline, projector_input_width
+from diffprune.vlm.random_weights import randomised
 
 NAME, TEXT, SEED = "latency_7b", 64, 0
 TITLE = "Latency of three 7B shapes with random weights"
@@ -102,7 +104,7 @@ def build(name: str, tiny: bool, device: torch.device) -> VLM:
     """The model, of a name that says how its weights were made."""
     subject = SUBJECTS[name]
     if tiny:
-        vlm: VLM = plugins.find("models", subject.family).tiny()  # type: ignore[attr-defined]
+        vlm: VLM = registry.find("models", subject.family).tiny()  # type: ignore[attr-defined]
         vlm.model.to(device)
         vlm.device, vlm.name, vlm.weights_hash = device, label(name, tiny), f"random {SEED}"
         return vlm
@@ -116,7 +118,7 @@ def outlines(tiny: bool) -> dict[str, VLM]:
     """Every model by the name its cells have; of the full ones only the outline, without weights."""
     found: dict[str, VLM] = {}
     for name, subject in SUBJECTS.items():
-        family: Any = plugins.find("models", subject.family)
+        family: Any = registry.find("models", subject.family)
         vlm = family.tiny() if tiny else outline({"model_type": subject.family, **subject.config})
         vlm.shape = replace(vlm.shape, patches=(not tiny and subject.patches) or vlm.shape.patches)
         found[label(name, tiny)] = vlm
@@ -127,8 +129,8 @@ def notes(models: dict[str, VLM], tiny: bool) -> str:
     """What the reader of the table must know; for full shapes also what the scorer costs by arithmetic."""
     lines = [*NOTES]
     for name, vlm in () if tiny else models.items():
-        features, tokens = entrance_width(vlm), vlm.shape.patches // 4 if "qwen" in name else vlm.num_visual_tokens
-        pruner: Any = plugins.load("pruners", "diffprune")
+        features, tokens = projector_input_width(vlm), vlm.shape.patches // 4 if "qwen" in name else vlm.num_visual_tokens
+        pruner: Any = registry.load("pruners", "diffprune")
         scorer: Any = pruner.outline(features)["scorer"]
         depth, width, work = pruner.dims["depth"], pruner.dims["width"], scorer.flops(tokens)
         best = ", ".join(f"{1e3 * work / d.flops:.3f} ms on {d.name}" for _, d in roofline.KNOWN[:3])
@@ -144,20 +146,20 @@ def label(name: str, tiny: bool) -> str:
     return f"{name}{' tiny' * tiny} (weights=random)"
 
 
-def requests(vlm: VLM, size: tuple[int, int], batch: int) -> timed.Inputs:
+def requests(vlm: VLM, size: tuple[int, int], batch: int) -> eager.Inputs:
     """One batch of random pixels with prompts of `TEXT` text tokens."""
     rng = np.random.default_rng(SEED)
     noise = [Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)) for _ in range(batch)]
     pixels = vlm.pixels(noise[:1])
     slots = vlm.slots(pixels)
     frame = int(vlm.prompts(["x"], slots, vlm.layout(pixels)).attention_mask.sum()) - slots[0] - 1
-    return timed.prepare(vlm, noise, ["x" * (TEXT - frame)] * batch, frozenset({Need.IDENTITY}))
+    return eager.prepare(vlm, noise, ["x" * (TEXT - frame)] * batch, frozenset({Need.IDENTITY}))
 
 
-def scorer(inputs: timed.Inputs, dtype: torch.dtype) -> Pruner:
+def scorer(inputs: eager.Inputs, dtype: torch.dtype) -> Pruner:
     """DiffPrune, untrained, at the paper's shape; `pruner_hash` of its cells says so, and which arithmetic it runs in."""
     torch.manual_seed(SEED)
-    pruner: Any = plugins.load("pruners", "diffprune")
+    pruner: Any = registry.load("pruners", "diffprune")
     pruner.build(inputs.tokens).eval().requires_grad_(False)
     pruner.weights_hash = f"random {str(dtype).removeprefix('torch.')}"
     if dtype != torch.float32:
@@ -166,10 +168,10 @@ def scorer(inputs: timed.Inputs, dtype: torch.dtype) -> Pruner:
     return pruner  # type: ignore[no-any-return]
 
 
-def cells(vlm: VLM, inputs: timed.Inputs, mode: str) -> dict[Cell, tuple[Pruner, Share]]:
+def cells(vlm: VLM, inputs: eager.Inputs, mode: str) -> dict[Cell, tuple[Pruner, Share]]:
     """What one session times, beside the unpruned request that every session has."""
     kinds = dict.fromkeys((torch.float32, vlm.model.dtype))
-    methods: list[Pruner] = [plugins.load("pruners", "random"), *(scorer(inputs, kind) for kind in kinds)]
+    methods: list[Pruner] = [registry.load("pruners", "random"), *(scorer(inputs, kind) for kind in kinds)]
     size = inputs.images[0].size
     return {
         Cell(
@@ -183,17 +185,17 @@ def cells(vlm: VLM, inputs: timed.Inputs, mode: str) -> dict[Cell, tuple[Pruner,
 
 @torch.inference_mode()
 def session(
-    vlm: VLM, inputs: timed.Inputs, mode: str, options: Measurement, done: set[str]
+    vlm: VLM, inputs: eager.Inputs, mode: str, options: Measurement, done: set[str]
 ) -> Iterator[tuple[Cell, measure.Measured]]:
     """What was found about each cell that is not done."""
     asked = {cell: how for cell, how in cells(vlm, inputs, mode).items() if cell.key not in done}
     if not asked:
         return
-    run: timed.Mode = graphed.Graphs(vlm) if mode == "graph" else timed
+    run: eager.Mode = cuda_graph.Graphs(vlm) if mode == "graph" else eager
     made = Session(vlm, [inputs], options, *clocks(vlm.device), run)
     with steady(options.threads) as threads:
         yield from measure.side_by_side(made, asked, threads).items()
-    if isinstance(run, graphed.Graphs) and run.differences:
+    if isinstance(run, cuda_graph.Graphs) and run.differences:
         print("    " + ", ".join(f"{what} differs from eager by {by:.1e}" for what, by in run.differences.items()))
 
 
@@ -261,7 +263,7 @@ def device_of(given: argparse.Namespace) -> torch.device:
         raise ValueError(f"{NAME} needs a CUDA device for models of 7B, and here is none: --tiny tries the same code on the CPU")
     if device.type != "cuda" and "graph" in (given.mode or ()):
         raise ValueError(f"mode graph needs a CUDA device, this is {device.type}: leave --mode out, or ask for eager")
-    llava = plugins.find("models", "llava").tiny().model.model  # type: ignore[attr-defined]
+    llava = registry.find("models", "llava").tiny().model.model  # type: ignore[attr-defined]
     if "mm_encoder_outputs" not in inspect.signature(type(llava).forward).parameters:
         raise ValueError("this transformers takes no encoder outputs in its forward: install transformers 5.18 or later")
     return device

@@ -19,8 +19,7 @@ published with answers is not what the papers' servers grade. VQAv2 is four fift
 and `--limit` draws some of each, which the page then says.
 """
 
-from diffprune.evaluate import Evaluation
-from diffprune.job import Job
+from diffprune.job import Evaluation, Job
 
 SCORERS = "runs/train_llava15_7b/scorers"
 LEARNED = ("diffprune", "gumbel_topk", "gumbel_keepdrop")

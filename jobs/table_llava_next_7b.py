@@ -15,8 +15,7 @@ apart. Pictures of another shape than 1:1 have fewer than 2,880 tokens, and keep
 `table_llava15_7b.py`.
 """
 
-from diffprune.evaluate import Evaluation
-from diffprune.job import Job
+from diffprune.job import Evaluation, Job
 
 SCORERS = "runs/train_llava_next_7b/scorers"
 LEARNED = ("diffprune", "gumbel_topk", "gumbel_keepdrop")

@@ -14,8 +14,7 @@ the checkpoint's own chat template and pictures at their own size. TextVQA is as
 encoder has no [CLS] token, so there is no attention rule. MME is the total; flags as in `table_llava15_7b.py`.
 """
 
-from diffprune.evaluate import Evaluation
-from diffprune.job import Job
+from diffprune.job import Evaluation, Job
 
 SCORERS = "runs/train_qwen25_vl_7b/scorers"
 LEARNED = ("diffprune", "gumbel_topk", "gumbel_keepdrop")

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffprune.core import weights
-from diffprune.embedded import apart, benchmarks, pretrain, questions, vlm, world
+from diffprune.embedded import benchmarks, decorrelate, pretrain, questions, vlm, world
+from diffprune.io import checkpoint
 
 RULES = ("removed", "replaced", "random", "cosine")
 BUDGETS = (48, 32, 16, 8)  # 33, 22, 11 and 6 % of 144
@@ -211,7 +211,7 @@ def by_cosine(model, rows: list[dict], keep: int, batch: int = 50) -> float:
         image = model.model.multi_modal_projector(pretrain.features(model, [world.scene(row["image_seed"]) for row in part]))
         kept = torch.zeros(len(part), world.NUM_TOKENS, dtype=torch.bool)
         for b, row in enumerate(part):
-            score = apart.likeness(model, image[b], torch.tensor(vlm.ids(row["question"]))).amax(-1)
+            score = decorrelate.likeness(model, image[b], torch.tensor(vlm.ids(row["question"]))).amax(-1)
             kept[b, score.topk(keep).indices] = True
         packed = vlm.pack([[(row["question"], row["answer"])] for row in part])
         hidden = model.model.language_model(
@@ -282,7 +282,7 @@ def write(model, out: Path, metrics: dict) -> None:
     vlm.processor().save_pretrained(new)
     (new / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (new / "README.md").write_text(card(metrics))
-    (new / f"{weights.FILE}.sha256").write_text(f"{weights.sha256(new / weights.FILE)}  {weights.FILE}\n")
+    (new / f"{checkpoint.FILE}.sha256").write_text(f"{checkpoint.sha256(new / checkpoint.FILE)}  {checkpoint.FILE}\n")
     out.mkdir(parents=True, exist_ok=True)
     for file in new.iterdir():
         file.chmod(0o644)
@@ -303,13 +303,13 @@ def main() -> None:
     tower = replace(pretrain.Tower(), steps=asked.tower_steps)
     language = replace(pretrain.Language(), steps=asked.language_steps)
     few = dict.fromkeys(("shrink_steps", "blur_steps", "settle_steps"), asked.apart_steps) if asked.apart_steps else {}
-    last = replace(apart.Apart(), **few)
+    last = replace(decorrelate.Apart(), **few)
     wall = time.time()
     model = vlm.build(asked.seed)
     seen = pretrain.train_tower(model, asked.seed, tower)
     between = time.process_time()
     pretrain.train_language(model, asked.seed, language)
-    apart.train_apart(model, asked.seed, last, language)
+    decorrelate.train_apart(model, asked.seed, last, language)
     trained = time.process_time()
     metrics = measure(model, asked.scenes)
     metrics["tower"] = seen

@@ -26,8 +26,7 @@ A GPU of 48 GB holds a micro-batch of 8 images without checkpointing too (`--set
 of the time. Models that fit no GPU: `--set train.shard=True --set train.workers=4`.
 """
 
-from diffprune.job import Job
-from diffprune.recipe import Recipe
+from diffprune.job import Job, Recipe
 
 MODEL = "llava-hf/llava-1.5-7b-hf"
 
@@ -71,7 +70,7 @@ job = Job(
         checkpointing=True,
         checkpoint_every=250,
         validate_every=250,
-        coherence_every=0,
+        grad_cosine_every=0,
         workers=1,
     ),
     baselines=("none",),

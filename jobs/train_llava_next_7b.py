@@ -10,8 +10,7 @@ are not scored, stay while their line has a token, and are counted apart. An ima
 recomputed layers, and 32 images for the means and deviations of features.
 """
 
-from diffprune.job import Job
-from diffprune.recipe import Recipe
+from diffprune.job import Job, Recipe
 
 MODEL = "llava-hf/llava-v1.6-vicuna-7b-hf"
 
@@ -56,7 +55,7 @@ job = Job(
         checkpointing=True,
         checkpoint_every=250,
         validate_every=250,
-        coherence_every=0,
+        grad_cosine_every=0,
         workers=1,
     ),
     baselines=("none",),

@@ -11,9 +11,8 @@ by the scorer through a matrix to 1,024), so that only survivors are merged. The
 trained parameters; it is gone after training.
 """
 
-from diffprune.estimate import Assumed
-from diffprune.job import Job
-from diffprune.recipe import Recipe
+from diffprune.job import Job, Recipe
+from diffprune.train.estimate import Assumed
 
 MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 BUDGETS = ("Share(1/3)", "Share(2/9)", "Share(1/9)")
@@ -59,7 +58,7 @@ job = Job(
         checkpointing=True,
         checkpoint_every=250,
         validate_every=250,
-        coherence_every=0,
+        grad_cosine_every=0,
         workers=1,
     ),
     baselines=("none",),

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from transformers import LlavaNextProcessor, LlavaOnevisionProcessor
 
-from diffprune import prune
-from diffprune.core import plugins
+from diffprune import pruning
+from diffprune.core import registry
 from diffprune.core.budget import Keep
-from diffprune.core.cost import encoder_flops
 from diffprune.core.pruner import Need
 from diffprune.models.llava_next import LlavaNext
 from diffprune.models.llava_onevision import LlavaOnevision, part_of_groups
+from diffprune.timing.flops import encoder_flops
 
 SIZES = ((48, 40), (32, 32), (64, 32), (36, 64))  # width, height; px
 TEXTS = ("<image>and<image>?", "<image>what?", "look<image>how many things")
@@ -35,7 +35,7 @@ def no_gradient() -> Iterator[None]:
 
 @cache
 def tiny(family: str) -> Any:
-    return plugins.find("models", family).tiny()
+    return registry.find("models", family).tiny()
 
 
 def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
@@ -80,13 +80,13 @@ def test_pictures_shown_whole_are_read_from_the_processor() -> None:
     pixels, prompts = vlm.read(made)
     tokens = vlm.encode(pixels)
     assert tokens.counts.tolist()[:2] == [16, 16] and tokens.present.sum(1).tolist()[:2] == [17, 17]
-    packed = prune.shrink(vlm, prompts, tokens, plugins.load("pruners", "none"), Keep(16))
-    logits = prune.forward(vlm, packed, logits_to_keep=1).logits
+    packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), Keep(16))
+    logits = pruning.forward(vlm, packed, logits_to_keep=1).logits
     torch.testing.assert_close(logits[:, -1], vlm.model(**made).logits[:, -1], rtol=0, atol=1e-5)
     for start, stop in ((0, 1), (1, 2), (0, 3), (2, 4)):
         part = vlm.encode(vlm.part(pixels, start, stop))
-        wanted = tokens[torch.arange(start, stop)].padded(part.alive.shape[1])
-        torch.testing.assert_close(part.features[part.alive], wanted.features[wanted.alive], rtol=0, atol=1e-5)
+        wanted = tokens[torch.arange(start, stop)].padded(part.valid.shape[1])
+        torch.testing.assert_close(part.features[part.valid], wanted.features[wanted.valid], rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="take whole prompts"):
         vlm.part(pixels, 1, 3)
 
@@ -112,9 +112,9 @@ def test_a_newline_ends_its_line_and_goes_with_its_last_token(family: str) -> No
             assert entry == (number if entry > 0 else -number) and (entry > 0 or run), "lines follow each other, none is empty"
             number, run = (number + 1, 0) if entry < 0 else (number, run + 1)
         assert run == 0, "every line ends with a newline"
-    first = torch.zeros_like(tokens.alive)
+    first = torch.zeros_like(tokens.valid)
     first[:, [0, 17]] = True
-    left = type(tokens)(**{**vars(tokens), "alive": first})
+    left = type(tokens)(**{**vars(tokens), "valid": first})
     assert left.present.sum(1).tolist() == [3] * 4, "a token of the overview, one of the first line, its newline"
 
 
@@ -127,7 +127,7 @@ def test_tokens_of_a_resized_picture_are_the_projected_ones() -> None:
     (own,) = vlm.model.model.get_image_features(**pixels, return_dict=True).pooler_output
     newlines = (own == vlm.model.model.image_newline).all(-1)
     assert int(newlines.sum()) == 5
-    assert torch.equal(tokens.features[tokens.alive], own[~newlines])
+    assert torch.equal(tokens.features[tokens.valid], own[~newlines])
 
 
 def test_attention_of_the_encoder_follows_its_tokens() -> None:
@@ -144,10 +144,10 @@ def test_attention_of_the_encoder_follows_its_tokens() -> None:
         vlm.model.set_attn_implementation(before)
     features = seen.hidden_states[-2][:, 1:].flatten(0, 1)
     attention = seen.attentions[-2][:, :, 0, 1:].mean(1).flatten()
-    nearest = torch.cdist(tokens.features[tokens.alive], features).argmin(-1)
+    nearest = torch.cdist(tokens.features[tokens.valid], features).argmin(-1)
     assert len(set(nearest.tolist())) == len(nearest)
     assert tokens.attention is not None and tokens.identity is not None
-    torch.testing.assert_close(tokens.attention[tokens.alive], attention[nearest], rtol=0, atol=1e-5)
+    torch.testing.assert_close(tokens.attention[tokens.valid], attention[nearest], rtol=0, atol=1e-5)
     assert not tower.encoder.layers[1]._forward_pre_hooks
     alone = vlm.encode(vlm.pixels(pictures()[:2][1:]), frozenset({Need.IDENTITY}))
     assert torch.equal(alone.identity, tokens.identity[1:2]), "tiles of padding do not count as the picture"

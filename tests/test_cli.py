@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import ray
 
-from diffprune import cli
-from diffprune.core.record import Cell
-from diffprune.distributed import pipeline
-from diffprune.job import Job, configure, find_job, load_job
+from diffprune.cli import commands
+from diffprune.core.records import Cell
+from diffprune.job import pipeline
+from diffprune.job.configure import configure
+from diffprune.job.files import find_job, load_job
+from diffprune.job.job import Job
 
 ATTENTION = ("evaluate", "--pruner", "attention")
 SHORT = ("model", "pruners", "budgets", "benchmarks", "limit", "steps", "targets")
@@ -25,7 +27,7 @@ def asked(verb: str, job: str | None = None, settings: dict[str, object] | None 
 
 def test_help_does_not_wait_for_torch_or_ray() -> None:
     heavy = "[m for m in ('torch', 'ray', 'transformers') if m in sys.modules]"
-    code = f"import sys, diffprune.cli as c; print(c.call(['--help'])); print({heavy})"
+    code = f"import sys, diffprune.cli.commands as c; print(c.call(['--help'])); print({heavy})"
     start = os.times().children_user
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("(0, '')\n[]\n"), done.stdout[-200:]
@@ -33,9 +35,9 @@ def test_help_does_not_wait_for_torch_or_ray() -> None:
     assert os.times().children_user - start < 1.0, "seconds of processor time"
 
 
-@pytest.mark.parametrize("verb", [*cli.HELP, "submit"])
+@pytest.mark.parametrize("verb", [*commands.HELP, "submit"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.call([verb, "--help"]) == (0, "")
+    assert commands.call([verb, "--help"]) == (0, "")
     assert "--address" in capsys.readouterr().out
 
 
@@ -75,7 +77,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
 )  # fmt: skip
 def test_mistakes_end_with_2_and_one_sentence_before_ray_starts(line: tuple[str, ...], says: str) -> None:
-    code, sentence = cli.call(line)
+    code, sentence = commands.call(line)
     assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
     assert not ray.is_initialized() and not Path("runs").exists()
 
@@ -85,18 +87,18 @@ def test_ctrl_c_and_faults_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run", stopped)
-    code, sentence = cli.call([*ATTENTION, "--budget", "3"])
+    code, sentence = commands.call([*ATTENTION, "--budget", "3"])
     assert code == 130 and "resumes" in sentence
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: int("no number"))
-    code, sentence = cli.call([*ATTENTION, "--budget", "3"])
+    code, sentence = commands.call([*ATTENTION, "--budget", "3"])
     assert code in (1, 2) and "invalid literal" in sentence
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: {}["gone"])
-    code, sentence = cli.call([*ATTENTION, "--budget", "3"])
+    code, sentence = commands.call([*ATTENTION, "--budget", "3"])
     assert code == 1 and "Traceback" in Path(sentence.split("the traceback is in ")[1].rstrip(")")).read_text()
 
 
 def test_dry_run_prints_what_would_be_run_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.call([*ATTENTION, "--budget", "32", "--budget", "1/9", "--benchmark", "world('pope')", "--dry-run"]) == (0, "")
+    assert commands.call([*ATTENTION, "--budget", "32", "--budget", "1/9", "--benchmark", "world('pope')", "--dry-run"]) == (0, "")
     out = capsys.readouterr().out
     assert "evaluate: 3 cells, 3 to do" in out and "attention  Keep(32) Share(0.111111)" in out
     assert not list(Path.cwd().iterdir())
@@ -120,7 +122,7 @@ def test_settings_change_a_copy_of_the_job() -> None:
     assert job.train and job.evaluate
     assert (job.train.steps, job.evaluate.limit, job.title) == (7, 40, "other")
     assert load_job("demo").train != job.train
-    assert cli.settings_of(["a.b=1", "c=[1, 2]", "d=Keep(3)", "e=null"]) == {"a.b": 1, "c": [1, 2], "d": "Keep(3)", "e": None}
+    assert commands.settings_of(["a.b=1", "c=[1, 2]", "d=Keep(3)", "e=null"]) == {"a.b": 1, "c": [1, 2], "d": "Keep(3)", "e": None}
 
 
 def test_the_working_directory_comes_before_the_repository() -> None:

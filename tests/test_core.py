@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.budget import Above, Budget, Keep, Share, parse, standardise, top
-from diffprune.core.pruner import Need, Pruner, ScorePruner, Throttler
+from diffprune.core.pruner import Need, Pruner, ScorePruner, TrainablePruner
 from diffprune.core.tokens import VisualTokens
 
-PRUNERS = plugins.names("pruners")
+PRUNERS = registry.names("pruners")
 KEEPS_ALL = {"none", "replaced"}  # the unpruned bound, and a diagnostic that replaces instead of removing
 ROWS, COLUMNS, WIDTH = 4, 5, 16
 
@@ -23,32 +23,32 @@ def tokens(num_images: int = 3, seed: int = 0, dtype: torch.dtype = torch.float3
     """Random images of up to 20 tokens with everything a pruner can ask for; image i lacks its last 3i tokens."""
     chance = torch.Generator().manual_seed(seed)
     num = ROWS * COLUMNS
-    alive = torch.ones(num_images, num, dtype=torch.bool)
+    valid = torch.ones(num_images, num, dtype=torch.bool)
     for i in range(num_images if padded else 0):
-        alive[i, num - 3 * i :] = i == 0
+        valid[i, num - 3 * i :] = i == 0
     return VisualTokens(
         features=torch.randn(num_images, num, WIDTH, generator=chance).to(dtype),
-        alive=alive,
+        valid=valid,
         grid=(ROWS, COLUMNS),
         attention=torch.rand(num_images, num, generator=chance).to(dtype),
         text=torch.randn(num_images, 6, 2 * WIDTH, generator=chance).to(dtype),
-        text_alive=torch.ones(num_images, 6, dtype=torch.bool),
+        text_valid=torch.ones(num_images, 6, dtype=torch.bool),
         identity=torch.arange(num_images) + 100 * seed,
     )
 
 
 def make(name: str) -> Pruner:
     """A pruner ready to select: learned ones are built untrained on other images, with a fixed seed."""
-    pruner = plugins.load("pruners", "replaced(attention)" if name == "replaced" else name)
-    if isinstance(pruner, Throttler):
+    pruner = registry.load("pruners", "replaced(attention)" if name == "replaced" else name)
+    if isinstance(pruner, TrainablePruner):
         torch.manual_seed(0)
         pruner.build(tokens(8, seed=7, padded=False)).eval()
     return pruner
 
 
-def expected(budget: Budget, alive: int) -> int:
+def expected(budget: Budget, valid: int) -> int:
     """The count a budget asks of an image, by the words of its docstring."""
-    return min(budget.num, alive) if isinstance(budget, Keep) else max(1, math.floor(budget.share * alive + 0.5))  # type: ignore[union-attr]
+    return min(budget.num, valid) if isinstance(budget, Keep) else max(1, math.floor(budget.share * valid + 0.5))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("budget", [Keep(1), Keep(7), Keep(16), Share(1 / 9), Share(0.5), Share(1.0)], ids=str)
@@ -57,14 +57,14 @@ def test_budget_is_met_and_padding_never_selected(name: str, budget: Budget) -> 
     seen = tokens()
     with torch.no_grad():
         chosen = make(name).select(seen, budget)
-    assert not (chosen.keep & ~seen.alive).any()
+    assert not (chosen.keep & ~seen.valid).any()
     assert chosen.keep.sum(1).tolist() == [expected(budget, n) for n in seen.counts.tolist()]
 
 
 @pytest.mark.parametrize("name", sorted(KEEPS_ALL & set(PRUNERS)))
 def test_exceptions_keep_every_living_token(name: str) -> None:
     seen = tokens()
-    assert torch.equal(make(name).select(seen, Keep(3)).keep, seen.alive)
+    assert torch.equal(make(name).select(seen, Keep(3)).keep, seen.valid)
 
 
 @pytest.mark.parametrize("name", PRUNERS)
@@ -77,7 +77,7 @@ def test_a_threshold_keeps_at_least_one_or_is_refused(name: str) -> None:
             return
         for threshold in (-99.0, 0.0, 99.0):
             keep = pruner.select(seen, Above(threshold)).keep
-            assert not (keep & ~seen.alive).any()
+            assert not (keep & ~seen.valid).any()
             assert (keep.sum(1) >= 1).all()
 
 
@@ -89,9 +89,9 @@ def test_a_batch_equals_one_by_one_and_padding_changes_nothing(name: str) -> Non
         for i, num in enumerate(seen.counts.tolist()):
             alone = seen[torch.tensor([i])]
             assert torch.equal(pruner.select(alone, Keep(5)).keep[0], together[i]), f"image {i} alone"
-            loud = replace(alone, features=alone.features.where(alone.alive[..., None], 1e3))
+            loud = replace(alone, features=alone.features.where(alone.valid[..., None], 1e3))
             assert torch.equal(pruner.select(loud, Keep(5)).keep[0], together[i]), (
-                f"values in the padding of image {i} ({num} alive)"
+                f"values in the padding of image {i} ({num} valid)"
             )
 
 
@@ -129,26 +129,26 @@ def test_the_file_is_the_registration(name: str) -> None:
 
 def test_top_equals_a_sort_with_ties_to_the_earlier() -> None:
     scores = torch.tensor([[1.0, 3.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0, 9.0]])
-    alive = torch.tensor([[True, True, True, True, True], [True, True, True, True, False]])
-    assert top(scores, alive, torch.tensor([2, 2])).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
+    valid = torch.tensor([[True, True, True, True, True], [True, True, True, True, False]])
+    assert top(scores, valid, torch.tensor([2, 2])).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
 
 
 def test_thresholds_do_not_care_for_shift_or_scale_of_scores() -> None:
     seen = tokens()
     scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(1))
-    keep = Above(0.3).pick(scores, seen.alive)
-    assert torch.equal(Above(0.3).pick(5 * scores - 40, seen.alive), keep)
-    for row, alive in zip(scores, seen.alive, strict=True):
-        values = row[alive].double()
+    keep = Above(0.3).pick(scores, seen.valid)
+    assert torch.equal(Above(0.3).pick(5 * scores - 40, seen.valid), keep)
+    for row, valid in zip(scores, seen.valid, strict=True):
+        values = row[valid].double()
         by_hand = (values - values.mean()) / values.std(unbiased=False)
-        assert torch.allclose(standardise(row[None], alive[None])[0][alive].double(), by_hand, atol=1e-5)
+        assert torch.allclose(standardise(row[None], valid[None])[0][valid].double(), by_hand, atol=1e-5)
 
 
 def test_guards_of_a_threshold() -> None:
-    alive, scores = torch.ones(1, 20, dtype=torch.bool), torch.arange(20.0)[None]
-    assert Above(99.0, least=4).pick(scores, alive).sum() == 4
-    assert Above(-99.0, most=6).pick(scores, alive).sum() == 6
-    assert Above(0.0).pick(torch.zeros(1, 20), alive).sum() == 1, "equal scores: nothing lies above the mean"
+    valid, scores = torch.ones(1, 20, dtype=torch.bool), torch.arange(20.0)[None]
+    assert Above(99.0, least=4).pick(scores, valid).sum() == 4
+    assert Above(-99.0, most=6).pick(scores, valid).sum() == 6
+    assert Above(0.0).pick(torch.zeros(1, 20), valid).sum() == 1, "equal scores: nothing lies above the mean"
 
 
 @pytest.mark.parametrize(
@@ -194,16 +194,16 @@ def test_a_budget_prints_as_it_is_spelled(budget: Budget) -> None:
 
 def test_near_misses_are_named() -> None:
     with pytest.raises(ValueError, match="did you mean 'attention'"):
-        plugins.load("pruners", "atention")
+        registry.load("pruners", "atention")
     with pytest.raises(ValueError, match="did you mean 'seed'"):
-        plugins.load("pruners", "random(sed=1)")
+        registry.load("pruners", "random(sed=1)")
     with pytest.raises(ValueError, match="it takes none"):
-        plugins.load("pruners", "grid(x=1)")
+        registry.load("pruners", "grid(x=1)")
 
 
 def test_spelling_is_canonical_and_nothing_is_evaluated() -> None:
-    assert plugins.load("pruners", "random(seed=0)").spelling == "random"
-    assert plugins.load("pruners", " random( 3 )").spelling == "random(seed=3)"
+    assert registry.load("pruners", "random(seed=0)").spelling == "random"
+    assert registry.load("pruners", " random( 3 )").spelling == "random(seed=3)"
     with pytest.raises(ValueError, match="not a plain value"):
-        plugins.load("pruners", "random(seed=6 * 7)")
-    assert plugins.parse_call("replaced(method=attention(x=1))") == ("replaced", [], {"method": "attention(x=1)"})
+        registry.load("pruners", "random(seed=6 * 7)")
+    assert registry.parse_call("replaced(method=attention(x=1))") == ("replaced", [], {"method": "attention(x=1)"})

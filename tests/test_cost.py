@@ -5,15 +5,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffprune import roofline
-from diffprune.core import cost
 from diffprune.core.budget import Above, Keep, Share
 from diffprune.core.pruner import Cut, Stage
 from diffprune.core.vlm import Shape
-from diffprune.counted import counted_flops
 from diffprune.embedded import vlm as embedded
 from diffprune.models.llava import Llava
-from diffprune.timed import native, prepare
+from diffprune.timing import flops, roofline
+from diffprune.timing.eager import native, prepare
+from diffprune.timing.measured_cost import counted_flops
 
 SEVEN = Shape(
     layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocabulary=32064,
@@ -43,19 +42,19 @@ def test_hand_count_on_a_toy() -> None:
             for _key in range(position + 1):
                 adds += 4 + 4  # q.k and weight x v, over both heads
     adds += 4 * 10
-    assert cost.prefill_flops(TOY, (1, 1), 2) == 2 * adds
-    assert cost.kv_bytes(TOY, (1, 1), 2, element_bytes=4) == TOY.layers * 3 * 2 * 2 * 4
+    assert flops.prefill_flops(TOY, (1, 1), 2) == 2 * adds
+    assert flops.kv_bytes(TOY, (1, 1), 2, element_bytes=4) == TOY.layers * 3 * 2 * 2 * 4
 
 
 @pytest.mark.parametrize("visual, tera", [(576, 8.397), (192, 3.333), (128, 2.497), (64, 1.662)])
 def test_llava_7b_as_the_specification_computes_it(visual: int, tera: float) -> None:
-    assert cost.prefill_flops(SEVEN, (visual,) * 32, 64) / 1e12 == pytest.approx(tera, abs=5e-4)
+    assert flops.prefill_flops(SEVEN, (visual,) * 32, 64) / 1e12 == pytest.approx(tera, abs=5e-4)
 
 
 def test_llava_7b_encoder_and_cache() -> None:
-    assert cost.encoder_flops(SEVEN) / 1e12 == pytest.approx(0.381, rel=0.02)
-    assert cost.projector_flops(SEVEN, 576) / 1e12 == pytest.approx(0.024, rel=0.02)
-    assert cost.kv_bytes(SEVEN, (128,) * 32, 64, element_bytes=2) == 96 * 2**20
+    assert flops.encoder_flops(SEVEN) / 1e12 == pytest.approx(0.381, rel=0.02)
+    assert flops.projector_flops(SEVEN, 576) / 1e12 == pytest.approx(0.024, rel=0.02)
+    assert flops.kv_bytes(SEVEN, (128,) * 32, 64, element_bytes=2) == 96 * 2**20
 
 
 # Computed by the specification, ms: H200 at batch 1 and 8, A100 at batch 1 and 8, 64 text tokens.
@@ -77,19 +76,19 @@ def test_roofline_as_the_specification_computes_it(shape: Shape, visual: int, ex
 
 
 def test_the_parts_of_a_roofline_sum_to_the_flops() -> None:
-    parts = cost.prefill_work(TOY, (3, 3), 2, 5, 2)
-    assert sum(part.flops for part in parts) == 5 * cost.prefill_flops(TOY, (3, 3), 2)
+    parts = flops.prefill_work(TOY, (3, 3), 2, 5, 2)
+    assert sum(part.flops for part in parts) == 5 * flops.prefill_flops(TOY, (3, 3), 2)
     # One layer of the toy by hand, 25 rows: weights of q, k, v, then both sides of the product.
     assert parts[0].bytes == 2 * (4 * 8 + 25 * (4 + 8)) and parts[3].bytes == 2 * (4 * 16 + 25 * (4 + 16))
 
 
 def test_tokens_follow_from_the_plan_alone() -> None:
     cuts = (Cut(Stage.ENCODED, Share(0.5)), Cut(Stage.PROJECTED, Keep(20)))
-    assert cost.tokens_per_layer(cuts, 144, 4) == (20, 20, 20, 20)
-    assert cost.tokens_per_layer((), 144, 2) == (144, 144)
-    assert cost.layer_average((576, 576, 64, 64)) == 320
+    assert flops.tokens_per_layer(cuts, 144, 4) == (20, 20, 20, 20)
+    assert flops.tokens_per_layer((), 144, 2) == (144, 144)
+    assert flops.layer_average((576, 576, 64, 64)) == 320
     with pytest.raises(ValueError, match="different number"):
-        cost.tokens_per_layer((Cut(Stage.ENCODED, Above(0.0)),), 144, 4)
+        flops.tokens_per_layer((Cut(Stage.ENCODED, Above(0.0)),), 144, 4)
 
 
 @pytest.mark.parametrize("kept", [144, 32, 8])
@@ -98,7 +97,7 @@ def test_decoder_against_torchs_counter(tiny: Llava, kept: int) -> None:
     inputs = prepare(tiny, _pictures(1), ["is there a red circle"], frozenset())
     ready = native(tiny, inputs, [kept])
     visual, text = (kept,) * tiny.shape.layers, ready.sequence - kept
-    expected = cost.prefill_flops(tiny.shape, visual, text) + cost.causal_half(tiny.shape, visual, text)
+    expected = flops.prefill_flops(tiny.shape, visual, text) + flops.causal_half(tiny.shape, visual, text)
     assert counted_flops(tiny, ready) == pytest.approx(expected, rel=0.02)
 
 
@@ -106,7 +105,7 @@ def test_decoder_against_torchs_counter(tiny: Llava, kept: int) -> None:
 def test_encoder_against_torchs_counter(tiny: Llava) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         tiny.encode(tiny.pixels(_pictures(1)))
-    assert counter.get_total_flops() == pytest.approx(cost.encoder_flops(tiny.shape), rel=0.02)
+    assert counter.get_total_flops() == pytest.approx(flops.encoder_flops(tiny.shape), rel=0.02)
 
 
 def _pictures(number: int) -> list:  # type: ignore[type-arg]

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffprune import hub
 from diffprune.benchmarks import custom
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.benchmark import Graded, Sample
-from diffprune.evaluate import Evaluation, Evaluator, cells
-from diffprune.models._load import load
+from diffprune.evaluate.cells import Evaluation, cells
+from diffprune.evaluate.evaluator import Evaluator
+from diffprune.io import dataset_rows
+from diffprune.vlm.load import load
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 QUESTIONS = [("what colour is it", "red"), ("is it a colour, and which", "red"), ("what colour is this", "blue")]
@@ -46,7 +47,7 @@ def folder(path: Path, rows: list[dict[str, Any]] | None = None, name: str = "ro
 
 def made(path: Path | str, **options: Any) -> custom.Custom:
     said = ", ".join([repr(str(path)), *(f"{k}={v!r}" for k, v in options.items())])
-    return plugins.load("benchmarks", f"custom({said})")
+    return registry.load("benchmarks", f"custom({said})")
 
 
 def as_jsonl() -> Path:
@@ -71,14 +72,14 @@ def as_csv() -> Path:
 
 def as_parquet_with_bytes() -> Path:
     path = Path("rows.parquet")
-    hub.write_parquet(path, [r | {"image": {"bytes": png(r["image"][:-4]), "path": None}} for r in records()])
+    dataset_rows.write_parquet(path, [r | {"image": {"bytes": png(r["image"][:-4]), "path": None}} for r in records()])
     return path
 
 
 def as_parquet_with_paths() -> Path:
     path = folder(Path("beside"), [])
     (path / "rows.jsonl").unlink()
-    hub.write_parquet(path / "test-00000-of-00001.parquet", records())
+    dataset_rows.write_parquet(path / "test-00000-of-00001.parquet", records())
     return path
 
 
@@ -249,7 +250,7 @@ def test_wrong_settings_are_told_in_one_sentence() -> None:
         "custom()": "path",
     }.items():
         with pytest.raises(ValueError, match=sentence):
-            plugins.load("benchmarks", spelling)
+            registry.load("benchmarks", spelling)
     with pytest.raises(ValueError, match="there is no file or folder x"):
         made("x").samples("test")
     folder(Path("some/test"))

@@ -18,15 +18,15 @@ import pytest
 from PIL import Image
 
 from diffprune import data as training
-from diffprune import train
-from diffprune.arm import Arm
-from diffprune.core.context import LocalContext
 from diffprune.data import spelling, stream, text
 from diffprune.data.order import WINDOW, Order, split
-from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, Place, Tally, TooManyBroken
+from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex, TooManyBroken
 from diffprune.embedded import vlm as embedded
-from diffprune.models._load import load
-from diffprune.recipe import Recipe
+from diffprune.train import loop
+from diffprune.train.context import LocalContext
+from diffprune.train.recipe import Recipe
+from diffprune.train.scorer_trainer import Arm
+from diffprune.vlm.load import load
 
 NUM = 40
 
@@ -118,13 +118,13 @@ def number(drawn: tuple[Any, training.Asked]) -> Drawn:
     return drawn[0].getpixel((0, 0))[0], drawn[1]
 
 
-def draw(data: str, place: Place, questions: int = 9, tally: Tally | None = None) -> Drawn:
-    return number(training.source(data).draw(place, questions, tally or Tally()))
+def draw(data: str, place: DrawIndex, questions: int = 9, tally: BrokenRows | None = None) -> Drawn:
+    return number(training.source(data).draw(place, questions, tally or BrokenRows()))
 
 
 def epoch(data: str, seed: int, num: int, start: int = 0) -> list[int]:
     made = training.source(data)
-    return [number(made.draw(Place(TRAIN, i, num, seed), 9, Tally()))[0] for i in range(start, start + num)]
+    return [number(made.draw(DrawIndex(TRAIN, i, num, seed), 9, BrokenRows()))[0] for i in range(start, start + num)]
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_questions_and_answers_stay_with_their_image(write: Callable[[], str]) -
         as_paths: lambda i: [("what is it?", f"a{i}")],
     }
     for position in range(NUM):
-        i, pairs = number(made.draw(Place(TRAIN, position, NUM), 9, Tally()))
+        i, pairs = number(made.draw(DrawIndex(TRAIN, position, NUM), 9, BrokenRows()))
         assert pairs == expected[write](i)
 
 
@@ -157,7 +157,7 @@ def test_more_turns_than_asked_for_are_drawn_from_in_order() -> None:
     lines([chat(i, turns=8) for i in range(4)])
     seen = set()
     for step in range(30):
-        _, pairs = draw("jsonl('rows.jsonl')", Place(TRAIN, 0, 1, step=step), questions=3)
+        _, pairs = draw("jsonl('rows.jsonl')", DrawIndex(TRAIN, 0, 1, step=step), questions=3)
         turns = [question.split(".")[1] for question, _ in pairs]
         assert len(pairs) == 3 and turns == sorted(turns)
         seen.update(turns)
@@ -172,7 +172,7 @@ def test_chats_of_roles_and_renamed_columns_are_read() -> None:
         {"role": "assistant", "content": "a"},
     ]
     lines([{"photo": [f"{i}.png"], "turns": turns} for i in range(3)])
-    assert draw("jsonl('rows.jsonl', image='photo', answer='turns')", Place(TRAIN, 0, 1))[1] == [("q?", "a")]
+    assert draw("jsonl('rows.jsonl', image='photo', answer='turns')", DrawIndex(TRAIN, 0, 1))[1] == [("q?", "a")]
 
 
 # --- the order -------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_chats_of_roles_and_renamed_columns_are_read() -> None:
 @each_layout
 def test_an_epoch_has_every_row_once_and_none_that_is_held_out(write: Callable[[], str]) -> None:
     data = write()
-    streams = {s: {draw(data, Place(s, i, NUM))[0] for i in range(NUM)} for s in (CALIBRATION, VALIDATION)}
+    streams = {s: {draw(data, DrawIndex(s, i, NUM))[0] for i in range(NUM)} for s in (CALIBRATION, VALIDATION)}
     held = streams[CALIBRATION] | streams[VALIDATION]
     assert not streams[CALIBRATION] & streams[VALIDATION] and all(len(found) == NUM // 16 for found in streams.values())
     num = NUM - len(held)
@@ -281,14 +281,14 @@ def snapshot(monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_data_set_of_the_hub_is_read_at_a_commit(snapshot: Path) -> None:
     data = f"hub('owner/captions', revision='{COMMIT}', prompt='what is it?')"
     made = training.source(data)
-    drawn = [number(made.draw(Place(TRAIN, i, NUM), 1, Tally())) for i in range(NUM - 4)]
+    drawn = [number(made.draw(DrawIndex(TRAIN, i, NUM), 1, BrokenRows())) for i in range(NUM - 4)]
     assert len({i for i, _ in drawn}) == NUM - 4
     assert all(pairs == [("what is it?", f"a{i}")] for i, pairs in drawn)
     keys = {Recipe(data=data).key("diffprune", 0), Recipe(data=data.replace("0123", "3210", 1)).key("diffprune", 0)}
     (snapshot / "data/train-00001-of-00002.parquet").unlink()
     assert len(keys | {Recipe(data=data).key("diffprune", 0)}) == 2, "known without the files, by the commit"
     with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet is missing"):
-        training.source(data).draw(Place(TRAIN, 0, 1), 1, Tally())
+        training.source(data).draw(DrawIndex(TRAIN, 0, 1), 1, BrokenRows())
 
 
 @pytest.mark.parametrize("data", ["hub('owner/captions')", "hub('owner/captions', revision='main')", "hub('captions')"])
@@ -321,21 +321,21 @@ def test_broken_rows_are_counted_and_replaced_alike_for_all_workers(plain: None)
         file.write(b"{no json\n\xff\xfe\n[1]\n\n")
     data = "jsonl('rows.jsonl')"
 
-    def steps(num: int, tally: Tally, **options: Any) -> list[Any]:
+    def steps(num: int, tally: BrokenRows, **options: Any) -> list[Any]:
         made = training.batches(None, data, seed=0, images=6, questions=1, tally=tally, **options)  # type: ignore[arg-type]
         return list(itertools.islice(made, num))
 
-    tally = Tally(limit=0.9)
+    tally = BrokenRows(limit=0.9)
     whole = steps(20, tally)
     drawn = {i for step in whole for i, _ in step}
     assert drawn <= set(range(8, NUM)) and len(drawn) > 20
     assert tally.drawn - tally.broken == 120 and tally.broken > 20 and "rows.jsonl, row at byte" in tally.first
-    shares, counts = [], [Tally(0.9), Tally(0.9)]
+    shares, counts = [], [BrokenRows(0.9), BrokenRows(0.9)]
     for rank in range(2):
         shares.append(steps(20, counts[rank], rank=rank, world=2))
     assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
     assert sum(c.broken for c in counts) == tally.broken
-    assert steps(5, Tally(0.9), start_step=15) == whole[15:]
+    assert steps(5, BrokenRows(0.9), start_step=15) == whole[15:]
 
 
 def test_too_many_broken_rows_stop_the_run_and_name_the_first() -> None:
@@ -343,15 +343,15 @@ def test_too_many_broken_rows_stop_the_run_and_name_the_first() -> None:
     for i in range(0, NUM, 2):
         (Path(f"{i}.png")).write_bytes(b"")
     lines([chat(i) for i in range(NUM)])
-    made, tally = training.source("jsonl('rows.jsonl')"), Tally(limit=0.1)
+    made, tally = training.source("jsonl('rows.jsonl')"), BrokenRows(limit=0.1)
     with pytest.raises(TooManyBroken, match=r"5 of the \d+ .*max_broken_share=0.1 .*\d+\.png is an empty file") as stopped:
         for i in range(NUM):
-            made.draw(Place(TRAIN, i, NUM), 1, tally)
+            made.draw(DrawIndex(TRAIN, i, NUM), 1, tally)
     assert "\n" not in str(stopped.value) and tally.broken == 5 > 0.1 * NUM
 
 
 def test_the_share_is_judged_over_a_thousand_rows() -> None:
-    tally = Tally(limit=0.01)
+    tally = BrokenRows(limit=0.01)
     for _ in range(10):
         tally.drawn += 1
         tally.skip("x", rows=10**6)
@@ -368,10 +368,10 @@ def test_a_broken_row_group_counts_as_broken_rows() -> None:
     place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
     raw = bytearray(path.read_bytes())
     raw[place : place + 60] = b"\xff" * 60
-    tally = Tally(limit=0.9)
+    tally = BrokenRows(limit=0.9)
     path.write_bytes(raw)
     made = training.source(data)
-    seen = {number(made.draw(Place(TRAIN, i, NUM), 1, tally))[0] for i in range(NUM)}
+    seen = {number(made.draw(DrawIndex(TRAIN, i, NUM), 1, tally))[0] for i in range(NUM)}
     assert not seen & set(range(5, 10)) and tally.broken >= 3 and "train-00000.parquet" in tally.first
 
 
@@ -395,7 +395,7 @@ def test_data_that_cannot_be_read_is_refused_in_one_sentence(data: str, said: st
     as_jsonl(), as_parquet()
     lines([chat(i) for i in range(2)], "two.jsonl")
     with pytest.raises(ValueError, match=said) as refused:
-        training.source(data).draw(Place(TRAIN, 0, 1), 1, Tally())
+        training.source(data).draw(DrawIndex(TRAIN, 0, 1), 1, BrokenRows())
     assert "\n" not in str(refused.value)
 
 
@@ -448,9 +448,9 @@ def test_a_scorer_trains_on_files_with_broken_images() -> None:
     lines([chat(i, turns=1 + i % 3) for i in range(12)])
     made = Recipe(
         data="jsonl('rows.jsonl')", arms=("diffprune",), steps=3, images=4, questions=2, workers=1, calibration_images=1,
-        validation_images=1, checkpoint_every=0, validate_every=3, coherence_every=0, max_broken_share=0.2,
+        validation_images=1, checkpoint_every=0, validate_every=3, grad_cosine_every=0, max_broken_share=0.2,
     )  # fmt: skip
     arm = Arm(LocalContext("run"), load("model", device="cpu"), made, "diffprune", 0)
-    rows = [arm.step(batch) for batch in itertools.islice(train._batches(arm), made.steps)]
+    rows = [arm.step(batch) for batch in itertools.islice(loop._batches(arm), made.steps)]
     assert all(np.isfinite(row.loss) for row in rows)
     assert arm.tally.broken >= 1 and "3.png" in arm.tally.first

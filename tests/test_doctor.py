@@ -7,8 +7,8 @@ from importlib import metadata
 import pytest
 import torch
 
-from diffprune import cli, doctor
-from diffprune.core import plugins
+from diffprune.cli import commands, doctor
+from diffprune.core import registry
 
 
 def of(what: str) -> doctor.Finding:
@@ -18,7 +18,7 @@ def of(what: str) -> doctor.Finding:
 def test_what_it_finds_here_is_true() -> None:
     found = {f.what: f for f in doctor.examine()}
     assert found["packages"].state == "ok" and f"torch {metadata.version('torch')}" in found["packages"].detail
-    assert found["families"].detail.split(", ") == plugins.names("models")
+    assert found["families"].detail.split(", ") == registry.names("models")
     assert found["embedded model"].state == "ok"
     assert ("GPU" in found) != torch.cuda.is_available()
 
@@ -36,8 +36,8 @@ def test_it_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_shows_one_screen_and_fails_only_where_something_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _ = cli.call(["doctor"])
+    code, _ = commands.call(["doctor"])
     shown = capsys.readouterr().out
     assert code == 0 and "families" in shown and len(shown.splitlines()) < 40
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=99"])
-    assert cli.call(["doctor"])[0] == 1
+    assert commands.call(["doctor"])[0] == 1

@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diffprune import prune
+from diffprune import pruning
 from diffprune.benchmarks.world import World
-from diffprune.core import budget, plugins
-from diffprune.core.record import Cell
+from diffprune.core import budget, registry
+from diffprune.core.records import Cell
 from diffprune.core.vlm import VLM
-from diffprune.evaluate import Evaluation, Evaluator, Tokenised, cells, gathered
-from diffprune.models._load import load
+from diffprune.evaluate.cache import Tokenised
+from diffprune.evaluate.cells import Evaluation, cells
+from diffprune.evaluate.evaluator import Evaluator, gathered
+from diffprune.vlm.load import load
 
 POPE, GQA = "world('pope')", "world('gqa')"
 
@@ -88,15 +90,15 @@ def test_unknown_options_are_refused() -> None:
 def test_answers_are_those_of_a_plain_loop(vlm: VLM, asked: list[Cell]) -> None:
     evaluator = Evaluator(vlm)
     for cell in asked:
-        benchmark = plugins.load("benchmarks", cell.benchmark)
-        pruner, kept = plugins.load("pruners", cell.pruner), budget.parse(cell.budget)
+        benchmark = registry.load("benchmarks", cell.benchmark)
+        pruner, kept = registry.load("pruners", cell.pruner), budget.parse(cell.budget)
         found = evaluator.run(cell)
         samples = benchmark.samples(cell.split, cell.limit)
         assert [row.sample for row in found] == [s.id for s in samples]
         if cell.pruner == "none":
             assert sum(row.credit for row in found) / len(found) > 0.6, "the embedded model answers most questions"
         for row, sample in list(zip(found, samples, strict=True))[::8]:
-            (answer,) = prune.generate(
+            (answer,) = pruning.generate(
                 vlm,
                 [benchmark.image(sample)],
                 [sample.question],
@@ -132,10 +134,10 @@ def test_batches_are_the_whole_cell_and_any_process_may_answer_them(vlm: VLM, as
 def test_answers_are_greedy_and_as_long_as_the_benchmark_says(vlm: VLM, asked: list[Cell], length: int, monkeypatch) -> None:
     """Against a loop of argmax over the model's own forward, one question at a time, that stops at the end token or the length."""
     cell = asked[0]
-    monkeypatch.setattr(type(plugins.load("benchmarks", cell.benchmark)), "new_tokens", lambda self, protocol: length)
+    monkeypatch.setattr(type(registry.load("benchmarks", cell.benchmark)), "new_tokens", lambda self, protocol: length)
     found = Evaluator(vlm).run(cell)
     assert {row.generated_tokens for row in found} == {length}, "a word and the end token are two"
-    benchmark, tokenizer = plugins.load("benchmarks", cell.benchmark), vlm.processor.tokenizer
+    benchmark, tokenizer = registry.load("benchmarks", cell.benchmark), vlm.processor.tokenizer
     for row, sample in list(zip(found, benchmark.samples(cell.split, cell.limit), strict=True))[::5]:
         inputs = dict(vlm.processor(images=[benchmark.image(sample)], text=[vlm.frame(sample.question)], return_tensors="pt"))
         made: list[int] = []
@@ -162,7 +164,7 @@ def test_shorter_answers_are_those_answers_cut_and_another_cell(vlm: VLM, asked:
 def test_a_failure_while_answering_or_grading_is_a_row_with_its_class(vlm: VLM, asked: list[Cell], monkeypatch) -> None:
     """Out of memory at batches of two and more: asked again one by one. What fails alone is no wrong answer but an error."""
     cell = asked[0]
-    clean, true_answer, true_grade = Evaluator(vlm).run(cell), prune.answer, World.grade
+    clean, true_answer, true_grade = Evaluator(vlm).run(cell), pruning.answer, World.grade
 
     def cramped(vlm, packed, tokens):
         if len(packed.kept) > 1:
@@ -174,7 +176,7 @@ def test_a_failure_while_answering_or_grading_is_a_row_with_its_class(vlm: VLM, 
             raise KeyError("target")
         return true_grade(self, sample, answer, protocol)
 
-    monkeypatch.setattr(prune, "answer", cramped)
+    monkeypatch.setattr(pruning, "answer", cramped)
     assert Evaluator(vlm).run(cell) == clean
     monkeypatch.setattr(World, "grade", picky)
     found = Evaluator(vlm).run(cell)
@@ -195,7 +197,7 @@ def test_every_data_set_is_looked_at_before_anything_runs(vlm: VLM) -> None:
 def test_an_image_is_encoded_once(vlm: VLM, asked: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator = Evaluator(vlm)
     rows = {cell.key: evaluator.run(cell) for cell in asked}
-    images = {s.image_id for name in (POPE, GQA) for s in plugins.load("benchmarks", name).samples("test", 16)}
+    images = {s.image_id for name in (POPE, GQA) for s in registry.load("benchmarks", name).samples("test", 16)}
     most = 3 * len(images)  # `none`, then with the hash `random` needs, then with attention too
     assert evaluator.encodings.encoded <= most
     before = evaluator.encodings.encoded
@@ -230,8 +232,8 @@ def test_questions_are_tokenised_batch_by_batch_and_once(vlm: VLM, asked: list[C
 def test_only_the_culprit_fails(vlm: VLM, asked: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     cell = asked[0]
     clean = Evaluator(vlm).run(cell)
-    kind = type(plugins.load("benchmarks", cell.benchmark))
-    sample_of = {s.id: s for s in plugins.load("benchmarks", cell.benchmark).samples(cell.split, cell.limit)}
+    kind = type(registry.load("benchmarks", cell.benchmark))
+    sample_of = {s.id: s for s in registry.load("benchmarks", cell.benchmark).samples(cell.split, cell.limit)}
     true_image, bad = kind.image, sample_of[clean[3].sample].image_id
     hit = [i for i, row in enumerate(clean) if sample_of[row.sample].image_id == bad]
 

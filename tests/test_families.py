@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffprune import prune
-from diffprune.core import plugins
+from diffprune import pruning
+from diffprune.core import registry
 from diffprune.core.budget import Keep, parse
 from diffprune.core.pruner import ScorePruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 
-FAMILIES = plugins.names("models")
+FAMILIES = registry.names("models")
 BUDGETS = ("Share(1/3)", "Keep(1)", "Keep(5)", "Above(0.5)", "Above(9, least=2)")
 QUESTIONS = ("which of the two?", "what?", "how many things are there in this picture")
 IMAGES = (2, 1, 1)  # per prompt
@@ -54,7 +54,7 @@ def pictures() -> list[Image.Image]:
 @cache
 def tiny(family: str) -> VLM:
     with torch.inference_mode(False):  # whoever asks first, it can be trained through
-        made: VLM = plugins.find("models", family).tiny()
+        made: VLM = registry.find("models", family).tiny()
     return made
 
 
@@ -82,10 +82,10 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_full_budget_is_the_familys_own_run(family: str) -> None:
     vlm, prompts, pixels, tokens = batch(family)
-    packed = prune.shrink(vlm, prompts, tokens, plugins.load("pruners", "none"), parse("Share(1)"))
-    close(prune.forward(vlm, packed, logits_to_keep=1).logits[:, -1], vlm.model(**own(vlm, prompts, pixels)).logits[:, -1])
+    packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), parse("Share(1)"))
+    close(pruning.forward(vlm, packed, logits_to_keep=1).logits[:, -1], vlm.model(**own(vlm, prompts, pixels)).logits[:, -1])
     made = vlm.model.generate(**own(vlm, prompts, pixels), max_new_tokens=6, do_sample=False)
-    ours = vlm.model.generate(**prune.decoder_inputs(vlm, packed), max_new_tokens=6, do_sample=False)
+    ours = vlm.model.generate(**pruning.decoder_inputs(vlm, packed), max_new_tokens=6, do_sample=False)
     assert torch.equal(ours, made)
 
 
@@ -97,10 +97,10 @@ def test_removing_equals_hiding(family: str, attention: str) -> None:
     vlm.model.set_attn_implementation(attention)
     try:
         for budget in (parse(text) for text in BUDGETS):
-            packed = prune.shrink(vlm, prompts, tokens, Features(), budget)
-            short = prune.forward(vlm, packed, logits_to_keep=1).logits[:, -1]
+            packed = pruning.shrink(vlm, prompts, tokens, Features(), budget)
+            short = pruning.forward(vlm, packed, logits_to_keep=1).logits[:, -1]
             close(short, hidden(vlm, prompts, tokens, budget))
-            assert packed.kept.tolist() == prune.select(vlm, prompts, tokens, Features(), budget).counts.tolist()
+            assert packed.kept.tolist() == pruning.select(vlm, prompts, tokens, Features(), budget).counts.tolist()
             assert len(packed.features) == int(packed.prompts.slots.sum())
     finally:
         vlm.model.set_attn_implementation(before)
@@ -108,48 +108,48 @@ def test_removing_equals_hiding(family: str, attention: str) -> None:
 
 def hidden(vlm: VLM, prompts: Prompts, tokens: VisualTokens, budget: Any) -> torch.Tensor:
     """Oracle: the full-length run with the removed columns masked, same positions."""
-    full = prune.shrink(vlm, prompts, tokens, plugins.load("pruners", "none"), parse("Share(1)"))
-    left = prune.select(vlm, prompts, tokens, Features(), budget).present
+    full = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), parse("Share(1)"))
+    left = pruning.select(vlm, prompts, tokens, Features(), budget).present
     mask = full.prompts.attention_mask.clone()
     mask[full.prompts.slots] = left[tokens.present].long()
-    return prune.forward(vlm, replace(full, prompts=replace(full.prompts, attention_mask=mask)), logits_to_keep=1).logits[:, -1]
+    return pruning.forward(vlm, replace(full, prompts=replace(full.prompts, attention_mask=mask)), logits_to_keep=1).logits[:, -1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_equals_one_by_one(family: str) -> None:
     vlm, prompts, pixels, tokens = batch(family)
-    together = prune.forward(vlm, prune.shrink(vlm, prompts, tokens, Features(), parse("Above(0.5)")), logits_to_keep=1).logits[
+    together = pruning.forward(vlm, pruning.shrink(vlm, prompts, tokens, Features(), parse("Above(0.5)")), logits_to_keep=1).logits[
         :, -1
     ]
     first = 0
     for row, count in enumerate(IMAGES):
         alone = vlm.encode(vlm.part(pixels, first, first + count))
         assert len(alone) == count
-        wanted = tokens[torch.arange(first, first + count)].padded(alone.alive.shape[1])
-        close(alone.features[alone.alive], wanted.features[wanted.alive])
+        wanted = tokens[torch.arange(first, first + count)].padded(alone.valid.shape[1])
+        close(alone.features[alone.valid], wanted.features[wanted.valid])
         ask = vlm.prompts(QUESTIONS[row : row + 1], alone.present.sum(1).tolist(), alone.layout, [count])
-        one = prune.forward(vlm, prune.shrink(vlm, ask, alone, Features(), parse("Above(0.5)")), logits_to_keep=1).logits[0, -1]
+        one = pruning.forward(vlm, pruning.shrink(vlm, ask, alone, Features(), parse("Above(0.5)")), logits_to_keep=1).logits[0, -1]
         close(one, together[row])
         first += count
 
 
-@pytest.mark.parametrize("positions", prune.POSITIONS)
+@pytest.mark.parametrize("positions", pruning.POSITIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_cache_is_short_and_equals_recomputation(family: str, positions: str) -> None:
     """Greedy with a cache against the next token of ever longer rows without one."""
     vlm, prompts, _, tokens = batch(family)
-    packed = prune.shrink(vlm, prompts, tokens, Features(), Keep(3), positions)
+    packed = pruning.shrink(vlm, prompts, tokens, Features(), Keep(3), positions)
     length = packed.prompts.input_ids.shape[1]
     text = prompts.attention_mask.sum(1) - prompts.slots.sum(1)
     assert length == int((packed.prompts.slots.sum(1) + text).max()), "the rows are kept + text long"
     out = vlm.model.generate(
-        **prune.decoder_inputs(vlm, packed), max_new_tokens=3, min_new_tokens=3, do_sample=False,
+        **pruning.decoder_inputs(vlm, packed), max_new_tokens=3, min_new_tokens=3, do_sample=False,
         suppress_tokens=[vlm.model.config.image_token_id], return_dict_in_generate=True,
     )  # fmt: skip
     assert out.past_key_values.get_seq_length() == length + 2, "the cache holds the rows and what was generated"
     longer = packed
     for step in range(3):
-        logits = prune.forward(vlm, longer, logits_to_keep=1, use_cache=False).logits[:, -1]
+        logits = pruning.forward(vlm, longer, logits_to_keep=1, use_cache=False).logits[:, -1]
         logits[:, [vlm.model.config.image_token_id, *ends(vlm)]] = -torch.inf
         token = logits.argmax(-1, keepdim=True)
         assert torch.equal(token[:, 0], out.sequences[:, length + step])
@@ -178,10 +178,10 @@ def extended(prompts: Prompts, token: torch.Tensor) -> Prompts:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_original_positions_are_those_of_the_full_row(family: str) -> None:
     vlm, prompts, _, tokens = batch(family)
-    left = prune.select(vlm, prompts, tokens, Features(), Keep(4)).present[tokens.present]
-    packed = prune.shrink(vlm, prompts, tokens, Features(), Keep(4)).prompts
+    left = pruning.select(vlm, prompts, tokens, Features(), Keep(4)).present[tokens.present]
+    packed = pruning.shrink(vlm, prompts, tokens, Features(), Keep(4)).prompts
     assert torch.equal(visual(packed.position_ids, packed.slots), visual(prompts.position_ids, prompts.slots)[left])
-    compact = prune.shrink(vlm, prompts, tokens, Features(), Keep(4), "compact").prompts
+    compact = pruning.shrink(vlm, prompts, tokens, Features(), Keep(4), "compact").prompts
     for row in range(len(compact)):
         where = compact.position_ids[row][compact.attention_mask[row].bool()]
         assert torch.equal(where.reshape(len(where), -1)[:, -1], torch.arange(len(where)))
@@ -200,7 +200,7 @@ def test_what_a_processor_made_is_read_as_our_own_rows(family: str) -> None:
     for name in ("input_ids", "attention_mask", "position_ids", "slots"):
         assert torch.equal(getattr(rows, name), getattr(prompts, name)), name
     again = vlm.encode(seen)
-    assert torch.equal(again.features, tokens.features) and torch.equal(again.alive, tokens.alive)
+    assert torch.equal(again.features, tokens.features) and torch.equal(again.valid, tokens.valid)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -210,8 +210,8 @@ def test_encoding_leaves_no_hook_and_projection_is_the_familys_own(family: str) 
     given = {name: pixels[name] for name in vlm.encoder_inputs if name in pixels}
     wanted = vlm.model.model.get_image_features(**given, return_dict=True).pooler_output
     flat = torch.cat([part.reshape(-1, part.shape[-1]) for part in wanted])
-    close(prune.embeddings(vlm, tokens), flat)
-    assert not vlm.model.model.get_submodule(vlm.entrance)._forward_pre_hooks
+    close(pruning.embeddings(vlm, tokens), flat)
+    assert not vlm.model.model.get_submodule(vlm.projector_input)._forward_pre_hooks
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -219,11 +219,11 @@ def test_the_default_image_has_the_number_of_tokens_the_family_states(family: st
     vlm = tiny(family)
     assert vlm.num_visual_tokens >= 1 and vlm.shape.layers >= 1
     with pytest.raises(ValueError, match="ask for at most"):
-        vlm.generate(pictures()[:1], ["what?"], pruner=Features(), budget=Keep(10**6))
+        pruning.generate(vlm, pictures()[:1], ["what?"], pruner=Features(), budget=Keep(10**6))
     with pytest.raises(ValueError, match="give one image"):
-        vlm.generate(pictures(), ["what?"], pruner=Features(), budget=Keep(1))
+        pruning.generate(vlm, pictures(), ["what?"], pruner=Features(), budget=Keep(1))
     with pytest.raises(ValueError, match="without an image"):
-        vlm.generate([[]], ["what?"], pruner=Features(), budget=Keep(1))
+        pruning.generate(vlm, [[]], ["what?"], pruner=Features(), budget=Keep(1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -238,31 +238,31 @@ def test_slots_are_known_without_the_encoder(family: str) -> None:
 def test_it_answers(family: str) -> None:
     vlm = tiny(family)
     images = [pictures()[:2], pictures()[2], pictures()[3]]
-    answers = vlm.generate(images, QUESTIONS, pruner=plugins.load("pruners", "random"), budget=Keep(4), max_new_tokens=5)
+    answers = pruning.generate(vlm, images, QUESTIONS, pruner=registry.load("pruners", "random"), budget=Keep(4), max_new_tokens=5)
     assert len(answers) == 3 and all(isinstance(text, str) for text in answers)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_of_any_size_and_mode_are_answered_and_broken_ones_refused(family: str, tmp_path: Path) -> None:
-    vlm, pruner = tiny(family), plugins.load("pruners", "random")
+    vlm, pruner = tiny(family), registry.load("pruners", "random")
     odd = [picture.resize(size) for picture, size in zip(pictures(), ((7, 90), (33, 31), (64, 64), (1, 1)), strict=True)]
     deep = Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70)
     for image in (odd[0], odd[1], odd[2].convert("L"), odd[2].convert("CMYK"), odd[2].convert("RGBA"), deep):
-        assert len(vlm.generate([image], ["what?"], pruner=pruner, budget=Keep(1), max_new_tokens=1)) == 1
+        assert len(pruning.generate(vlm, [image], ["what?"], pruner=pruner, budget=Keep(1), max_new_tokens=1)) == 1
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 40)
     with pytest.raises(ValueError, match=r"half\.png"):
-        vlm.generate([tmp_path / "half.png"], ["what?"], pruner=pruner, budget=Keep(1))
+        pruning.generate(vlm, [tmp_path / "half.png"], ["what?"], pruner=pruner, budget=Keep(1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_runs_where_weights_are_bfloat16(family: str) -> None:
     """Removing equals hiding also in bfloat16, to its rounding."""
-    vlm: VLM = plugins.find("models", family).tiny(seed=1)
+    vlm: VLM = registry.find("models", family).tiny(seed=1)
     vlm.model.to(torch.bfloat16)
     tokens = vlm.encode(vlm.pixels(pictures()[:1]))
     prompts = vlm.prompts(QUESTIONS[:1], tokens.present.sum(1).tolist(), tokens.layout)
-    packed = prune.shrink(vlm, prompts, tokens, Features(), Keep(4))
-    found = prune.forward(vlm, packed, logits_to_keep=1).logits[:, -1]
+    packed = pruning.shrink(vlm, prompts, tokens, Features(), Keep(4))
+    found = pruning.forward(vlm, packed, logits_to_keep=1).logits[:, -1]
     assert found.dtype == torch.bfloat16
     wanted = hidden(vlm, prompts, tokens, Keep(4))
     assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.pruner import Need
 from diffprune.core.vlm import VLM
 
@@ -22,7 +22,7 @@ def pictures() -> list[Image.Image]:
 
 
 def tiny(family: str) -> VLM:
-    made: VLM = plugins.find("models", family).tiny()
+    made: VLM = registry.find("models", family).tiny()
     return made
 
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from diffprune import data as training
-from diffprune import prune
-from diffprune.arm import Arm
-from diffprune.core import plugins
+from diffprune import pruning
+from diffprune.core import registry
 from diffprune.core.budget import Keep, parse
-from diffprune.core.context import LocalContext
-from diffprune.core.tokens import Throttle
+from diffprune.core.tokens import Relaxation
 from diffprune.core.vlm import VLM
 from diffprune.data.batch import batch as batch_of
-from diffprune.loss import throttled_nll
-from diffprune.models._decoder import decoder_attention
-from diffprune.recipe import Recipe
+from diffprune.train.context import LocalContext
+from diffprune.train.loss import throttled_nll
+from diffprune.train.recipe import Recipe
+from diffprune.train.scorer_trainer import Arm
+from diffprune.vlm.attention import decoder_attention
 from tests.test_families import FAMILIES, extended, pictures, tiny
 
 ASKED = [[("what?", "red"), ("how many?", "2 of")], [("where is it?", "up")]]
@@ -36,13 +36,13 @@ def stepwise(vlm: VLM) -> float:
         for question, answer in pairs:
             tokens = vlm.encode(vlm.pixels([picture]))
             prompts = vlm.prompts([question], tokens.present.sum(1).tolist(), tokens.layout)
-            row = prune.shrink(vlm, prompts, tokens, plugins.load("pruners", "none"), parse("Share(1)"))
+            row = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), parse("Share(1)"))
             text = vlm.processor.tokenizer
             for token in [*text(answer, add_special_tokens=False)["input_ids"], text.eos_token_id]:
-                logits = prune.forward(vlm, row, logits_to_keep=1, use_cache=False).logits[0, -1]
+                logits = pruning.forward(vlm, row, logits_to_keep=1, use_cache=False).logits[0, -1]
                 total -= float(logits.float().log_softmax(-1)[token])
-                row = prune.Packed(
-                    extended(row.prompts, torch.tensor([[token]])), row.features, row.kept, row.total, row.lengths, row.companions
+                row = pruning.Packed(
+                    extended(row.prompts, torch.tensor([[token]])), row.features, row.kept, row.total, row.lengths, row.deepstack
                 )
     return total
 
@@ -55,22 +55,22 @@ def test_the_loss_is_what_the_model_says_token_by_token(family: str) -> None:
         for packed in (False, True) if vlm.packs else (False,):
             batch = batch_of(vlm, drawn(), packed)
             tokens = vlm.encode(batch.pixels)
-            nothing = Throttle(tokens.features, tokens.counts.float())
+            nothing = Relaxation(tokens.features, tokens.counts.float())
             found = throttled_nll(vlm, batch.prompts, tokens, nothing, batch.image)
             assert float(found) == pytest.approx(wanted, rel=1e-5), f"packed={packed}"
             assert batch.num_labels == sum(len(a) + 1 for pairs in ASKED for _, a in pairs)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if plugins.find("models", f).packs])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("family", [f for f in FAMILIES if registry.find("models", f).packs])  # type: ignore[attr-defined]
 def test_retention_of_one_is_the_models_own_attention(family: str) -> None:
     vlm = tiny(family)
     with torch.no_grad():
         batch = batch_of(vlm, drawn(), True)
         tokens = vlm.encode(batch.pixels)
-        full = torch.ones(tokens.alive.shape)
-        plain = throttled_nll(vlm, batch.prompts, tokens, Throttle(tokens.features, full.sum(1)), batch.image)
+        full = torch.ones(tokens.valid.shape)
+        plain = throttled_nll(vlm, batch.prompts, tokens, Relaxation(tokens.features, full.sum(1)), batch.image)
         with decoder_attention(vlm.model, "masked_softmax"):
-            found = throttled_nll(vlm, batch.prompts, tokens, Throttle(tokens.features, full.sum(1), full), batch.image)
+            found = throttled_nll(vlm, batch.prompts, tokens, Relaxation(tokens.features, full.sum(1), full), batch.image)
     assert float(found) == pytest.approx(float(plain), rel=1e-4)
 
 
@@ -86,5 +86,5 @@ def test_a_scorer_trains_and_prunes(family: str, monkeypatch: pytest.MonkeyPatch
     arm = Arm(LocalContext("run"), vlm, recipe, "diffprune", 0)
     row = arm.step(batch_of(vlm, drawn(), vlm.packs))
     assert row.grad_norm > 0 and row.loss == row.loss
-    answers = vlm.generate(pictures()[:2], ["what?", "where?"], pruner=arm.pruner, budget=Keep(3), max_new_tokens=2)
+    answers = pruning.generate(vlm, pictures()[:2], ["what?", "where?"], pruner=arm.pruner, budget=Keep(3), max_new_tokens=2)
     assert len(answers) == 2

@@ -16,17 +16,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffprune import fixed, graphed, measure, prune, timed
-from diffprune.core import plugins
+from diffprune import pruning
+from diffprune.core import registry
 from diffprune.core.budget import Above, Budget, Keep, Share, top
-from diffprune.core.clock import Clock
 from diffprune.core.pruner import Pruner, ScorePruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
-from diffprune.graphed import Captured, Graphs
-from diffprune.measurement import Measurement
-from diffprune.session import Session
-from diffprune.timed import Inputs
+from diffprune.measure import measure
+from diffprune.timing import cuda_graph, eager, fixed_shape
+from diffprune.timing.clock import Clock
+from diffprune.timing.cuda_graph import Captured, Graphs
+from diffprune.timing.eager import Inputs
+from diffprune.timing.options import Measurement
+from diffprune.timing.session import Session
 
 FAMILIES = {"llava": 32, "llava_next": 64, "qwen2_5_vl": 48}  # side of a picture, px
 BUDGETS = ("Keep(3)", "Share(1/3)", "Share(1)")
@@ -67,7 +69,7 @@ def no_gradient() -> Iterator[None]:
 
 @cache
 def tiny(family: str) -> VLM:
-    made: VLM = plugins.find("models", family).tiny()
+    made: VLM = registry.find("models", family).tiny()
     return made
 
 
@@ -75,13 +77,13 @@ def tiny(family: str) -> VLM:
 def asked(family: str, seed: int = 0, questions: tuple[str, ...] = QUESTIONS) -> Inputs:
     side, rng = FAMILIES[family], np.random.default_rng(seed)
     noise = [Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)) for _ in questions]
-    return timed.prepare(tiny(family), noise, questions, frozenset())
+    return eager.prepare(tiny(family), noise, questions, frozenset())
 
 
 @cache
 def scorer(family: str) -> Pruner:
     torch.manual_seed(0)
-    made: Any = plugins.load("pruners", "diffprune")
+    made: Any = registry.load("pruners", "diffprune")
     made.build(asked(family).tokens)
     made.networks.eval().requires_grad_(False)
     return made  # type: ignore[no-any-return]
@@ -102,11 +104,11 @@ def same_prompts(one: Prompts, other: Prompts) -> bool:
     return all(torch.equal(getattr(one, n).long(), getattr(other, n).long()) for n in names)
 
 
-def both(family: str, pruner: Pruner, budget: Budget, mode: Graphs | None = None) -> tuple[timed.Ready, Any]:
+def both(family: str, pruner: Pruner, budget: Budget, mode: Graphs | None = None) -> tuple[eager.Ready, Any]:
     """(what mode eager makes of the rows, what mode graph does)."""
     vlm, inputs = tiny(family), asked(family)
     mode = mode or Graphs(vlm, 16, Replayed)
-    return timed.shrink(vlm, inputs, pruner, budget, Clock())[0], mode.shrink(vlm, inputs, pruner, budget, Clock())[0]
+    return eager.shrink(vlm, inputs, pruner, budget, Clock())[0], mode.shrink(vlm, inputs, pruner, budget, Clock())[0]
 
 
 # --- against `prune` ---------------------------------------------------------------------------------------------------
@@ -117,21 +119,21 @@ def both(family: str, pruner: Pruner, budget: Budget, mode: Graphs | None = None
 def test_rows_of_fixed_length_are_those_that_prune_cuts(family: str, budget: str) -> None:
     parsed = measure.budgets_.parse(budget)
     for pruner in (scorer(family), Coarse()):
-        eager, graph = both(family, pruner, parsed)
-        back = fixed.unfitted(graph.rows, graph.packed.kept, graph.packed.total)
-        assert graph.sequence % 16 == 0 and eager.sequence <= graph.sequence
-        assert same_prompts(back.prompts, eager.packed.prompts)
-        live = eager.packed.prompts.attention_mask.bool()
-        assert torch.equal(graph.rows.position_ids[graph.rows.mask], eager.packed.prompts.position_ids[live])
-        assert torch.equal(back.kept, eager.packed.kept) and torch.allclose(back.features, eager.packed.features, atol=1e-6)
+        plain, graph = both(family, pruner, parsed)
+        back = fixed_shape.unfitted(graph.rows, graph.packed.kept, graph.packed.total)
+        assert graph.sequence % 16 == 0 and plain.sequence <= graph.sequence
+        assert same_prompts(back.prompts, plain.packed.prompts)
+        live = plain.packed.prompts.attention_mask.bool()
+        assert torch.equal(graph.rows.position_ids[graph.rows.mask], plain.packed.prompts.position_ids[live])
+        assert torch.equal(back.kept, plain.packed.kept) and torch.allclose(back.features, plain.packed.features, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prefill_of_a_bucket_says_what_the_models_own_forward_says(family: str) -> None:
     vlm, mode = tiny(family), Graphs(tiny(family), 16, Replayed)
-    for pruner, budget in ((scorer(family), Keep(5)), (plugins.load("pruners", "none"), Share(1))):
-        eager, graph = both(family, pruner, budget, mode)
-        wanted = prune.forward(vlm, eager.packed, use_cache=True, logits_to_keep=1).logits[:, -1]
+    for pruner, budget in ((scorer(family), Keep(5)), (registry.load("pruners", "none"), Share(1))):
+        plain, graph = both(family, pruner, budget, mode)
+        wanted = pruning.forward(vlm, plain.packed, use_cache=True, logits_to_keep=1).logits[:, -1]
         found = mode.prefill(vlm, graph, Clock())[1]
         assert torch.allclose(found.logits[:, -1], wanted, atol=1e-5)
         assert mode.prove_removed(graph, found) == found.bytes == graph.sequence * _per_token(vlm) * len(graph.rows.mask)
@@ -147,8 +149,8 @@ def test_a_native_row_falls_into_the_same_bucket() -> None:
     native = mode.native(vlm, asked("llava"), [5, 5])
     pruned = both("llava", scorer("llava"), Keep(5), mode)[1]
     assert native.sequence == pruned.sequence
-    wanted = timed.native(vlm, asked("llava"), [5, 5])
-    logits = prune.forward(vlm, wanted.packed, use_cache=True, logits_to_keep=1).logits
+    wanted = eager.native(vlm, asked("llava"), [5, 5])
+    logits = pruning.forward(vlm, wanted.packed, use_cache=True, logits_to_keep=1).logits
     assert torch.allclose(mode.prefill(vlm, native, Clock())[1].logits, logits, atol=1e-5)
 
 
@@ -157,35 +159,35 @@ def test_a_replay_reads_its_new_arguments() -> None:
     for seed in (0, 1, 0):
         inputs = asked("llava", seed)
         found = mode.prefill(vlm, mode.shrink(vlm, inputs, pruner, Keep(5), Clock())[0], Clock())[1].logits.clone()
-        eager = timed.shrink(vlm, inputs, pruner, Keep(5), Clock())[0]
-        assert torch.allclose(found, prune.forward(vlm, eager.packed, use_cache=True, logits_to_keep=1).logits, atol=1e-5)
+        plain = eager.shrink(vlm, inputs, pruner, Keep(5), Clock())[0]
+        assert torch.allclose(found, pruning.forward(vlm, plain.packed, use_cache=True, logits_to_keep=1).logits, atol=1e-5)
     assert len(mode._made) == 2  # one choice, one prefill
 
 
 def test_a_row_that_fills_its_bucket_needs_no_mask() -> None:
     text = int(asked("llava", questions=("x",)).prompts.attention_mask.sum()) - 16 - 1
     exact = asked("llava", questions=("x" * (32 - 8 - text),))
-    assert not fixed.plan(exact.tokens, exact.prompts, Keep(8), 16).padded
-    assert fixed.plan(exact.tokens, exact.prompts, Keep(7), 16).padded
+    assert not fixed_shape.plan(exact.tokens, exact.prompts, Keep(8), 16).padded
+    assert fixed_shape.plan(exact.tokens, exact.prompts, Keep(7), 16).padded
     uneven = asked("llava")
-    assert fixed.plan(uneven.tokens, uneven.prompts, Keep(8), 1).padded
+    assert fixed_shape.plan(uneven.tokens, uneven.prompts, Keep(8), 1).padded
 
 
 def test_compacting_is_sorting() -> None:
     torch.manual_seed(0)
     mask = torch.rand(5, 30) > torch.linspace(0.2, 1, 5)[:, None]
-    places, real = fixed.compact(mask, 32)
+    places, real = fixed_shape.compact(mask, 32)
     for row, own, at in zip(mask, places, real, strict=True):
         assert own[at].tolist() == row.nonzero()[:, 0].tolist() and at.tolist() == sorted(at.tolist())
 
 
 def test_equal_scores_go_to_the_earlier_token() -> None:
     inputs = asked("llava")
-    plan = fixed.plan(inputs.tokens, inputs.prompts, Keep(4), 16)
+    plan = fixed_shape.plan(inputs.tokens, inputs.prompts, Keep(4), 16)
     scores = torch.zeros(2, 16)
     scores[1, 9] = 1
-    keep = fixed.choose(fixed.request(inputs.tokens, inputs.prompts, plan.length), scores, plan)[1]
-    assert torch.equal(keep, top(scores, inputs.tokens.alive, torch.tensor([4, 4])))
+    keep = fixed_shape.choose(fixed_shape.request(inputs.tokens, inputs.prompts, plan.length), scores, plan)[1]
+    assert torch.equal(keep, top(scores, inputs.tokens.valid, torch.tensor([4, 4])))
 
 
 # --- nothing asks the device -------------------------------------------------------------------------------------------
@@ -219,7 +221,7 @@ class Done(Exception):
 
 def on_meta(family: str, monkeypatch: pytest.MonkeyPatch) -> tuple[VLM, Any]:
     """(model without values, scorer without values), as they are while a graph is captured."""
-    vlm, pruner = plugins.find("models", family).tiny(), deepcopy(scorer(family))
+    vlm, pruner = registry.find("models", family).tiny(), deepcopy(scorer(family))
     vlm.model.to("meta")
     pruner.to("meta")  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -236,7 +238,7 @@ def test_choosing_asks_the_device_for_nothing(family: str, monkeypatch: pytest.M
         torch.tensor([1.0]).to("meta")
     with pytest.raises(RuntimeError):  # and the exact path does ask
         tokens = inputs.tokens.map(lambda t: t.to("meta"))
-        prune.shrink(vlm, inputs.prompts.to("meta"), tokens, pruner, Keep(5))
+        pruning.shrink(vlm, inputs.prompts.to("meta"), tokens, pruner, Keep(5))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -267,23 +269,23 @@ def test_a_device_without_graphs_is_refused() -> None:
 )
 def test_what_has_no_fixed_shape_is_refused(pruner: str, budget: Budget, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Graphs(tiny("llava"), 16, Replayed).shrink(tiny("llava"), asked("llava"), plugins.load("pruners", pruner), budget, Clock())
+        Graphs(tiny("llava"), 16, Replayed).shrink(tiny("llava"), asked("llava"), registry.load("pruners", pruner), budget, Clock())
 
 
 def test_a_decoder_that_reads_both_ways_is_refused() -> None:
     with pytest.raises(ValueError, match="both directions"):
-        Graphs(plugins.find("models", "gemma3").tiny(), 16, Replayed)
+        Graphs(registry.find("models", "gemma3").tiny(), 16, Replayed)
 
 
 def test_a_wrong_graph_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    vlm, right = tiny("llava"), fixed.choose
+    vlm, right = tiny("llava"), fixed_shape.choose
     mode = Graphs(vlm, 16, Replayed)
-    monkeypatch.setattr(fixed, "choose", lambda own, scores, plan: right(own, -scores, plan))
+    monkeypatch.setattr(fixed_shape, "choose", lambda own, scores, plan: right(own, -scores, plan))
     with pytest.raises(RuntimeError, match="other tokens than mode eager"):
         mode.shrink(vlm, asked("llava"), scorer("llava"), Keep(5), Clock())
     monkeypatch.undo()
     ready: Any = mode.shrink(vlm, asked("llava"), scorer("llava"), Keep(5), Clock())[0]
-    monkeypatch.setattr(fixed, "causal", lambda mask: torch.ones_like(mask)[:, None, None].expand(-1, 1, mask.shape[1], -1))
+    monkeypatch.setattr(fixed_shape, "causal", lambda mask: torch.ones_like(mask)[:, None, None].expand(-1, 1, mask.shape[1], -1))
     with pytest.raises(RuntimeError, match="logits of mode graph differ"):
         mode.prefill(vlm, ready, Clock())
 
@@ -294,7 +296,7 @@ def test_a_wrong_graph_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_session_times_this_mode_beside_the_same_arms() -> None:
     vlm, options = tiny("llava"), Measurement(rounds=2, warmup=1, slow_rounds=2, inputs=1, threads=1)
     cells = measure.cells(vlm, ["random"], ["5"], options.model_copy(update={"batches": (2,)}))
-    inputs = timed.prepare(vlm, asked("llava").images, QUESTIONS, plugins.load("pruners", "random").needs)
+    inputs = eager.prepare(vlm, asked("llava").images, QUESTIONS, registry.load("pruners", "random").needs)
     session = Session(vlm, [inputs], options, Clock(), Clock(), Graphs(vlm, 16, Replayed))
     found = measure.side_by_side(session, {cells[0]: measure.method(vlm, cells[0])}, 1)[cells[0]]
     assert found.outcome.status == "ok", found.outcome.reason
@@ -310,14 +312,14 @@ def test_a_session_times_this_mode_beside_the_same_arms() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captured_graphs_say_what_the_model_says(family: str, dtype: torch.dtype) -> None:
-    vlm = plugins.find("models", family).tiny()
+    vlm = registry.find("models", family).tiny()
     vlm.model.to("cuda", dtype)
     vlm.device = torch.device("cuda")
-    inputs = timed.prepare(vlm, asked(family).images, QUESTIONS, frozenset())
-    pruner: Any = plugins.load("pruners", "diffprune")
+    inputs = eager.prepare(vlm, asked(family).images, QUESTIONS, frozenset())
+    pruner: Any = registry.load("pruners", "diffprune")
     pruner.build(inputs.tokens)
     mode = Graphs(vlm, 16, Captured)
     for budget in (Keep(3), Keep(5), Keep(3)):
         ready, spans = mode.shrink(vlm, inputs, pruner, budget, Clock())
         assert mode.prefill(vlm, ready, Clock())[1].logits.isfinite().all() and spans["overhead"] > 0
-    assert mode.differences["logits"] <= graphed.TOLERANCE[dtype]
+    assert mode.differences["logits"] <= cuda_graph.TOLERANCE[dtype]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffprune.images import open_image, pad_to_square
+from diffprune.io.image import open_image, pad_to_square
 
 RAMP = np.add.outer(np.arange(12) * 20, np.arange(16) * 2).astype(np.uint8)  # [12 16], all rows and columns differ
 

@@ -11,8 +11,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 import diffprune
-from diffprune import prune
-from diffprune.core import plugins
+from diffprune import pruning
+from diffprune.core import registry
 from diffprune.core.budget import Above, Keep
 from diffprune.core.vlm import VLM
 from tests.test_families import FAMILIES, Features, batch, own, pictures, tiny
@@ -31,11 +31,11 @@ def hidden_inputs(family: str) -> dict[str, Any]:
     """Oracle: the whole rows with the removed columns masked, positions of the whole rows."""
     with torch.inference_mode():
         vlm, prompts, pixels, tokens = batch(family)
-        left = prune.select(vlm, prompts, tokens, Features(), Keep(4)).present[tokens.present]
+        left = pruning.select(vlm, prompts, tokens, Features(), Keep(4)).present[tokens.present]
         mask = prompts.attention_mask.clone()
         mask[prompts.slots] = left.long()
-        full = prune.shrink(vlm, replace(prompts), tokens, plugins.load("pruners", "none"), diffprune.Share(1))
-        inputs = prune.decoder_inputs(vlm, full)
+        full = pruning.shrink(vlm, replace(prompts), tokens, registry.load("pruners", "none"), diffprune.Share(1))
+        inputs = pruning.decoder_inputs(vlm, full)
     given = own(vlm, prompts, pixels)
     return given | {"attention_mask": mask, "position_ids": inputs["position_ids"]}
 
@@ -60,15 +60,15 @@ def test_generate_inside_equals_hiding(family: str, mode: str) -> None:
         assert session.selection is not None and session.selection.keep.sum(1).tolist() == [4] * 4
 
 
-@pytest.mark.parametrize("positions", prune.POSITIONS)
+@pytest.mark.parametrize("positions", pruning.POSITIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generate_inside_is_our_own_path(family: str, positions: str) -> None:
     vlm, prompts, pixels, tokens = batch(family)
     with torch.inference_mode():
         with diffprune.pruned(vlm.model, Features(), Above(0.5), positions=positions):
             found = generate(vlm, own(vlm, prompts, pixels), do_sample=False)[:, prompts.input_ids.shape[1] :]
-        packed = prune.shrink(vlm, prompts, tokens, Features(), Above(0.5), positions)
-        wanted = generate(vlm, prune.decoder_inputs(vlm, packed), do_sample=False)[:, packed.prompts.input_ids.shape[1] :]
+        packed = pruning.shrink(vlm, prompts, tokens, Features(), Above(0.5), positions)
+        wanted = generate(vlm, pruning.decoder_inputs(vlm, packed), do_sample=False)[:, packed.prompts.input_ids.shape[1] :]
     assert torch.equal(found, wanted)
 
 

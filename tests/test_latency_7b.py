@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 import torch
 
-from diffprune import latency, roofline
-from diffprune.core import cost
-from diffprune.core.record import Cell, Cost, Outcome, Provenance, Timing
+from diffprune.core.records import Cell, Cost, Outcome, Provenance, Timing
 from diffprune.core.vlm import Shape
+from diffprune.report.tables import latency
 from diffprune.store import Store
+from diffprune.timing import flops, roofline
 
 WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is at hand")
 
@@ -109,12 +109,12 @@ def test_weights_are_drawn_where_the_model_stands(job: ModuleType) -> None:
 )
 def test_shapes_are_the_published_ones(models: dict[str, Shape], name: str, per_layer: float, kv_kib: int) -> None:
     shape = models[name]
-    assert cost.layer_weights(shape) == pytest.approx(per_layer, rel=1e-3)
-    assert cost.kv_bytes(shape, (1,) * shape.layers, 0, 2) == kv_kib * 1024
+    assert flops.layer_weights(shape) == pytest.approx(per_layer, rel=1e-3)
+    assert flops.kv_bytes(shape, (1,) * shape.layers, 0, 2) == kv_kib * 1024
 
 
 def test_encoders_see_the_published_pictures(models: dict[str, Shape]) -> None:
-    assert cost.encoder_flops(models["llava-1.5-7b"]) == pytest.approx(0.381e12, rel=0.02)
+    assert flops.encoder_flops(models["llava-1.5-7b"]) == pytest.approx(0.381e12, rel=0.02)
     assert models["llava-next-7b"].tiles == 5 and models["qwen2.5-vl-7b"].patches == 4 * 1280
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.budget import Keep, Share, parse
-from diffprune.core.softtopk import soft_top_k
 from diffprune.core.tokens import VisualTokens
+from diffprune.pruners._soft_topk import soft_top_k
 
 SPELLINGS = ("diffprune", "diffprune(attention=False)", "diffprune(denoiser=False)", "diffprune(question_aware=True)",
              "gumbel_topk", "gumbel_topk(backward='identity', filler='noise')", "gumbel_keepdrop")  # fmt: skip
@@ -20,18 +20,18 @@ SPELLINGS = ("diffprune", "diffprune(attention=False)", "diffprune(denoiser=Fals
 
 def tokens(batch: int = 3, num: int = 20, width: int = 48, dead: int = 4) -> VisualTokens:
     torch.manual_seed(0)
-    alive = torch.ones(batch, num, dtype=torch.bool)
-    alive[0, num - dead :] = False
+    valid = torch.ones(batch, num, dtype=torch.bool)
+    valid[0, num - dead :] = False
     return VisualTokens(
         3 + 2 * torch.randn(batch, num, width),
-        alive,
+        valid,
         text=torch.randn(batch, 6, 24),
-        text_alive=torch.ones(batch, 6, dtype=torch.bool),
+        text_valid=torch.ones(batch, 6, dtype=torch.bool),
     )
 
 
 def made(spelling: str, seen: VisualTokens):
-    pruner = plugins.load("pruners", spelling)
+    pruner = registry.load("pruners", spelling)
     torch.manual_seed(1)
     pruner.build(seen)
     return pruner
@@ -66,7 +66,7 @@ def test_diffprune_is_the_papers_formula() -> None:
     out = pruner.throttle(seen, Keep(5), 0.5, torch.Generator().manual_seed(3)).features
     flat = seen.features.reshape(-1, 48)
     z = (seen.features - flat.mean(0)) / flat.std(0)
-    alpha = soft_top_k(pruner.score(seen), seen.alive, torch.full((3,), 5.0), 0.5)[..., None]
+    alpha = soft_top_k(pruner.score(seen), seen.valid, torch.full((3,), 5.0), 0.5)[..., None]
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(
         out, flat.mean(0) + flat.std(0) * (alpha.sqrt() * z + (1 - alpha).sqrt() * noise), rtol=1e-4, atol=1e-4
@@ -100,7 +100,7 @@ def test_scores_ignore_padding(spelling: str) -> None:
         noisy = seen.features.clone()
         noisy[0, 16:] = 50.0
         after = pruner.score(replace(seen, features=noisy))
-    torch.testing.assert_close(before[seen.alive], after[seen.alive], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(before[seen.valid], after[seen.valid], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -111,7 +111,7 @@ def test_saved_weights_come_back_and_say_what_they_are(spelling: str, tmp_path: 
     options = {k: v for k, v in pruner.options.items() if k in ("question_aware", "attention") and v != (k == "attention")}
     options |= {"denoiser": False} if spelling == "diffprune(denoiser=False)" else {}
     text = ", ".join(f"{k}={v}" for k, v in options.items())
-    again = plugins.load("pruners", f"{spelling.split('(')[0]}({text}{', ' if text else ''}weights='{tmp_path / 'scorer'}')")
+    again = registry.load("pruners", f"{spelling.split('(')[0]}({text}{', ' if text else ''}weights='{tmp_path / 'scorer'}')")
     with torch.no_grad():
         torch.testing.assert_close(again.score(seen), pruner.score(seen))
     assert again.weights_hash == pruner.weights_hash and len(again.weights_hash) == 20
@@ -120,7 +120,7 @@ def test_saved_weights_come_back_and_say_what_they_are(spelling: str, tmp_path: 
 
 def test_an_untrained_method_says_so() -> None:
     with pytest.raises(ValueError, match="no weights yet"):
-        plugins.load("pruners", "diffprune").select(tokens(), parse("4"))
+        registry.load("pruners", "diffprune").select(tokens(), parse("4"))
 
 
 def test_damaged_or_foreign_weights_are_refused_with_file_and_reason(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_damaged_or_foreign_weights_are_refused_with_file_and_reason(tmp_path: P
 
     def refused(reason: str, spelling: str = "diffprune") -> None:
         with pytest.raises(ValueError, match=reason):
-            plugins.load("pruners", f"{spelling}(weights='{folder}')")
+            registry.load("pruners", f"{spelling}(weights='{folder}')")
 
     refused("give a folder with config.json")
     pruner.save_pretrained(folder)
@@ -162,7 +162,7 @@ def test_damaged_or_foreign_weights_are_refused_with_file_and_reason(tmp_path: P
 def test_options_must_match_the_weights(tmp_path: Path) -> None:
     made("diffprune(question_aware=True)", tokens()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="question_aware=True"):
-        plugins.load("pruners", f"diffprune(weights='{tmp_path}')")
+        registry.load("pruners", f"diffprune(weights='{tmp_path}')")
 
 
 def test_features_of_another_width_are_refused(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffprune import harness, hub
-from diffprune.benchmarks import _lmms
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.benchmark import Graded
 from diffprune.core.vlm import VLM
-from diffprune.evaluate import Evaluation, Evaluator, cells
-from diffprune.models._load import load
+from diffprune.evaluate.cells import Evaluation, cells
+from diffprune.evaluate.evaluator import Evaluator
+from diffprune.integrations import lmms_eval_model
+from diffprune.io import dataset_rows, lmms_eval
+from diffprune.vlm.load import load
 
 QUESTIONS, WORLD = 16, "world('pope')"
 DRAWN = "lmms('drawn', folder='tasks', group='picture', category='category')"
@@ -72,7 +73,7 @@ def png(image: Image.Image) -> bytes:
 def write_tasks(folder: Path) -> None:
     """A folder with one task: YAML, rules, rows with pictures."""
     folder.mkdir()
-    world = plugins.load("benchmarks", WORLD)
+    world = registry.load("benchmarks", WORLD)
     rows = [
         {
             "question": s.question, "answer": s.row["answer"], "category": s.category, "picture": s.image_id,
@@ -80,8 +81,8 @@ def write_tasks(folder: Path) -> None:
         }
         for s in world.samples("test", QUESTIONS, "lmms_eval")
     ]  # fmt: skip
-    if _lmms.broken:
-        hub.write_parquet(folder / "rows.parquet", rows)
+    if lmms_eval.broken:
+        dataset_rows.write_parquet(folder / "rows.parquet", rows)
     else:  # with the type of the picture's column written down, as the hub has it
         datasets = pytest.importorskip("datasets")
         kinds = {name: datasets.Image() if name == "image" else datasets.Value("string") for name in rows[0]}
@@ -94,7 +95,7 @@ class StandIn:
     """A task as lmms-eval hands it out."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        rows = hub.read(hub.Table((Path("tasks/rows.parquet"),), ("question", "answer", "category", "picture")))
+        rows = dataset_rows.read(dataset_rows.Table((Path("tasks/rows.parquet"),), ("question", "answer", "category", "picture")))
         self.eval_docs_no_media = rows.records
         images = [Image.open(io.BytesIO(rows.pictures[i]["bytes"])) for i in range(len(rows.records))]
         self.eval_docs = [record | {"image": image} for record, image in zip(rows.records, images, strict=True)]
@@ -131,11 +132,11 @@ def stand_in(patch: pytest.MonkeyPatch, **changes: Any) -> None:
             self.task_index = {p.stem: {"yaml_path": str(p)} for f in include_path or () for p in Path(f).glob("*.yaml")}
             self.all_tasks = sorted(self.task_index)
 
-    patch.setattr(_lmms, "broken", None)
-    patch.setattr(_lmms, "TaskManager", Manager)
-    patch.setattr(_lmms, "get_task_dict", lambda names, manager, kind: {n: StandIn(configure("", "full")) for n in names})
-    patch.setattr(_lmms, "load_yaml_config", configure)
-    patch.setattr(_lmms, "get_aggregation", lambda name: {"mean": lambda values: sum(values) / len(values)}[name])
+    patch.setattr(lmms_eval, "broken", None)
+    patch.setattr(lmms_eval, "TaskManager", Manager)
+    patch.setattr(lmms_eval, "get_task_dict", lambda names, manager, kind: {n: StandIn(configure("", "full")) for n in names})
+    patch.setattr(lmms_eval, "load_yaml_config", configure)
+    patch.setattr(lmms_eval, "get_aggregation", lambda name: {"mean": lambda values: sum(values) / len(values)}[name])
 
 
 @pytest.fixture(params=["real", "stand-in"])
@@ -143,8 +144,8 @@ def tasks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, own_f
     write_tasks(own_folder / "tasks")
     if request.param == "stand-in":
         stand_in(monkeypatch)
-    elif _lmms.broken:
-        pytest.skip(f"lmms-eval cannot be imported: {_lmms.broken}")
+    elif lmms_eval.broken:
+        pytest.skip(f"lmms-eval cannot be imported: {lmms_eval.broken}")
 
 
 quiet = pytest.mark.filterwarnings("ignore")  # of lmms-eval's own making
@@ -152,7 +153,7 @@ quiet = pytest.mark.filterwarnings("ignore")  # of lmms-eval's own making
 
 @quiet
 def test_a_task_asks_grades_and_sums_up_by_its_own_rules(tasks: None) -> None:
-    world, found = plugins.load("benchmarks", WORLD), plugins.load("benchmarks", DRAWN)
+    world, found = registry.load("benchmarks", WORLD), registry.load("benchmarks", DRAWN)
     asked, oracle = found.samples("test"), world.samples("test", QUESTIONS, "lmms_eval")
     assert [(s.question, s.group, s.category) for s in asked] == [(s.question, s.image_id, s.category) for s in oracle]
     assert found.image(asked[3]).tobytes() == world.image(oracle[3]).tobytes()
@@ -164,7 +165,7 @@ def test_a_task_asks_grades_and_sums_up_by_its_own_rules(tasks: None) -> None:
         rows.append(Graded(sample.group, sample.category, grade.credit, grade.parsed, grade.target))
     share = sum(row.credit for row in rows) / len(rows)
     assert 0 < share < 1
-    without_data = plugins.load("benchmarks", DRAWN)
+    without_data = registry.load("benchmarks", DRAWN)
     figures = without_data.aggregate(rows)
     assert figures == pytest.approx({"lmms_whole/all": 100 * share, "lmms_exact": share, "accuracy": 100 * share})
     assert next(iter(figures)) == "lmms_whole/all" and "_task" not in without_data.__dict__
@@ -172,14 +173,14 @@ def test_a_task_asks_grades_and_sums_up_by_its_own_rules(tasks: None) -> None:
 
 @quiet
 def test_limit_draws_whole_groups_and_the_revision_follows_rows_and_rules(tasks: None) -> None:
-    found = plugins.load("benchmarks", DRAWN)
+    found = registry.load("benchmarks", DRAWN)
     few, every = found.samples("test", 3), found.samples("test")
     groups = {s.group for s in few}
     assert 3 <= len(few) < len(every) and [s for s in every if s.group in groups] == few
     before = found.revision
-    assert plugins.load("benchmarks", DRAWN).revision == before
+    assert registry.load("benchmarks", DRAWN).revision == before
     Path("tasks/rules.py").write_text(RULES + "# changed\n")
-    assert plugins.load("benchmarks", DRAWN).revision != before
+    assert registry.load("benchmarks", DRAWN).revision != before
 
 
 @quiet
@@ -208,14 +209,14 @@ def requests_of(task: StandIn, **changes: Any) -> list[Any]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, own_folder: Path) -> Callable[..., tuple[harness.DiffPrune, list[Any]]]:
+def asked(monkeypatch: pytest.MonkeyPatch, own_folder: Path) -> Callable[..., tuple[lmms_eval_model.DiffPrune, list[Any]]]:
     """A model of the interface with its task, and requests in the form of the harness."""
     write_tasks(own_folder / "tasks")
     stand_in(monkeypatch)
-    found = plugins.load("benchmarks", DRAWN)
+    found = registry.load("benchmarks", DRAWN)
 
-    def make(**changes: Any) -> tuple[harness.DiffPrune, list[Any]]:
-        model = harness.DiffPrune(pretrained="embedded", pruner="attention", budget=16, batch_size=5, device="cpu")
+    def make(**changes: Any) -> tuple[lmms_eval_model.DiffPrune, list[Any]]:
+        model = lmms_eval_model.DiffPrune(pretrained="embedded", pruner="attention", budget=16, batch_size=5, device="cpu")
         model.task_dict, model.cache_hook = {"drawn": found._task.dataset}, Hook()
         return model, requests_of(found._task, **changes)
 
@@ -247,14 +248,14 @@ def test_what_our_model_cannot_do_is_refused_in_one_sentence(asked, monkeypatch:
         ({"budget": 145}, "only 144 visual tokens"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            harness.DiffPrune(**options)
+            lmms_eval_model.DiffPrune(**options)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="runs in one process"):
-        harness.DiffPrune()
+        lmms_eval_model.DiffPrune()
 
 
 def test_quotes_around_a_spelling_are_lmms_evals_and_no_part_of_it(vlm: VLM) -> None:
-    model = harness.DiffPrune(pruner='"random(seed=3)"', budget="22%", device="cpu")
+    model = lmms_eval_model.DiffPrune(pruner='"random(seed=3)"', budget="22%", device="cpu")
     assert model.pruner.spelling == "random(seed=3)" and str(model.budget) == "Share(0.22)"
 
 
@@ -269,7 +270,7 @@ def test_quotes_around_a_spelling_are_lmms_evals_and_no_part_of_it(vlm: VLM) -> 
 def test_tasks_that_cannot_be_asked_are_refused(changes, sentence: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tasks(own_folder / "tasks")
     stand_in(monkeypatch, **changes)
-    found = plugins.load("benchmarks", DRAWN)
+    found = registry.load("benchmarks", DRAWN)
     with pytest.raises(ValueError, match=sentence):
         found.new_tokens("lmms_eval")
 
@@ -282,8 +283,8 @@ def test_mistakes_are_one_sentence(tasks: None, monkeypatch: pytest.MonkeyPatch)
         "lmms('drawn', folder='tasks', group='pictur')": "has no column 'pictur': did you mean 'picture'",
     }.items():
         with pytest.raises(ValueError, match=sentence):
-            plugins.load("benchmarks", spelling).samples("test")
-    found = plugins.load("benchmarks", DRAWN)
+            registry.load("benchmarks", spelling).samples("test")
+    found = registry.load("benchmarks", DRAWN)
     for asked, sentence in (
         (("train",), "has no split 'train'"),
         (("test", None, "llava"), "has no protocol 'llava'"),
@@ -305,28 +306,28 @@ def test_mistakes_are_one_sentence(tasks: None, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_lmms_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lmms, "broken", ModuleNotFoundError("No module named 'lmms_eval'", name="lmms_eval"))
+    monkeypatch.setattr(lmms_eval, "broken", ModuleNotFoundError("No module named 'lmms_eval'", name="lmms_eval"))
     with pytest.raises(ValueError, match=r"lmms\('pope'\) needs lmms-eval: pip install 'diffprune\[lmms-eval\]'"):
-        plugins.load("benchmarks", "lmms('pope')")
+        registry.load("benchmarks", "lmms('pope')")
     with pytest.raises(ValueError, match="pip install"):
-        harness.manifest()
-    monkeypatch.setattr(_lmms, "broken", RuntimeError("operator torchvision::nms does not exist\nmore"))
+        lmms_eval_model.manifest()
+    monkeypatch.setattr(lmms_eval, "broken", RuntimeError("operator torchvision::nms does not exist\nmore"))
     with pytest.raises(ValueError, match=r"cannot be imported here \(RuntimeError: operator torchvision::nms does not exist\)"):
-        plugins.load("benchmarks", "lmms('pope')")
+        registry.load("benchmarks", "lmms('pope')")
 
 
 @quiet
 def test_the_real_harness_runs_our_model_and_agrees_with_our_own_path(own_folder: Path, vlm: VLM) -> None:
-    if _lmms.broken:
-        pytest.skip(f"lmms-eval cannot be imported: {_lmms.broken}")
+    if lmms_eval.broken:
+        pytest.skip(f"lmms-eval cannot be imported: {lmms_eval.broken}")
     evaluator: ModuleType = pytest.importorskip("lmms_eval.evaluator")
     write_tasks(own_folder / "tasks")
     rules = own_folder / "tasks" / "rules.py"
     rules.write_text(RULES.replace('{"all": 100', "100").replace('/ len(found), "note": "no number"}', "/ len(found)"))
     rules.write_text(rules.read_text().replace("(found, args)", "(found)").replace("    assert args.output_path\n", ""))
-    assert harness.manifest().simple_class_path == "diffprune.harness.DiffPrune"
-    model = harness.DiffPrune(pruner="attention", budget=16, batch_size=5, device="cpu")
-    manager = _lmms.TaskManager("ERROR", include_path=["tasks"], include_defaults=False, model_name=_lmms.MODEL)
+    assert lmms_eval_model.manifest().simple_class_path == "diffprune.integrations.lmms_eval_model.DiffPrune"
+    model = lmms_eval_model.DiffPrune(pruner="attention", budget=16, batch_size=5, device="cpu")
+    manager = lmms_eval.TaskManager("ERROR", include_path=["tasks"], include_defaults=False, model_name=lmms_eval.MODEL)
     found = evaluator.simple_evaluate(model=model, tasks=["drawn"], task_manager=manager, bootstrap_iters=0)
     (cell,) = cells(vlm, ["attention"], ["16"], Evaluation(benchmarks=(DRAWN,), protocol="lmms_eval"))
     credits = [row.credit for row in Evaluator(vlm).run(cell)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffprune.models._load import EMBEDDED, load
+from diffprune.vlm.load import EMBEDDED, load
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffprune.core import plugins
+from diffprune import pruning
+from diffprune.core import registry
 from diffprune.core.budget import Keep
-from diffprune.models import _load
-from diffprune.models._load import EMBEDDED, load, spelling, wrap
-from diffprune.models._processor import Absent, Parts
+from diffprune.vlm import load as loading
+from diffprune.vlm.load import EMBEDDED, load, spelling, wrap
+from diffprune.vlm.processor import Absent, Parts
 from tests.test_families import FAMILIES, QUESTIONS, Features, batch, own, pictures, tiny
 
 
@@ -27,7 +28,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def folder(family: str) -> Path:
         where = tmp_path_factory.getbasetemp() / "checkpoints" / family
         if not where.exists():
-            vlm = plugins.find("models", family).tiny()
+            vlm = registry.find("models", family).tiny()
             for part in (vlm.model, vlm.processor.image_processor, vlm.processor.tokenizer):
                 part.save_pretrained(where)
         return where
@@ -43,7 +44,7 @@ def test_a_saved_checkpoint_answers_as_the_model_it_was(family: str, folders: An
     assert not vlm.model.training and not any(p.requires_grad for p in vlm.model.parameters())
     images = [pictures()[:2], pictures()[2], pictures()[3]]
     given: dict[str, Any] = {"pruner": Features(), "budget": Keep(4), "max_new_tokens": 5}
-    assert vlm.generate(images, QUESTIONS, **given) == before.generate(images, QUESTIONS, **given)
+    assert pruning.generate(vlm, images, QUESTIONS, **given) == pruning.generate(before, images, QUESTIONS, **given)
 
 
 def test_weights_in_another_type(folders: Any) -> None:
@@ -76,10 +77,10 @@ def test_options_that_cannot_be_served(options: dict[str, Any], reason: str) -> 
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_load, "is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: False)
     with pytest.raises(ValueError, match="needs the package flash-attn and a CUDA GPU; use 'sdpa'"):
         load("embedded", attention="flash_attention_2")
-    monkeypatch.setattr(_load.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="device_map needs accelerate"):
         load("embedded", device_map="auto")
 
@@ -92,8 +93,8 @@ def test_a_device_map_reaches_transformers(monkeypatch: pytest.MonkeyPatch) -> N
         seen.update(options)
         return torch.nn.Linear(1, 1, device="meta"), {"missing_keys": [], "mismatched_keys": []}
 
-    monkeypatch.setattr(_load.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(_load.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
     with pytest.raises(ValueError, match="not all weights fit the devices"):
         load("embedded", device_map={"": 0})
     assert seen["device_map"] == {"": 0} and seen["dtype"] == "auto" and not seen["trust_remote_code"]
@@ -148,14 +149,14 @@ def test_a_checkpoint_without_its_processor(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_wrapped_model_reads_rows_and_is_left_as_it_is(family: str) -> None:
     before, prompts, pixels, _ = batch(family)
-    model = plugins.find("models", family).tiny().model.train()
+    model = registry.find("models", family).tiny().model.train()
     vlm = wrap(model)
     assert model.training and vlm.model is model and vlm.name == family
     with torch.inference_mode():
         rows = vlm.read(own(before, prompts, pixels))[1]
     assert torch.equal(rows.position_ids, prompts.position_ids) and torch.equal(rows.slots, prompts.slots)
     with pytest.raises(ValueError, match=r"wrap\(model, processor\)"):
-        vlm.generate(pictures()[:1], ["what?"], pruner=Features(), budget=Keep(1))
+        pruning.generate(vlm, pictures()[:1], ["what?"], pruner=Features(), budget=Keep(1))
 
 
 def test_what_cannot_be_wrapped() -> None:

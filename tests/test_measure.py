@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from diffprune import machine, speed, timed
-from diffprune import measure as measuring
-from diffprune.core import cost
 from diffprune.core.budget import Keep
-from diffprune.core.clock import Clock, Marks
-from diffprune.core.record import Cell, Timing
+from diffprune.core.records import Cell, Timing
 from diffprune.embedded import vlm as embedded
-from diffprune.measure import Measured, measure
-from diffprune.measurement import Measurement
+from diffprune.measure import measure as measuring
+from diffprune.measure.measure import Measured, measure
 from diffprune.models import llava
 from diffprune.models.llava import Llava
 from diffprune.pruners.attention import Attention
+from diffprune.statistics import speedup
+from diffprune.timing import eager, flops, machine
+from diffprune.timing.clock import Clock, Marks
+from diffprune.timing.options import Measurement
 
 QUICK = Measurement(batches=(2,), rounds=3, warmup=1, slow_rounds=2, decode_tokens=3, inputs=1, threads=1)
 TIMED = QUICK.model_copy(update={"spans": ("encoder", "parts", "prefill")})
@@ -96,7 +96,7 @@ def run(
 
 
 def median(found: Measured, arm: str, span: str) -> float:
-    return float(speed.times(found.timings, arm, span).median())
+    return float(speedup.times(found.timings, arm, span).median())
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -121,9 +121,9 @@ def test_keeping_all_is_no_speedup_and_pays_its_overhead(tiny: Llava, monkeypatc
     monkeypatch.setattr(Attention, "score", clock.costing(3.0, Attention.score))
     found = run(tiny, clock, ["attention"], ["144"])["attention", "Keep(144)"]
     full = median(found, "full", "prefill")
-    assert speed.prefill_speedup(found.timings).estimate == pytest.approx(1)
-    assert speed.prefill_speedup_net(found.timings).estimate == pytest.approx(full / (full + 3))
-    assert speed.native_ratio(found.timings).estimate == pytest.approx((full + 3) / full)
+    assert speedup.prefill_speedup(found.timings).estimate == pytest.approx(1)
+    assert speedup.prefill_speedup_net(found.timings).estimate == pytest.approx(full / (full + 3))
+    assert speedup.native_ratio(found.timings).estimate == pytest.approx((full + 3) / full)
 
 
 def test_equal_counts_cost_equal_prefill_whatever_the_method(tiny: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_equal_counts_cost_equal_prefill_whatever_the_method(tiny: Llava, monkey
     assert overheads == pytest.approx({"attention": 3, "random": 0, "grid": 0})
     text = found["grid", "Keep(16)"].timings[0].sequence - 144
     expected = (1 + 0.1 * (text + 144)) / (1 + 0.1 * (text + 16))
-    assert speed.prefill_speedup(found["grid", "Keep(16)"].timings).estimate == pytest.approx(expected)
+    assert speedup.prefill_speedup(found["grid", "Keep(16)"].timings).estimate == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("where", ["score", "select", "prefill", "decode", "project", "encoder"])
@@ -172,9 +172,9 @@ def _delay(patch: pytest.MonkeyPatch, clock: Fake, where: str) -> None:
 
 def test_parts_add_up_to_the_whole(tiny: Llava) -> None:
     """On the real clock: the parts of one marked pass, against its whole."""
-    inputs = timed.prepare(tiny, *_asked(2), Attention.needs)
+    inputs = eager.prepare(tiny, *_asked(2), Attention.needs)
     for _ in range(3):
-        spans = timed.shrink(tiny, inputs, Attention(), Keep(16), Clock(), parts=True)[1]
+        spans = eager.shrink(tiny, inputs, Attention(), Keep(16), Clock(), parts=True)[1]
         assert spans["score"] + spans["select"] + spans["gather"] == pytest.approx(spans["overhead"])
         assert min(spans.values()) >= 0
 
@@ -195,8 +195,8 @@ def test_ttft_has_everything_in_it(tiny: Llava) -> None:
     whole = sum(median(found, "pruned", s) for s in ("encoder", "overhead", "project", "prefill"))
     assert median(found, "pruned", "ttft") == pytest.approx(whole, rel=1e-6)
     assert median(found, "pruned", "decode") == 2
-    assert speed.ttft_speedup(found.timings).estimate > 1.5
-    assert speed.encoder_prefill_speedup(found.timings).estimate < speed.prefill_speedup_net(found.timings).estimate
+    assert speedup.ttft_speedup(found.timings).estimate > 1.5
+    assert speedup.encoder_prefill_speedup(found.timings).estimate < speedup.prefill_speedup_net(found.timings).estimate
 
 
 # --- noise (self-tests 7, 8, 10) -------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_ttft_has_everything_in_it(tiny: Llava) -> None:
 def test_a_machine_that_slows_down_does_not_bias_a_ratio(tiny: Llava) -> None:
     options = Measurement(batches=(1,), rounds=15, warmup=1, slow_rounds=2, inputs=1, spans=("prefill",))
     steady, slow = (run(tiny, Fake(s), ["grid"], ["16"], options)["grid", "Keep(16)"].timings for s in (0.0, 2e-3))
-    assert speed.prefill_speedup(slow).estimate == pytest.approx(speed.prefill_speedup(steady).estimate, rel=0.05)
+    assert speedup.prefill_speedup(slow).estimate == pytest.approx(speedup.prefill_speedup(steady).estimate, rel=0.05)
     assert "clock_drift" in slow[0].flags and "clock_drift" not in steady[0].flags
     last = [r.value_ms for r in slow if r.span == "prefill" and r.arm == "full"]
     assert last[-1] > 1.5 * last[0], "the clock must really have slowed down"
@@ -215,7 +215,7 @@ def test_the_same_thing_twice_has_ratio_one() -> None:
     rng, covered = np.random.default_rng(0), 0
     for _ in range(25):
         a, b = (10 * rng.lognormal(0, 0.2, 30) for _ in range(2))
-        found = speed.prefill_speedup([*_rows("full", a), *_rows("pruned", b)])
+        found = speedup.prefill_speedup([*_rows("full", a), *_rows("pruned", b)])
         covered += found.low <= 1 <= found.high
     assert covered >= 19  # of 25 at 95 %: fewer has a probability below 0.001
 
@@ -223,7 +223,7 @@ def test_the_same_thing_twice_has_ratio_one() -> None:
 def test_an_outlier_is_flagged_and_does_not_move_the_median() -> None:
     values = list(np.linspace(9.9, 10.1, 40))
     planted = values[:-5] + [100.0] * 5
-    before, after = (speed.summary(_rows("full", v)).iloc[0] for v in (values, planted))
+    before, after = (speedup.summary(_rows("full", v)).iloc[0] for v in (values, planted))
     assert after["median_ms"] == pytest.approx(before["median_ms"], rel=0.01) and after["p90_ms"] > 5 * before["p90_ms"]
     assert machine.value_flags(values) == [] and machine.value_flags(planted) == ["outlier"]
     assert machine.value_flags(values[:10]) == ["few_repeats"]
@@ -247,7 +247,7 @@ def test_threads_are_pinned_and_given_back() -> None:
 
 FAULTS = """
 import resource, torch
-from diffprune import machine
+from diffprune.timing import machine
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -273,9 +273,9 @@ def test_a_timed_process_keeps_its_memory() -> None:
 
 def test_ratios_compare_the_rounds_both_arms_have() -> None:
     rows = [*_rows("full", [10, 20, 30]), *_rows("pruned", [5, 10])]
-    assert speed.prefill_speedup(rows).estimate == 2
+    assert speedup.prefill_speedup(rows).estimate == 2
     with pytest.raises(ValueError, match="overhead"):
-        speed.prefill_speedup_net(rows)
+        speedup.prefill_speedup_net(rows)
 
 
 def _rows(arm: str, values: Any) -> list[Timing]:
@@ -292,27 +292,27 @@ def test_cost_rows_say_what_the_cache_holds(tiny: Llava) -> None:
     for c in found.costs:
         assert c.kv_measured_bytes == c.kv_bytes
         visual = (int(c.visual_kept),) * tiny.shape.layers
-        expected = c.prefill_flops + cost.causal_half(tiny.shape, visual, c.text_tokens)
+        expected = c.prefill_flops + flops.causal_half(tiny.shape, visual, c.text_tokens)
         assert c.counted_flops == pytest.approx(expected, rel=0.02)
     assert found.outcome.status == "ok" and found.outcome.rows == len(found.timings) + 3
 
 
 @torch.inference_mode()
 def test_hidden_tokens_are_found_out(tiny: Llava) -> None:
-    inputs = timed.prepare(tiny, *_asked(2), frozenset())
-    long = timed.native(tiny, inputs, [144, 144])
-    output = timed.prefill(tiny, long, Clock())[1]
-    assert timed.prove_removed(long, output) > 0
+    inputs = eager.prepare(tiny, *_asked(2), frozenset())
+    long = eager.native(tiny, inputs, [144, 144])
+    output = eager.prefill(tiny, long, Clock())[1]
+    assert eager.prove_removed(long, output) > 0
     claimed = replace(long, packed=replace(long.packed, kept=long.packed.kept - 100))
     with pytest.raises(RuntimeError, match="hidden, not removed"):
-        timed.prove_removed(claimed, output)
+        eager.prove_removed(claimed, output)
 
 
 @torch.inference_mode()
 def test_native_rows_are_as_long_as_pruned_ones(tiny: Llava) -> None:
-    inputs = timed.prepare(tiny, *_asked(2), frozenset())
-    pruned = timed.shrink(tiny, inputs, measuring.plugins.load("pruners", "grid"), Keep(16), Clock())[0]
-    native = timed.native(tiny, inputs, [16, 16])
+    inputs = eager.prepare(tiny, *_asked(2), frozenset())
+    pruned = eager.shrink(tiny, inputs, measuring.registry.load("pruners", "grid"), Keep(16), Clock())[0]
+    native = eager.native(tiny, inputs, [16, 16])
     assert native.sequence == pruned.sequence
     positions = native.packed.prompts.position_ids[native.packed.prompts.attention_mask.bool()]
     assert int(positions.max()) == native.sequence - 1, "no gaps: no token was ever there"
@@ -354,10 +354,10 @@ def test_too_few_samples_for_a_batch(tiny: Llava) -> None:
 
 
 def test_the_hook_on_the_encoder_is_gone_afterwards(tiny: Llava) -> None:
-    inputs = timed.prepare(tiny, *_asked(1), frozenset())
-    whole, added = timed.encode(tiny, inputs, Attention.needs, Clock())
+    inputs = eager.prepare(tiny, *_asked(1), frozenset())
+    whole, added = eager.encode(tiny, inputs, Attention.needs, Clock())
     assert 0 < added < whole and not tiny.model.get_encoder(modality="image")._forward_hooks
-    assert timed.encode(tiny, inputs, frozenset(), Clock())[1] == 0
+    assert eager.encode(tiny, inputs, frozenset(), Clock())[1] == 0
 
 
 # --- the clock -------------------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_marks_of_one_name_add_up() -> None:
 
 
 def _asked(number: int) -> tuple[list[Any], list[str]]:
-    benchmark = measuring.plugins.load("benchmarks", "world('gqa')")
+    benchmark = measuring.registry.load("benchmarks", "world('gqa')")
     samples = benchmark.samples("test", 4)[:number]
     return [benchmark.image(s) for s in samples], [s.question for s in samples]
 

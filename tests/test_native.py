@@ -11,7 +11,7 @@ import pytest
 
 from diffprune.benchmarks import _aggregate
 from diffprune.core.benchmark import Graded
-from diffprune.report.native import Native
+from diffprune.report.analysis.native_metrics import Native
 
 Rows = list[Graded]
 

@@ -15,8 +15,8 @@ from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
 from transformers.models.smolvlm import processing_smolvlm
 
-from diffprune import prune
-from diffprune.core import plugins
+from diffprune import pruning
+from diffprune.core import registry
 from diffprune.core.budget import parse
 from diffprune.core.vlm import VLM
 
@@ -77,7 +77,7 @@ def user_text(family: str, vlm: VLM, question: str, images: int) -> str:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemmaProcessor's own
 @pytest.mark.parametrize(("family", "split"), [*((family, True) for family in OWN), ("idefics3", False), ("smolvlm", False)])
 def test_rows_and_pixels_are_those_of_the_familys_own_processor(family: str, split: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    vlm: VLM = plugins.find("models", family).tiny()
+    vlm: VLM = registry.find("models", family).tiny()
     if not split:
         vlm.processor.image_processor.do_image_splitting = False
     images, counts = pictures(), (2, 1)
@@ -98,7 +98,7 @@ def test_rows_and_pixels_are_those_of_the_familys_own_processor(family: str, spl
     pixels, rows = vlm.read(theirs)
     again = vlm.encode(pixels)
     torch.testing.assert_close(again.features, tokens.features, rtol=0, atol=1e-6)
-    assert torch.equal(again.alive, tokens.alive)
+    assert torch.equal(again.valid, tokens.valid)
     assert torch.equal(rows.slots, ours.slots) and torch.equal(rows.question, ours.question)
     assert tokens.layout is None or (again.layout is not None and torch.equal(again.layout, tokens.layout))
 
@@ -106,7 +106,7 @@ def test_rows_and_pixels_are_those_of_the_familys_own_processor(family: str, spl
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_paligemma_reads_the_answer_causally(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the token types and the logits of the family's own call with a suffix, told from labels and from newlines."""
-    vlm: VLM = plugins.find("models", "paligemma").tiny()
+    vlm: VLM = registry.find("models", "paligemma").tiny()
     theirs = own_processor("paligemma", vlm, monkeypatch)(
         images=[[image] for image in pictures()[:2]],
         text=["<image>what?", "<image>which of\nthe two?"],
@@ -119,8 +119,8 @@ def test_paligemma_reads_the_answer_causally(monkeypatch: pytest.MonkeyPatch) ->
     for prompts in (rows, replace(rows, labels=theirs["labels"])):
         assert torch.equal(vlm.token_inputs(prompts)["token_type_ids"], theirs["token_type_ids"])
     with torch.inference_mode():
-        packed = prune.shrink(vlm, rows, vlm.encode(pixels), plugins.load("pruners", "none"), parse("Share(1)"))
+        packed = pruning.shrink(vlm, rows, vlm.encode(pixels), registry.load("pruners", "none"), parse("Share(1)"))
         given = {name: value for name, value in theirs.items() if name != "labels"}
-        found, wanted = prune.forward(vlm, packed).logits, vlm.model(**given).logits
+        found, wanted = pruning.forward(vlm, packed).logits, vlm.model(**given).logits
     where = theirs["attention_mask"].bool()
     torch.testing.assert_close(found[where], wanted[where], rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprune.provenance import collect, repository
+from diffprune.store.provenance import collect, repository
 
 
 def git(folder: Path, *words: str) -> str:

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffprune import prune
-from diffprune.core import plugins
+from diffprune import pruning
+from diffprune.core import registry
 from diffprune.core.budget import Budget, parse
 from diffprune.core.pruner import Pruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts
 from diffprune.embedded.vlm import build
-from diffprune.models._decoder import decoder_attention, masked_softmax
 from diffprune.models.llava import Llava
+from diffprune.vlm.attention import decoder_attention, masked_softmax
 
 NUM = 144
 BUDGETS = ("Share(1/3)", "Keep(7)", "Keep(1)", "Above(0.5)", "Above(9, least=3)")
@@ -61,11 +61,11 @@ def no_gradient() -> Iterator[None]:
 
 
 def method(vlm: Llava, spelling: str, batch: tuple[Prompts, dict[str, torch.Tensor]]) -> tuple[Pruner, VisualTokens]:
-    pruner = plugins.load("pruners", spelling)
+    pruner = registry.load("pruners", spelling)
     tokens = vlm.encode(batch[1], pruner.needs)
     if hasattr(pruner, "build"):
         torch.manual_seed(3)
-        pruner.build(prune.with_question(vlm, batch[0], tokens)).eval()
+        pruner.build(pruning.with_question(vlm, batch[0], tokens)).eval()
     return pruner, tokens
 
 
@@ -82,11 +82,11 @@ def rows(prompts: Prompts, index: int) -> Prompts:
 
 def hidden(vlm: Llava, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget) -> torch.Tensor:
     """Oracle: the full-length run with the removed columns masked, same positions."""
-    full = prune.shrink(vlm, prompts, tokens, plugins.load("pruners", "none"), parse("Share(1)"))
-    kept = prune.select(vlm, prompts, tokens, pruner, budget).alive
+    full = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), parse("Share(1)"))
+    kept = pruning.select(vlm, prompts, tokens, pruner, budget).valid
     mask = full.prompts.attention_mask.clone()
     mask[full.prompts.slots] = kept.flatten().long()
-    return prune.forward(vlm, replace(full, prompts=replace(full.prompts, attention_mask=mask))).logits
+    return pruning.forward(vlm, replace(full, prompts=replace(full.prompts, attention_mask=mask))).logits
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -95,8 +95,8 @@ def hidden(vlm: Llava, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, b
 )
 def test_removing_equals_hiding(vlm: Llava, batch, spelling: str, budget: str) -> None:
     pruner, tokens = method(vlm, spelling, batch)
-    packed = prune.shrink(vlm, batch[0], tokens, pruner, parse(budget))
-    short = prune.forward(vlm, packed, logits_to_keep=1).logits
+    packed = pruning.shrink(vlm, batch[0], tokens, pruner, parse(budget))
+    short = pruning.forward(vlm, packed, logits_to_keep=1).logits
     torch.testing.assert_close(short[:, -1], hidden(vlm, batch[0], tokens, pruner, parse(budget))[:, -1], rtol=0, atol=1e-5)
     assert packed.prompts.input_ids.shape[1] == int((packed.kept + (batch[0].attention_mask.sum(1) - NUM)).max())
     assert packed.features.shape[0] == int(packed.kept.sum()) == int(packed.prompts.slots.sum())
@@ -105,7 +105,7 @@ def test_removing_equals_hiding(vlm: Llava, batch, spelling: str, budget: str) -
 def test_a_full_budget_is_the_models_own_run_token_for_token(vlm: Llava, batch) -> None:
     prompts, pixels = batch
     _, tokens = method(vlm, "none", batch)
-    packed = prune.shrink(vlm, prompts, tokens, plugins.load("pruners", "grid"), parse("Share(1)"))
+    packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "grid"), parse("Share(1)"))
     own = vlm.model.generate(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
@@ -114,25 +114,25 @@ def test_a_full_budget_is_the_models_own_run_token_for_token(vlm: Llava, batch) 
         do_sample=False,
         pad_token_id=0,
     )[:, prompts.input_ids.shape[1] :]
-    texts, lengths = prune.answer(vlm, packed, 8)
+    texts, lengths = pruning.answer(vlm, packed, 8)
     assert texts == vlm.processor.tokenizer.batch_decode(own) and all(1 <= n <= 8 for n in lengths)
     logits = vlm.model(input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, **pixels).logits[:, -1]
-    torch.testing.assert_close(prune.forward(vlm, packed).logits[:, -1], logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pruning.forward(vlm, packed).logits[:, -1], logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_batch_equals_one_by_one(vlm: Llava, batch, budget: str) -> None:
     pruner, tokens = method(vlm, "diffprune(question_aware=True)", batch)
-    together = prune.forward(vlm, prune.shrink(vlm, batch[0], tokens, pruner, parse(budget))).logits[:, -1]
+    together = pruning.forward(vlm, pruning.shrink(vlm, batch[0], tokens, pruner, parse(budget))).logits[:, -1]
     for i in range(3):
-        alone = prune.shrink(vlm, rows(batch[0], i), tokens[torch.tensor([i])], pruner, parse(budget))
-        torch.testing.assert_close(prune.forward(vlm, alone).logits[0, -1], together[i], rtol=0, atol=1e-5)
+        alone = pruning.shrink(vlm, rows(batch[0], i), tokens[torch.tensor([i])], pruner, parse(budget))
+        torch.testing.assert_close(pruning.forward(vlm, alone).logits[0, -1], together[i], rtol=0, atol=1e-5)
 
 
 def test_the_cache_holds_what_is_left_and_equals_recomputation(vlm: Llava, batch) -> None:
     pruner, tokens = method(vlm, "random", batch)
-    packed = prune.shrink(vlm, batch[0], tokens, pruner, parse("Keep(9)"))
-    out = prune.forward(vlm, packed, use_cache=True)
+    packed = pruning.shrink(vlm, batch[0], tokens, pruner, parse("Keep(9)"))
+    out = pruning.forward(vlm, packed, use_cache=True)
     longest = int((packed.kept + batch[0].attention_mask.sum(1) - NUM).max())
     assert out.past_key_values.get_seq_length() == longest
     token = out.logits[:, -1:].argmax(-1)
@@ -143,22 +143,22 @@ def test_the_cache_holds_what_is_left_and_equals_recomputation(vlm: Llava, batch
         packed.prompts, input_ids=torch.cat([packed.prompts.input_ids, token], 1), attention_mask=mask,
         position_ids=torch.cat([packed.prompts.position_ids, position], 1),
     )  # fmt: skip
-    again = prune.forward(vlm, replace(packed, prompts=longer)).logits
+    again = pruning.forward(vlm, replace(packed, prompts=longer)).logits
     torch.testing.assert_close(cached[:, -1], again[:, -1], rtol=0, atol=1e-5)
 
 
 def test_survivors_keep_their_positions(vlm: Llava, batch) -> None:
     pruner, tokens = method(vlm, "grid", batch)
-    packed = prune.shrink(vlm, batch[0], tokens, pruner, parse("Keep(12)"))
+    packed = pruning.shrink(vlm, batch[0], tokens, pruner, parse("Keep(12)"))
     for row in range(3):
-        kept = prune.select(vlm, batch[0], tokens, pruner, parse("Keep(12)")).alive[row].nonzero().squeeze(1)
+        kept = pruning.select(vlm, batch[0], tokens, pruner, parse("Keep(12)")).valid[row].nonzero().squeeze(1)
         assert packed.prompts.position_ids[row][packed.prompts.slots[row]].tolist() == (kept + 4).tolist()
 
 
 def test_without_an_image_nothing_but_text_is_left(vlm: Llava, batch) -> None:
-    packed = prune.blind(batch[0])
+    packed = pruning.blind(batch[0])
     assert packed.prompts.input_ids.shape[1] == 18 and not packed.prompts.slots.any() and not packed.kept.any()
-    assert torch.isfinite(prune.forward(vlm, packed).logits[packed.prompts.attention_mask.bool()]).all()
+    assert torch.isfinite(pruning.forward(vlm, packed).logits[packed.prompts.attention_mask.bool()]).all()
 
 
 def test_replaced_keeps_every_slot_and_changes_only_the_others(vlm: Llava, batch) -> None:
@@ -172,15 +172,15 @@ def test_replaced_keeps_every_slot_and_changes_only_the_others(vlm: Llava, batch
 def test_masked_softmax_is_attention_at_one_and_removal_at_zero(vlm: Llava, batch) -> None:
     """Oracle: all ones is fused attention; zeros equal hiding those columns (a hidden token still sees itself)."""
     _, tokens = method(vlm, "none", batch)
-    full = prune.shrink(vlm, batch[0], tokens, plugins.load("pruners", "none"), parse("Share(1)"))
-    plain = prune.forward(vlm, full).logits[:, -1]
+    full = pruning.shrink(vlm, batch[0], tokens, registry.load("pruners", "none"), parse("Share(1)"))
+    plain = pruning.forward(vlm, full).logits[:, -1]
     retention = torch.ones(full.prompts.input_ids.shape)
     with decoder_attention(vlm.model, "masked_softmax"):
-        same = prune.forward(vlm, full, retention=retention).logits[:, -1]
+        same = pruning.forward(vlm, full, retention=retention).logits[:, -1]
         pruner, tokens = method(vlm, "random(seed=5)", batch)
         kept = pruner.select(tokens, parse("Keep(20)")).keep
         retention[full.prompts.slots] = kept.flatten().float()
-        dropped = prune.forward(vlm, full, retention=retention).logits[:, -1]
+        dropped = pruning.forward(vlm, full, retention=retention).logits[:, -1]
     torch.testing.assert_close(same, plain, rtol=0, atol=1e-4)
     torch.testing.assert_close(dropped, hidden(vlm, batch[0], tokens, pruner, parse("Keep(20)"))[:, -1], rtol=0, atol=1e-4)
     assert vlm.model.config.text_config._attn_implementation == "sdpa"

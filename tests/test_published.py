@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from diffprune.core.record import Cell, Prediction, Provenance
-from diffprune.report import names, published, records, report, summary
-from diffprune.report.caveats import caveats
-from diffprune.report.chapter import chapters
+from diffprune.core.records import Cell, Prediction, Provenance
+from diffprune.report import report, summary
+from diffprune.report.analysis import labels, records
+from diffprune.report.analysis.comparison import chapters
+from diffprune.report.tables import published
+from diffprune.report.tables.caveats import caveats
 from diffprune.store import Store
 
 ROWS = published.read()
@@ -50,7 +52,7 @@ def test_every_row_is_whole_and_no_number_stands_twice() -> None:
     assert len(keys) == len(set(keys))
     for r in ROWS:
         assert r.source and r.table and r.model and r.method and r.unit and r.protocol, r
-        assert r.benchmark in names.BENCHMARKS or r.benchmark in ("average", "latency", "mm_vet"), r
+        assert r.benchmark in labels.BENCHMARKS or r.benchmark in ("average", "latency", "mm_vet"), r
         if r.num_kept == r.num_kept and r.total == r.total:
             assert r.share == pytest.approx(r.num_kept / r.total, rel=1e-5), r
         if r.benchmark not in ("mme", "latency"):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 
-from diffprune import prune
+from diffprune import pruning
 from diffprune.core.budget import Keep
 from diffprune.core.pruner import Need
 from diffprune.core.vlm import Prompts
@@ -78,8 +78,8 @@ def test_calls_leave_no_state_behind(family: str) -> None:
 
     def pruned(rows: slice, images: slice) -> list[list[int]]:
         few = Prompts(*(getattr(prompts, n)[rows] for n in ("input_ids", "attention_mask", "position_ids", "slots", "question")))
-        packed = prune.shrink(vlm, few, tokens[torch.arange(4)[images]], Features(), Keep(3))
-        made = vlm.model.generate(**prune.decoder_inputs(vlm, packed), max_new_tokens=4, do_sample=False)
+        packed = pruning.shrink(vlm, few, tokens[torch.arange(4)[images]], Features(), Keep(3))
+        made = vlm.model.generate(**pruning.decoder_inputs(vlm, packed), max_new_tokens=4, do_sample=False)
         return made[:, -4:].tolist()
 
     first = pruned(slice(1, 3), slice(2, 4))
@@ -93,10 +93,10 @@ def test_rows_without_padding_keep_their_gaps(family: str) -> None:
     """`generate` drops a mask of ones, and transformers then takes gaps in positions for the border of another text."""
     vlm, _, _, tokens = batch(family)
     one = vlm.prompts(QUESTIONS[1:2], [int(tokens.counts[2])], tokens.layout[2:3])
-    packed = prune.shrink(vlm, one, tokens[torch.tensor([2])], Features(), Keep(3))
+    packed = pruning.shrink(vlm, one, tokens[torch.tensor([2])], Features(), Keep(3))
     assert bool(packed.prompts.attention_mask.all())
-    forward = prune.forward(vlm, packed, logits_to_keep=1).logits[:, -1]
-    bare = {k: v for k, v in prune.decoder_inputs(vlm, packed).items() if k != "attention_mask"}
+    forward = pruning.forward(vlm, packed, logits_to_keep=1).logits[:, -1]
+    bare = {k: v for k, v in pruning.decoder_inputs(vlm, packed).items() if k != "attention_mask"}
     close(vlm.model(**bare, logits_to_keep=1).logits[:, -1], forward)
 
 
@@ -179,13 +179,13 @@ def test_packed_training_rows_score_answers_as_rows_of_their_own(family: str) ->
         made = batches.batch(vlm, list(zip(pictures()[:2], asked, strict=True)), packed)
         tokens = vlm.encode(made.pixels)[made.image]
         split = tokens.counts.tolist()
-        companions = None if tokens.companions is None else tokens.companions[tokens.alive].split(split)
+        deepstack = None if tokens.deepstack is None else tokens.deepstack[tokens.valid].split(split)
         logits = vlm.model(
             input_ids=made.prompts.input_ids,
             attention_mask=made.prompts.attention_mask,
             position_ids=made.prompts.position_ids.permute(2, 0, 1),
             **vlm.token_inputs(made.prompts),
-            **vlm.image_inputs(prune.embeddings(vlm, tokens).split(split), companions),
+            **vlm.image_inputs(pruning.embeddings(vlm, tokens).split(split), deepstack),
         ).logits
         assert made.prompts.labels is not None
         found.append(logits[:, :-1][made.prompts.labels[:, 1:] >= 0])

@@ -10,25 +10,26 @@ import pytest
 import torch
 
 import diffprune
-from diffprune import cli, estimate, train
 from diffprune import data as training
-from diffprune.arm import Arm
+from diffprune.cli import commands
 from diffprune.core import budget as budgets
-from diffprune.core import plugins
-from diffprune.core.context import LocalContext
+from diffprune.core import registry
 from diffprune.core.vlm import VLM
-from diffprune.distributed import pipeline
 from diffprune.distributed import train as on_ray
-from diffprune.job import load_job
-from diffprune.models._load import load
-from diffprune.models._outline import entrance_width, outline
-from diffprune.models._recompute import decoder_layers, recomputed
-from diffprune.recipe import Recipe
+from diffprune.job import pipeline
+from diffprune.job.files import load_job
+from diffprune.train import estimate, loop
+from diffprune.train.context import LocalContext
+from diffprune.train.recipe import Recipe
+from diffprune.train.scorer_trainer import Arm
+from diffprune.vlm.activation_checkpointing import decoder_layers, recomputed
+from diffprune.vlm.load import load
+from diffprune.vlm.meta_model import outline, projector_input_width
 
 JOBS = {"train_llava15_7b": "llava", "train_llava_next_7b": "llava_next", "train_qwen25_vl_7b": "qwen2_5_vl"}
 SMALL: dict[str, Any] = {
     "arms": ("diffprune",), "steps": 2, "images": 4, "questions": 2, "questions_alone": 1, "workers": 1, "calibration_images": 4,
-    "validation_images": 4, "checkpoint_every": 0, "validate_every": 2, "coherence_every": 2, "budgets": ("Share(1/3)",),
+    "validation_images": 4, "checkpoint_every": 0, "validate_every": 2, "grad_cosine_every": 2, "budgets": ("Share(1/3)",),
 }  # fmt: skip
 
 
@@ -48,8 +49,8 @@ def test_a_recipe_runs_on_its_tiny_family(name: str, monkeypatch: pytest.MonkeyP
     """The command itself, with Ray Train's local mode in place of a cluster, which `test_train_ray` covers."""
     fit = on_ray._fit
     monkeypatch.setattr(on_ray, "_fit", lambda config, workers: fit(config, 0))
-    monkeypatch.setattr(pipeline.Live, "ray", lambda self: None)
-    assert cli.call(["run", name, "--tiny"]) == (0, ""), "the same recipe, in bfloat16 and with recomputed layers"
+    monkeypatch.setattr(pipeline.PipelineRun, "ray", lambda self: None)
+    assert commands.call(["run", name, "--tiny"]) == (0, ""), "the same recipe, in bfloat16 and with recomputed layers"
     folder = Path("runs") / f"{name}-tiny"
     places = sorted((folder / "scorers").iterdir())
     assert [p.name for p in places] == ["diffprune-0"]
@@ -57,10 +58,10 @@ def test_a_recipe_runs_on_its_tiny_family(name: str, monkeypatch: pytest.MonkeyP
     assert facts["model"] == vlm.name and facts["steps"] == 3 and facts["broken_rows"] == 0
     assert facts["recipe"]["checkpointing"] and facts["recipe"]["dtype"] == "bfloat16" and facts["recipe"]["micro_images"] == 1
     pruner = diffprune.from_pretrained(places[0])
-    picture = training.source("world").draw(training.sources.Place(training.sources.TRAIN, 0, 1), 1, training.Tally())[0]
+    picture = training.source("world").draw(training.sources.DrawIndex(training.sources.TRAIN, 0, 1), 1, training.BrokenRows())[0]
     assert len(diffprune.generate(vlm, [picture], ["what?"], pruner=pruner, budget=diffprune.Share(0.3), max_new_tokens=2)) == 1
     assert facts["features"] == vlm.encode(vlm.pixels([picture])).features.shape[-1]
-    assert cli.call(["run", name, "--tiny"]) == (0, "") and "all 1 scorers are there already" in capsys.readouterr().out
+    assert commands.call(["run", name, "--tiny"]) == (0, "") and "all 1 scorers are there already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_recipe_runs_on_its_tiny_family(name: str, monkeypatch: pytest.MonkeyP
     [("train_llava15_7b", 7_063_427_072), ("train_llava_next_7b", 7_063_431_168), ("train_qwen25_vl_7b", 8_292_166_656)],
 )
 def test_a_dry_run_tells_memory_and_time_without_a_model(name: str, parameters: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.call(["run", name, "--dry-run"]) == (0, "")
+    assert commands.call(["run", name, "--dry-run"]) == (0, "")
     out = capsys.readouterr().out
     assert "train: 3 scorers of 4000 steps, 3 to do" in out and f"frozen   {parameters:,} parameters" in out
     assert "1 x H200" in out and not list(Path.cwd().iterdir())
@@ -90,11 +91,11 @@ def test_the_estimate_is_what_the_paper_needed() -> None:
 
 def test_tiny_needs_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
     for line, says in ((("run", "demo", "--tiny"), "demo states none"), (("evaluate", "--tiny"), "this command states none")):
-        code, sentence = cli.call(line)
+        code, sentence = commands.call(line)
         assert code == 2 and says in sentence
-    code, sentence = cli.call(["run", "demo", "--set", "family=lava"])
+    code, sentence = commands.call(["run", "demo", "--set", "family=lava"])
     assert code == 2 and "did you mean 'llava'" in sentence
-    code, sentence = cli.call(["train", "--pruner", "diffprune", "--model", "nowhere"])
+    code, sentence = commands.call(["train", "--pruner", "diffprune", "--model", "nowhere"])
     assert code == 2 and "no model 'nowhere'" in sentence, "before anything is started"
 
 
@@ -157,14 +158,14 @@ def test_recomputed_layers_run_twice_and_only_inside() -> None:
 def kept_bytes(made: Arm, given: training.TrainBatch) -> int:
     """Oracle: bytes of all tensors autograd saves in a forward pass, weights left out."""
     weights = [*made.vlm.model.parameters(), *made.vlm.model.buffers(), *made.networks.parameters()]
-    known, alive = {w.untyped_storage().data_ptr() for w in weights}, []
+    known, valid = {w.untyped_storage().data_ptr() for w in weights}, []
     sizes: dict[int, int] = {}
 
     def saved(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             sizes[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # else its place is given to another
+            valid.append(tensor)  # else its place is given to another
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor), made._differentiated():
@@ -187,7 +188,7 @@ def test_activations_are_what_autograd_keeps(family: str, dtype: str) -> None:
         assert found.trained == sum(p.numel() for p in made.networks.parameters())
 
 
-@pytest.mark.parametrize("family", plugins.names("models"))
+@pytest.mark.parametrize("family", registry.names("models"))
 def test_a_model_without_weights_has_the_parameters_of_one_with(family: str) -> None:
     vlm = load(f"tiny({family})")
     bare = outline(vlm.model.config.to_dict())
@@ -196,7 +197,7 @@ def test_a_model_without_weights_has_the_parameters_of_one_with(family: str) -> 
     assert bare.shape.layers == vlm.shape.layers and bare.shape.width == vlm.shape.width
     if family in JOBS.values():
         given = batch(vlm, images=1, questions=1)
-        assert entrance_width(bare) == vlm.encode(given.pixels).features.shape[-1]
+        assert projector_input_width(bare) == vlm.encode(given.pixels).features.shape[-1]
 
 
 # --- several workers --------------------------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ def test_data_that_cannot_be_read_stop_at_once(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_scorer_from_a_folder_or_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = load("tiny(llava)")
-    (place,) = train.train(
+    (place,) = loop.train(
         Recipe(**{**SMALL, "arms": ("gumbel_topk(attention=False, depth=1)",), "steps": 1, "validate_every": 0}),
         LocalContext("run"),
         lambda _: vlm,
@@ -241,11 +242,11 @@ def test_a_scorer_from_a_folder_or_the_hub(monkeypatch: pytest.MonkeyPatch) -> N
         asked.append((given, more))
         return sorted(place.iterdir())
 
-    monkeypatch.setattr("diffprune.hub.files", files)
+    monkeypatch.setattr("diffprune.io.hub.files", files)
     other: Any = diffprune.from_pretrained("user/scorer-llava15", revision="v1")
     assert other.score(tokens).equal(found.score(tokens))
     assert asked == [(("user/scorer-llava15", "v1", ("config.json", "model.safetensors")), {"kind": "model"})]
-    spelled: Any = plugins.load("pruners", "gumbel_topk(attention=False, weights='user/scorer-llava15')")
+    spelled: Any = registry.load("pruners", "gumbel_topk(attention=False, weights='user/scorer-llava15')")
     assert spelled.score(tokens).equal(found.score(tokens)) and spelled.weights_hash == found.weights_hash
     assert spelled.spelling.endswith("weights='user/scorer-llava15')"), "the name, not where it lies here"
     config = json.loads((place / "config.json").read_text())

@@ -16,16 +16,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diffprune import speed
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.benchmark import Graded
-from diffprune.core.record import Cell, Choice, Cost, CurvePoint, Outcome, Prediction, Provenance, Step, Timing, Trial
+from diffprune.core.records import Cell, Choice, Cost, CurvePoint, Outcome, Prediction, Provenance, Step, Timing, Trial
 from diffprune.embedded.world import SPLITS
-from diffprune.report import names, report, summary, table, text
-from diffprune.report.chapter import Chapter, chapters
-from diffprune.report.derived import Derived
-from diffprune.report.records import read
-from diffprune.statistics import holm, paired_difference, sign_flip
+from diffprune.report import report, summary
+from diffprune.report.analysis import labels
+from diffprune.report.analysis.comparison import Comparison, chapters
+from diffprune.report.analysis.derived import Derived
+from diffprune.report.analysis.records import read
+from diffprune.report.render import escape, table
+from diffprune.statistics import holm, paired_difference, sign_flip, speedup
 from diffprune.store import Store
 
 SOURCE = Provenance(
@@ -76,14 +77,14 @@ def cell_of(pruner: str, budget: str, benchmark: str = "", verb: str = "evaluate
 
 @cache
 def asked(benchmark: str, limit: int) -> tuple[object, list]:
-    bench = plugins.load("benchmarks", benchmark)
+    bench = registry.load("benchmarks", benchmark)
     return bench, bench.samples("test", limit)
 
 
 def predictions(cell: Cell, limit: int) -> list[Prediction]:
     found = []
     bench, samples = asked(cell.benchmark, limit)
-    method = names.method(cell.pruner)
+    method = labels.method(cell.pruner)
     blind = 0.0 if "mmbench" in cell.benchmark else 0.7  # this MMBench needs no picture
     bound = {"none": 0.0, "blind": blind}.get(cell.pruner)
     lost = LOSS[method.name][BUDGETS.index(cell.budget)] if bound is None else bound
@@ -95,7 +96,7 @@ def predictions(cell: Cell, limit: int) -> list[Prediction]:
         right = sample.row["answer"]
         answer = {"yes": "no", "no": "yes", "A": "B", "B": "C"}.get(right, "A") if wrong else right
         grade = bench.grade(sample, answer)
-        kept = {"none": TOTAL, "blind": 0}.get(cell.pruner) if bound is not None else names.budget(cell.budget)[1]
+        kept = {"none": TOTAL, "blind": 0}.get(cell.pruner) if bound is not None else labels.budget(cell.budget)[1]
         found.append(
             Prediction(
                 sample.id,
@@ -118,7 +119,7 @@ def predictions(cell: Cell, limit: int) -> list[Prediction]:
 
 
 def timings(cell: Cell, rounds: int, flags: str = "cpu_only") -> list[Timing]:
-    kept = names.budget(cell.budget)[1] if cell.pruner != "none" else TOTAL
+    kept = labels.budget(cell.budget)[1] if cell.pruner != "none" else TOTAL
     base = {("full", "prefill"): 40.0, ("pruned", "prefill"): 6 + 34 * kept / TOTAL, ("native", "prefill"): 6 + 33 * kept / TOTAL,
             ("pruned", "overhead"): 1.2, ("full", "encoder"): 9.0, ("pruned", "encoder"): 9.0, ("full", "ttft"): 52.0,
             ("pruned", "ttft"): 19 + 34 * kept / TOTAL, ("full", "decode"): 2.4, ("pruned", "decode"): 2.1}  # fmt: skip
@@ -159,7 +160,7 @@ def timed(store: Store, rounds: int = 35) -> None:
         if "replaced" not in pruner and "seed=" not in pruner and pruner != "none":
             for budget in BUDGETS:
                 cell = cell_of(pruner, budget, verb="measure", batch=8)
-                kept = names.budget(budget)[1]
+                kept = labels.budget(budget)[1]
                 costs = [
                     Cost(arm, k, 20.0, 1e7 * (k + 20), 3e8, 1e7 * (k + 20), 2048.0 * (k + 20), 2048.0 * (k + 20), math.nan)
                     for arm, k in (("full", 144.0), ("pruned", kept))
@@ -263,11 +264,11 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(full: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Its report."""
-    return report(full, tmp_path_factory.mktemp("report"), title="Test report", scenes=scenes())
+    return report(full, tmp_path_factory.mktemp("report"), title="Test report", masks=scenes())
 
 
 @pytest.fixture(scope="module")
-def chapter(full: Path) -> Chapter:
+def chapter(full: Path) -> Comparison:
     return next(chapters(read(full)))
 
 
@@ -299,7 +300,7 @@ def answers(root: Path) -> pd.DataFrame:
 
 def native(frame: pd.DataFrame) -> float:
     """One benchmark's main figure by its own plug-in, mean over seeds."""
-    bench = plugins.load("benchmarks", frame["benchmark"].iloc[0])
+    bench = registry.load("benchmarks", frame["benchmark"].iloc[0])
     found = []
     for _, part in frame.groupby("pruner"):
         graded = [Graded(r.group, r.category, r.credit, r.parsed, r.target) for r in part.itertuples()]
@@ -316,7 +317,7 @@ def test_the_table_per_budget_is_what_the_benchmarks_say(full: Path, made: dict[
         for like in LIKES:
             mine = frame[(frame["benchmark"] == f"world(like='{like}')") & (frame["key"] == key) & (frame["budget"] == "Keep(16)")]
             bound = frame[(frame["benchmark"] == f"world(like='{like}')") & (frame["key"] == "none")]
-            assert float(table_[label][names.benchmark(f"world(like='{like}')")]) == pytest.approx(native(mine))
+            assert float(table_[label][labels.benchmark(f"world(like='{like}')")]) == pytest.approx(native(mine))
             shares.append(native(mine) / native(bound))
             credits.append(mine["credit"].mean())
         assert float(table_[label]["avg %"]) == pytest.approx(100 * np.mean(shares))
@@ -352,7 +353,7 @@ def test_relative_accuracy_and_its_companions_are_recomputed_from_the_rows(full:
     frame = answers(full)
     tables = {n: {(r["Method"], r["kept"]): r for r in rows_of(made[f"csv/{n}"])} for n in ("relative", "changed")}
     about = {r["Benchmark"]: r["the image's part note"] for r in rows_of(made["csv/blind"])}
-    needed = [like for like in LIKES if not about[names.BENCHMARKS[like]]]
+    needed = [like for like in LIKES if not about[labels.BENCHMARKS[like]]]
     assert needed == ["gqa", "mme"]
     for label, key in (("DiffPrune", "diffprune"), ("Attention", "attention")):
         row, other = tables["relative"][label, "7.0"], tables["changed"][label, "7.0"]
@@ -375,7 +376,7 @@ def test_relative_accuracy_and_its_companions_are_recomputed_from_the_rows(full:
         for column, value in expected.items():
             assert float(row[column]) == pytest.approx(100 * value), column
             assert float(row[f"{column} low"]) < 100 * value < float(row[f"{column} high"]), column
-        assert row["worst benchmark % note"] == names.benchmark(f"world(like='{worst}')")
+        assert row["worst benchmark % note"] == labels.benchmark(f"world(like='{worst}')")
         for column, value in (("agreement %", agree), ("harm %", harm), ("gain %", gain)):
             assert float(other[column]) == pytest.approx(100 * np.mean(value)), column
 
@@ -407,7 +408,7 @@ def by_picture(frame: pd.DataFrame) -> dict[str, list[Graded]]:
 def again(like: str, arm: dict[str, list[Graded]], drawn: np.ndarray) -> float:
     """The benchmark's own figure of the pictures drawn, each under a name of its own; 0 where it has none of them."""
     rows = [replace(row, group=str(i)) for i, picture in enumerate(drawn) for row in arm.get(picture, ())]
-    return next(iter(plugins.load("benchmarks", f"world(like='{like}')").aggregate(rows).values())) if rows else 0.0
+    return next(iter(registry.load("benchmarks", f"world(like='{like}')").aggregate(rows).values())) if rows else 0.0
 
 
 def test_a_benchmark_that_needs_no_picture_is_called_so(made: dict[str, Path]) -> None:
@@ -418,12 +419,12 @@ def test_a_benchmark_that_needs_no_picture_is_called_so(made: dict[str, Path]) -
     assert not any("No image" in r["Method"] for r in rows_of(made["csv/headline"]))
 
 
-def test_benchmark_by_benchmark_p_values_are_corrected(full: Path, chapter: Chapter, made: dict[str, Path]) -> None:
+def test_benchmark_by_benchmark_p_values_are_corrected(full: Path, chapter: Comparison, made: dict[str, Path]) -> None:
     found = Derived(chapter).tested("DiffPrune", "Unpruned", "Keep(7)")
     assert [t.p_holm for t in found.values()] == holm([t.p for t in found.values()])
     rows = {r["Benchmark"]: r for r in rows_of(made["csv/benchmarks_unpruned"])}
     for benchmark, t in found.items():
-        row = rows[names.benchmark(benchmark)]
+        row = rows[labels.benchmark(benchmark)]
         assert float(row["7 tokens"]) == pytest.approx(t.estimate)
         assert row["7 tokens note"] == (f"p {t.p_holm:.3f}" if t.p_holm >= 0.001 else "p < 0.001")
         assert t.verdict == ("tie" if t.low <= 0 <= t.high else "worse")
@@ -444,8 +445,8 @@ def test_tie_stands_exactly_where_the_interval_holds_zero(made: dict[str, Path])
     assert seen == {"tie", "better", "worse"}
 
 
-def test_bold_means_a_difference_that_excludes_zero(chapter: Chapter) -> None:
-    from diffprune.report.accuracy_tables import per_budget
+def test_bold_means_a_difference_that_excludes_zero(chapter: Comparison) -> None:
+    from diffprune.report.tables.accuracy import per_budget
 
     bold = 0
     for budget in chapter.budgets:
@@ -469,7 +470,7 @@ def test_speedup_is_the_ratio_of_medians_with_overhead_charged(full: Path, made:
     assert float(row["net speedup"]) == pytest.approx(net)
     assert float(row["net speedup low"]) < net < float(row["net speedup high"])
     assert float(row["to native"]) == pytest.approx(charged / median["native", "prefill"])
-    mine = speed.prefill_speedup_net(frame)
+    mine = speedup.prefill_speedup_net(frame)
     assert (float(row["net speedup low"]), float(row["net speedup high"])) == pytest.approx((mine.low, mine.high), rel=0.02)
     assert "All timings: cpu_only" in made["html"].read_text("utf-8")
 
@@ -537,7 +538,7 @@ def test_the_page_is_whole_and_asks_nobody_for_anything(made: dict[str, Path]) -
 
 
 def test_the_same_records_give_the_same_bytes(full: Path, made: dict[str, Path], tmp_path: Path) -> None:
-    again = report(full, tmp_path, title="Test report", scenes=scenes())
+    again = report(full, tmp_path, title="Test report", masks=scenes())
     assert set(again) == set(made)
     for name, path in again.items():
         assert path.read_bytes() == made[name].read_bytes(), name
@@ -624,10 +625,10 @@ def test_hostile_text_is_inert_everywhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("evil", HOSTILE)
 def test_each_form_of_text_keeps_the_words_and_drops_the_power(evil: str) -> None:
-    assert "\x1b" not in text.plain(evil) and len(text.plain(evil)) <= 160
-    assert "<" not in text.markdown(evil) and not re.search(r"(?<!\\)\|", text.markdown(evil))
-    assert text.csv(evil)[0] not in "=+-@|"
-    assert not re.search(r"\\(input|write|def)", text.latex(evil))
+    assert "\x1b" not in escape.plain(evil) and len(escape.plain(evil)) <= 160
+    assert "<" not in escape.markdown(evil) and not re.search(r"(?<!\\)\|", escape.markdown(evil))
+    assert escape.csv(evil)[0] not in "=+-@|"
+    assert not re.search(r"\\(input|write|def)", escape.latex(evil))
 
 
 def test_failures_are_listed_and_never_wrong_answers(tmp_path: Path) -> None:
@@ -680,7 +681,7 @@ def test_weights_retrained_under_the_same_name_replace_the_old_ones(tmp_path: Pa
     ],
 )
 def test_labels(spelling: str, label: str) -> None:
-    assert names.method(spelling).label == label
+    assert labels.method(spelling).label == label
 
 
 def test_latex_is_a_booktabs_table_with_balanced_braces(made: dict[str, Path]) -> None:
@@ -696,9 +697,9 @@ def test_latex_is_a_booktabs_table_with_balanced_braces(made: dict[str, Path]) -
 
 def test_scenes_refuse_what_is_no_mask(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be bool"):
-        report(tmp_path / "s", tmp_path / "o", scenes={SPLITS["test"].start: {"grid": np.zeros(144)}})
+        report(tmp_path / "s", tmp_path / "o", masks={SPLITS["test"].start: {"grid": np.zeros(144)}})
     with pytest.raises(ValueError, match="no square"):
-        report(tmp_path / "s", tmp_path / "o", scenes={SPLITS["test"].start: {"grid": np.zeros(143, bool)}})
+        report(tmp_path / "s", tmp_path / "o", masks={SPLITS["test"].start: {"grid": np.zeros(143, bool)}})
 
 
 def test_summary_is_a_plain_table(full: Path) -> None:

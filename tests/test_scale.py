@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from diffprune.benchmarks import _answers as answers
-from diffprune.core.record import TABLES, Cell, Outcome, Prediction, Provenance, Step
-from diffprune.report import records, report
+from diffprune.core.records import TABLES, Cell, Outcome, Prediction, Provenance, Step
+from diffprune.report import report
+from diffprune.report.analysis import records
 from diffprune.store import Store, commits, parquet
 from diffprune.store.columns import ORIGIN, columns
 

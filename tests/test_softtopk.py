@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from diffprune.core.softtopk import centred, laplace_cdf, signal_and_noise, soft_top_k
+from diffprune.pruners._soft_topk import centred, laplace_cdf, signal_and_noise, soft_top_k
 
 GRID = [(n, k, tau) for n, k in ((50, 1), (50, 49), (144, 7), (576, 64), (2880, 320)) for tau in (2.0, 0.5, 0.1, 0.02)]
 
@@ -34,16 +34,16 @@ def test_equals_bisection_and_meets_the_budget(num: int, budget: int, tau: float
 @pytest.mark.parametrize(("num", "budget", "tau"), GRID)
 def test_gradient_equals_finite_differences_and_sums_to_zero(num: int, budget: int, tau: float) -> None:
     torch.manual_seed(num + budget)
-    alive = torch.ones(1, num, dtype=torch.bool)
+    valid = torch.ones(1, num, dtype=torch.bool)
     size = torch.full((1,), float(budget))
     scores = torch.randn(1, num, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(1, num, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((soft_top_k(scores, alive, size, tau) * weight).sum(), scores)
+    (gradient,) = torch.autograd.grad((soft_top_k(scores, valid, size, tau) * weight).sum(), scores)
     direction = torch.randn(1, num, dtype=torch.float64)
     step = 1e-6 * tau
     with torch.no_grad():
-        ahead = (soft_top_k(scores + step * direction, alive, size, tau) * weight).sum()
-        behind = (soft_top_k(scores - step * direction, alive, size, tau) * weight).sum()
+        ahead = (soft_top_k(scores + step * direction, valid, size, tau) * weight).sum()
+        behind = (soft_top_k(scores - step * direction, valid, size, tau) * weight).sum()
     expected = float((ahead - behind) / (2 * step))
     assert float((gradient * direction).sum()) == pytest.approx(expected, rel=2e-4, abs=1e-5)
     assert abs(float(gradient.sum())) < 1e-8
@@ -54,16 +54,16 @@ def test_padding_is_never_weighted_and_does_not_move_the_rest() -> None:
     scores, budget = torch.randn(1, 20, dtype=torch.float64), torch.tensor([5.0])
     alone = soft_top_k(scores, torch.ones(1, 20, dtype=torch.bool), budget, 0.5)
     padded = torch.cat([scores, torch.full((1, 9), 100.0, dtype=torch.float64)], 1)
-    alive = torch.arange(29)[None] < 20
-    together = soft_top_k(padded, alive, budget, 0.5)
+    valid = torch.arange(29)[None] < 20
+    together = soft_top_k(padded, valid, budget, 0.5)
     torch.testing.assert_close(together[:, :20], alone, rtol=0, atol=1e-12)
     assert not together[:, 20:].any()
 
 
 def test_a_full_budget_keeps_everything_and_ties_share_alike() -> None:
-    scores, alive = torch.zeros(2, 6), torch.ones(2, 6, dtype=torch.bool)
-    assert soft_top_k(scores, alive, torch.tensor([6.0, 9.0]), 1.0).eq(1).all()
-    torch.testing.assert_close(soft_top_k(scores, alive, torch.tensor([3.0, 1.5]), 0.1)[1], torch.full((6,), 0.25))
+    scores, valid = torch.zeros(2, 6), torch.ones(2, 6, dtype=torch.bool)
+    assert soft_top_k(scores, valid, torch.tensor([6.0, 9.0]), 1.0).eq(1).all()
+    torch.testing.assert_close(soft_top_k(scores, valid, torch.tensor([3.0, 1.5]), 0.1)[1], torch.full((6,), 0.25))
 
 
 def test_a_full_row_passes_no_nan_gradient() -> None:

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffprune.core.record import TABLES, Cell, CurvePoint, Outcome, Prediction, Provenance, Step
+from diffprune.core.records import TABLES, Cell, CurvePoint, Outcome, Prediction, Provenance, Step
 from diffprune.store import Busy, Fenced, Store, commits, lock, manifest
 from diffprune.store import columns as columns_module
-from diffprune.store import fence as lock_module
 from diffprune.store import parts as parts_module
+from diffprune.store import run_lock as lock_module
 
 MADE = Provenance("demo", 1, "abc", True, '{"python": "3"}', '{"cpu": "x"}', 5, "2026-01-01T00:00:00+00:00")
 OK = Outcome("ok", "", 3, 1.5)
@@ -500,7 +500,7 @@ def test_a_second_run_is_refused_at_once_and_told_who(tmp_path: Path) -> None:
 def test_another_process_is_refused_and_takes_over_when_the_owner_is_killed(tmp_path: Path) -> None:
     script = """
         import sys, time
-        from diffprune.store.fence import lock
+        from diffprune.store.run_lock import lock
         with lock(sys.argv[2], run="demo"):
             print("held", flush=True)
             time.sleep(60)
@@ -544,7 +544,7 @@ def test_a_lock_whose_maker_died_while_writing_it_is_taken_over(tmp_path: Path, 
 def test_one_of_many_gets_the_lock(tmp_path: Path) -> None:
     script = """
         import pathlib, sys, time
-        from diffprune.store.fence import Busy, lock
+        from diffprune.store.run_lock import Busy, lock
         try:
             with lock(sys.argv[2], run="demo"):
                 while not (pathlib.Path(sys.argv[2]) / "stop").exists():

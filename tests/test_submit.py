@@ -17,16 +17,22 @@ import psutil
 import pytest
 
 from diffprune.distributed import submit
+from diffprune.job.files import REPOSITORY, placed
 
-LOCAL = submit.REPOSITORY / "cluster" / "local.sh"
+LOCAL = REPOSITORY / "cluster" / "local.sh"
 JOB = """
 import os, sys
 import ray
-from diffprune.distributed.start import connect
+from diffprune.distributed.cluster import connect
 with connect():
     print("cpus", ray.cluster_resources()["CPU"], "files", *sorted(os.listdir(".")))
 sys.exit(int(sys.argv[1]))
 """
+
+
+def called(job: str) -> tuple[str, Path]:
+    folder, name = placed(job)
+    return name, folder
 
 
 def free_port() -> int:
@@ -63,9 +69,7 @@ def test_a_job_is_followed_and_its_status_returned(head: dict[str, str], token: 
     (own_folder / ".gitignore").write_text("secret.txt\n")
     (own_folder / "runs").mkdir()
     (own_folder / "runs" / "large").touch()
-    shutil.copytree(
-        submit.REPOSITORY / "diffprune", own_folder / "diffprune", ignore=shutil.ignore_patterns("checkpoint", "__pycache__")
-    )
+    shutil.copytree(REPOSITORY / "diffprune", own_folder / "diffprune", ignore=shutil.ignore_patterns("checkpoint", "__pycache__"))
     assert submit.run([sys.executable, "job.py", "3"], head["address"], own_folder) == 3
     captured = capfd.readouterr()
     assert captured.out.count("cpus 2.0 files .gitignore diffprune job.py\n") == 1, (
@@ -125,13 +129,13 @@ def test_the_head_listens_on_loopback_only(head: dict[str, str]) -> None:
 def test_what_runs_on_the_cluster(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[object, ...]] = []
     monkeypatch.setattr(submit, "run", lambda command, address, folder, name=None: ran.append((command, folder)) or 0)
-    assert submit.submit("demo", "http://127.0.0.1:8265", ["--limit", "8"]) == 0
+    assert submit.submit(*called("demo"), "http://127.0.0.1:8265", ["--limit", "8"]) == 0
     out = ["--limit", "8", "--out", str(own_folder / "runs")]
-    assert ran.pop() == ([sys.executable, "-m", "diffprune", "run", "demo", *out], submit.REPOSITORY)
+    assert ran.pop() == ([sys.executable, "-m", "diffprune", "run", "demo", *out], REPOSITORY)
     (own_folder / "mine.py").touch()
-    submit.submit("mine.py", "http://10.0.0.1:8265", ["--out", "/shared"])
+    submit.submit(*called("mine.py"), "http://10.0.0.1:8265", ["--out", "/shared"])
     assert ran.pop() == (["python", "-m", "diffprune", "run", "mine.py", "--out", "/shared"], own_folder)
     with pytest.raises(ValueError, match="add --out"):
-        submit.submit("demo", "http://10.0.0.1:8265")
+        submit.submit(*called("demo"), "http://10.0.0.1:8265")
     with pytest.raises(ValueError, match=r"no job file other\.py"):
-        submit.submit("other.py", "http://127.0.0.1:8265")
+        placed("other.py")

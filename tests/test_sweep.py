@@ -17,13 +17,15 @@ import psutil
 import pytest
 import ray
 
-from diffprune.core.record import Cell, Prediction, Provenance
-from diffprune.distributed import progress, start, sweep
-from diffprune.distributed.batches import Batch, Listing, Work, weight
+from diffprune.core.records import Cell, Prediction, Provenance
+from diffprune.distributed import cluster, sweep
 from diffprune.distributed.worker import Worker
-from diffprune.evaluate import BLIND, NOTHING, Evaluation, Evaluator, cells
-from diffprune.models._load import load
+from diffprune.evaluate import progress
+from diffprune.evaluate.cells import BLIND, NOTHING, Evaluation, cells
+from diffprune.evaluate.evaluator import Evaluator
+from diffprune.evaluate.schedule import Batch, ListBatches, Work, weight
 from diffprune.store import Store
+from diffprune.vlm.load import load
 
 PROVENANCE = Provenance("test", 1, "", False, "{}", "{}", 0, "2026-01-01T00:00:00Z")
 
@@ -35,10 +37,10 @@ def asked() -> list[Cell]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def session() -> Iterator[None]:
     here = sys.modules[__name__]
     ray.cloudpickle.register_pickle_by_value(here)  # workers cannot import a test
-    with start.connect(workers=2):
+    with cluster.connect(workers=2):
         yield
     ray.cloudpickle.unregister_pickle_by_value(here)
 
@@ -49,7 +51,7 @@ def table(root: Path) -> list[tuple[object, ...]]:
     return sorted(frame[["cell", "sample", "answer", "credit", "visual_kept", "error"]].itertuples(index=False, name=None))
 
 
-def test_a_killed_worker_costs_one_batch(cluster: None, asked: list[Cell], own_folder: Path, monkeypatch, capsys) -> None:
+def test_a_killed_worker_costs_one_batch(session: None, asked: list[Cell], own_folder: Path, monkeypatch, capsys) -> None:
     alone, stormy = Store(own_folder / "alone"), Store(own_folder / "stormy")
     evaluator = Evaluator(load("embedded"))
     for cell in asked:
@@ -106,7 +108,7 @@ class Sleepy:
         return {i: row(i, "OSError: no such image" if i < 3 else "") for i in index}, time.perf_counter() - start
 
 
-def test_two_workers_share_one_cell_to_its_end(cluster: None, asked: list[Cell], own_folder: Path, monkeypatch) -> None:
+def test_two_workers_share_one_cell_to_its_end(session: None, asked: list[Cell], own_folder: Path, monkeypatch) -> None:
     """The unit of work is a batch, so neither rests while the other has a queue. Rows that failed are counted in the outcome."""
 
     class Punctual(Sleepy):
@@ -127,7 +129,7 @@ def test_two_workers_share_one_cell_to_its_end(cluster: None, asked: list[Cell],
 
 
 def test_a_cell_that_kills_or_fails_does_not_stop_the_others(
-    cluster: None, asked: list[Cell], own_folder: Path, monkeypatch
+    session: None, asked: list[Cell], own_folder: Path, monkeypatch
 ) -> None:
     class Deadly(Sleepy):
         """Dies of one batch of one cell, raises on another cell, cannot read a benchmark, answers nothing of a fourth cell."""
@@ -180,7 +182,7 @@ class Simulated:
 
     def run(self) -> dict[Cell, dict[int, Prediction]]:
         """Until all is answered. As the driver does: something for those who have nothing, then, if there is plenty, one ahead."""
-        queues: dict[int, deque[Listing | Batch]] = {worker: deque() for worker in range(self.workers)}
+        queues: dict[int, deque[ListBatches | Batch]] = {worker: deque() for worker in range(self.workers)}
         ends, now, found, pieces = dict[int, float](), 0.0, dict[Cell, dict[int, Prediction]](), 0
         while self.work.unfinished:
             for worker, queue in sorted(queues.items(), key=lambda item: len(item[1])):
@@ -197,15 +199,15 @@ class Simulated:
                 for lost in [*reversed(queues[worker]), piece]:
                     self.work.returned(worker, lost)
                 queues[worker].clear()
-            elif isinstance(piece, Listing):
+            elif isinstance(piece, ListBatches):
                 self.work.listed(piece, self.batches(piece.cell))
             elif complete := self.work.answered(piece, {i: row(i) for i in piece.index}):
                 found[piece.cell] = complete
             self.most_held = max(self.most_held, self.work.held_rows)
         return found
 
-    def begin(self, worker: int, piece: Listing | Batch) -> float:
-        seconds = 0.5 if isinstance(piece, Listing) else self.cost(piece.cell, piece.number)
+    def begin(self, worker: int, piece: ListBatches | Batch) -> float:
+        seconds = 0.5 if isinstance(piece, ListBatches) else self.cost(piece.cell, piece.number)
         self.busy[worker] += seconds
         if isinstance(piece, Batch):
             self.given.append((worker, piece))
@@ -245,7 +247,7 @@ def test_an_image_stays_with_the_worker_that_encoded_it(asked: list[Cell]) -> No
     assert len({worker for worker, name, _ in seen if name == "a"}) == 1 or len({w for w, name, _ in seen if name == "b"}) == 1
 
 
-def test_a_user_s_mistake_comes_back_as_itself(cluster: None, asked: list[Cell], own_folder: Path, monkeypatch) -> None:
+def test_a_user_s_mistake_comes_back_as_itself(session: None, asked: list[Cell], own_folder: Path, monkeypatch) -> None:
     class Picky:
         def prepare(self, model: str) -> int:
             raise ValueError(f"no model {model!r}")
@@ -259,7 +261,7 @@ def test_a_user_s_mistake_comes_back_as_itself(cluster: None, asked: list[Cell],
         sweep.sweep([replace(asked[0], verb="measure")], own_folder, PROVENANCE, workers=1, model="embedded")
 
 
-def test_exclusive_has_the_host_to_itself(cluster: None) -> None:
+def test_exclusive_has_the_host_to_itself(session: None) -> None:
     def alone(word: str, *, twice: bool) -> tuple[float, int, str]:
         return ray.get_runtime_context().get_assigned_resources()["CPU"], os.getpid(), word * (1 + twice)
 
@@ -269,7 +271,7 @@ def test_exclusive_has_the_host_to_itself(cluster: None) -> None:
         sweep.exclusive(lambda: 1 / 0)
 
 
-def test_every_port_listens_on_loopback_only(cluster: None) -> None:
+def test_every_port_listens_on_loopback_only(session: None) -> None:
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = {c.laddr.ip.removeprefix("::ffff:") for p in family for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert found == {"127.0.0.1"}
@@ -281,7 +283,7 @@ def test_the_longest_cells_come_first(asked: list[Cell]) -> None:
     order = []
     while work.unfinished:
         piece = work.next(0)
-        if isinstance(piece, Listing):
+        if isinstance(piece, ListBatches):
             work.listed(piece, [[0], [1]])
         elif piece:
             order.append((piece.cell.benchmark, piece.number, piece.cell.pruner))
@@ -311,19 +313,19 @@ def test_the_token_is_made_once_and_closed_to_others(own_folder: Path, monkeypat
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
     with pytest.raises(ValueError, match="no token"):
-        start.secure(create=False)
-    start.secure()
+        cluster.secure(create=False)
+    cluster.secure()
     token = path.read_text()
     assert len(token) == 64 and path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o644)
-    start.secure()
+    cluster.secure()
     assert path.read_text() == token and path.stat().st_mode & 0o777 == 0o600
 
 
 def test_an_address_in_the_shell_is_not_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(start.INSIDE_A_JOB, raising=False)
+    monkeypatch.delenv(cluster.INSIDE_A_JOB, raising=False)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert start.joined(None) == "local"
-    assert start.joined("10.0.0.2:6379") == "10.0.0.2:6379"
-    monkeypatch.setenv(start.INSIDE_A_JOB, "{}")
-    assert start.joined(None) == "10.0.0.1:6379"
+    assert cluster.joined(None) == "local"
+    assert cluster.joined("10.0.0.2:6379") == "10.0.0.2:6379"
+    monkeypatch.setenv(cluster.INSIDE_A_JOB, "{}")
+    assert cluster.joined(None) == "10.0.0.1:6379"

@@ -8,18 +8,21 @@ from typing import Any
 
 import pytest
 
-from diffprune import cli
+from diffprune.cli import commands
 from diffprune.core import budget as budgets
-from diffprune.core import plugins
-from diffprune.core.record import Cell, Outcome, Provenance
-from diffprune.distributed import pipeline
+from diffprune.core import registry
+from diffprune.core.records import Cell, Outcome, Provenance
 from diffprune.distributed import train as on_ray
-from diffprune.distributed.batches import weight
-from diffprune.evaluate import TEN, Evaluation, Evaluator, cells
-from diffprune.job import Job, configure, load_job
-from diffprune.models._load import load, spelling
-from diffprune.report import published
+from diffprune.evaluate.cells import TEN, Evaluation, cells
+from diffprune.evaluate.evaluator import Evaluator
+from diffprune.evaluate.schedule import weight
+from diffprune.job import pipeline
+from diffprune.job.configure import configure
+from diffprune.job.files import load_job
+from diffprune.job.job import Job
+from diffprune.report.tables import published
 from diffprune.store import Store
+from diffprune.vlm.load import load, spelling
 
 JOBS = {"table_llava15_7b": "llava", "table_llava_next_7b": "llava_next", "table_qwen25_vl_7b": "qwen2_5_vl"}
 FEW = ("--budget", "1/9", "--set", 'baselines=["none", "grid"]', "--set", 'train.arms=["diffprune"]')
@@ -45,7 +48,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     fit = on_ray._fit
     monkeypatch.setenv("DIFFPRUNE_DATA", "data")
     monkeypatch.setattr(on_ray, "_fit", lambda config, workers: fit(config, 0))
-    monkeypatch.setattr(pipeline.Live, "ray", lambda self: None)
+    monkeypatch.setattr(pipeline.PipelineRun, "ray", lambda self: None)
     monkeypatch.setattr(pipeline, "sweep", alone)
 
 
@@ -56,7 +59,7 @@ def check_store(root: Path, family: str) -> None:
     assert set(rows["mode"]) == {"eager, answers cut at 2 tokens"} and rows["generated_tokens"].max() == 2
     assert rows["revision"].str.contains("@fixture-").all()
     for text, part in rows.groupby("benchmark"):
-        benchmark = plugins.load("benchmarks", str(text))
+        benchmark = registry.load("benchmarks", str(text))
         samples = {s.id: s for s in benchmark.samples("test")}
         for _, cell in part.groupby("cell"):
             assert set(cell["sample"]) == set(samples) and len(cell) == len(samples)
@@ -94,7 +97,7 @@ def check_page(folder: Path) -> None:
 def test_a_table_from_training_to_the_page(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The command itself; one job with all its methods, the others with a few."""
     line = ["run", name, "--tiny", *(FEW if name != "table_llava15_7b" else ("--budget", "1/9"))]
-    assert cli.call(line) == (0, "")
+    assert commands.call(line) == (0, "")
     folder, out = Path("runs") / f"{name}-tiny", capsys.readouterr().out
     check_store(folder / "store", JOBS[name])
     check_page(folder / "report")
@@ -105,7 +108,7 @@ def test_a_table_from_training_to_the_page(name: str, capsys: pytest.CaptureFixt
             "Unpruned": "", "DiffPrune": "1", "Gumbel top-K": "1", "Gumbel keep/drop": "1", "Attention": "1", "Grid": "1",
             "Random": "3",
         }  # fmt: skip
-        assert cli.call(line) == (0, "") and "all 100 cells are in the store already" in capsys.readouterr().out
+        assert commands.call(line) == (0, "") and "all 100 cells are in the store already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -135,7 +138,7 @@ def test_a_table_asks_what_the_papers_print(name: str) -> None:
 def test_weights_may_come_later_but_are_looked_for_before_anything_runs() -> None:
     job = Job(name="x", evaluate={}, baselines=("none", "diffprune(weights='runs/nowhere')"))
     assert job.baselines[1] == "diffprune(weights='runs/nowhere')"
-    code, sentence = cli.call(["evaluate", "--pruner", "grid", "--set", "baselines=[\"diffprune(weights='/nowhere')\"]"])
+    code, sentence = commands.call(["evaluate", "--pruner", "grid", "--set", "baselines=[\"diffprune(weights='/nowhere')\"]"])
     assert code == 2 and "no scorer '/nowhere'" in sentence
     for text, says in (
         ("diffprune", "is not trained"),
@@ -156,5 +159,5 @@ def test_a_sweep_weighs_every_cell_of_a_table_and_blind_ones_least() -> None:
 def test_the_protocol_is_an_option_of_the_command() -> None:
     job = configure("evaluate", None, None, {"protocol": "lmms_eval", "benchmarks": ("gqa",)}, {})
     assert job.evaluate and job.evaluate.protocol == "lmms_eval"
-    code, sentence = cli.call(["evaluate", "--protocol", "lmms-eval", "--benchmark", "gqa(folder='fixture')"])
+    code, sentence = commands.call(["evaluate", "--protocol", "lmms-eval", "--benchmark", "gqa(folder='fixture')"])
     assert code == 2 and "did you mean 'lmms_eval'" in sentence

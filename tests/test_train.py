@@ -15,22 +15,24 @@ import torch
 from torch.nn import functional
 
 from diffprune import data as training
-from diffprune import prune, recipe, train
-from diffprune.arm import Arm, Diverged
+from diffprune import pruning
 from diffprune.core import budget as budgets
-from diffprune.core import plugins
-from diffprune.core.context import Files, LocalContext, Superseded, claim, read_steps
-from diffprune.core.tokens import Throttle
+from diffprune.core import registry
+from diffprune.core.tokens import Relaxation
 from diffprune.embedded import questions, world
 from diffprune.embedded import vlm as embedded
-from diffprune.loss import answer_nll, throttled_nll
-from diffprune.models._load import load
 from diffprune.pruners.diffprune import DiffPrune
-from diffprune.recipe import Recipe
+from diffprune.train import loop, recipe
+from diffprune.train.checkpoints import Files, Superseded, claim, read_steps
+from diffprune.train.context import LocalContext
+from diffprune.train.loss import answer_nll, throttled_nll
+from diffprune.train.recipe import Recipe
+from diffprune.train.scorer_trainer import Arm, Diverged
+from diffprune.vlm.load import load
 
 SMALL: dict[str, Any] = {
     "arms": ("diffprune",), "steps": 6, "images": 2, "questions": 2, "questions_alone": 1, "workers": 1, "calibration_images": 4,
-    "validation_images": 2, "checkpoint_every": 2, "validate_every": 3, "coherence_every": 3,
+    "validation_images": 2, "checkpoint_every": 2, "validate_every": 3, "grad_cosine_every": 3,
 }  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def vlm(checkpoint: str) -> Any:
 
 
 def run(vlm: Any, folder: str, **options: Any) -> list[Path]:
-    return train.train(Recipe(**{**SMALL, **options}), LocalContext(folder), lambda _: vlm)
+    return loop.train(Recipe(**{**SMALL, **options}), LocalContext(folder), lambda _: vlm)
 
 
 def rows(folder: str) -> list[tuple[Any, ...]]:
@@ -138,7 +140,7 @@ def test_packed_rows_score_answers_as_rows_of_their_own_do(vlm: Any) -> None:
     packed, single = (next(training.batches(vlm, "world", packed=p, **options)) for p in (True, False))
     with torch.no_grad():
         tokens = vlm.encode(packed.pixels)
-        nothing = Throttle(tokens.features, tokens.counts.float())
+        nothing = Relaxation(tokens.features, tokens.counts.float())
         one, other = (float(throttled_nll(vlm, b.prompts, tokens, nothing, b.image)) for b in (packed, single))
     assert packed.num_labels == single.num_labels > 6
     assert one == pytest.approx(other, rel=1e-5)
@@ -172,7 +174,7 @@ def test_part_of_a_batch_keeps_rows_with_their_images(vlm: Any) -> None:
 
 def by_hand(vlm: Any, made: Recipe) -> tuple[float, dict[str, torch.Tensor]]:
     """The first step in plain code: the language model on inputs_embeds, no `prune`, no `Arm`."""
-    pruner = plugins.load("pruners", "diffprune")
+    pruner = registry.load("pruners", "diffprune")
     torch.manual_seed(0)
     with torch.no_grad():
         networks = pruner.build(vlm.encode(training.calibration(vlm, "world", 4).pixels))
@@ -281,36 +283,36 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(vlm: Any, monkeyp
 
 
 def test_what_is_there_is_not_trained_again(vlm: Any) -> None:
-    options: dict[str, Any] = {"steps": 1, "validate_every": 0, "coherence_every": 0}
+    options: dict[str, Any] = {"steps": 1, "validate_every": 0, "grad_cosine_every": 0}
     (place,) = run(vlm, "run", **options)
     facts = json.loads((place / "config.json").read_text())["facts"]
     assert facts["steps"] == 1 and facts["model_hash"] == vlm.weights_hash and facts["recipe"]["steps"] == 1
-    pruner = plugins.load("pruners", f"diffprune(weights={str(place)!r})")
+    pruner = registry.load("pruners", f"diffprune(weights={str(place)!r})")
     assert pruner.score(vlm.encode(training.calibration(vlm, "world", 2).pixels)).shape == (2, 144)
     made = Recipe(**{**SMALL, **options})
-    assert train.train(made, LocalContext("run"), lambda _: pytest.fail("loaded the model")) == [place]
-    assert train.missing(Recipe(**{**SMALL, **options, "seeds": (0, 1)}), "run") == [("diffprune", 1)]
+    assert loop.train(made, LocalContext("run"), lambda _: pytest.fail("loaded the model")) == [place]
+    assert loop.missing(Recipe(**{**SMALL, **options, "seeds": (0, 1)}), "run") == [("diffprune", 1)]
     with pytest.raises(ValueError, match="another recipe"):
         run(vlm, "run", **options, learning_rate=1e-4)
     weights = place / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    assert train.missing(made, "run") == [("diffprune", 0)], "a damaged scorer is trained again"
+    assert loop.missing(made, "run") == [("diffprune", 0)], "a damaged scorer is trained again"
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """The n-th throttles of a run give NaN features."""
     throttle, calls = DiffPrune.throttle, itertools.count()
 
-    def bitten(self: DiffPrune, *args: Any) -> Throttle:
+    def bitten(self: DiffPrune, *args: Any) -> Relaxation:
         made = throttle(self, *args)
-        return Throttle(made.features * math.nan, made.kept) if next(calls) in bad else made
+        return Relaxation(made.features * math.nan, made.kept) if next(calls) in bad else made
 
     monkeypatch.setattr(DiffPrune, "throttle", bitten)
 
 
 def test_a_step_that_is_not_finite_is_skipped(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, {1, 3})
-    (place,) = run(vlm, "run", validate_every=0, coherence_every=0)
+    (place,) = run(vlm, "run", validate_every=0, grad_cosine_every=0)
     losses = [row.loss for row in read_steps(Path("run"))]
     assert [math.isnan(x) for x in losses] == [False, True, False, True, False, False]
     assert "NaN" not in (Path("run") / "steps.jsonl").read_text()
@@ -320,7 +322,7 @@ def test_a_step_that_is_not_finite_is_skipped(vlm: Any, monkeypatch: pytest.Monk
 def test_a_loss_that_stays_bad_stops_the_run_and_keeps_the_last_good_state(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, set(range(2, 99)))
     with pytest.raises(Diverged, match="diffprune, seed 0: loss or gradient was NaN or infinite at 2 steps, last at step 3"):
-        run(vlm, "run", max_skips=1, validate_every=0, coherence_every=0)
+        run(vlm, "run", max_skips=1, validate_every=0, grad_cosine_every=0)
     state = LocalContext("run").load("diffprune-0")
     assert state is not None and state["step"] == 2
     assert all(torch.isfinite(v).all() for v in state["networks"].values())
@@ -355,7 +357,7 @@ def test_an_older_run_may_not_write_any_more() -> None:
 
 
 def test_steps_count_once_and_a_torn_line_is_left_out(vlm: Any) -> None:
-    run(vlm, "run", steps=2, validate_every=0, coherence_every=0)
+    run(vlm, "run", steps=2, validate_every=0, grad_cosine_every=0)
     path, (first, second) = Path("run/steps.jsonl"), read_steps(Path("run"))
     with path.open("a") as stream:
         stream.write('{"arm": "diffprune", "seed": 0, "st')
@@ -375,7 +377,7 @@ def test_options_reach_the_model(vlm: Any) -> None:
     seen: dict[str, Any] = {}
     handle = vlm.model.lm_head.register_forward_hook(lambda *args: seen.update(shape=args[2].shape))
     with torch.no_grad():
-        packed = prune.Packed(batch.prompts, vlm.project(tokens.features[0]), tokens.counts, tokens.counts)
+        packed = pruning.Packed(batch.prompts, vlm.project(tokens.features[0]), tokens.counts, tokens.counts)
         answer_nll(vlm, packed)
     handle.remove()
     assert seen["shape"][1] == batch.num_labels + 1

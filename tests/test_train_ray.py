@@ -22,24 +22,25 @@ from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
 
 from diffprune import data as training
-from diffprune.arm import BadData, drawn
-from diffprune.core.context import Context, Files, LocalContext, claim, read_steps
-from diffprune.core.record import Provenance
+from diffprune.core.records import Provenance
 from diffprune.core.vlm import VLM
 from diffprune.distributed import train as on_ray
-from diffprune.distributed.shard import spread
-from diffprune.distributed.start import connect
+from diffprune.distributed.cluster import connect
+from diffprune.distributed.fsdp import spread
 from diffprune.embedded import vlm as embedded
-from diffprune.models._load import load
-from diffprune.models._recompute import decoder_layers
-from diffprune.recipe import Recipe, drawn_budget
 from diffprune.store import Store
-from diffprune.train import train
+from diffprune.train.checkpoints import Files, claim, read_steps
+from diffprune.train.context import Context, LocalContext
+from diffprune.train.loop import train
+from diffprune.train.recipe import Recipe, drawn_budget
+from diffprune.train.scorer_trainer import BadData, drawn
+from diffprune.vlm.activation_checkpointing import decoder_layers
+from diffprune.vlm.load import load
 
 ALL = 4  # steps at the start whose budget keeps everything: no noise, so that the number of workers cannot matter
 OPTIONS: dict[str, Any] = {
     "arms": ("diffprune",), "steps": 10, "images": 4, "questions": 2, "workers": 2, "budgets": ("Share(1)", "Share(1/3)"),
-    "calibration_images": 4, "validation_images": 4, "checkpoint_every": 2, "validate_every": 0, "coherence_every": 0,
+    "calibration_images": 4, "validation_images": 4, "checkpoint_every": 2, "validate_every": 0, "grad_cosine_every": 0,
 }  # fmt: skip
 
 
@@ -211,10 +212,10 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
     with connect(workers=2):
         first = spawn("driver", str(folder), ray.get_runtime_context().gcs_address, json.dumps(made.model_dump()))
         await_(lambda: saved(folder, 2) or first.poll() is not None)
-        alive = first.poll() is None
+        valid = first.poll() is None
         first.send_signal(signal.SIGKILL)
         first.wait()
-        assert alive and not (folder / "scorers").exists(), "killed before it was done"
+        assert valid and not (folder / "scorers").exists(), "killed before it was done"
         (folder / "ray" / on_ray.SNAPSHOT).write_text('{"checkpoint_res')  # what a crash in the middle of Ray's write leaves
         killer = threading.Thread(target=kill_a_worker, args=(folder,))
         killer.start()

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffprune import tune
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.budget import Above, Keep, Share, standardise
-from diffprune.core.clock import Clock
-from diffprune.core.record import Provenance
+from diffprune.core.records import Provenance
 from diffprune.embedded import vlm as embedded
 from diffprune.models.llava import Llava
-from diffprune.scored import Scored, scored
-from diffprune.solver import Checked, Kind, Latency, Solver, Verified, best_trial, choice, correction, unreachable
-from diffprune.tune import Tuning
+from diffprune.timing.clock import Clock
+from diffprune.tune import probes
+from diffprune.tune.calibration import Scored, scored
+from diffprune.tune.options import Tuning
+from diffprune.tune.solver import Kind, Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
 
 TOTAL = 40
 
@@ -82,12 +82,12 @@ def test_counts_are_those_of_inference() -> None:
     """The cached arithmetic and the budget's own choice agree on every image, ties and exact hits included."""
     torch.manual_seed(0)
     raw = torch.randn(24, TOTAL).mul(2).round()
-    alive = torch.ones_like(raw, dtype=torch.bool)
-    z = standardise(raw, alive).numpy()
+    valid = torch.ones_like(raw, dtype=torch.bool)
+    z = standardise(raw, valid).numpy()
     cached = Scored(np.full(24, TOTAL), np.zeros(24, int), np.array([0]), tuple(np.sort(row) for row in z))
     exact = float(z[3, 7])
     for budget in (Above(0.3), Above(exact), Above(1.5, least=4), Above(-1.0, most=9), Keep(7), Share(0.3)):
-        assert cached.kept(budget).tolist() == budget.pick(raw, alive).sum(1).tolist(), budget
+        assert cached.kept(budget).tolist() == budget.pick(raw, valid).sum(1).tolist(), budget
 
 
 def test_a_target_beyond_the_floor_is_unreachable_and_says_what_is_best() -> None:
@@ -150,7 +150,7 @@ def test_the_fit_is_monotone_and_flat_below_its_grid() -> None:
 
 
 def test_the_grid_ends_at_floor_and_full_length() -> None:
-    assert tune.grid(144, 4)[0] == 4 and tune.grid(144)[-1] == 144 and 10 <= len(tune.grid(144)) <= 14
+    assert probes.grid(144, 4)[0] == 4 and probes.grid(144)[-1] == 144 and 10 <= len(probes.grid(144)) <= 14
 
 
 # --- verification ----------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_a_machine_slower_than_predicted_is_corrected_for() -> None:
     while value is not None and len(tried) < 4:
         trial = solver.trial("m", 2.0, value, accuracy=0.5)
         measured = trial.predicted_speedup * 0.9
-        tried.append(Verified(trial, Checked(measured, measured - 0.1, measured + 0.1, 200)))
+        tried.append(Verified(trial, MeasuredSpeedup(measured, measured - 0.1, measured + 0.1, 200)))
         value = None if tried[-1].settled else correction(solver, tried, 0.02)
     assert len(tried) == 2 and not tried[0].reached and tried[1].settled
     answer = choice(solver, tried, "m")
@@ -173,7 +173,7 @@ def test_a_machine_slower_than_predicted_is_corrected_for() -> None:
 
 def test_a_miss_says_by_how_much() -> None:
     solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
-    tried = [Verified(solver.trial("m", 2.0, 8, 0.5), Checked(1.8, 1.7, 1.9, 200))]
+    tried = [Verified(solver.trial("m", 2.0, 8, 0.5), MeasuredSpeedup(1.8, 1.7, 1.9, 200))]
     answer = choice(solver, tried, "m")
     assert answer.verdict == "missed" and answer.note == "measured 10.0% below the target" and answer.budget == "Keep(8)"
 
@@ -206,23 +206,23 @@ def tiny() -> Llava:
 @pytest.fixture(scope="module")
 def batches(tiny: Llava) -> list:  # type: ignore[type-arg]
     options = Tuning(benchmarks=("world('gqa')", "world('pope')"), calibration=8, held_out=8, batch=2)
-    needs = plugins.load("pruners", "attention").needs
-    calibration, held_out = tune.splits(tiny, options, needs)
+    needs = registry.load("pruners", "attention").needs
+    calibration, held_out = probes.splits(tiny, options, needs)
     pictures = [{im.tobytes() for inputs in group for im in inputs.images} for group in (calibration, held_out)]
     assert pictures[0] and pictures[1] and not pictures[0] & pictures[1], "held-out images are no calibration images"
     return calibration
 
 
 def test_cached_scores_predict_what_inference_keeps(tiny: Llava, batches: list) -> None:  # type: ignore[type-arg]
-    from diffprune import timed
+    from diffprune.timing import eager
 
-    pruner = plugins.load("pruners", "attention")
+    pruner = registry.load("pruners", "attention")
     found = scored(tiny, batches, pruner)
     assert found.scores is not None
     solver = Solver(found, synthetic(floor=0, a=1, b=0.25), "threshold", least=3)
     for value in solver.values[:: len(solver.values) // 5]:
         with torch.inference_mode():
-            ready = [timed.shrink(tiny, inputs, pruner, solver.budget(value), Clock())[0] for inputs in batches]
+            ready = [eager.shrink(tiny, inputs, pruner, solver.budget(value), Clock())[0] for inputs in batches]
         assert solver.kept(value).tolist() == torch.cat([r.packed.kept for r in ready]).tolist()
         assert found.longest(solver.kept(value)).tolist() == [r.sequence for r in ready]
 
@@ -235,18 +235,18 @@ def test_methods_without_scores_are_tuned_by_count_alone(tiny: Llava, batches: l
 
     with torch.inference_mode():
         named = [replace(i, tokens=tiny.encode(i.pixels, Random.needs)) for i in batches[:1]]
-        assert scored(tiny, named, plugins.load("pruners", method)).scores is None
+        assert scored(tiny, named, registry.load("pruners", method)).scores is None
 
 
 def test_timing_the_curve_and_the_check_on_the_path(tiny: Llava, batches: list) -> None:  # type: ignore[type-arg]
     options = Tuning(curve_repeats=3, warmup=1, repeats=1, batch=2)
-    points = tune.time_curve(tiny, batches[0], [4, 72, 144], options, Clock())
+    points = probes.time_curve(tiny, batches[0], [4, 72, 144], options, Clock())
     assert [p.visual_kept for p in points] == [4, 72, 144] and points[0].sequence == points[2].sequence - 140
     assert points[0].fitted_ms <= points[1].fitted_ms <= points[2].fitted_ms and all(p.repeats == 3 for p in points)
-    attention = plugins.load("pruners", "attention")
-    overhead = tune.time_overhead(tiny, batches[0], attention, [Keep(4), Keep(72)], 3, Clock())
+    attention = registry.load("pruners", "attention")
+    overhead = probes.time_overhead(tiny, batches[0], attention, [Keep(4), Keep(72)], 3, Clock())
     assert [row.visual_kept for row in overhead] == [4] * 3 + [72] * 3 and all(row.value_ms > 0 for row in overhead)
-    found = tune.check(tiny, batches, [(attention, Keep(4)), (attention, Keep(144))], options, Clock())
+    found = probes.check(tiny, batches, [(attention, Keep(4)), (attention, Keep(144))], options, Clock())
     assert found[0].speedup > found[1].speedup and found[0].num == sum(len(b.questions) for b in batches)
     assert all(f.low <= f.speedup <= f.high for f in found)
 
@@ -264,10 +264,10 @@ def test_the_unpruned_run_is_timed_more_often_and_counts_once(
 
     runs: list[str] = []
     times = {"Share(1)": 100.0, "Keep(1)": 9.0, "Keep(2)": 19.0, "Keep(3)": 24.0, "Keep(4)": 49.0}
-    monkeypatch.setattr(tune.timed, "shrink", lambda vlm, inputs, pruner, budget, clock: (str(budget), {"overhead": 1.0}))
-    monkeypatch.setattr(tune.timed, "prefill", prefill)
-    grid, options = plugins.load("pruners", "grid"), Tuning(repeats=3, batch=2)
-    found = tune.check(tiny, batches, [(grid, Keep(n)) for n in (1, 2, 3, 4)], options, Clock())
+    monkeypatch.setattr(probes.eager, "shrink", lambda vlm, inputs, pruner, budget, clock: (str(budget), {"overhead": 1.0}))
+    monkeypatch.setattr(probes.eager, "prefill", prefill)
+    grid, options = registry.load("pruners", "grid"), Tuning(repeats=3, batch=2)
+    found = probes.check(tiny, batches, [(grid, Keep(n)) for n in (1, 2, 3, 4)], options, Clock())
     assert [f.speedup for f in found] == pytest.approx([10.0, 5.0, 4.0, 2.0])
     turns = len(batches) * (1 + options.repeats)
     assert {name: runs.count(name) for name in times} == {**dict.fromkeys(times, turns), "Share(1)": 2 * turns}
@@ -275,12 +275,12 @@ def test_the_unpruned_run_is_timed_more_often_and_counts_once(
 
 def test_one_cell_per_method_kind_and_target(tiny: Llava) -> None:
     options = Tuning(targets=(2.0, 3.0))
-    asked = tune.cells(tiny, ["none", "attention", "grid"], options)
+    asked = probes.cells(tiny, ["none", "attention", "grid"], options)
     assert len(asked) == 2 * 2 * 2 == len({c.key for c in asked}) and {c.verb for c in asked} == {"tune"}
-    other = tune.cells(tiny, ["attention"], options.model_copy(update={"held_out": 100}))
+    other = probes.cells(tiny, ["attention"], options.model_copy(update={"held_out": 100}))
     assert not {c.key for c in other} & {c.key for c in asked}, "every option that changes the answer changes the key"
     with pytest.raises(ValueError, match="144"):
-        tune.cells(tiny, ["attention"], Tuning(least=145))
+        probes.cells(tiny, ["attention"], Tuning(least=145))
 
 
 # --- with Ray --------------------------------------------------------------------------------------------------------
@@ -289,14 +289,14 @@ def test_one_cell_per_method_kind_and_target(tiny: Llava) -> None:
 def test_a_tuning_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials share one model and are written as they come, through Ctrl-C; asked again, nothing runs: not even Ray starts."""
     from diffprune.distributed import tune as running
-    from diffprune.models._load import load
     from diffprune.store import Store
+    from diffprune.vlm.load import load
 
     options = Tuning(
         targets=(1.5, 90.0), benchmarks=("world('gqa')",), calibration=8, held_out=8, batch=4, candidates=1, curve_repeats=3,
         warmup=1, repeats=1, corrections=0, threads=1,
     )  # fmt: skip
-    asked = tune.cells(load("embedded"), ["attention", "grid"], options)
+    asked = probes.cells(load("embedded"), ["attention", "grid"], options)
     provenance = Provenance("test", 0, "", False, "{}", "{}", 0, "2026-01-01T00:00:00Z")
 
     found = running._Run.found

@@ -5,7 +5,7 @@ import pytest
 
 from diffprune.benchmarks import _aggregate
 from diffprune.benchmarks.world import EXAMPLES, LIKES, World
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.benchmark import Graded, Sample
 from diffprune.embedded import benchmarks, world
 
@@ -25,7 +25,7 @@ def test_the_likes_are_those_of_the_world_and_near_misses_are_named() -> None:
     assert set(LIKES) == set(benchmarks.NAMES)
     with pytest.raises(ValueError, match="did you mean 'pope'"):
         World("popo")
-    assert plugins.load("benchmarks", "world('pope')").spelling == World("pope").spelling == "world(like='pope')"
+    assert registry.load("benchmarks", "world('pope')").spelling == World("pope").spelling == "world(like='pope')"
 
 
 @pytest.mark.parametrize(("like", "row", "answer", "protocol", "credit"), EXAMPLES)

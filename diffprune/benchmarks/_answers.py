@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from diffprune.core.benchmark import Grade
-from diffprune.core.plugins import nearest
+from diffprune.core.registry import nearest
 
 PROTOCOLS = ("llava", "lmms_eval")
 VQA_MODES = ("official_raw", "official_prenormalised", "always")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffprune import hub
+from diffprune.io import dataset_rows
 
 Row = Mapping[str, Any]
 LONGEST_CELL = 100_000  # characters of a question or an annotator's answer
@@ -19,7 +19,7 @@ def text(row: Row, column: str) -> str:
     """
     value = row[column]
     if not isinstance(value, str):
-        raise ValueError(f"column {column!r} is {'empty' if hub.missing(value) else f'{value!r:.80}'}; it must hold text")
+        raise ValueError(f"column {column!r} is {'empty' if dataset_rows.missing(value) else f'{value!r:.80}'}; it must hold text")
     if len(value) > LONGEST_CELL:
         raise ValueError(f"column {column!r} holds {len(value):,} characters; at most {LONGEST_CELL:,} can be right")
     return value

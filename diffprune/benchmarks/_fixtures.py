@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from diffprune import hub
-from diffprune.hub.manifest import FIXTURE, MANIFEST
+from diffprune.io import dataset_manifest, dataset_rows, hub
+from diffprune.io.dataset_manifest import FIXTURE, MANIFEST
 
 Rows = list[dict[str, Any]]
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (20, 150, 60), "yellow": (235, 200, 30)}
@@ -199,8 +199,8 @@ def write(folder: Path | str, name: str) -> Path:
     """Write one benchmark's rows below `folder` in the hub's layout; returns the folder, to be given as folder=."""
     place = Path(folder) / name
     for path, rows in tables(name).items():
-        hub.write_parquet(place / path, rows, row_group=3)
-    hub.Manifest(repository="made by diffprune; not the published data", commit=FIXTURE).write(place)
+        dataset_rows.write_parquet(place / path, rows, row_group=3)
+    dataset_manifest.Manifest(repository="made by diffprune; not the published data", commit=FIXTURE).write(place)
     return place
 
 

@@ -14,7 +14,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from diffprune import hub
+from diffprune.io import dataset_rows
 
 SUFFIXES = (".parquet", ".tsv", ".jsonl", ".csv")
 SPLITS = ("test", "validation", "val", "dev", "train", "calibration")  # the first that is there is the main one
@@ -90,7 +90,7 @@ def read(files: Sequence[Path], columns: Sequence[str], optional: Sequence[str],
     rows = Rows()
     for path in files:
         if path.suffix in (".parquet", ".tsv"):
-            found = hub.read(hub.Table((path,), tuple(columns), tuple(optional), image))
+            found = dataset_rows.read(dataset_rows.Table((path,), tuple(columns), tuple(optional), image))
             for i, record in enumerate(found.records):
                 rows.add(record, f"{path} row {i}", found.pictures, i, path.parent)
             continue

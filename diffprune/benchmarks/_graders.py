@@ -16,7 +16,7 @@ from typing import Any
 from diffprune.benchmarks import _answers
 from diffprune.benchmarks._answers import LETTERS
 from diffprune.core.benchmark import Grade
-from diffprune.core.plugins import nearest
+from diffprune.core.registry import nearest
 
 Row = Mapping[str, Any]
 Grader = Callable[[str, Row, str], Grade]  # answer, row with `answers` (and `options` by letter), protocol

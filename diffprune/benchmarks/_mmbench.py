@@ -10,13 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from diffprune import hub
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._answers import LETTERS
 from diffprune.benchmarks._columns import gold, text
 from diffprune.benchmarks._table import Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded
-from diffprune.core.plugins import nearest
+from diffprune.core.registry import nearest
+from diffprune.io import dataset_rows
 
 COLUMNS = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category")
 OPTIONAL = ("E", "L2-category", "l2-category", "split")
@@ -27,12 +27,12 @@ RULES = ("static", "tokens")
 
 def absent(value: Any) -> bool:
     """Missing as the harness sees it: null, NaN, empty, or the text `nan`."""
-    return hub.missing(value) or str(value) in ("", "nan")
+    return dataset_rows.missing(value) or str(value) in ("", "nan")
 
 
 def void(value: Any) -> bool:
     """Missing as LLaVA sees it: null, NaN, or the texts `nan` and `none` in any case."""
-    return hub.missing(value) or str(value).lower() in ("nan", "none")
+    return dataset_rows.missing(value) or str(value).lower() in ("nan", "none")
 
 
 class Circular(TableBenchmark):
@@ -49,7 +49,7 @@ class Circular(TableBenchmark):
 
     def hinted(self, hint: Any) -> bool:
         """Whether the harness puts this hint before the question."""
-        return not hub.missing(hint) and hint != "nan"
+        return not dataset_rows.missing(hint) and hint != "nan"
 
     def prompt(self, row: Row, protocol: str) -> str:
         """LLaVA's lines; or the harness's header, options and, as its instruction begins with a line feed, a blank line."""
@@ -69,7 +69,7 @@ class Circular(TableBenchmark):
         base = str(row["index"] % ROTATION)
         return Identity(str(row["index"]), base, base, f"{row['l2']}/{row['category']}" if row["l2"] else row["category"])
 
-    def identities(self, rows: hub.Rows) -> list[Identity]:
+    def identities(self, rows: dataset_rows.Rows) -> list[Identity]:
         """`17x4` is the group of question 17 with its four rotations: a lost one is seen without the data at hand. The number of
         options does not tell how many there are."""
         found = super().identities(rows)
@@ -105,7 +105,7 @@ class Circular(TableBenchmark):
     @staticmethod
     def tidy(row: dict[str, Any]) -> dict[str, Any]:
         """The index as a number; missing options and hints stay as they are, because the protocols see them differently."""
-        if "split" in row and not hub.missing(row["split"]) and row["split"] != "dev":
+        if "split" in row and not dataset_rows.missing(row["split"]) and row["split"] != "dev":
             raise ValueError(f"column 'split' is {row['split']!r}; only dev has answers to grade by")
         try:
             index = int(row["index"])

@@ -17,13 +17,13 @@ from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 
-from diffprune import hub
 from diffprune.benchmarks import _fixtures
 from diffprune.benchmarks._answers import PROTOCOLS
 from diffprune.benchmarks._groups import drawn
-from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample, Source
-from diffprune.hub.manifest import FIXTURE
-from diffprune.images import open_image
+from diffprune.core.benchmark import Benchmark, Grade, Graded, HubDataset, Sample
+from diffprune.io import dataset_manifest, dataset_rows, dataset_splits, hub
+from diffprune.io.dataset_manifest import FIXTURE
+from diffprune.io.image import open_image
 
 Row = Mapping[str, Any]
 
@@ -56,7 +56,7 @@ class Identity(NamedTuple):
 class Loaded:
     """One split, checked: its rows, who they are, and what it is called."""
 
-    rows: hub.Rows
+    rows: dataset_rows.Rows
     identities: Sequence[Identity]
     revision: str
 
@@ -66,7 +66,7 @@ class TableBenchmark(Benchmark):
     fetch` has downloaded is read. `fixture` is a few rows of our own, for trying the code; a folder of that name is `./fixture`."""
 
     protocols: ClassVar[tuple[str, ...]] = PROTOCOLS
-    source: Source
+    source: HubDataset
     limits: ClassVar[Mapping[str, int]] = {"llava": 128, "lmms_eval": 16}  # tokens of an answer
 
     def __init__(self, folder: str | None = None) -> None:
@@ -103,7 +103,7 @@ class TableBenchmark(Benchmark):
         """What is kept of a row, in memory. ValueError: the row is unusable; the reader adds its name."""
         return row
 
-    def identities(self, rows: hub.Rows) -> list[Identity]:
+    def identities(self, rows: dataset_rows.Rows) -> list[Identity]:
         """Of all rows; overridden where a row alone does not tell. ValueError: an incomplete group, named."""
         return [self.identity(row, number) for number, row in enumerate(rows.records)]
 
@@ -115,7 +115,7 @@ class TableBenchmark(Benchmark):
         """Whether a row is asked at all."""
         return True
 
-    def picture(self, rows: hub.Rows, number: int) -> Any:
+    def picture(self, rows: dataset_rows.Rows, number: int) -> Any:
         """The undecoded picture of a row."""
         return rows.pictures[number]
 
@@ -130,7 +130,7 @@ class TableBenchmark(Benchmark):
 
     def _files(self, config: str, split: str) -> tuple[Path, ...]:
         try:
-            return tuple(hub.split_files(self.place, config, split))
+            return tuple(dataset_splits.split_files(self.place, config, split))
         except ValueError as error:
             if self.folder:
                 raise
@@ -138,14 +138,14 @@ class TableBenchmark(Benchmark):
                 f"{self.name} is not on this machine ({error}): run `diffprune fetch {self.name}`, or give folder="
             ) from None
 
-    def read(self, config: str, split: str) -> hub.Rows:
+    def read(self, config: str, split: str) -> dataset_rows.Rows:
         """Rows of one part of the source; kept while they are among the last that were read.
 
         Raises:
             ValueError: no such files, a missing column, or a row that `tidy` refuses (named).
         """
         source = self.source
-        table = hub.Table(self._files(config, split), source.columns, source.optional, source.image)
+        table = dataset_rows.Table(self._files(config, split), source.columns, source.optional, source.image)
         return _read(table, type(self), tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in table.files))
 
     def loaded(self, split: str) -> Loaded:
@@ -163,10 +163,10 @@ class TableBenchmark(Benchmark):
             self._loaded[split] = Loaded(rows, identities, self._revision(split, rows, identities))
         return self._loaded[split]
 
-    def _revision(self, split: str, rows: hub.Rows, identities: Sequence[Identity]) -> str:
+    def _revision(self, split: str, rows: dataset_rows.Rows, identities: Sequence[Identity]) -> str:
         """`gqa@<commit>`, `gqa@rows-<hash>` of a folder without a manifest, `gqa@fixture-<hash>`; ` incomplete` where counts are
         not the published ones, which only a folder given by the user may have."""
-        manifest = hub.Manifest.read(self.place)
+        manifest = dataset_manifest.Manifest.read(self.place)
         said = manifest.splits.get("/".join(self.part(split))) if manifest else None
         if said and said["hash"] != rows.hash:
             raise ValueError(
@@ -286,12 +286,12 @@ class TableBenchmark(Benchmark):
         counts = f"{len(loaded.rows.records):,} rows in {groups:,} groups, {sizes:,.1f} MiB"
         return f"{self.name}: {counts}, revision {loaded.revision}{note}, in {found.place}"
 
-    def read_part(self, config: str, split: str) -> hub.Rows:
+    def read_part(self, config: str, split: str) -> dataset_rows.Rows:
         """Rows of any of `parts`; overridden where a part has columns of its own."""
         return self.read(config, split)
 
 
 @lru_cache(maxsize=4)
-def _read(table: hub.Table, kind: type[TableBenchmark], state: tuple[tuple[int, int], ...]) -> hub.Rows:
+def _read(table: dataset_rows.Table, kind: type[TableBenchmark], state: tuple[tuple[int, int], ...]) -> dataset_rows.Rows:
     """`state` (sizes and times of the files) is only part of the key: rows of a changed file are read again."""
-    return hub.read(table, kind.tidy)
+    return dataset_rows.read(table, kind.tidy)

@@ -20,14 +20,14 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from diffprune import hub
 from diffprune.benchmarks import _aggregate, _folder, _graders
 from diffprune.benchmarks._answers import LETTERS, PROTOCOLS
 from diffprune.benchmarks._columns import text
 from diffprune.benchmarks._groups import drawn
 from diffprune.benchmarks._table import LETTER, LONGEST_ANSWER, SHORT
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
-from diffprune.images import open_image
+from diffprune.io import dataset_rows
+from diffprune.io.image import open_image
 
 SUFFIX_OF: Mapping[str, str] = {"exact": SHORT, "vqa": SHORT, "yes_no": SHORT, "letter": LETTER}
 
@@ -164,7 +164,7 @@ class Custom(Benchmark):
     def _named(self, rows: _folder.Rows, i: int, what: str) -> str | None:
         """The value of the column `what`, as text; None where there is no such column or it is empty here."""
         value = rows.records[i].get(self.columns[what] or what)
-        return None if hub.missing(value) or value == "" else f"{value}"
+        return None if dataset_rows.missing(value) or value == "" else f"{value}"
 
     def _id(self, rows: _folder.Rows, i: int) -> str:
         return self._named(rows, i, "id") or str(i)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from diffprune import hub
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._columns import gold, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Loaded, Row, TableBenchmark
-from diffprune.core.benchmark import Grade, Graded, Source
+from diffprune.core.benchmark import Grade, Graded, HubDataset
+from diffprune.io import dataset_rows
 
 IMAGES = ("testdev_balanced_images", "testdev")
 _ROW = {"id": "201307251", "imageId": "n161313", "question": "Is it overcast?", "answer": "no"}
@@ -29,7 +29,7 @@ class Gqa(TableBenchmark):
     """Correct if the words are the same: case and final periods aside (llava), case and all punctuation aside (lmms_eval)."""
 
     splits: ClassVar[tuple[str, ...]] = ("testdev",)
-    source = Source(
+    source = HubDataset(
         name="GQA",
         config="testdev_balanced_instructions",
         columns=("id", "imageId", "question", "answer"),
@@ -63,11 +63,11 @@ class Gqa(TableBenchmark):
         """Questions and images."""
         return [self.part(self.splits[0]), IMAGES]
 
-    def read_part(self, config: str, split: str) -> hub.Rows:
+    def read_part(self, config: str, split: str) -> dataset_rows.Rows:
         """The images have columns of their own."""
         if (config, split) != IMAGES:
             return self.read(config, split)
-        return hub.read(hub.Table(self._files(config, split), ("id",)))
+        return dataset_rows.read(dataset_rows.Table(self._files(config, split), ("id",)))
 
     def loaded(self, split: str) -> Loaded:
         """Questions, and the place of every image.
@@ -85,6 +85,6 @@ class Gqa(TableBenchmark):
                     raise ValueError(f"{self.place}: image {who.image_id!r} of question {who.id!r} is not in {IMAGES[0]}")
         return self._loaded[split]
 
-    def picture(self, rows: hub.Rows, number: int) -> Any:
+    def picture(self, rows: dataset_rows.Rows, number: int) -> Any:
         """From the other configuration."""
         return self._images.pictures[self._place[rows.records[number]["imageId"]]]

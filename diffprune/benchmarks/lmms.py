@@ -22,10 +22,11 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from diffprune.benchmarks import _groups, _lmms
+from diffprune.benchmarks import _groups
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
-from diffprune.core.plugins import nearest
-from diffprune.core.said import first_line, with_class
+from diffprune.core.errors import first_line, with_class
+from diffprune.core.registry import nearest
+from diffprune.io import lmms_eval
 
 _CREDITS = ("score", "acc", "accuracy", "correct")  # where a metric is a mapping, the entry that is its credit
 
@@ -48,7 +49,7 @@ class Lmms(Benchmark):
     protocols: ClassVar[tuple[str, ...]] = ("lmms_eval",)
 
     def __init__(self, task: str, folder: str = "", group: str = "", category: str = "") -> None:
-        _lmms.need(f"lmms({task!r})")
+        lmms_eval.need(f"lmms({task!r})")
         self.task, self.folder, self.group, self.category = task, folder, group, category
         self.spelling = f"lmms(task={task!r})"
 
@@ -57,7 +58,7 @@ class Lmms(Benchmark):
         folder = [str(Path(self.folder).resolve())] if self.folder else None
         if folder and not Path(folder[0]).is_dir():
             raise ValueError(f"{self.spelling}: there is no folder {self.folder!r}")
-        manager = _lmms.TaskManager("ERROR", include_path=folder, include_defaults=not folder, model_name=_lmms.MODEL)
+        manager = lmms_eval.TaskManager("ERROR", include_path=folder, include_defaults=not folder, model_name=lmms_eval.MODEL)
         if self.task not in manager.all_tasks:
             raise ValueError(
                 f"lmms-eval has no task {self.task!r}: {nearest(self.task, manager.all_tasks or ['a task: none is there'])}"
@@ -68,13 +69,13 @@ class Lmms(Benchmark):
     def _config(self) -> dict[str, Any]:
         """The task's YAML with its functions, without any data."""
         path = self._manager.task_index[self.task]["yaml_path"]
-        return {} if path == -1 else _lmms.load_yaml_config(path, mode="full")
+        return {} if path == -1 else lmms_eval.load_yaml_config(path, mode="full")
 
     @cached_property
     def _task(self) -> Any:
         """lmms-eval's own task with its data, fetched by `datasets` where they are not on disk."""
         try:
-            task = _lmms.get_task_dict([self.task], self._manager, "simple").get(self.task)
+            task = lmms_eval.get_task_dict([self.task], self._manager, "simple").get(self.task)
         except Exception as error:
             raise ValueError(f"{self.spelling} cannot be loaded ({with_class(_inner(error))})") from None
         if task is None or isinstance(task, Mapping):
@@ -93,7 +94,7 @@ class Lmms(Benchmark):
     def revision(self) -> str:  # type: ignore[override]
         """Hash of lmms-eval's version, the task's files and every row; pictures count by the commit or size of their files."""
         path = Path(self._manager.task_index[self.task]["yaml_path"])
-        digest = sha256(f"{_lmms.installed()} {self.task}".encode())
+        digest = sha256(f"{lmms_eval.installed()} {self.task}".encode())
         for file in [path, *sorted(path.parent.glob("*.py"))]:
             digest.update(file.read_bytes())
         for doc in self._docs:
@@ -132,11 +133,11 @@ class Lmms(Benchmark):
             ValueError: it shows none, several, or a broken one.
         """
         visuals = self._task.doc_to_visual(self._task.eval_docs[sample.row["doc"]])
-        return _lmms.one_image(visuals, f"{self.spelling} row {sample.id}")
+        return lmms_eval.one_image(visuals, f"{self.spelling} row {sample.id}")
 
     def new_tokens(self, protocol: str = "lmms_eval") -> int:
         """The task's own limit, 1024 where it sets none."""
-        return _lmms.new_tokens(self._task.config.generation_kwargs or {}, self.spelling)
+        return lmms_eval.new_tokens(self._task.config.generation_kwargs or {}, self.spelling)
 
     def grade(self, sample: Sample, answer: str, protocol: str = "lmms_eval") -> Grade:
         """The task's metrics of one answer as JSON (`parsed`), from which it aggregates; the first of them is the credit.
@@ -171,7 +172,7 @@ class Lmms(Benchmark):
         found = {}
         for metric in self._config.get("metric_list") or ():
             chosen = metric.get("aggregation", "mean")
-            found[str(metric["metric"])] = _lmms.get_aggregation(chosen) if isinstance(chosen, str) else chosen
+            found[str(metric["metric"])] = lmms_eval.get_aggregation(chosen) if isinstance(chosen, str) else chosen
         return found
 
     def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from diffprune.benchmarks._mmbench import COLUMNS, HEADER, OPTIONAL, Circular
 from diffprune.benchmarks._table import LETTER, Example
-from diffprune.core.benchmark import Source
-from diffprune.core.plugins import nearest
+from diffprune.core.benchmark import HubDataset
+from diffprune.core.registry import nearest
 
 EDITIONS = {
-    "lmms": Source("MMBench", COLUMNS, config="en", optional=OPTIONAL, rows={"dev": (4_329,)}),
-    "20230712": Source("MMBench_EN", COLUMNS, optional=OPTIONAL, rows={"dev": (4_377,)}, groups={"dev": (1_176,)}),
+    "lmms": HubDataset("MMBench", COLUMNS, config="en", optional=OPTIONAL, rows={"dev": (4_329,)}),
+    "20230712": HubDataset("MMBench_EN", COLUMNS, optional=OPTIONAL, rows={"dev": (4_377,)}, groups={"dev": (1_176,)}),
 }
 _ROW = {
     "index": 241, "question": "Which one is right?", "hint": "Look at the picture.", "answer": "B", "A": "red", "B": "blue",

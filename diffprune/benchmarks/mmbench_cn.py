@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffprune import hub
 from diffprune.benchmarks._mmbench import COLUMNS, HEADER, OPTIONAL, Circular
 from diffprune.benchmarks._table import Example
-from diffprune.core.benchmark import Source
+from diffprune.core.benchmark import HubDataset
+from diffprune.io import dataset_rows
 
 LLAVA = "\n请直接回答选项字母。"
 HARNESS = "\n请直接使用所提供的选项字母作为答案回答。"
@@ -33,8 +33,8 @@ class MmbenchCn(Circular):
 
     instruction = {"llava": LLAVA, "lmms_eval": HARNESS}
     limits = {"llava": 1024, "lmms_eval": 256}
-    source = Source("MMBench", COLUMNS, config="cn", optional=OPTIONAL, rows={"dev": (4_329,)})
+    source = HubDataset("MMBench", COLUMNS, config="cn", optional=OPTIONAL, rows={"dev": (4_329,)})
 
     def hinted(self, hint: Any) -> bool:
         """Whatever is not null."""
-        return not hub.missing(hint)
+        return not dataset_rows.missing(hint)

@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from diffprune import hub
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._columns import gold, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
-from diffprune.core.benchmark import Grade, Graded, Source
-from diffprune.core.plugins import nearest
+from diffprune.core.benchmark import Grade, Graded, HubDataset
+from diffprune.core.registry import nearest
+from diffprune.io import dataset_rows
 
 MAIN = ("perception", "cognition", "total")
 CATEGORIES = _aggregate.MME_PERCEPTION + _aggregate.MME_COGNITION
@@ -39,7 +39,7 @@ class Mme(TableBenchmark):
     """acc + acc+ per category: rows right, and images with both rows right. main: perception, cognition or total."""
 
     splits: ClassVar[tuple[str, ...]] = ("test",)
-    source = Source(
+    source = HubDataset(
         name="MME",
         columns=("question_id", "question", "answer", "category"),
         rows={"test": (2_374,)},
@@ -63,7 +63,7 @@ class Mme(TableBenchmark):
         group = f"{row['category']}/{row['question_id'].removeprefix(row['category'] + '/')}"
         return Identity(group, group, group, row["category"])
 
-    def identities(self, rows: hub.Rows) -> list[Identity]:
+    def identities(self, rows: dataset_rows.Rows) -> list[Identity]:
         """Pairs; the two questions of an image are told apart by their text, whatever the order of the rows."""
         found = super().identities(rows)
         questions: dict[str, list[str]] = defaultdict(list)

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._columns import gold, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
-from diffprune.core.benchmark import Grade, Graded, Source
-from diffprune.core.plugins import nearest
+from diffprune.core.benchmark import Grade, Graded, HubDataset
+from diffprune.core.registry import nearest
 
 CATEGORIES = ("adversarial", "popular", "random")
 _ROW = {
@@ -39,7 +39,7 @@ class Pope(TableBenchmark):
 
     splits: ClassVar[tuple[str, ...]] = ("test",)
     limits = {"llava": 128, "lmms_eval": 128}
-    source = Source(
+    source = HubDataset(
         name="POPE",
         commit="4db1276",
         columns=("question_id", "question", "answer", "image_source", "category"),

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffprune import hub
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._answers import LETTERS
 from diffprune.benchmarks._columns import text
 from diffprune.benchmarks._table import LETTER, Example, Identity, Row, TableBenchmark
-from diffprune.core.benchmark import Grade, Graded, Source
+from diffprune.core.benchmark import Grade, Graded, HubDataset
+from diffprune.io import dataset_rows
 
 _ROW = {"question": "Which is farthest north?", "choices": ["Maine", "Ohio"], "answer": 0, "hint": "", "subject": "social science"}
 _HINT = {**_ROW, "hint": "The map shows states."}
@@ -34,7 +34,7 @@ class Scienceqa(TableBenchmark):
 
     splits: ClassVar[tuple[str, ...]] = ("test",)
     limits = {"llava": 1024, "lmms_eval": 16}
-    source = Source(
+    source = HubDataset(
         name="ScienceQA",
         config="ScienceQA-IMG",
         columns=("question", "choices", "answer", "hint"),
@@ -52,7 +52,7 @@ class Scienceqa(TableBenchmark):
         """The rows have no id of their own: it is their place in the split."""
         return Identity(f"{number:05d}", "", "", row["subject"])
 
-    def identities(self, rows: hub.Rows) -> list[Identity]:
+    def identities(self, rows: dataset_rows.Rows) -> list[Identity]:
         """With the hash of the picture as group. ValueError: a row without a picture, named."""
         found = []
         for number, row in enumerate(rows.records):
@@ -74,7 +74,7 @@ class Scienceqa(TableBenchmark):
         choices, answer = list(row["choices"] or ()), row["answer"]
         if not 1 <= len(choices) <= len(LETTERS):
             raise ValueError(f"column 'choices' has {len(choices)} of them; 1 to {len(LETTERS)} can be asked for by letter")
-        if hub.missing(answer) or not 0 <= int(answer) < len(choices):
+        if dataset_rows.missing(answer) or not 0 <= int(answer) < len(choices):
             raise ValueError(f"column 'answer' is {answer!r}; it must number one of the {len(choices)} choices, from 0")
         hint = row["hint"] if isinstance(row["hint"], str) else ""
         return {

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from diffprune import hub
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._columns import gold, text
 from diffprune.benchmarks._table import LETTER, Example, Identity, Row, TableBenchmark
-from diffprune.core.benchmark import Grade, Graded, Source
+from diffprune.core.benchmark import Grade, Graded, HubDataset
+from diffprune.io import dataset_rows
 
 OPTIONS = "ABCD"
 _ROW = {
@@ -35,7 +35,7 @@ class Seed(TableBenchmark):
 
     splits: ClassVar[tuple[str, ...]] = ("test",)
     limits = {"llava": 128, "lmms_eval": 1024}
-    source = Source(
+    source = HubDataset(
         name="SEED-Bench",
         columns=(
             "question_id", "question", "choice_a", "choice_b", "choice_c", "choice_d", "answer", "data_id", "data_type",
@@ -64,7 +64,7 @@ class Seed(TableBenchmark):
         figures = _aggregate.mean(rows)
         return {"seed_image": figures["accuracy"]} | figures
 
-    def picture(self, rows: hub.Rows, number: int) -> Any:
+    def picture(self, rows: dataset_rows.Rows, number: int) -> Any:
         """The only picture of the list. ValueError: there are more, or none."""
         found = rows.pictures[number]
         if not isinstance(found, list):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._columns import ten, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
-from diffprune.core.benchmark import Grade, Graded, Source
+from diffprune.core.benchmark import Grade, Graded, HubDataset
 
 OCR = "\nReference OCR token: "
 _TOKENS = ["DAKOTA", "DIGITAL", "Single-Use", "Camera", "Pire", "digitat"]
@@ -34,7 +34,7 @@ class Textvqa(TableBenchmark):
 
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     limits = {"llava": 128, "lmms_eval": 1024}
-    source = Source(
+    source = HubDataset(
         name="textvqa",
         columns=("question_id", "image_id", "question", "answers", "ocr_tokens"),
         rows={"validation": (5_000,)},

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._columns import ten, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
-from diffprune.core.benchmark import Grade, Graded, Source
+from diffprune.core.benchmark import Grade, Graded, HubDataset
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT
 REFUSAL = "unanswerable"
@@ -33,7 +33,7 @@ class Vizwiz(TableBenchmark):
 
     splits: ClassVar[tuple[str, ...]] = ("val",)
     limits = {"llava": 128, "lmms_eval": 1024}
-    source = Source(
+    source = HubDataset(
         name="VizWiz-VQA",
         columns=("question_id", "question", "answers"),
         optional=("category",),

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._columns import ten, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
-from diffprune.core.benchmark import Grade, Graded, Source
-from diffprune.core.plugins import nearest
+from diffprune.core.benchmark import Grade, Graded, HubDataset
+from diffprune.core.registry import nearest
 
 _YES = [{"answer": "yes", "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
 _ROW = {"question_id": 262148000, "image_id": 262148, "question": "Is it day?", "answer_type": "yes/no", "answers": _YES}
@@ -35,7 +35,7 @@ class Vqav2(TableBenchmark):
     """
 
     splits: ClassVar[tuple[str, ...]] = ("validation",)
-    source = Source(
+    source = HubDataset(
         name="VQAv2",
         columns=("question_id", "image_id", "question", "answers", "answer_type"),
         rows={"validation": (214_354,)},

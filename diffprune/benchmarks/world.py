@@ -16,7 +16,7 @@ from PIL import Image
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._groups import drawn
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
-from diffprune.core.plugins import nearest
+from diffprune.core.registry import nearest
 from diffprune.embedded.benchmarks import rows as world_rows
 from diffprune.embedded.world import WORLD_VERSION, scene
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffprune.core.plugins import nearest
+from diffprune.core.registry import nearest
 
 MAIN_SPLIT = "test"  # the word a job uses for the main split of any benchmark
 
 
 @dataclass(frozen=True)
-class Source:
+class HubDataset:
     """Where the rows of a benchmark are published.
 
     name:     of the repository, the same in every home; `homes`: namespaces, the one to try first first.

@@ -12,27 +12,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffprune.core.plugins import parse_call
+from diffprune.core.registry import parse_call
 
 
-def standardise(scores: Tensor, alive: Tensor) -> Tensor:
+def standardise(scores: Tensor, valid: Tensor) -> Tensor:
     """Scores [B N] with mean 0 and standard deviation 1 over each image's living tokens.
 
     A scorer trained through a budgeted soft top-K is free up to a constant per image (METHODS 2.4), so one threshold
     across images needs this. An image whose scores are all equal becomes all zeros.
     """
-    scores, count = scores.float(), alive.sum(1, keepdim=True).clamp_min(1)
-    mean = (scores.where(alive, 0.0)).sum(1, keepdim=True) / count
-    centred = (scores - mean).where(alive, 0.0)
+    scores, count = scores.float(), valid.sum(1, keepdim=True).clamp_min(1)
+    mean = (scores.where(valid, 0.0)).sum(1, keepdim=True) / count
+    centred = (scores - mean).where(valid, 0.0)
     spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
     return centred / spread.where(spread > 1e-12, 1.0)
 
 
-def top(scores: Tensor, alive: Tensor, count: Tensor) -> Tensor:
+def top(scores: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     """Mask [B N] of the `count` [B] largest living scores; ties go to the earlier token, so equal inputs prune equally."""
-    order = scores.float().where(alive, -math.inf).argsort(dim=1, descending=True, stable=True)
+    order = scores.float().where(valid, -math.inf).argsort(dim=1, descending=True, stable=True)
     ranked = torch.arange(order.shape[1], device=order.device) < count[:, None]
-    return torch.empty_like(alive).scatter_(1, order, ranked).logical_and_(alive)
+    return torch.empty_like(valid).scatter_(1, order, ranked).logical_and_(valid)
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Keep:
     def count(self, total: int) -> int:
         return min(self.num, total)
 
-    def pick(self, scores: Tensor, alive: Tensor) -> Tensor:
-        """Survivors [B N] bool among `alive`, by `scores` [B N]."""
-        return top(scores, alive, alive.sum(1).clamp_max(self.num))
+    def pick(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Survivors [B N] bool among `valid`, by `scores` [B N]."""
+        return top(scores, valid, valid.sum(1).clamp_max(self.num))
 
     def check(self, total: int) -> None:
         """Refuse a budget that an image of `total` tokens cannot meet.
@@ -78,9 +78,9 @@ class Share:
     def count(self, total: int) -> int:
         return max(1, math.floor(self.share * total + 0.5)) if total else 0
 
-    def pick(self, scores: Tensor, alive: Tensor) -> Tensor:
-        """Survivors [B N] bool among `alive`, by `scores` [B N]."""
-        return top(scores, alive, (self.share * alive.sum(1).double() + 0.5).long().clamp_min(1))
+    def pick(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Survivors [B N] bool among `valid`, by `scores` [B N]."""
+        return top(scores, valid, (self.share * valid.sum(1).double() + 0.5).long().clamp_min(1))
 
     def check(self, total: int) -> None:
         """A share fits every model."""
@@ -107,11 +107,11 @@ class Above:
         """Raises ValueError: a threshold keeps a different number of every image."""
         raise ValueError(f"{self} keeps a different number of tokens per image; this method needs a count, as in Keep(64)")
 
-    def pick(self, scores: Tensor, alive: Tensor) -> Tensor:
-        """Survivors [B N] bool among `alive`, by `scores` [B N]."""
-        over = ((standardise(scores, alive) > self.threshold) & alive).sum(1)
-        most = alive.sum(1) if self.most is None else alive.sum(1).clamp_max(self.most)
-        return top(scores, alive, over.clamp_min(self.least).minimum(most))
+    def pick(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Survivors [B N] bool among `valid`, by `scores` [B N]."""
+        over = ((standardise(scores, valid) > self.threshold) & valid).sum(1)
+        most = valid.sum(1) if self.most is None else valid.sum(1).clamp_max(self.most)
+        return top(scores, valid, over.clamp_min(self.least).minimum(most))
 
     def check(self, total: int) -> None:
         """Refuse a floor above what the model has.

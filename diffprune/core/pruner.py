@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
-from diffprune.core.tokens import Selection, Throttle, VisualTokens
+from diffprune.core.tokens import Relaxation, Selection, VisualTokens
 
 
 class Need(enum.Enum):
@@ -76,10 +76,10 @@ class ScorePruner(Pruner):
         """Scores [B N] float: higher is kept first. Values at padding are ignored."""
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        return Selection(budget.pick(self.score(tokens), tokens.alive), tokens.features)
+        return Selection(budget.pick(self.score(tokens), tokens.valid), tokens.features)
 
 
-class Throttler(ScorePruner):
+class TrainablePruner(ScorePruner):
     """A learned scorer with two faces: `throttle` in training keeps every token, `select` at inference only masks.
 
     schedule: how its temperature falls in training: "cosine" (DiffPrune, METHODS 2.6) or "geometric" (1 to 0.1, METHODS 3.2).
@@ -94,7 +94,7 @@ class Throttler(ScorePruner):
         """Make the networks for the widths of `tokens` and standardise on these calibration images; returns what trains."""
 
     @abstractmethod
-    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Throttle:
+    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
         """Degrade each token according to its score so that the answer loss can teach the scorer.
 
         temperature: of the relaxation, annealed by the training loop.

@@ -19,28 +19,28 @@ class VisualTokens:
     """The visual tokens of B images, padded to N.
 
     features  [B N D] float: one row per token, in raster order.
-    alive     [B N] bool: False for padding and for tokens an earlier cut removed.
+    valid     [B N] bool: False for padding and for tokens an earlier cut removed.
     grid      (rows, columns) when the tokens are a raster of that size, else None.
     attention [B N] float | None: attention each token receives in the encoder (`Need.ENCODER_ATTENTION`).
     text      [B T D_text] float | None: embedded question of each image (`Need.TEXT`).
-    text_alive [B T] bool | None: False for padding of `text`.
+    text_valid [B T] bool | None: False for padding of `text`.
     identity  [B] int64 | None: hash of each image's pixels (`Need.IDENTITY`).
     line      [B N] int | None: number of the line a token stands in, 0 for none. A negative entry is no token but the
-              separator (newline embedding) that ends that line: never alive, so never scored and counted apart.
-    companions [B N C] float | None: what travels beside each token into later decoder layers, cut by the same mask.
+              separator (newline embedding) that ends that line: never valid, so never scored and counted apart.
+    deepstack [B N C] float | None: what travels beside each token into later decoder layers, cut by the same mask.
     layout    [B K] int | None: what the family must know of each image to place its slots (rows, columns ...).
     projected: `features` are in the decoder's width.
     """
 
     features: Tensor
-    alive: Tensor
+    valid: Tensor
     grid: tuple[int, int] | None = None
     attention: Tensor | None = None
     text: Tensor | None = None
-    text_alive: Tensor | None = None
+    text_valid: Tensor | None = None
     identity: Tensor | None = None
     line: Tensor | None = None
-    companions: Tensor | None = None
+    deepstack: Tensor | None = None
     layout: Tensor | None = None
     projected: bool = False
 
@@ -50,14 +50,14 @@ class VisualTokens:
     @property
     def counts(self) -> Tensor:
         """[B] int: living tokens per image."""
-        return self.alive.sum(1)
+        return self.valid.sum(1)
 
     @property
     def present(self) -> Tensor:
         """[B N] bool: living tokens, and the separators of lines that have one."""
         if self.line is None:
-            return self.alive
-        return with_separators(self.alive, self.line, int(self.line.abs().max()))
+            return self.valid
+        return with_separators(self.valid, self.line, int(self.line.abs().max()))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
         """The same tokens with `change` applied to every tensor (indexing images, moving devices)."""
@@ -72,7 +72,7 @@ class VisualTokens:
     @staticmethod
     def cat(parts: list[VisualTokens]) -> VisualTokens:
         """Images of several encoder calls in one value, padded to the longest N."""
-        first, longest = parts[0], max(p.alive.shape[1] for p in parts)
+        first, longest = parts[0], max(p.valid.shape[1] for p in parts)
         parts = [p.padded(longest) for p in parts]
         names = [f.name for f in fields(first) if isinstance(getattr(first, f.name), Tensor)]
         joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in names}
@@ -80,10 +80,10 @@ class VisualTokens:
 
     def padded(self, num: int) -> VisualTokens:
         """The same images with N = `num`: padding appended, or cut off where nothing stands in it."""
-        here = self.alive.shape[1]
+        here = self.valid.shape[1]
         if num == here:
             return self
-        values = {n: v for n in ("features", "alive", "attention", "line", "companions") if (v := getattr(self, n)) is not None}
+        values = {n: v for n in ("features", "valid", "attention", "line", "deepstack") if (v := getattr(self, n)) is not None}
         short: dict[str, Any] = {n: v[:, :num] for n, v in values.items()}
         fill: dict[str, Any] = {
             n: torch.cat([v, v.new_zeros(len(v), max(0, num - here), *v.shape[2:])], 1) for n, v in short.items()
@@ -91,17 +91,17 @@ class VisualTokens:
         return replace(self, **fill)
 
 
-def with_separators(alive: Tensor, line: Tensor, lines: int) -> Tensor:
+def with_separators(valid: Tensor, line: Tensor, lines: int) -> Tensor:
     """[B N] bool: living tokens, and the separators of lines that have one. line: of `VisualTokens`; lines: its largest number."""
-    lit = alive.new_zeros(len(alive), lines + 1, dtype=torch.long).scatter_add_(1, line.clamp_min(0), alive.long())
-    return alive | ((line < 0) & (lit.gather(1, line.abs()) > 0))
+    lit = valid.new_zeros(len(valid), lines + 1, dtype=torch.long).scatter_add_(1, line.clamp_min(0), valid.long())
+    return valid | ((line < 0) & (lit.gather(1, line.abs()) > 0))
 
 
 @dataclass(frozen=True)
 class Selection:
     """What a pruner answers: which tokens survive, and what the survivors carry.
 
-    keep     [B N] bool: a subset of `VisualTokens.alive`, at least one per image that has any.
+    keep     [B N] bool: a subset of `VisualTokens.valid`, at least one per image that has any.
     features [B N D]: unchanged unless the method merges tokens.
     grid     (rows, columns) when the tokens are a raster of that size, else None; for drawing.
     """
@@ -112,7 +112,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Throttle:
+class Relaxation:
     """What a learned pruner does to the tokens while it trains; nothing is removed.
 
     features  [B N D]: throttled, in the space the projector expects.

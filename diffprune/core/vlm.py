@@ -163,8 +163,8 @@ class VLM(ABC):
         """[B T] -> [B T D_text]: the decoder's input embeddings, for question-aware scorers."""
 
     @abstractmethod
-    def image_inputs(self, features: Sequence[Tensor], companions: Sequence[Tensor] | None = None) -> dict[str, Any]:
+    def image_inputs(self, features: Sequence[Tensor], deepstack: Sequence[Tensor] | None = None) -> dict[str, Any]:
         """Keyword arguments that hand projected features, one [n_i D_text] per image, to the model's own forward.
 
-        companions: `VisualTokens.companions` of the same tokens, one [n_i C] per image.
+        deepstack: `VisualTokens.deepstack` of the same tokens, one [n_i C] per image.
         """

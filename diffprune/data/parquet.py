@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from diffprune.core.plugins import nearest
-from diffprune.data.asked import Fields
+from diffprune.core.registry import nearest
 from diffprune.data.order import WINDOW, fingerprint
+from diffprune.data.qa_fields import Fields
 from diffprune.data.table import Table
-from diffprune.store.rowgroups import RowGroups
+from diffprune.io.row_groups import RowGroups
 
 
 def parquet_files(place: Path) -> list[Path]:

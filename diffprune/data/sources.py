@@ -19,7 +19,7 @@ class TooManyBroken(ValueError):
 
 
 @dataclass(frozen=True)
-class Place:
+class DrawIndex:
     """Which image of a run: number `index` of the `images` of a step. Calibration and validation have one step."""
 
     stream: int
@@ -40,7 +40,7 @@ class Place:
 
 
 @dataclass
-class Tally:
+class BrokenRows:
     """What one worker drew: `drawn` rows, of which `broken` could not be used, the first for the reason `first`.
 
     limit: the share of broken rows from which on the run stops. It is judged over at least 1000 rows, or all rows of smaller data.
@@ -80,7 +80,7 @@ class Source(ABC):
         """What is read, wherever it lies: part of a recipe's key. Empty where the spelling says it all."""
 
     @abstractmethod
-    def draw(self, place: Place, questions: int, tally: Tally) -> tuple[Any, Asked]:
+    def draw(self, place: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, Asked]:
         """The PIL image (RGB) at a place and up to `questions` pairs about it; at least one.
 
         Raises:

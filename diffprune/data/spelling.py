@@ -12,15 +12,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from diffprune import hub as remote
-from diffprune.core.plugins import nearest, parse_call
-from diffprune.data.asked import PROMPT, Fields
+from diffprune.core.registry import nearest, parse_call
 from diffprune.data.parquet import ParquetTable, parquet_files
+from diffprune.data.qa_fields import PROMPT, Fields
 from diffprune.data.sources import Source
 from diffprune.data.table import Table, TableSource
 from diffprune.data.text import TextTable
 from diffprune.data.world import World
-from diffprune.hub.splits import patterns
+from diffprune.io import dataset_splits
+from diffprune.io import hub as remote
+from diffprune.io.dataset_splits import patterns
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 
@@ -92,7 +93,9 @@ def hub(
         wanted = patterns(config, split)
         first = remote.files(repository, revision, wanted)[0]
         place = next(first.parents[pattern.count("/")] for pattern in wanted if first.match(pattern))
-        return ParquetTable(repository, remote.split_files(place, config, split), fields, id)  # which refuses a missing shard
+        return ParquetTable(
+            repository, dataset_splits.split_files(place, config, split), fields, id
+        )  # which refuses a missing shard
 
     def beside() -> Path:
         raise ValueError("the image is a path, but only images inside the Parquet files of the Hub can be read")

@@ -7,7 +7,7 @@ from itertools import count
 
 from diffprune.core.vlm import VLM
 from diffprune.data.batch import TrainBatch, batch
-from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, Place, Tally
+from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex
 from diffprune.data.spelling import source
 
 
@@ -28,7 +28,7 @@ def batches(
     world: int = 1,
     start_step: int = 0,
     packed: bool = True,
-    tally: Tally | None = None,
+    tally: BrokenRows | None = None,
 ) -> Iterator[TrainBatch]:
     """This worker's share of every step's batch, from `start_step` on, without end.
 
@@ -39,21 +39,21 @@ def batches(
         ValueError: unknown data, data that cannot be read, or `images` is no multiple of `world`.
         TooManyBroken: more of it is broken than the tally allows.
     """
-    drawn, mine, counted = source(data), _share(images, rank, world), tally or Tally()
+    drawn, mine, counted = source(data), _share(images, rank, world), tally or BrokenRows()
     for step in count(start_step):
-        places = [Place(TRAIN, i, images, seed, step) for i in mine]
+        places = [DrawIndex(TRAIN, i, images, seed, step) for i in mine]
         yield batch(vlm, [drawn.draw(place, questions, counted) for place in places], packed)
 
 
-def calibration(vlm: VLM, data: str, images: int = 64, tally: Tally | None = None) -> TrainBatch:
+def calibration(vlm: VLM, data: str, images: int = 64, tally: BrokenRows | None = None) -> TrainBatch:
     """Fixed images on which scorers standardise features, one question each; never trained on, the same on every worker."""
-    drawn, counted = source(data), tally or Tally()
-    return batch(vlm, [drawn.draw(Place(CALIBRATION, i, images), 1, counted) for i in range(images)], False)
+    drawn, counted = source(data), tally or BrokenRows()
+    return batch(vlm, [drawn.draw(DrawIndex(CALIBRATION, i, images), 1, counted) for i in range(images)], False)
 
 
 def validation(
-    vlm: VLM, data: str, *, images: int = 24, questions: int = 3, rank: int = 0, world: int = 1, tally: Tally | None = None
+    vlm: VLM, data: str, *, images: int = 24, questions: int = 3, rank: int = 0, world: int = 1, tally: BrokenRows | None = None
 ) -> TrainBatch:
     """Fixed images that are never trained on, one question per row; this worker's share of them."""
-    drawn, mine, counted = source(data), _share(images, rank, world), tally or Tally()
-    return batch(vlm, [drawn.draw(Place(VALIDATION, i, images), questions, counted) for i in mine], False)
+    drawn, mine, counted = source(data), _share(images, rank, world), tally or BrokenRows()
+    return batch(vlm, [drawn.draw(DrawIndex(VALIDATION, i, images), questions, counted) for i in mine], False)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from diffprune.data.asked import Fields
 from diffprune.data.order import Order, split
-from diffprune.data.sources import TRAIN, Asked, Place, Source, Tally
-from diffprune.images import open_image
+from diffprune.data.qa_fields import Fields
+from diffprune.data.sources import TRAIN, Asked, BrokenRows, DrawIndex, Source
+from diffprune.io.image import open_image
 
 
 class Table(ABC):
@@ -69,7 +69,7 @@ class TableSource(Source):
         """The options, and a hash of the files' names, sizes and numbers of rows; not where they lie."""
         return f"{self._options} {hashlib.sha256(repr(self.table.contents).encode()).hexdigest()[:16]}"
 
-    def draw(self, place: Place, questions: int, tally: Tally) -> tuple[Any, Asked]:
+    def draw(self, place: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, Asked]:
         """The row at a place; where it is broken, another that is shuffled together with it."""
         order = self.orders[place.stream]
         if place.stream == TRAIN:
@@ -87,7 +87,7 @@ class TableSource(Source):
             attempt += 1
             number = order.near(place.seed, place.position, place.random(attempt))
 
-    def _read(self, number: int, place: Place, questions: int) -> tuple[Any, Asked]:
+    def _read(self, number: int, place: DrawIndex, questions: int) -> tuple[Any, Asked]:
         row = self.table.row(number)
         try:
             pairs, found = self.fields.pairs(row), self.fields.picture(row)

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from diffprune.data.asked import Fields
 from diffprune.data.order import fingerprint
+from diffprune.data.qa_fields import Fields
 from diffprune.data.table import Table
 
 CHUNK = 1 << 24

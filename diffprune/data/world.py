@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffprune.data.sources import TRAIN, Asked, Place, Source, Tally
+from diffprune.data.sources import TRAIN, Asked, BrokenRows, DrawIndex, Source
 from diffprune.embedded.questions import draw
 from diffprune.embedded.world import SPLITS, scene
 
@@ -16,7 +16,7 @@ class World(Source):
 
     identity = ""
 
-    def draw(self, place: Place, questions: int, tally: Tally) -> tuple[Any, Asked]:
+    def draw(self, place: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, Asked]:
         """A picture of the embedded world and questions about it."""
         rng, seeds = place.random(), SPLITS["train" if place.stream == TRAIN else "calibration"]
         picture = scene(int(rng.integers(seeds.start, seeds.stop)))

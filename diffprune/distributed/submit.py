@@ -24,9 +24,8 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from diffprune.core.said import first_line
-from diffprune.distributed.start import secure, token_path
-from diffprune.job import REPOSITORY
+from diffprune.core.errors import first_line
+from diffprune.distributed.cluster import secure, token_path
 from diffprune.store.files import checked_name
 
 LEFT_HERE = [".git", ".venv", "runs"]  # whatever .gitignore says
@@ -35,17 +34,16 @@ AGENT_S = 30.0  # a head answers before it can start jobs
 STOPPED = 130  # exit code of a job that was stopped, as of a program after Ctrl-C
 
 
-def submit(job: str, address: str, arguments: Sequence[str] = (), *, name: str | None = None, folder: Path | None = None) -> int:
+def submit(job: str, folder: Path, address: str, arguments: Sequence[str] = (), *, name: str | None = None) -> int:
     """Run `diffprune run JOB ARGUMENTS` on the cluster behind `address`; returns the job's exit code.
 
-    address: of the head's dashboard, as in http://127.0.0.1:8265. name: submission id. folder: what is uploaded; by default the
-    repository, or the working directory for a job file outside it. Ctrl-C stops following, not the job: 130.
+    folder: what is uploaded, with the job in it (`diffprune.job.files.placed`). address: of the head's dashboard, as in
+    http://127.0.0.1:8265. name: submission id. Ctrl-C stops following, not the job: 130.
 
     Raises:
         ValueError: no token, a wrong one, nobody at the address, or no place for results that outlives the job.
     """
     here = _loopback(address)
-    folder, job = _placed(job, folder)
     python = sys.executable if here else "python"  # a job gets the PATH that `ray start` had, so on this machine it is spelt out
     options = [*arguments, *_out(arguments, here)]
     return run([python, "-m", "diffprune", "run", job, *options], address, folder, name=name)
@@ -99,17 +97,6 @@ def _loopback(address: str) -> bool:
     with suppress(ValueError):
         return ip_address(host).is_loopback
     return host == "localhost"
-
-
-def _placed(job: str, folder: Path | None) -> tuple[Path, str]:
-    """What to upload, and the job as it is called there."""
-    path = Path(job).resolve()
-    if path.suffix != ".py":
-        return (folder or REPOSITORY).resolve(), job
-    folder = (folder or (REPOSITORY if path.is_relative_to(REPOSITORY) else Path.cwd())).resolve()
-    if not path.is_file() or not path.is_relative_to(folder):
-        raise ValueError(f"no job file {job} below {folder}: only that folder travels to the cluster")
-    return folder, str(path.relative_to(folder))
 
 
 def _out(arguments: Sequence[str], here: bool) -> list[str]:

@@ -18,13 +18,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from diffprune.core.record import Cell, Outcome, Prediction, Provenance
-from diffprune.core.said import first_line, with_class
-from diffprune.distributed.batches import Batch, Listing, Work
-from diffprune.distributed.progress import SweepProgress
-from diffprune.distributed.start import connect
+from diffprune.core.errors import first_line, with_class
+from diffprune.core.records import Cell, Outcome, Prediction, Provenance
+from diffprune.distributed.cluster import connect
 from diffprune.distributed.worker import Worker
-from diffprune.evaluate import gathered
+from diffprune.evaluate.evaluator import gathered
+from diffprune.evaluate.progress import SweepProgress
+from diffprune.evaluate.schedule import Batch, ListBatches, Work
 from diffprune.store import Store
 
 TRIES = 3  # deaths of a worker that one batch may cause
@@ -132,7 +132,7 @@ class _Slot:
 
     number: int
     actor: Any = None
-    asked: deque[tuple[Any, Listing | Batch | None]] = field(default_factory=deque)
+    asked: deque[tuple[Any, ListBatches | Batch | None]] = field(default_factory=deque)
     since: float = 0.0
     busy_s: float = 0.0
 
@@ -194,7 +194,7 @@ class _Run:
         elif piece:
             self._ask(slot, piece, slot.actor.batches.remote(piece.cell))
 
-    def _ask(self, slot: _Slot, piece: Listing | Batch | None, ref: Any) -> None:
+    def _ask(self, slot: _Slot, piece: ListBatches | Batch | None, ref: Any) -> None:
         slot.asked.append((ref, piece))
         self.running[ref] = slot
 
@@ -218,9 +218,9 @@ class _Run:
             slot.busy_s += found[1]
             self._found(slot, piece, *found)
 
-    def _found(self, slot: _Slot, piece: Listing | Batch, found: Any, seconds: float) -> None:
+    def _found(self, slot: _Slot, piece: ListBatches | Batch, found: Any, seconds: float) -> None:
         """A worker's answer is kept, and the cell written where it was the last one."""
-        if isinstance(piece, Listing):
+        if isinstance(piece, ListBatches):
             self.work.listed(piece, found)
             self.progress.listed(piece.cell, sum(map(len, found)))
             return
@@ -243,7 +243,7 @@ class _Run:
         self.done += 1
         self.progress.cell(cell)
 
-    def _lost(self, slot: _Slot, piece: Listing | Batch | None, reason: str) -> None:
+    def _lost(self, slot: _Slot, piece: ListBatches | Batch | None, reason: str) -> None:
         """A worker died: what it was at, and what it had not begun, is for others, and its place gets a new process."""
         self.deaths += 1
         for ref, later in reversed(slot.asked):
@@ -262,7 +262,7 @@ class _Run:
         ray.kill(slot.actor)
         slot.actor = None
 
-    def _fail(self, piece: Listing | Batch, reason: str) -> None:
+    def _fail(self, piece: ListBatches | Batch, reason: str) -> None:
         for cell in self.work.given_up(piece):
             self._failed(cell, reason)
 

@@ -23,16 +23,17 @@ from torch import Tensor, nn
 from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
 
-from diffprune.arm import BadData, Diverged
-from diffprune.core.context import STEPS, Context, Files, as_step, claim, load_state, read_steps
-from diffprune.core.record import Provenance, Step
+from diffprune.core.records import Provenance, Step
 from diffprune.core.vlm import VLM
-from diffprune.distributed.shard import spread
-from diffprune.models._load import load
-from diffprune.recipe import Recipe
+from diffprune.distributed.fsdp import spread
 from diffprune.store import Store
-from diffprune.train import line, missing, scorers
-from diffprune.train import train as train_here
+from diffprune.train.checkpoints import STEPS, Files, as_step, claim, load_state, read_steps
+from diffprune.train.context import Context
+from diffprune.train.loop import line, missing, scorers
+from diffprune.train.loop import train as train_here
+from diffprune.train.recipe import Recipe
+from diffprune.train.scorer_trainer import BadData, Diverged
+from diffprune.vlm.load import load
 
 NAME = "ray"  # of Ray's run below our folder
 SNAPSHOT = "checkpoint_manager_snapshot.json"

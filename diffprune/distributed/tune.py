@@ -19,19 +19,20 @@ import ray
 from ray import tune as ray_tune
 
 from diffprune.core import budget as budgets_
-from diffprune.core import plugins
-from diffprune.core.clock import clocks
+from diffprune.core import registry
 from diffprune.core.pruner import Need, Pruner
-from diffprune.core.record import TABLES, Cell, Choice, CurvePoint, Outcome, Provenance, Timing, Trial
-from diffprune.distributed.start import connect
-from diffprune.evaluate import Evaluator
-from diffprune.machine import steady
-from diffprune.models._load import load
-from diffprune.report import names
-from diffprune.scored import Scored, scored
-from diffprune.solver import Checked, Latency, Solver, Verified, best_trial, choice, correction, unreachable
+from diffprune.core.records import TABLES, Cell, Choice, CurvePoint, Outcome, Provenance, Timing, Trial
+from diffprune.distributed.cluster import connect
+from diffprune.evaluate.evaluator import Evaluator
+from diffprune.report.analysis import labels
 from diffprune.store import Store
-from diffprune.tune import Tuning, check, grid, splits, time_curve, time_overhead
+from diffprune.timing.clock import clocks
+from diffprune.timing.machine import steady
+from diffprune.tune.calibration import Scored, scored
+from diffprune.tune.options import Tuning
+from diffprune.tune.probes import check, grid, splits, time_curve, time_overhead
+from diffprune.tune.solver import Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
+from diffprune.vlm.load import load
 
 Asked = tuple[str, str]  # (method, budget), as spelled
 
@@ -45,7 +46,7 @@ class Resident:
         self.evaluator = Evaluator(load(model))
         self.vlm = self.evaluator.vlm
         self.clock = clocks(self.vlm.device)[0]
-        self.pruners: dict[str, Pruner] = {text: plugins.load("pruners", text) for text in methods}
+        self.pruners: dict[str, Pruner] = {text: registry.load("pruners", text) for text in methods}
         needs = frozenset[Need]().union(*(p.needs for p in self.pruners.values()))
         self.calibration, self.held_out = splits(self.vlm, options, needs)
 
@@ -75,7 +76,7 @@ class Resident:
         """
         options, credits = self.options, list[float]()
         for text in options.benchmarks:
-            benchmark = plugins.load("benchmarks", text)
+            benchmark = registry.load("benchmarks", text)
             asked = Cell(
                 verb="evaluate", model=self.vlm.name, model_hash=self.vlm.weights_hash, pruner=method,
                 pruner_hash=self.pruners[method].weights_hash, budget=budget, benchmark=benchmark.spelling,
@@ -89,7 +90,7 @@ class Resident:
             credits += [row.credit for row in rows]
         return sum(credits) / len(credits)
 
-    def check(self, asked: Sequence[Asked]) -> list[Checked]:
+    def check(self, asked: Sequence[Asked]) -> list[MeasuredSpeedup]:
         """Measured speedups on held-out images, all of them in one interleaved session."""
         pairs = [(self.pruners[method], budgets_.parse(budget)) for method, budget in asked]
         with steady(self.options.threads):
@@ -233,7 +234,7 @@ class _Run:
     def found(self, asked: Asked, accuracy: float) -> None:
         """One accuracy: written for every question it answers."""
         self.accuracies[asked] = accuracy
-        print(f"tune: {names.method(asked[0]).label} {asked[1]} answers {accuracy:.1%} of the calibration questions", flush=True)
+        print(f"tune: {labels.method(asked[0]).label} {asked[1]} answers {accuracy:.1%} of the calibration questions", flush=True)
         for candidate in self.candidates:
             if candidate.asked == asked:
                 self._record(candidate)
@@ -289,7 +290,7 @@ class _Run:
         if answer:
             told = f"{answer.budget} measures {answer.measured_speedup:.2f}x" if answer.budget else answer.note
             print(
-                f"tune: {names.method(answer.method).label}, {answer.kind}, {answer.target_speedup:g}x: {answer.verdict}, {told}",
+                f"tune: {labels.method(answer.method).label}, {answer.kind}, {answer.target_speedup:g}x: {answer.verdict}, {told}",
                 flush=True,
             )
 

@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Sequence
 
-from diffprune.core.record import Cell, Prediction
-from diffprune.evaluate import Evaluator
-from diffprune.models._load import load
+from diffprune.core.records import Cell, Prediction
+from diffprune.evaluate.evaluator import Evaluator
+from diffprune.vlm.load import load
 
 
 class Worker:

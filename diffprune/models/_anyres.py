@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
-from diffprune.models._family import Family
 from diffprune.models._patches import patch_shape
+from diffprune.vlm.family import Family
 
 SUMMARY_TOWER = "clip_vision_model"  # the encoder whose first token is a [CLS]
 
@@ -108,7 +108,7 @@ class Anyres(Family):
         tokens = self._rows(parts, pixels, needs)
         bases = [self.patches if tiles > 1 else 0 for tiles in self._tiles(pixels)]
         line = pad_sequence([lines(o, b) for o, b in zip(orders, bases, strict=True)], batch_first=True)
-        return replace(tokens, alive=tokens.alive & (line >= 0), line=line)
+        return replace(tokens, valid=tokens.valid & (line >= 0), line=line)
 
 
 def lines(order: Tensor, base: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffprune.core.vlm import Shape
-from diffprune.models._family import decoder_shape
+from diffprune.vlm.family import decoder_shape
 
 
 def patch_shape(config: Any, tiles: int = 1) -> Shape:

@@ -20,10 +20,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
-from diffprune.models import _tiny
-from diffprune.models._decoder import identities
-from diffprune.models._family import Family, decoder_shape
-from diffprune.models._runs import runs
+from diffprune.vlm import tiny
+from diffprune.vlm.family import Family, decoder_shape
+from diffprune.vlm.image_token_runs import runs
+from diffprune.vlm.tokenize import identities
 
 SIDE = 24  # groups on each side of an image of the default size: 576 visual tokens, as many as LLaVA 1.5 has
 
@@ -31,7 +31,7 @@ SIDE = 24  # groups on each side of an image of the default size: 576 visual tok
 class Qwen(Family):
     """Patches [P C*T*p*p] of all images one after the other, and their grids `image_grid_thw` [I 3] in patches."""
 
-    entrance = "visual.merger"
+    projector_input = "visual.merger"
     encoder_inputs = ("pixel_values", "image_grid_thw")
     token_types = "mm_token_type_ids"
 
@@ -130,12 +130,12 @@ def qwen_shape(config: Any, width: int, ffn: int, grid: tuple[int, int]) -> Shap
     )
 
 
-def tiny_parts() -> _tiny.Parts:
+def tiny_parts() -> tiny.Parts:
     """Byte-level tokenizer with the vision markers around each image, and pictures of at most 64 tokens."""
-    text = _tiny.tokenizer("<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
-    text.chat_template = _tiny.TEMPLATE.replace("<image>", "<|vision_start|><image><|vision_end|>")
+    text = tiny.tokenizer("<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+    text.chat_template = tiny.TEMPLATE.replace("<image>", "<|vision_start|><image><|vision_end|>")
     pictures = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 64, "longest_edge": 64 * 64})
-    return _tiny.Parts(pictures, text)
+    return tiny.Parts(pictures, text)
 
 
 def tiny_config(make: Any, text: PreTrainedTokenizerFast, vision: dict[str, Any], rope: dict[str, Any] | None = None) -> Any:
@@ -144,16 +144,16 @@ def tiny_config(make: Any, text: PreTrainedTokenizerFast, vision: dict[str, Any]
     parameters = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3], **(rope or {})}
     shared = {"patch_size": 4, "num_heads": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
     return make(
-        text_config=_tiny.decoder(text, rope_parameters=parameters),
+        text_config=tiny.decoder(text, rope_parameters=parameters),
         vision_config=shared | vision,
-        image_token_id=_tiny.IMAGE,
+        image_token_id=tiny.IMAGE,
         video_token_id=video,
         vision_start_token_id=start,
         vision_end_token_id=end,
     )
 
 
-def by_layer(companions: Sequence[Tensor], width: int) -> list[list[Tensor]]:
+def by_layer(deepstack: Sequence[Tensor], width: int) -> list[list[Tensor]]:
     """[n_i L*D] of each image -> for each of L layers, [n_i D] of each image."""
-    split = [part.split(width, -1) for part in companions]
+    split = [part.split(width, -1) for part in deepstack]
     return [list(layer) for layer in zip(*split, strict=True)]

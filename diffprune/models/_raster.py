@@ -11,8 +11,8 @@ from torch import Tensor
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
-from diffprune.models._family import Family
 from diffprune.models._patches import patch_shape
+from diffprune.vlm.family import Family
 
 
 class Raster(Family):

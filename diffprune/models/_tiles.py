@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from diffprune.core.vlm import Prompts, Shape
-from diffprune.models import _tiny
-from diffprune.models._family import Family
 from diffprune.models._patches import patch_shape
-from diffprune.models._runs import runs
+from diffprune.vlm import tiny
+from diffprune.vlm.family import Family
+from diffprune.vlm.image_token_runs import runs
 
 AROUND, GLOBAL = "<fake_token_around_image>", "<global-img>"
 
@@ -28,7 +28,7 @@ class Tiles(Family):
     """Pixels: pixel_values [I tiles 3 H W] and pixel_attention_mask [I tiles H W], zero tiles as padding; and grid [I 2], ours:
     rows and columns of tiles, 0 and 0 where a picture is not split."""
 
-    entrance = "connector.modality_projection"
+    projector_input = "connector.modality_projection"
     encoder_inputs = ("pixel_values", "pixel_attention_mask")
 
     def _shape(self) -> Shape:
@@ -135,18 +135,18 @@ def grid(ids: Tensor, where: Sequence[tuple[int, int]]) -> list[tuple[int, int]]
 # -- tiny instances ----------------------------------------------------------------------------------------------------
 
 
-def tiny_parts(make: Any) -> _tiny.Parts:
+def tiny_parts(make: Any) -> tiny.Parts:
     """Byte-level tokenizer with the tags of up to 2 x 2 tiles, and an image processor of the class `make`: tiles of 16 px."""
     tags = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
     pictures = make(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
-    return _tiny.Parts(pictures, _tiny.tokenizer(AROUND, GLOBAL, "<end_of_utterance>", *tags))
+    return tiny.Parts(pictures, tiny.tokenizer(AROUND, GLOBAL, "<end_of_utterance>", *tags))
 
 
-def tiny_settings(parts: _tiny.Parts) -> dict[str, Any]:
+def tiny_settings(parts: tiny.Parts) -> dict[str, Any]:
     """Settings of a model of 16 patches and 4 tokens a tile."""
     vision = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "image_size": 16, "patch_size": 4,
     }  # fmt: skip
-    text = {"model_type": "llama", **_tiny.decoder(parts.tokenizer)}
-    return {"vision_config": vision, "text_config": text, "image_token_id": _tiny.IMAGE, "scale_factor": 2}
+    text = {"model_type": "llama", **tiny.decoder(parts.tokenizer)}
+    return {"vision_config": vision, "text_config": text, "image_token_id": tiny.IMAGE, "scale_factor": 2}

@@ -17,34 +17,34 @@ from torch import Tensor
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from diffprune.models import _tiny
 from diffprune.models._raster import Raster, tiny_vision
+from diffprune.vlm import tiny
 
 
 class Gemma3(Raster):
     """`Gemma3ForConditionalGeneration`, checkpoints with an encoder."""
 
-    entrance = "multi_modal_projector.mm_soft_emb_norm"
+    projector_input = "multi_modal_projector.mm_soft_emb_norm"
     token_types = "token_type_ids"
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Gemma3:
         start, end = "<start_of_image>", "<end_of_image>"
-        text = _tiny.tokenizer(start, end)
-        text.chat_template = _tiny.TEMPLATE.replace("<image>", start)
-        settings = _tiny.decoder(text, head_dim=16, sliding_window=256)
+        text = tiny.tokenizer(start, end)
+        text.chat_template = tiny.TEMPLATE.replace("<image>", start)
+        settings = tiny.decoder(text, head_dim=16, sliding_window=256)
         layers = ["sliding_attention", "full_attention"] * settings["num_hidden_layers"]
         config = Gemma3Config(
             vision_config=tiny_vision(image_size=64),
             text_config={**settings, "layer_types": layers[: settings["num_hidden_layers"]]},
-            image_token_id=_tiny.IMAGE,
+            image_token_id=tiny.IMAGE,
             boi_token_id=text.convert_tokens_to_ids(start),
             eoi_token_id=text.convert_tokens_to_ids(end),
             mm_tokens_per_image=16,
         )
         pictures = Gemma3ImageProcessorPil(size={"height": 64, "width": 64})
-        made = _tiny.build(Gemma3ForConditionalGeneration, config, seed)
-        return cls(made, _tiny.Parts(pictures, text, start), "tiny gemma3")
+        made = tiny.build(Gemma3ForConditionalGeneration, config, seed)
+        return cls(made, tiny.Parts(pictures, text, start), "tiny gemma3")
 
     @property
     def side(self) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from diffprune.models import _tiny
 from diffprune.models._tiles import Tiles, tiny_parts, tiny_settings
+from diffprune.vlm import tiny
 
 
 class Idefics3(Tiles):
@@ -19,4 +19,4 @@ class Idefics3(Tiles):
     def tiny(cls, seed: int = 0) -> Idefics3:
         parts = tiny_parts(Idefics3ImageProcessorPil)
         config = Idefics3Config(**tiny_settings(parts))
-        return cls(_tiny.build(Idefics3ForConditionalGeneration, config, seed), parts, "tiny idefics3")
+        return cls(tiny.build(Idefics3ForConditionalGeneration, config, seed), parts, "tiny idefics3")

@@ -19,9 +19,9 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
-from diffprune.models import _tiny
-from diffprune.models._family import Family, decoder_shape
-from diffprune.models._runs import runs
+from diffprune.vlm import tiny
+from diffprune.vlm.family import Family, decoder_shape
+from diffprune.vlm.image_token_runs import runs
 
 START, END = "<img>", "</img>"
 
@@ -33,16 +33,16 @@ class InternVL(Family):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> InternVL:
-        text = _tiny.tokenizer(START, END)
+        text = tiny.tokenizer(START, END)
         vision = {
             "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
             "image_size": [16, 16], "patch_size": [4, 4],
         }  # fmt: skip
         config = InternVLConfig(
-            vision_config=vision, text_config=Qwen2Config(**_tiny.decoder(text)), image_token_id=_tiny.IMAGE, image_seq_length=4
+            vision_config=vision, text_config=Qwen2Config(**tiny.decoder(text)), image_token_id=tiny.IMAGE, image_seq_length=4
         )
         pictures = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, max_patches=4)
-        return cls(_tiny.build(InternVLForConditionalGeneration, config, seed), _tiny.Parts(pictures, text), "tiny internvl")
+        return cls(tiny.build(InternVLForConditionalGeneration, config, seed), tiny.Parts(pictures, text), "tiny internvl")
 
     def _shape(self) -> Shape:
         vision = self.model.config.vision_config

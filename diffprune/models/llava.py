@@ -14,12 +14,12 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
-from diffprune.images import pad_to_square
-from diffprune.models import _tiny
+from diffprune.io.image import pad_to_square
 from diffprune.models._clip import summary_attention
-from diffprune.models._decoder import identities
-from diffprune.models._family import Family
 from diffprune.models._patches import patch_shape
+from diffprune.vlm import tiny
+from diffprune.vlm.family import Family
+from diffprune.vlm.tokenize import identities
 
 IMAGE_MODES = "pad", "crop"
 FRAMES = "template", "vicuna_v1"
@@ -53,7 +53,7 @@ class Llava(Family):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Llava:
-        text = _tiny.tokenizer()
+        text = tiny.tokenizer()
         vision = CLIPVisionConfig(
             hidden_size=32,
             intermediate_size=64,
@@ -63,10 +63,10 @@ class Llava(Family):
             patch_size=8,
             projection_dim=32,
         )
-        config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**_tiny.decoder(text)), image_token_id=_tiny.IMAGE)
+        config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**tiny.decoder(text)), image_token_id=tiny.IMAGE)
         size = {"height": 32, "width": 32}
         pictures = LlavaImageProcessorPil(size={"shortest_edge": 32}, crop_size=size, do_pad=True)
-        return cls(_tiny.build(LlavaForConditionalGeneration, config, seed), _tiny.Parts(pictures, text), "tiny llava")
+        return cls(tiny.build(LlavaForConditionalGeneration, config, seed), tiny.Parts(pictures, text), "tiny llava")
 
     def _shape(self) -> Shape:
         self.patches = self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size
@@ -105,7 +105,7 @@ class Llava(Family):
             features = features[:, 1:]
         return VisualTokens(
             features=features,
-            alive=torch.ones(features.shape[:2], dtype=torch.bool, device=features.device),
+            valid=torch.ones(features.shape[:2], dtype=torch.bool, device=features.device),
             grid=(self.patches, self.patches),
             attention=attention,
             identity=identities(pixels["pixel_values"]) if Need.IDENTITY in needs else None,

@@ -19,9 +19,9 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
-from diffprune.models import _tiny
 from diffprune.models._anyres import Anyres
 from diffprune.models._clip import summary_attention
+from diffprune.vlm import tiny
 
 
 class LlavaNext(Anyres):
@@ -29,20 +29,20 @@ class LlavaNext(Anyres):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> LlavaNext:
-        text = _tiny.tokenizer()
+        text = tiny.tokenizer()
         vision = CLIPVisionConfig(
             hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8,
             projection_dim=32,
         )  # fmt: skip
         grids = [[32, 64], [64, 32], [64, 64]]
         config = LlavaNextConfig(
-            vision_config=vision, text_config=LlamaConfig(**_tiny.decoder(text)), image_token_index=_tiny.IMAGE,
+            vision_config=vision, text_config=LlamaConfig(**tiny.decoder(text)), image_token_index=tiny.IMAGE,
             image_grid_pinpoints=grids,
         )  # fmt: skip
         pictures = LlavaNextImageProcessorPil(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=grids
         )
-        return cls(_tiny.build(LlavaNextForConditionalGeneration, config, seed), _tiny.Parts(pictures, text), "tiny llava_next")
+        return cls(tiny.build(LlavaNextForConditionalGeneration, config, seed), tiny.Parts(pictures, text), "tiny llava_next")
 
     def _tiles(self, pixels: dict[str, Tensor]) -> list[int]:
         config = self.model.config

@@ -23,8 +23,8 @@ from transformers.models.llava_onevision.modeling_llava_onevision import image_s
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts
-from diffprune.models import _tiny
 from diffprune.models._anyres import Anyres
+from diffprune.vlm import tiny
 
 
 class LlavaOnevision(Anyres):
@@ -34,19 +34,19 @@ class LlavaOnevision(Anyres):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> LlavaOnevision:
-        text = _tiny.tokenizer("<video>")
+        text = tiny.tokenizer("<video>")
         vision = SiglipVisionConfig(
             hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8,
             vision_use_head=False,
         )  # fmt: skip
         grids = [[32, 32], [32, 64], [64, 32], [64, 64]]
         config = LlavaOnevisionConfig(
-            vision_config=vision, text_config=Qwen2Config(**_tiny.decoder(text)), image_token_index=_tiny.IMAGE,
+            vision_config=vision, text_config=Qwen2Config(**tiny.decoder(text)), image_token_index=tiny.IMAGE,
             video_token_index=4, image_grid_pinpoints=grids, vision_aspect_ratio="anyres_max_2",
         )  # fmt: skip
         pictures = LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=grids)
-        made = _tiny.build(LlavaOnevisionForConditionalGeneration, config, seed)
-        return cls(made, _tiny.Parts(pictures, text), "tiny llava_onevision")
+        made = tiny.build(LlavaOnevisionForConditionalGeneration, config, seed)
+        return cls(made, tiny.Parts(pictures, text), "tiny llava_onevision")
 
     def _tiles(self, pixels: dict[str, Tensor]) -> list[int]:
         config, groups = self.model.config, pixels.get("batch_num_images")

@@ -18,9 +18,9 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
-from diffprune.models import _tiny
-from diffprune.models._family import Family
 from diffprune.models._patches import patch_shape
+from diffprune.vlm import tiny
+from diffprune.vlm.family import Family
 
 ENDS = {"image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}  # of a row and of a picture, unless the processor says
 
@@ -31,22 +31,22 @@ class Mistral3(Family):
     The default size is the encoder's largest, 1540 x 1540 px: N = 55 x 55 = 3,025.
     """
 
-    entrance = "multi_modal_projector.linear_1"
+    projector_input = "multi_modal_projector.linear_1"
     encoder_inputs = ("pixel_values", "image_sizes")
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Mistral3:
-        text = _tiny.tokenizer(*ENDS.values())
+        text = tiny.tokenizer(*ENDS.values())
         vision = {
             "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
             "image_size": 48, "patch_size": 4,
         }  # fmt: skip
         config = Mistral3Config(
-            vision_config=vision, text_config={"model_type": "mistral", **_tiny.decoder(text), "head_dim": 16},
-            image_token_index=_tiny.IMAGE, spatial_merge_size=2,
+            vision_config=vision, text_config={"model_type": "mistral", **tiny.decoder(text), "head_dim": 16},
+            image_token_index=tiny.IMAGE, spatial_merge_size=2,
         )  # fmt: skip
         pictures = PixtralImageProcessorPil(size={"longest_edge": 48}, patch_size={"height": 4, "width": 4})
-        return cls(_tiny.build(Mistral3ForConditionalGeneration, config, seed), _tiny.Parts(pictures, text), "tiny mistral3")
+        return cls(tiny.build(Mistral3ForConditionalGeneration, config, seed), tiny.Parts(pictures, text), "tiny mistral3")
 
     def _shape(self) -> Shape:
         vision = self.model.config.vision_config

@@ -14,8 +14,8 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from diffprune.core.vlm import Prompts
-from diffprune.models import _tiny
 from diffprune.models._raster import Raster, tiny_vision
+from diffprune.vlm import tiny
 
 
 class PaliGemma(Raster):
@@ -25,16 +25,16 @@ class PaliGemma(Raster):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> PaliGemma:
-        text = _tiny.tokenizer()
+        text = tiny.tokenizer()
         config = PaliGemmaConfig(
             vision_config=tiny_vision(),
-            text_config={"model_type": "gemma", "head_dim": 16, **_tiny.decoder(text)},
-            image_token_id=_tiny.IMAGE,
-            projection_dim=_tiny.width(),
-            hidden_size=_tiny.width(),
+            text_config={"model_type": "gemma", "head_dim": 16, **tiny.decoder(text)},
+            image_token_id=tiny.IMAGE,
+            projection_dim=tiny.width(),
+            hidden_size=tiny.width(),
         )
         pictures = SiglipImageProcessorPil(size={"height": 32, "width": 32})
-        return cls(_tiny.build(PaliGemmaForConditionalGeneration, config, seed), _tiny.Parts(pictures, text), "tiny paligemma")
+        return cls(tiny.build(PaliGemmaForConditionalGeneration, config, seed), tiny.Parts(pictures, text), "tiny paligemma")
 
     @property
     def side(self) -> int:

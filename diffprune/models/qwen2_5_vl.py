@@ -12,8 +12,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_window_index
 
 from diffprune.core.vlm import Shape
-from diffprune.models import _tiny
 from diffprune.models._qwen import Qwen, qwen_shape, tiny_config, tiny_parts
+from diffprune.vlm import tiny
 
 
 class Qwen25VL(Qwen):
@@ -23,11 +23,11 @@ class Qwen25VL(Qwen):
     def tiny(cls, seed: int = 0) -> Qwen25VL:
         parts = tiny_parts()
         vision = {
-            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": _tiny.width(),
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": tiny.width(),
             "window_size": 16, "fullatt_block_indexes": [1],
         }  # fmt: skip
         config = tiny_config(Qwen2_5_VLConfig, parts.tokenizer, vision)
-        return cls(_tiny.build(Qwen2_5_VLForConditionalGeneration, config, seed), parts, "tiny qwen2_5_vl")
+        return cls(tiny.build(Qwen2_5_VLForConditionalGeneration, config, seed), parts, "tiny qwen2_5_vl")
 
     def ordered(self, groups: Tensor, grids: Tensor) -> Tensor:
         vision = self.model.config.vision_config

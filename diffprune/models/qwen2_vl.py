@@ -8,8 +8,8 @@ from __future__ import annotations
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from diffprune.core.vlm import Shape
-from diffprune.models import _tiny
 from diffprune.models._qwen import Qwen, qwen_shape, tiny_config, tiny_parts
+from diffprune.vlm import tiny
 
 
 class Qwen2VL(Qwen):
@@ -18,9 +18,9 @@ class Qwen2VL(Qwen):
     @classmethod
     def tiny(cls, seed: int = 0) -> Qwen2VL:
         parts = tiny_parts()
-        vision = {"depth": 2, "embed_dim": 32, "hidden_size": _tiny.width(), "mlp_ratio": 2}
+        vision = {"depth": 2, "embed_dim": 32, "hidden_size": tiny.width(), "mlp_ratio": 2}
         config = tiny_config(Qwen2VLConfig, parts.tokenizer, vision)
-        return cls(_tiny.build(Qwen2VLForConditionalGeneration, config, seed), parts, "tiny qwen2_vl")
+        return cls(tiny.build(Qwen2VLForConditionalGeneration, config, seed), parts, "tiny qwen2_vl")
 
     def _shape(self) -> Shape:
         vision = self.model.config.vision_config

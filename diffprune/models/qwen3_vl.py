@@ -1,6 +1,6 @@
 """Qwen3-VL: Qwen2-VL's frame with DeepStack (arXiv 2406.04334): features of inner encoder layers join early decoder layers.
 
-ENCODED: four patches of the last encoder layer before the merger, see `_qwen`. The DeepStack features are companions of their
+ENCODED: four patches of the last encoder layer before the merger, see `_qwen`. The DeepStack features are deepstack of their
 token, [L * D_text] already in the decoder's width: cut by the same mask, never scored. Images only; videos are refused.
 """
 
@@ -19,8 +19,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from diffprune.core.pruner import Need
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
-from diffprune.models import _tiny
 from diffprune.models._qwen import Qwen, by_layer, qwen_shape, tiny_config, tiny_parts
+from diffprune.vlm import tiny
 
 
 class Qwen3VL(Qwen):
@@ -30,11 +30,11 @@ class Qwen3VL(Qwen):
     def tiny(cls, seed: int = 0) -> Qwen3VL:
         parts = tiny_parts()
         vision = {
-            "depth": 3, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": _tiny.width(),
+            "depth": 3, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": tiny.width(),
             "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
         }  # fmt: skip
         config = tiny_config(Qwen3VLConfig, parts.tokenizer, vision, {"mrope_interleaved": True})
-        return cls(_tiny.build(Qwen3VLForConditionalGeneration, config, seed), parts, "tiny qwen3_vl")
+        return cls(tiny.build(Qwen3VLForConditionalGeneration, config, seed), parts, "tiny qwen3_vl")
 
     def _shape(self) -> Shape:
         vision = self.model.config.vision_config
@@ -43,11 +43,11 @@ class Qwen3VL(Qwen):
     def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
         tokens = super()._tokens(heard, output, pixels, needs)
         deep = [torch.cat(layers, -1) for layers in zip(*output.deepstack_features, strict=True)]
-        return replace(tokens, companions=pad_sequence(deep, batch_first=True))
+        return replace(tokens, deepstack=pad_sequence(deep, batch_first=True))
 
-    def image_inputs(self, features: Sequence[Tensor], companions: Sequence[Tensor] | None = None) -> dict[str, Any]:
-        assert companions is not None, "a visual token of Qwen3-VL comes with its DeepStack features"
+    def image_inputs(self, features: Sequence[Tensor], deepstack: Sequence[Tensor] | None = None) -> dict[str, Any]:
+        assert deepstack is not None, "a visual token of Qwen3-VL comes with its DeepStack features"
         output = BaseModelOutputWithDeepstackFeatures(
-            pooler_output=list(features), deepstack_features=by_layer(companions, features[0].shape[-1])
+            pooler_output=list(features), deepstack_features=by_layer(deepstack, features[0].shape[-1])
         )
         return {"mm_encoder_outputs": {"image": output}}

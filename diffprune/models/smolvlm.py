@@ -8,8 +8,8 @@ from __future__ import annotations
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from diffprune.models import _tiny
 from diffprune.models._tiles import Tiles, tiny_parts, tiny_settings
+from diffprune.vlm import tiny
 
 
 class SmolVLM(Tiles):
@@ -19,4 +19,4 @@ class SmolVLM(Tiles):
     def tiny(cls, seed: int = 0) -> SmolVLM:
         parts = tiny_parts(SmolVLMImageProcessorPil)
         config = SmolVLMConfig(**tiny_settings(parts))
-        return cls(_tiny.build(SmolVLMForConditionalGeneration, config, seed), parts, "tiny smolvlm")
+        return cls(tiny.build(SmolVLMForConditionalGeneration, config, seed), parts, "tiny smolvlm")

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diffprune.core import weights as files
 from diffprune.core.budget import Budget
-from diffprune.core.pruner import Need, Throttler
+from diffprune.core.pruner import Need, TrainablePruner
 from diffprune.core.tokens import VisualTokens
-from diffprune.pruners._pretrained import located
+from diffprune.io import checkpoint as files
+from diffprune.io.hub import scorer_folder
 from diffprune.pruners._scorer import Denoiser, Scorer
 
 DIMS = ("features", "text", "width", "depth")  # what fixes the shapes of a scorer
@@ -31,7 +31,7 @@ A visual-token scorer for `{model}`. Use it with
 """
 
 
-class Learned(Throttler):
+class Learned(TrainablePruner):
     """A scorer trained through a throttle; `weights` is a folder it was saved to, or a repository of the Hub.
 
     question_aware: the scorer reads the question. attention: its blocks look at other tokens. denoiser: there is one.
@@ -61,7 +61,7 @@ class Learned(Throttler):
         self.dims: dict[str, int | None] = {}
         self.standardise_by(torch.zeros(0), torch.ones(0))
         if weights is not None:
-            self._load(located(weights))
+            self._load(scorer_folder(weights))
 
     # -- networks ----------------------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class Learned(Throttler):
 
         CLIP features are far from unit variance, which the variance-preserving throttle presumes (METHODS 2.8).
         """
-        living = tokens.features[tokens.alive].float()
+        living = tokens.features[tokens.valid].float()
         self.standardise_by(living.mean(0), living.std(0).clamp_min(1e-6))
         text = tokens.text.shape[-1] if tokens.text is not None and self.options["question_aware"] else None
         if self.options["question_aware"] and text is None:
@@ -140,7 +140,7 @@ class Learned(Throttler):
             raise ValueError(
                 f"this scorer was trained on features of width {self.dims['features']}, the model gives {tokens.features.shape[-1]}"
             )
-        return self.networks["scorer"](self.standardised(tokens.features), tokens.alive, tokens.text, tokens.text_alive)
+        return self.networks["scorer"](self.standardised(tokens.features), tokens.valid, tokens.text, tokens.text_valid)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return self.logits(tokens)

@@ -30,11 +30,11 @@ class Block(nn.Module):
             {"norm": nn.LayerNorm(width), "up": nn.Linear(width, 4 * width), "down": nn.Linear(4 * width, width)}
         )
 
-    def forward(self, x: Tensor, alive: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         if self.mix is not None:
             batch, num, width = x.shape
             query, key, value = self.mix["qkv"](self.mix["norm"](x)).view(batch, num, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            mask = None if alive is None else alive[:, None, None, :]
+            mask = None if valid is None else valid[:, None, None, :]
             mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
             x = x + self.mix["out"](mixed.transpose(1, 2).reshape(batch, num, width))
         hidden = functional.silu(self.feed["up"](self.feed["norm"](x)))
@@ -56,14 +56,14 @@ class Question(nn.Module):
         self.gate = nn.Linear(text, 1)
         self.strength = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, z: Tensor, text: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-        """z [B N D], text [B T D_text], alive [B T] -> gist [B 1 width], match [B N]."""
+    def forward(self, z: Tensor, text: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """z [B N D], text [B T D_text], valid [B T] -> gist [B 1 width], match [B N]."""
         words = self.norm(text.float())
-        weight = alive[..., None].float()
+        weight = valid[..., None].float()
         gist = (self.gist(words) * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1).sqrt()
         likeness = z @ functional.normalize(self.word(words), dim=-1).transpose(1, 2) / z.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         gated = likeness * self.gate(words).sigmoid().transpose(1, 2)
-        best = gated.masked_fill(~alive[:, None, :], -1.0).amax(-1)
+        best = gated.masked_fill(~valid[:, None, :], -1.0).amax(-1)
         return gist, self.strength * best
 
 
@@ -89,13 +89,13 @@ class Scorer(nn.Module):
         self.head = nn.Linear(width, outputs, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
 
-    def forward(self, z: Tensor, alive: Tensor, text: Tensor | None = None, text_alive: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, valid: Tensor, text: Tensor | None = None, text_valid: Tensor | None = None) -> Tensor:
         x, match = self.inlet(z), None
-        if self.question is not None and text is not None and text_alive is not None:
-            gist, match = self.question(z, text, text_alive)
+        if self.question is not None and text is not None and text_valid is not None:
+            gist, match = self.question(z, text, text_valid)
             x = x + gist
         asked = z.is_cpu or not torch.cuda.is_current_stream_capturing()  # a graph under capture cannot be asked for values
-        mask = None if asked and bool(alive.all()) else alive  # no mask keeps the fused kernel
+        mask = None if asked and bool(valid.all()) else valid  # no mask keeps the fused kernel
         for block in self.blocks:
             x = block(x, mask)
         out = self.head(self.norm(x))

@@ -11,9 +11,9 @@ import torch
 
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Reference
-from diffprune.core.softtopk import centred, laplace_cdf, signal_and_noise
-from diffprune.core.tokens import Throttle, VisualTokens
+from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.pruners._learned import Learned
+from diffprune.pruners._soft_topk import centred, laplace_cdf, signal_and_noise
 
 
 class DiffPrune(Learned):
@@ -21,11 +21,11 @@ class DiffPrune(Learned):
 
     reference = Reference("Beyond Surrogate Gradients: Fully Differentiable Token Pruning for Vision-Language Models", "2605.28051")
 
-    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Throttle:
+    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
         """Eq. 2-5: alpha = soft top-K of s / tau, x~ = sqrt(alpha) z + sqrt(1 - alpha) noise, x- = denoiser(x~)."""
         z = self.standardised(tokens.features)
-        u = centred(self.logits(tokens), tokens.alive, self.counts(tokens, budget), temperature)
+        u = centred(self.logits(tokens), tokens.valid, self.counts(tokens, budget), temperature)
         signal, noise = (part.float()[..., None] for part in signal_and_noise(u))
         epsilon = torch.randn(z.shape, generator=generator).to(z.device)
         mixed = self.denoised(signal * z + noise * epsilon)
-        return Throttle(self.restored(mixed, tokens.features), kept=laplace_cdf(u).sum(1).float())
+        return Relaxation(self.restored(mixed, tokens.features), kept=laplace_cdf(u).sum(1).float())

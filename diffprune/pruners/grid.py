@@ -35,12 +35,12 @@ class Grid(Pruner):
     """Keeps a regular grid of tokens; looks at nothing."""
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        keep, total = torch.zeros_like(tokens.alive), tokens.alive.shape[1]
-        if tokens.grid and math.prod(tokens.grid) == total and bool(tokens.alive.all()):
+        keep, total = torch.zeros_like(tokens.valid), tokens.valid.shape[1]
+        if tokens.grid and math.prod(tokens.grid) == total and bool(tokens.valid.all()):
             keep[:, list(cells(*tokens.grid, budget.count(total)))] = True
             return Selection(keep, tokens.features)
-        for row, alive in enumerate(tokens.alive):  # some lack tokens: evenly along what is left
-            index = alive.nonzero().squeeze(1)
+        for row, valid in enumerate(tokens.valid):  # some lack tokens: evenly along what is left
+            index = valid.nonzero().squeeze(1)
             rows, columns = tokens.grid if tokens.grid and len(index) == math.prod(tokens.grid) else (1, len(index))
             keep[row, index[list(cells(rows, columns, budget.count(len(index))))]] = True
         return Selection(keep, tokens.features)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Reference
-from diffprune.core.tokens import Throttle, VisualTokens
+from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.pruners._learned import Learned
 
 
@@ -40,13 +40,13 @@ class GumbelKeepDrop(Learned):
         keep, drop = self.logits(tokens).unbind(-1)
         return keep - drop
 
-    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Throttle:
+    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
         logits = self.logits(tokens).log_softmax(-1)
         uniform = torch.rand(logits.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(logits.device)
         soft = ((logits - (-uniform.log()).log()) / temperature).softmax(-1)[..., 0]
         hard = (soft > 0.5).to(soft.dtype)
-        mask = (hard + soft - soft.detach()).where(tokens.alive, 0.0)
+        mask = (hard + soft - soft.detach()).where(tokens.valid, 0.0)
         num = tokens.counts.clamp_min(1)
         target = self.counts(tokens, budget) / num
         penalty = self.ratio_weight * (mask.sum(1) / num - target).square().mean()
-        return Throttle(tokens.features, kept=hard.where(tokens.alive, 0.0).sum(1), retention=mask, penalty=penalty)
+        return Relaxation(tokens.features, kept=hard.where(tokens.valid, 0.0).sum(1), retention=mask, penalty=penalty)

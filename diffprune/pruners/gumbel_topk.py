@@ -9,9 +9,9 @@ import torch
 
 from diffprune.core.budget import Budget, top
 from diffprune.core.pruner import Reference
-from diffprune.core.softtopk import soft_top_k
-from diffprune.core.tokens import Throttle, VisualTokens
+from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.pruners._learned import Learned
+from diffprune.pruners._soft_topk import soft_top_k
 
 BACKWARDS = ("relaxed", "identity")
 FILLERS = ("mean", "noise")
@@ -44,14 +44,14 @@ class GumbelTopK(Learned):
         self.backward, self.filler = backward, filler
         super().__init__(weights, question_aware=question_aware, attention=attention, denoiser=denoiser, depth=depth, width=width)
 
-    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Throttle:
+    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
         z, scores, counts = self.standardised(tokens.features), self.logits(tokens), self.counts(tokens, budget)
         uniform = torch.rand(scores.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(scores.device)
         perturbed = scores - (-uniform.log()).log()
-        hard = top(perturbed, tokens.alive, counts).to(scores.dtype)
-        surrogate = soft_top_k(perturbed, tokens.alive, counts, temperature) if self.backward == "relaxed" else scores
+        hard = top(perturbed, tokens.valid, counts).to(scores.dtype)
+        surrogate = soft_top_k(perturbed, tokens.valid, counts, temperature) if self.backward == "relaxed" else scores
         mask = (hard + surrogate - surrogate.detach())[..., None]
         mixed = mask * z
         if self.filler == "noise":
             mixed = mixed + (1 - mask) * torch.randn(z.shape, generator=generator).to(z.device)
-        return Throttle(self.restored(self.denoised(mixed), tokens.features), kept=hard.sum(1))
+        return Relaxation(self.restored(self.denoised(mixed), tokens.features), kept=hard.sum(1))

@@ -14,4 +14,4 @@ class None_(Pruner):
         return ()
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        return Selection(tokens.alive, tokens.features)
+        return Selection(tokens.valid, tokens.features)

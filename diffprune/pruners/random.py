@@ -25,6 +25,6 @@ class Random(ScorePruner):
         for identity in tokens.identity.tolist():
             key = hashlib.sha256(f"{self.seed} {identity}".encode()).digest()
             rows.append(
-                torch.rand(tokens.alive.shape[1], generator=torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1))
+                torch.rand(tokens.valid.shape[1], generator=torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1))
             )
         return torch.stack(rows).to(tokens.features.device)

@@ -6,7 +6,7 @@ a model misses (EMBEDDED.md, second study).
 
 from __future__ import annotations
 
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Cut, Pruner
 from diffprune.core.tokens import Selection, VisualTokens
@@ -16,7 +16,7 @@ class Replaced(Pruner):
     """`replaced(attention)`: the choice of `attention`, every other token set to the image's mean. Saves nothing."""
 
     def __init__(self, method: str) -> None:
-        self.method: Pruner = plugins.load("pruners", method)
+        self.method: Pruner = registry.load("pruners", method)
         self.reference, self.needs, self.stage = self.method.reference, self.method.needs, self.method.stage  # type: ignore[misc]
         self.weights_hash = self.method.weights_hash
 
@@ -25,6 +25,6 @@ class Replaced(Pruner):
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         chosen = self.method.select(tokens, budget)
-        alive = tokens.alive[..., None]
-        mean = (tokens.features * alive).sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp_min(1)
-        return Selection(tokens.alive, chosen.features.where(chosen.keep[..., None], mean))
+        valid = tokens.valid[..., None]
+        mean = (tokens.features * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)
+        return Selection(tokens.valid, chosen.features.where(chosen.keep[..., None], mean))

@@ -7,6 +7,6 @@ from the Parquet files.
 from __future__ import annotations
 
 from diffprune.report.make import report
-from diffprune.report.terminal import summary
+from diffprune.report.render.terminal import summary
 
 __all__ = ["report", "summary"]

@@ -6,27 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffprune.report import (
-    accuracy_tables,
-    caveats,
-    curves,
-    derived_tables,
-    errors,
-    figures,
-    page,
-    pictures,
-    provenance,
-    published,
-    records,
-    speed,
-    speed_tables,
-    table,
-    words,
-)
-from diffprune.report.chapter import FULL, Chapter, chapters
-from diffprune.report.derived import Derived
-from diffprune.report.panel import DRAWS
-from diffprune.report.table import Table
+from diffprune.report.analysis import records, speed
+from diffprune.report.analysis.comparison import FULL, Comparison, chapters
+from diffprune.report.analysis.derived import Derived
+from diffprune.report.analysis.panel import DRAWS
+from diffprune.report.render import curves, escape, figures, html, scenes, table
+from diffprune.report.render.table import Table
+from diffprune.report.tables import accuracy as accuracy_tables
+from diffprune.report.tables import caveats, errors, provenance, published, verdict
+from diffprune.report.tables import derived as derived_tables
+from diffprune.report.tables import speed as speed_tables
 
 FLAGS = {
     "above_flop_ratio": "A speedup lies above the ratio of FLOPs: not plausible without a second look.",
@@ -56,7 +45,7 @@ def report(
     out: Path | str,
     *,
     title: str = "DiffPrune report",
-    scenes: pictures.Masks | None = None,
+    masks: scenes.Masks | None = None,
     command: str | None = None,
 ) -> dict[str, Path]:
     """Write `report.html`, `report.md`, `report.tex`, `tables/*.csv` and `figures/*.svg` into the folder `out`.
@@ -67,7 +56,7 @@ def report(
     Returns the paths by name ("html", "markdown", "latex", "csv/<table>", "svg/<figure>").
 
     Raises:
-        ValueError: a mask in `scenes` that is no mask of that scene.
+        ValueError: a mask in `masks` that is no mask of that scene.
     """
     found = records.read(store_root)
     parts = [_chapter(chapter) for chapter in chapters(found)]
@@ -79,11 +68,11 @@ def report(
         "tuned": speed_tables.tuned(found), "training": speed_tables.training(found), "failures": provenance.failures(found),
         "provenance": provenance.facts(found), "weights": provenance.weights(found),
     }  # fmt: skip
-    html = page.render(
+    page = html.render(
         title=title,
         chapters=parts,
-        figures=page.drawn(drawn),
-        pictures=pictures.strips(scenes or {}),
+        figures=html.drawn(drawn),
+        pictures=scenes.strips(masks or {}),
         method=METHOD.format(draws=DRAWS),
         command=command or "diffprune report STORE --out FOLDER",
         thresholds=[t for c in parts for t in [c["thresholds"]] if t],
@@ -91,7 +80,7 @@ def report(
     )
     every = [*(t for c in parts for t in _tables(c)), *(t for t in shared.values() if t)]
     plots = {**drawn, **{name: svg for c in parts for name, svg in c["plain_figures"].items()}}
-    return _write(Path(out), title, html, every, plots, [s for c in parts for s in _said(c)])
+    return _write(Path(out), title, page, every, plots, [s for c in parts for s in _said(c)])
 
 
 def _said(part: Mapping[str, Any]) -> list[str]:
@@ -103,7 +92,7 @@ def _said(part: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _chapter(chapter: Chapter) -> dict[str, Any]:
+def _chapter(chapter: Comparison) -> dict[str, Any]:
     """Everything the page shows of one chapter."""
     found, fast, batch = speed.of(chapter)
     plain = {
@@ -118,7 +107,7 @@ def _chapter(chapter: Chapter) -> dict[str, Any]:
     return {
         "name": chapter.setting["model"],
         "setting": "; ".join(f"{k} {v}" for k, v in chapter.setting.items() if k != "model"),
-        "short": words.short(chapter), "sentences": words.headline(chapter, fast, batch),
+        "short": verdict.short(chapter), "sentences": verdict.headline(chapter, fast, batch),
         "caveats": caveats.caveats(chapter),
         "flags": [(f, FLAGS.get(f, "")) for f in sorted(flags) if not f.startswith("threads_")],
         "headline": headline if headline.rows else None,
@@ -131,11 +120,11 @@ def _chapter(chapter: Chapter) -> dict[str, Any]:
         "latency": speed_tables.latency(chapter, found), "answer_times": speed_tables.answer_times(chapter, found),
         "spans": speed_tables.spans(found), "cost": speed_tables.cost(chapter),
         "thresholds": speed_tables.thresholds(chapter, fast), "examples": _examples(chapter),
-        "figures": page.drawn(plain), "plain_figures": plain,
+        "figures": html.drawn(plain), "plain_figures": plain,
     }  # fmt: skip
 
 
-def _examples(chapter: Chapter) -> Table | None:
+def _examples(chapter: Comparison) -> Table | None:
     """At the middle budget: the unpruned model, DiffPrune and its Gumbel-Softmax rivals, first scorer seed each."""
     if not chapter.budgets:
         return None
@@ -175,14 +164,14 @@ def _tables(part: Mapping[str, Any]) -> list[Table]:
 
 
 def _write(
-    out: Path, title: str, html: str, tables: list[Table], plots: Mapping[str, str | None], said: list[str]
+    out: Path, title: str, page: str, tables: list[Table], plots: Mapping[str, str | None], said: list[str]
 ) -> dict[str, Path]:
     """Write everything; returns the paths. Names are numbered where two chapters have a table of one name."""
-    texts: dict[str, tuple[Path, str]] = {"html": (out / "report.html", html)}
+    texts: dict[str, tuple[Path, str]] = {"html": (out / "report.html", page)}
     document = [
-        f"# {table.text.markdown(title)}",
+        f"# {escape.markdown(title)}",
         "",
-        *(f"{table.text.markdown(s, 1200)}\n" for s in said),
+        *(f"{escape.markdown(s, 1200)}\n" for s in said),
         *map(table.markdown, tables),
     ]
     texts["markdown"] = (out / "report.md", "\n".join(document))

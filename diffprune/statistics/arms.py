@@ -20,7 +20,7 @@ from diffprune.statistics.bootstrap import (
     group_sums,
     resampled,
     two_sided_p,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The one home of results: Parquet parts published by manifest, one writer per run. `Store`, `lock`; see `parquet.py`."""
 
-from diffprune.store.fence import Busy, Fenced, lock
 from diffprune.store.parquet import Store
+from diffprune.store.run_lock import Busy, Fenced, lock
 
 __all__ = ["Busy", "Fenced", "Store", "lock"]

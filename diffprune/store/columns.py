@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from types import NoneType
 
-from diffprune.core.plugins import nearest
-from diffprune.core.record import TABLES, Cell, Provenance
+from diffprune.core.records import TABLES, Cell, Provenance
+from diffprune.core.registry import nearest
 
 VERSIONS: dict[str, int] = {}  # of a table's columns; 1 where they never changed
 

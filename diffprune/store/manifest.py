@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from diffprune.core.record import TABLES
+from diffprune.core.records import TABLES
 from diffprune.store.files import checked_name
 
 FORMAT = 1

@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 import pandas as pd
 import pyarrow as pa
 
-from diffprune.core.plugins import nearest
-from diffprune.core.record import Cell, Provenance
+from diffprune.core.records import Cell, Provenance
+from diffprune.core.registry import nearest
 from diffprune.store.columns import columns, row_key
 from diffprune.store.commits import Commits, chosen
-from diffprune.store.fence import check_fence
-from diffprune.store.frames import frame, origin, origin_frame
 from diffprune.store.manifest import Commit, Damaged, Part, sha256
 from diffprune.store.parts import check, decode, digest, encode, record_arrays
+from diffprune.store.run_lock import check_fence
+from diffprune.store.to_pandas import frame, origin, origin_frame
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffprune.core.record import TABLES, Cell, Provenance
-from diffprune.core.said import first_line
+from diffprune.core.errors import first_line
+from diffprune.core.records import TABLES, Cell, Provenance
 from diffprune.store.columns import Column, columns, version
 from diffprune.store.manifest import Damaged
 

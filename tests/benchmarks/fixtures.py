@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from diffprune import hub
 from diffprune.benchmarks import _fixtures
 from diffprune.benchmarks._table import TableBenchmark
-from diffprune.core import plugins
+from diffprune.core import registry
+from diffprune.io import dataset_rows
 
 MAIN = {name: next(iter(_fixtures.tables(name))) for name in _fixtures.NAMES}  # the file that a test changes
 
@@ -20,7 +20,7 @@ MAIN = {name: next(iter(_fixtures.tables(name))) for name in _fixtures.NAMES}  #
 def load(name: str, folder: Path | str, **options: Any) -> TableBenchmark:
     """A benchmark on a folder."""
     words = "".join(f", {key}={value!r}" for key, value in options.items())
-    return plugins.load("benchmarks", f"{name}(folder={str(folder)!r}{words})")
+    return registry.load("benchmarks", f"{name}(folder={str(folder)!r}{words})")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def write(folder: Path, name: str, records: Sequence[Mapping[str, Any]]) -> Tabl
     """The benchmark on these rows instead of its own, in one file, without a manifest."""
     others = {path: found for path, found in _fixtures.tables(name).items() if path.split("/")[0] != MAIN[name].split("/")[0]}
     for path, found in {**others, MAIN[name].replace("-of-00002", "-of-00001"): records}.items():
-        hub.write_parquet(folder / path, found, row_group=2)
+        dataset_rows.write_parquet(folder / path, found, row_group=2)
     return load(name, folder)
 
 

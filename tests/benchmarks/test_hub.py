@@ -13,10 +13,10 @@ import fixtures as made
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from diffprune import cli, hub
 from diffprune.benchmarks import _fixtures
-from diffprune.core import plugins
-from diffprune.hub import download
+from diffprune.cli import commands
+from diffprune.core import registry
+from diffprune.io import dataset_manifest, dataset_rows, hub
 
 COMMIT = "4db1276" + "0" * 33
 
@@ -61,35 +61,35 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
     Hub.remote, Hub.homes, Hub.commit, Hub.loaded = tmp_path / "hub", ("lmms-lab",), COMMIT, []
     for name in ("pope", "gqa", "vizwiz"):
         folder = _fixtures.write(tmp_path / "made", name)
-        (folder / hub.MANIFEST).unlink()
-        shutil.move(folder, tmp_path / "hub" / plugins.load("benchmarks", name).source.name)
-    monkeypatch.setattr(download, "HfApi", Hub)
+        (folder / dataset_manifest.MANIFEST).unlink()
+        shutil.move(folder, tmp_path / "hub" / registry.load("benchmarks", name).source.name)
+    monkeypatch.setattr(hub, "HfApi", Hub)
     monkeypatch.setenv("DIFFPRUNE_DATA", str(tmp_path / "data"))
     for name, rows, groups in (("pope", 18, 3), ("gqa", 8, 4), ("vizwiz", 5, 5)):
-        kind = plugins.find("benchmarks", name)
+        kind = registry.find("benchmarks", name)
         few = {"rows": {kind.splits[0]: (rows,)}, "groups": {kind.splits[0]: (groups,)}}
         monkeypatch.setattr(kind, "source", kind.source.__class__(**{**vars(kind.source), **few}))
     return Hub
 
 
 def test_fetch_finds_the_old_home_verifies_and_pins(remote: type[Hub], tmp_path: Path) -> None:
-    bench = plugins.load("benchmarks", "pope")
+    bench = registry.load("benchmarks", "pope")
     with pytest.raises(ValueError, match=r"pope is not on this machine .* run `diffprune fetch pope`, or give folder="):
         bench.samples("test")
     said = bench.fetch()
     assert said.startswith("pope: 18 rows in 3 groups, 0.0 MiB, revision pope@4db127600000, in ")
-    fresh = plugins.load("benchmarks", "pope")
+    fresh = registry.load("benchmarks", "pope")
     assert fresh.revision == "pope@4db127600000" and len(fresh.samples("test")) == 18
-    manifest = json.loads((tmp_path / "data" / "POPE" / hub.MANIFEST).read_text())
+    manifest = json.loads((tmp_path / "data" / "POPE" / dataset_manifest.MANIFEST).read_text())
     assert (manifest["repository"], manifest["commit"], manifest["pinned"]) == ("lmms-lab/POPE", COMMIT, True)
     assert manifest["splits"]["default/test"]["rows"] == 18 and len(manifest["splits"]["default/test"]["hash"]) == 64
-    assert plugins.load("benchmarks", f"pope(folder={str(tmp_path / 'data' / 'POPE')!r})").revision == fresh.revision
+    assert registry.load("benchmarks", f"pope(folder={str(tmp_path / 'data' / 'POPE')!r})").revision == fresh.revision
 
 
 def test_only_what_is_needed_is_downloaded(remote: type[Hub], tmp_path: Path) -> None:
     extra = remote.remote / "GQA" / "train_all_images" / "train-00000-of-00001.parquet"
-    hub.write_parquet(extra, [{"id": "x"}])
-    bench = plugins.load("benchmarks", "gqa")
+    dataset_rows.write_parquet(extra, [{"id": "x"}])
+    bench = registry.load("benchmarks", "gqa")
     assert "(unpinned: main is at 4db127600000 now)" in bench.fetch(tmp_path / "here")
     assert len(remote.loaded) == 3 and not any("train" in name for name in remote.loaded)
     assert made.load("gqa", tmp_path / "here").image(made.load("gqa", tmp_path / "here").samples("test")[0]).mode == "RGB"
@@ -99,43 +99,43 @@ def test_a_card_tells_where_files_with_other_names_are(remote: type[Hub]) -> Non
     folder = remote.remote / "VizWiz-VQA"
     shutil.move(folder / "data" / "val-00000-of-00001.parquet", folder / "odd.parquet")
     with pytest.raises(ValueError, match="has no file of configuration 'default', split 'val'"):
-        plugins.load("benchmarks", "vizwiz").fetch()
+        registry.load("benchmarks", "vizwiz").fetch()
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: val\n    path: odd.*\n---\n# A card\n"
     (folder / "README.md").write_text(card)
-    assert plugins.load("benchmarks", "vizwiz").fetch().startswith("vizwiz: 5 rows")
-    assert len(plugins.load("benchmarks", "vizwiz").samples("test")) == 5
+    assert registry.load("benchmarks", "vizwiz").fetch().startswith("vizwiz: 5 rows")
+    assert len(registry.load("benchmarks", "vizwiz").samples("test")) == 5
 
 
 def test_rows_that_changed_after_the_download_are_refused(remote: type[Hub], tmp_path: Path) -> None:
-    plugins.load("benchmarks", "pope").fetch()
+    registry.load("benchmarks", "pope").fetch()
     path = tmp_path / "data" / "POPE" / "data" / "test-00000-of-00001.parquet"
     rows = made.rows("pope")
     rows[0]["answer"] = "yes"
-    hub.write_parquet(path, rows)
+    dataset_rows.write_parquet(path, rows)
     with pytest.raises(ValueError, match="the rows of split 'test' are not those that were fetched"):
-        plugins.load("benchmarks", "pope").samples("test")
-    assert plugins.load("benchmarks", "pope").fetch().startswith("pope: 18 rows"), "fetching again repairs it"
+        registry.load("benchmarks", "pope").samples("test")
+    assert registry.load("benchmarks", "pope").fetch().startswith("pope: 18 rows"), "fetching again repairs it"
 
 
 def test_downloads_with_wrong_counts_or_moved_commits_are_refused(remote: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
-    plugins.load("benchmarks", "gqa").fetch()
+    registry.load("benchmarks", "gqa").fetch()
     remote.commit = "a" * 40
     with pytest.raises(ValueError, match=r"GQA holds commit 4db1276.*remove the folder or choose another"):
-        plugins.load("benchmarks", "gqa").fetch()
+        registry.load("benchmarks", "gqa").fetch()
     with pytest.raises(ValueError, match="POPE has 0 commits that begin with 4db1276, one is needed"):
-        plugins.load("benchmarks", "pope").fetch()
-    kind = plugins.find("benchmarks", "vizwiz")
+        registry.load("benchmarks", "pope").fetch()
+    kind = registry.find("benchmarks", "vizwiz")
     monkeypatch.setattr(kind, "source", kind.source.__class__(**{**vars(kind.source), "rows": {"val": (4_319,)}}))
     with pytest.raises(ValueError, match="vizwiz as downloaded does not have the published number of rows"):
-        plugins.load("benchmarks", "vizwiz").fetch()
+        registry.load("benchmarks", "vizwiz").fetch()
     with pytest.raises(ValueError, match="has 5 rows where 4,319 belong: run `diffprune fetch vizwiz` again"):
-        plugins.load("benchmarks", "vizwiz").samples("test")
+        registry.load("benchmarks", "vizwiz").samples("test")
 
 
 def test_no_home_and_no_network(remote: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     remote.homes = ()
     with pytest.raises(ValueError, match="the hub has none of lmms-lab-encoder/GQA, lmms-lab/GQA: it has moved"):
-        plugins.load("benchmarks", "gqa").fetch()
+        registry.load("benchmarks", "gqa").fetch()
 
     def offline(*_: Any, **__: Any) -> Any:
         raise ConnectionError("no route to host")
@@ -144,7 +144,7 @@ def test_no_home_and_no_network(remote: type[Hub], monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         ValueError, match=r"cannot be asked for lmms-lab-encoder/GQA \(no route to host\): try again where there is"
     ):
-        plugins.load("benchmarks", "gqa").fetch()
+        registry.load("benchmarks", "gqa").fetch()
     monkeypatch.setattr(Hub, "snapshot_download", offline)
     with pytest.raises(ValueError, match=r"own/data at main is not on this machine and could not be downloaded \(no route"):
         hub.files("own/data", "main", ["*.parquet"])
@@ -158,12 +158,12 @@ def test_files_of_any_repository(remote: type[Hub]) -> None:
 
 
 def test_fetch_on_the_command_line(remote: type[Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.call(["fetch", "pope", "world('pope')", "--out", "there"]) == (0, "")
+    assert commands.call(["fetch", "pope", "world('pope')", "--out", "there"]) == (0, "")
     out = capsys.readouterr().out
     assert "pope: 18 rows in 3 groups" in out and "in there/POPE" in out and "world(like='pope'): nothing to download" in out
-    assert cli.call(["fetch", "pope(folder='there/POPE')"]) == (0, "")
+    assert commands.call(["fetch", "pope(folder='there/POPE')"]) == (0, "")
     assert "revision pope@4db127600000" in capsys.readouterr().out
-    code, sentence = cli.call(["fetch", "popo"])
+    code, sentence = commands.call(["fetch", "popo"])
     assert code == 2 and "did you mean 'pope'" in sentence
 
 
@@ -190,7 +190,7 @@ def test_a_revision_follows_the_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["dev.parquet", "en/dev.parquet", "dev-00000-of-00001.parquet", "en-dev.parquet"])
 def test_layouts(tmp_path: Path, place: str) -> None:
-    hub.write_parquet(tmp_path / place, made.rows("mmbench"))
+    dataset_rows.write_parquet(tmp_path / place, made.rows("mmbench"))
     assert len(made.load("mmbench", tmp_path).samples("test")) == 12
 
 
@@ -223,7 +223,7 @@ def test_a_tsv_with_a_picture_that_is_none(tmp_path: Path) -> None:
 
 
 def test_pictures_are_read_late_and_few_groups_are_kept(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffprune.hub.rows.CACHE_BYTES", 1)
+    monkeypatch.setattr("diffprune.io.dataset_rows.CACHE_BYTES", 1)
     bench = made.load("vqav2", fixtures / "vqav2")
     samples = bench.samples("test")
     stored: Any = bench.loaded("validation").rows.pictures

@@ -13,10 +13,11 @@ import pytest
 from diffprune.benchmarks import _fixtures
 from diffprune.benchmarks._groups import drawn
 from diffprune.benchmarks._table import Example, TableBenchmark
-from diffprune.core import plugins
+from diffprune.core import registry
 from diffprune.core.benchmark import Graded, Sample
-from diffprune.evaluate import Evaluation, Evaluator, cells
-from diffprune.models._load import load
+from diffprune.evaluate.cells import Evaluation, cells
+from diffprune.evaluate.evaluator import Evaluator
+from diffprune.vlm.load import load
 
 NAMES = _fixtures.NAMES
 CASES = [
@@ -28,7 +29,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "example"), CASES)
 def test_examples(name: str, example: Example) -> None:
-    bench = plugins.load("benchmarks", name)
+    bench = registry.load("benchmarks", name)
     answers = example.row.get("answers")
     row = bench.tidy(dict(example.row))
     assert answers is None or len(row["answers"]) == 10
@@ -200,7 +201,7 @@ def test_revisions_name_the_benchmark_and_say_fixture(fixtures: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_making_one_touches_no_data(name: str) -> None:
-    bench = plugins.load("benchmarks", f"{name}(folder='nowhere')")
+    bench = registry.load("benchmarks", f"{name}(folder='nowhere')")
     assert bench.spelling == f"{name}(folder='nowhere')"
     assert bench.flags("llava") is not None
     with pytest.raises(ValueError, match="there is no folder nowhere"):
@@ -208,9 +209,9 @@ def test_making_one_touches_no_data(name: str) -> None:
 
 
 def test_flags_tell_where_a_published_number_is_on_other_data() -> None:
-    flagged = {n for n in NAMES if "substitute" in plugins.load("benchmarks", n).flags("llava")}
+    flagged = {n for n in NAMES if "substitute" in registry.load("benchmarks", n).flags("llava")}
     assert flagged == {"mmbench", "mmbench_cn", "pope", "vqav2", "vizwiz"}
-    assert plugins.load("benchmarks", "vqav2").flags("lmms_eval") == ()
+    assert registry.load("benchmarks", "vqav2").flags("lmms_eval") == ()
 
 
 def test_the_evaluator_asks_them_like_any_other_and_refuses_other_data(fixtures: Path, tmp_path: Path) -> None:
@@ -254,11 +255,11 @@ def test_switches(fixtures: Path) -> None:
         ("gqa(foldr='x')", "did you mean 'folder'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            plugins.load("benchmarks", text)
+            registry.load("benchmarks", text)
 
 
 def test_the_papers_edition_of_mmbench_is_another_source() -> None:
-    paper = plugins.load("benchmarks", "mmbench(edition='20230712')")
+    paper = registry.load("benchmarks", "mmbench(edition='20230712')")
     assert paper.source.repositories == ("lmms-lab-encoder/MMBench_EN", "lmms-lab/MMBench_EN")
     assert (paper.source.rows, paper.source.groups) == ({"dev": (4_377,)}, {"dev": (1_176,)})
 
@@ -282,7 +283,7 @@ def test_a_lost_rotation_or_half_a_pair_is_refused_by_name_without_the_data(fixt
     ):
         rows = _graded(made.load(name, fixtures / name), "llava")
         with pytest.raises(ValueError, match=message):
-            plugins.load("benchmarks", name).aggregate(rows[1:])
+            registry.load("benchmarks", name).aggregate(rows[1:])
 
 
 def test_mme_two_blanks_and_stable_ids(fixtures: Path) -> None:

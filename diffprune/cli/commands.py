@@ -1,0 +1,279 @@
+"""The verbs on the command line, one grammar: `diffprune VERB [JOB] [options]`.
+
+Mistakes of the user end with exit code 2 and one sentence on stderr, before Ray starts. Only this file imports late: `--help`
+must not wait for torch or Ray.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+PACKAGE = Path(__file__).parents[1]
+
+OVERVIEW = """Train, tune, measure and honestly compare visual-token pruners.
+
+\b
+A job is a Python file under jobs/ that defines `job`; each verb does its part of it:
+  diffprune demo                        everything in jobs/demo.py, resuming where it stopped
+  diffprune run compare_gumbel          everything in jobs/compare_gumbel.py
+  diffprune evaluate demo               only the accuracy of jobs/demo.py
+  diffprune run demo --dry-run          what would be run, and what is already done
+
+\b
+Without a job a verb takes options:
+  diffprune train --pruner diffprune --steps 200
+  diffprune evaluate --pruner attention --budget 32 --benchmark "world('pope')" --limit 100
+  diffprune evaluate --pruner "diffprune(weights='runs/demo/scorers/diffprune-0')" --budget 22%
+  diffprune tune --pruner "diffprune(weights='...')" --target 1.5 --target 2
+  diffprune measure --pruner attention --budget 16 --budget 32
+
+\b
+Words: a budget says how many visual tokens of an image are kept:
+  Keep(32) or 32, Share(1/9) or 11%, Above(0.5) for scores above half a standard deviation.
+`none` is the unpruned model. Everything is written below --out and never done twice."""
+
+HELP = {
+    "train": "Train scorers: every arm x seed of a job, or the method given with --pruner.",
+    "tune": "Find the threshold and the count that reach each --target prefill speedup on this machine, then verify by measuring.",
+    "evaluate": "Accuracy: every pruner x budget x benchmark, one graded answer per question.",
+    "measure": "Latency: encoder, overhead, prefill, TTFT and decode apart; memory and FLOPs.",
+    "report": "Write the page and the tables from what is in the store; needs no model.",
+    "run": "All of a job: train, tune, evaluate, measure, report. Resumes; what is done is not done again.",
+    "demo": "The same as `diffprune run demo`: the whole path on the embedded model, offline, in minutes.",
+}
+EPILOGUE = "Any setting of a job can be changed with --set, e.g. --set train.steps=50 --set evaluate.limit=40."
+
+
+def value_of(text: str) -> Any:
+    """The value of `--set key=value`: JSON or a Python literal, else the text itself."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["train.steps=50"]` -> `{"train.steps": 50}`.
+
+    Raises:
+        ValueError: a pair without an equals sign.
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--set {pair}: write key=value, as in --set train.steps=50")
+        found[key.strip()] = value_of(text.strip())
+    return found
+
+
+OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.argument("job", required=False),
+    click.option("--name", help="Of the run: its folder below --out. [default: the job's name]"),
+    click.option("--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="Where everything is written."),
+    click.option("--model", help="'embedded', a folder, or a hub checkpoint."),
+    click.option("--pruner", "pruners", multiple=True, help='Method and options, e.g. "random(seed=3)"; may be repeated.'),
+    click.option("--budget", "budgets", multiple=True, help="Tokens to keep, e.g. 32, 22% or 'Above(0.5)'; may be repeated."),
+    click.option("--benchmark", "benchmarks", multiple=True, help="E.g. \"world('pope')\"; may be repeated."),
+    click.option("--limit", type=click.IntRange(min=1), help="Questions per benchmark, rounded up to whole groups."),
+    click.option("--protocol", help="Whose prompts and rules: llava (as papers) or lmms_eval (as the harness)."),
+    click.option("--steps", type=click.IntRange(min=1), help="Training steps."),
+    click.option("--target", "targets", type=float, multiple=True, help="Prefill speedup to tune for, e.g. 2; may be repeated."),
+    click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change any setting of the job, e.g. train.steps=50."),
+    click.option("--workers", type=click.IntRange(min=1), help="Processes that share the work. [default: the job's]"),
+    click.option("--address", help="Of a running Ray cluster; without it one is started on this machine and stopped at the end."),
+    click.option("--tiny", is_flag=True, help="The job on its family's tiny random instance, a few steps: tries the very code."),
+    click.option("--dry-run", is_flag=True, help="Print the cells that would be run, and how many are done; run nothing."),
+)
+
+
+def _perform(verb: str, options: dict[str, Any]) -> None:
+    """Read the job, apply the options, run the stages of the verb."""
+    from diffprune.job import pipeline
+    from diffprune.job.configure import configure
+
+    asked = options["job"] or ("demo" if verb == "demo" else None)
+    if asked is None and verb == "run":
+        raise ValueError("run needs a job: diffprune run demo")
+    stages = (verb,) if verb in pipeline.STAGES else pipeline.STAGES
+    short = {key: options[key] for key in ("model", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets")}
+    job = configure(verb, asked, options["name"], short, settings_of(options["pairs"]), options["tiny"])
+    pipeline.run(
+        job, options["out"], stages=stages, workers=options["workers"], address=options["address"], dry_run=options["dry_run"]
+    )
+
+
+def _command(verb: str) -> click.Command:
+    def body(**options: Any) -> None:
+        _perform(verb, options)
+
+    for option in reversed(OPTIONS):
+        body = option(body)
+    return click.command(verb, help=HELP[verb], short_help=HELP[verb], epilog=EPILOGUE)(body)
+
+
+class Verbs(click.Group):
+    """A group that names the nearest verb when asked for one it lacks, and lists verbs in the order of the work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            close = get_close_matches(args[0], self.commands, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(self.commands)}"
+            ctx.fail(f"no verb named {args[0]!r}: {hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Verbs, help=OVERVIEW, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="diffprune")
+def app() -> None:
+    """The command itself; `main` is what the shell calls."""
+
+
+for _verb in HELP:
+    app.add_command(_command(_verb))
+
+
+@app.command("submit", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("job")
+@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="Of the head node's dashboard.")
+@click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+def submit(job: str, address: str, rest: tuple[str, ...]) -> None:
+    """Send a job to a cluster through the Ray Jobs API, follow its log and exit with its status.
+
+    Further options go to `diffprune run` on the cluster. The token is taken from RAY_AUTH_TOKEN or ~/.ray/auth_token.
+    """
+    from diffprune.distributed import submit as jobs
+    from diffprune.job.files import load_job, placed
+
+    load_job(job)  # a misspelt or broken job is refused here, not on the cluster
+    folder, called = placed(job)
+    sys.exit(jobs.submit(called, folder, address, rest))
+
+
+WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a checkpoint; never pickles or code
+
+
+@app.command("fetch")
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Download below this folder. [default: DIFFPRUNE_DATA or ~/.cache/diffprune]"
+)
+def fetch(names: tuple[str, ...], out: Path | None) -> None:
+    """Download and check data ahead of a run: benchmarks (gqa, "mmbench(edition='20230712')") and checkpoints (owner/name or
+    owner/name@commit). What is there is not loaded again; a folder, as in "gqa(folder='data')", is only checked."""
+    from diffprune.core import registry
+    from diffprune.io import hub
+
+    made = [(name, None if "/" in name.partition("(")[0] else registry.load("benchmarks", name)) for name in names]
+    for name, benchmark in made:
+        if benchmark is None:
+            repository, _, commit = name.partition("@")
+            files = hub.files(repository, commit or "main", WEIGHTS, kind="model")
+            size = sum(path.stat().st_size for path in files) / 2**20
+            click.echo(f"{name}: {len(files)} files, {size:,.1f} MiB, in {files[0].parent}")
+        else:
+            source = getattr(benchmark, "source", None)
+            click.echo(benchmark.fetch(out / source.name if out and source else None))
+
+
+@app.command("doctor")
+def doctor() -> None:
+    """What this machine can do: versions, GPU, attention kernels, families, extras. Exit code 1 if something is missing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from diffprune.cli import doctor as diagnosis
+
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    colours = {diagnosis.GOOD: "green", diagnosis.WORSE: "yellow", diagnosis.BAD: "red"}
+    found = diagnosis.examine()
+    for finding in found:
+        table.add_row(finding.what, f"[{colours[finding.state]}]{finding.state}[/]", finding.detail)
+    Console().print(table)
+    sys.exit(any(finding.state == diagnosis.BAD for finding in found))
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether the project raised this on purpose: the innermost frame is ours. Foreign ValueErrors deserve their traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    innermost = Path(frames[-1].filename) if frames else PACKAGE
+    return PACKAGE in innermost.parents or innermost.parent.name == "jobs" or type(error).__module__.startswith("pydantic")
+
+
+def _sentence(error: BaseException) -> str:
+    if type(error).__module__.startswith("pydantic"):
+        from diffprune.job.job import explain
+
+        return explain(error)  # type: ignore[arg-type]
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _usage(error: click.ClickException) -> str:
+    """One sentence, with the command whose help shows what would be right."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context else "diffprune"
+    return f"{error.format_message().rstrip('.')} (see {where} --help)"
+
+
+def _crash(error: BaseException) -> str:
+    """Write the traceback of a fault of ours to a file, and say where."""
+    handle, path = tempfile.mkstemp(prefix="diffprune-", suffix=".txt", text=True)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (the traceback is in {path})"
+
+
+def call(arguments: Sequence[str] | None = None) -> tuple[int, str]:
+    """Run one command line; returns (exit code, sentence for stderr, "" if all went well)."""
+    try:
+        app.main(args=arguments, prog_name="diffprune", standalone_mode=False)
+    except click.ClickException as error:
+        return 2, _usage(error)
+    except (click.Abort, KeyboardInterrupt):
+        return 130, "interrupted; what was finished is kept, the same command resumes it"
+    except SystemExit as error:
+        return int(error.code or 0), ""
+    except ValueError as error:
+        return (2, _sentence(error)) if _ours(error) else (1, _crash(error))
+    except OSError as error:
+        return 1, f"{error.strerror or error}: {error.filename}" if error.filename else _crash(error)
+    except Exception as error:
+        return 1, _crash(error)
+    return 0, ""
+
+
+def environment() -> Mapping[str, str]:
+    """What must be set before torch or Ray is imported: one thread per process, no telemetry."""
+    return {
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+
+
+def main() -> None:
+    """Entry point of the `diffprune` command."""
+    for key, value in environment().items():
+        os.environ.setdefault(key, value)
+    code, sentence = call()
+    if sentence:
+        print(f"diffprune: {sentence}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Bytes from elsewhere: pictures, published data sets, checkpoints. Read safely, checked, never executed."""

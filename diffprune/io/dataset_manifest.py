@@ -1,0 +1,44 @@
+"""What a folder of published rows says about itself: repository, commit, and the hash of every split's rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffprune.io.checkpoint import replace_text
+
+MANIFEST = "diffprune.json"
+FIXTURE = "fixture"  # the commit of rows that we made ourselves for tests; never the real data
+
+
+@dataclass
+class Manifest:
+    """repository: full name on the hub; commit: full hash (or `fixture`); pinned: whether the benchmark names this commit;
+    splits: "config/split" -> {"rows", "hash", "bytes"} as found when the split was verified."""
+
+    repository: str
+    commit: str
+    pinned: bool = False
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def read(folder: Path) -> Manifest | None:
+        """The manifest of a folder; None where there is none (rows from somewhere else).
+
+        Raises:
+            ValueError: there is one, but not of our making.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            return None
+        try:
+            return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is no manifest of ours ({error}): remove it, or fetch the data again") from None
+
+    def write(self, folder: Path) -> None:
+        """Publish beside the files it speaks of."""
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / MANIFEST, json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")

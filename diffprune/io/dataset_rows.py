@@ -1,0 +1,222 @@
+"""Rows of Parquet and TSV files: the asked columns in memory, pictures left where they are until one is looked at."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffprune.core.errors import first_line
+
+CACHE_BYTES = 256 * 2**20  # of undecoded pictures; a row group of the hub holds about a hundred
+CHUNK = 4096  # rows that are Python objects before they are tidied
+Record = dict[str, Any]
+
+
+class Pictures(Protocol):
+    """Undecoded pictures by the number of their row."""
+
+    def __getitem__(self, row: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """What to read: files of one split, columns that must be there, those read where they are, and the pictures' ("": none)."""
+
+    files: tuple[Path, ...]
+    columns: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    image: str = "image"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """records: the columns of every row; hash: sha256 of all of them and of the sizes of the files; bytes: of the files;
+    pictures: undecoded, by row (bytes, a mapping with bytes and path, or a list of such); files: what was read, in order, and
+    starts: the number of the first row of each."""
+
+    records: list[Record]
+    hash: str
+    bytes: int
+    pictures: Pictures
+    starts: tuple[int, ...]
+    files: tuple[Path, ...]
+
+    def name(self, row: int) -> str:
+        """How messages call a row: its file, and its number in it counted from 0."""
+        file = bisect_right(self.starts, row) - 1
+        return f"{self.files[file]}, row {row - self.starts[file]}"
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell holds nothing: null or NaN. The text `nan` is a text."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def read(table: Table, tidy: Callable[[Record], Record] | None = None) -> Rows:
+    """All rows. tidy: what to keep of a row, called once for each; its ValueError is told with the row's name.
+
+    Raises:
+        ValueError: a file that is no Parquet or TSV, a column that is missing (named), text that is not UTF-8, or a row that
+            `tidy` refuses (named).
+    """
+    digest, records, starts = hashlib.sha256(), list[Record](), list[int]()
+    tsv = table.files[0].suffix == ".tsv"
+    texts = _TextPictures(table.image)
+    for path in table.files:
+        starts.append(len(records))
+        for record in _tsv(path, table, texts) if tsv else _parquet(path, table):
+            digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
+            try:
+                records.append(tidy(record) if tidy else record)
+            except ValueError as error:
+                raise ValueError(f"{path}, row {len(records) - starts[-1]}: {error}") from None
+    sizes = [path.stat().st_size for path in table.files]
+    digest.update(json.dumps(sizes).encode())
+    pictures: Pictures = texts if tsv else _StoredPictures(table.files, table.image)
+    return Rows(records, digest.hexdigest(), sum(sizes), pictures, tuple(starts), table.files)
+
+
+def write_parquet(path: Path, records: Sequence[Mapping[str, Any]], row_group: int = 100) -> None:
+    """Write rows as the hub has them, pictures as mappings with bytes and path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([dict(record) for record in records]), path, row_group_size=row_group)
+
+
+# --- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a complete Parquet file ({first_line(error)})") from None
+
+
+def _wanted(path: Path, names: Sequence[str], table: Table) -> list[str]:
+    for column in (*table.columns, *([table.image] if table.image else [])):
+        if column not in names:
+            raise ValueError(f"{path}: column {column!r} is missing; it has {', '.join(names)}")
+    return [*table.columns, *(column for column in table.optional if column in names)]
+
+
+def _parquet(path: Path, table: Table) -> Iterator[Record]:
+    with _open(path) as file:
+        wanted = _wanted(path, file.schema_arrow.names, table)
+        try:
+            for batch in file.iter_batches(CHUNK, columns=wanted):
+                yield from zip_rows(wanted, [_column(path, name, batch.column(name)) for name in wanted])
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{path} is damaged ({first_line(error)})") from None
+
+
+def zip_rows(names: Sequence[str], columns: Sequence[Sequence[Any]]) -> Iterator[Record]:
+    """Columns -> rows."""
+    for values in zip(*columns, strict=True):
+        yield dict(zip(names, values, strict=True))
+
+
+def _column(path: Path, name: str, values: pa.Array) -> list[Any]:
+    try:
+        return values.to_pylist()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: column {name!r} holds text that is not UTF-8 ({error.reason})") from None
+
+
+class _StoredPictures:
+    """One column of Parquet files, read by row group; the last groups that fit into CACHE_BYTES are kept."""
+
+    def __init__(self, files: Sequence[Path], column: str) -> None:
+        self.files, self.column = files, column
+        self._kept: OrderedDict[int, tuple[list[Any], int]] = OrderedDict()
+        self._groups: list[tuple[Path, int]] = []
+        self._starts: list[int] = []
+
+    def _index(self) -> None:
+        total = 0
+        for path in self.files:
+            metadata = pq.read_metadata(path)
+            for group in range(metadata.num_row_groups):
+                self._groups.append((path, group))
+                self._starts.append(total)
+                total += metadata.row_group(group).num_rows
+
+    def __getitem__(self, row: int) -> Any:
+        if not self._groups:
+            self._index()
+        number = bisect_right(self._starts, row) - 1
+        if number not in self._kept:
+            self._read(number)
+        self._kept.move_to_end(number)
+        found = self._kept[number][0][row - self._starts[number]]
+        return _placed(found, self._groups[number][0].parent)
+
+    def _read(self, number: int) -> None:
+        path, group = self._groups[number]
+        with _open(path) as file:
+            column = file.read_row_group(group, columns=[self.column]).column(self.column)
+        self._kept[number] = column.to_pylist(), column.nbytes
+        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > CACHE_BYTES:
+            self._kept.popitem(last=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": OrderedDict()}
+
+
+def _placed(picture: Any, folder: Path) -> Any:
+    """A picture stored beside the file is named relative to it."""
+    if isinstance(picture, list):
+        return [_placed(part, folder) for part in picture]
+    if isinstance(picture, dict) and picture.get("bytes") is None and picture.get("path"):
+        return folder / picture["path"]
+    return picture
+
+
+# --- TSV -------------------------------------------------------------------------------------------------------------
+
+
+class _TextPictures:
+    """The base64 column of a TSV. A short number in place of a picture means: the picture of the row with that `index`."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self.texts: list[str] = []
+        self.row_of: dict[str, int] = {}
+
+    def __getitem__(self, row: int) -> bytes:
+        text = self.texts[row]
+        if len(text) <= 64 and text.isdigit():
+            if text not in self.row_of or self.texts[self.row_of[text]].isdigit():
+                raise ValueError(f"column {self.column!r} points to the picture of index {text}, which is not there")
+            text = self.texts[self.row_of[text]]
+        try:
+            return base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise ValueError(f"column {self.column!r} is no base64 ({error})") from None
+
+
+def _tsv(path: Path, table: Table, pictures: _TextPictures) -> Iterator[Record]:
+    try:
+        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason})") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} is no table of tab-separated values ({error})") from None
+    wanted = _wanted(path, list(frame.columns), table)
+    if table.image:
+        if "index" in frame.columns:
+            pictures.row_of |= {index: len(pictures.texts) + i for i, index in enumerate(frame["index"])}
+        pictures.texts += frame[table.image].tolist()
+    for record in zip_rows(wanted, [frame[name].tolist() for name in wanted]):
+        yield {name: value if value != "" else None for name, value in record.items()}

@@ -1,0 +1,102 @@
+"""Parquet files that others wrote, read by row group: only the columns asked for, and never a whole file."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffprune.core.errors import first_line
+
+
+class RowGroups:
+    """The rows of some files with the same columns, numbered on from file to file.
+
+    counts: [g] rows of each row group; rows: [files] rows of each file.
+    keep:   rows to hold in memory; whole row groups are held, the least recently used go first.
+
+    Raises:
+        ValueError: a file cannot be read; names it.
+    """
+
+    def __init__(self, paths: Sequence[Path], keep: int = 0) -> None:
+        self.paths, self.keep = list(paths), keep
+        self.groups: list[tuple[int, int]] = []  # (file, row group in it)
+        counts: list[int] = []
+        self.rows: list[int] = []
+        self.names: list[set[str]] = []
+        for number, path in enumerate(self.paths):
+            with _opened(path) as file:
+                facts = file.metadata
+                self.names.append(set(file.schema_arrow.names))
+                self.rows.append(facts.num_rows)
+                self.groups += [(number, group) for group in range(facts.num_row_groups)]
+                counts += [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
+        self.counts = np.array(counts, np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self._held: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+
+    def blocks(self) -> np.ndarray:
+        """[n] the row group of every row."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def is_text(self, path: str) -> bool:
+        """Whether a column, or a part of one such as `image.path`, is there and holds text."""
+        with _opened(self.paths[0]) as file:
+            kind: Any = pa.struct(list(file.schema_arrow))
+        for name in path.split("."):
+            if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+                return False
+            kind = kind.field(name).type
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+    def values(self, path: str) -> Iterator[Any]:
+        """The values of one column, or of one part of a column such as `image.path`, of all rows."""
+        for group in range(len(self.groups)):
+            column = self._read(group, (path,)).column(0)
+            for value in column.to_pylist():
+                for key in path.split(".")[1:]:
+                    value = value and value.get(key)
+                yield value
+
+    def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
+        """Row `number`. Raises ValueError: its row group cannot be read; names the file."""
+        group = int(np.searchsorted(self.starts, number, "right")) - 1
+        key = (group, tuple(columns))
+        if key not in self._held:
+            self._held[key] = self._read(group, columns)
+            self._drop()
+        self._held.move_to_end(key)
+        return self._held[key].slice(number - int(self.starts[group]), 1).to_pylist()[0]
+
+    def where(self, number: int) -> str:
+        """The file and the row in it, from 0."""
+        file, group = self.groups[int(np.searchsorted(self.starts, number, "right")) - 1]
+        before = sum(self.rows[:file])
+        return f"{self.paths[file]}, row {number - before} (row group {group})"
+
+    def _drop(self) -> None:
+        sizes = [len(table) for table in self._held.values()]
+        while len(sizes) > 1 and sum(sizes) - sizes[0] >= self.keep:
+            self._held.popitem(last=False)
+            sizes.pop(0)
+
+    def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        number, inner = self.groups[group]
+        try:
+            with _opened(self.paths[number]) as file:
+                return file.read_row_group(inner, columns=list(columns), use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{self.paths[number]}, row group {inner}, cannot be read ({first_line(error)})") from None
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no Parquet file that can be read ({first_line(error)})") from None

@@ -1,0 +1,147 @@
+"""The command line's changes to a job: short options, `--set`, `--tiny`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffprune.core import registry
+from diffprune.core.pruner import TrainablePruner
+from diffprune.io.dataset_manifest import FIXTURE
+from diffprune.job.files import load_job
+from diffprune.job.job import SECTIONS, TINY_BUDGETS, Job, explain, with_option, written
+from diffprune.train.recipe import Recipe
+from diffprune.vlm.load import spelling
+
+
+def configure(
+    verb: str, text: str | None, name: str | None, short: Mapping[str, Any], settings: Mapping[str, Any], tiny: bool = False
+) -> Job:
+    """The job `text` (or a fresh one for `verb`) with the options of the command line.
+
+    short:    --model, --pruner ... by name; None or () where not given.
+    settings: `--set` pairs, dotted keys.
+    tiny:     the job's family in its tiny instance and a few steps, under a name of its own; other options come on top.
+
+    Raises:
+        ValueError: one sentence on the first thing that is wrong, with the nearest valid name.
+    """
+    job = load_job(text) if text else None
+    fresh: dict[str, Any] = {"name": verb, "baselines": ("none",)} | ({verb: {}} if verb in SECTIONS else {})
+    tree = {key: value for key, value in job.model_dump().items() if value is not None} if job else fresh
+    if tiny:
+        for path, value in tiny_settings(job).items():
+            _put(tree, path, value)
+    if name is not None:
+        tree["name"] = name
+    for path, value in (*_long(verb, short, tree, fresh=job is None), *settings.items()):
+        _put(tree, path, value)
+    try:
+        return Job.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+
+
+def tiny_settings(job: Job | None) -> dict[str, Any]:
+    """What `--tiny` changes: the model; of training the data and everything that takes long; of evaluation the data, the length of
+    answers and the budgets; then the job's own `tiny`. Learned methods that name their weights are trained for a few steps instead.
+
+    Raises:
+        ValueError: the job states no family.
+    """
+    if job is None or not job.family:
+        raise ValueError(f"--tiny needs a job that states its family; {job.name if job else 'this command'} states none")
+    options = spelling(job.model)[1]
+    model = f"tiny({', '.join([job.family, *(f'{key}={options[key]!r}' for key in sorted(options))])})"
+    found: dict[str, Any] = {"name": f"{job.name}-tiny", "title": f"{job.title or job.name}, tiny", "model": model, "config": {}}
+    arms, rest = _apart(job.baselines)
+    if arms:
+        found |= {"baselines": rest, "train.arms": arms}
+    if job.train or arms:
+        recipe = job.train or Recipe(arms=arms, workers=1)
+        few = 2 * recipe.workers
+        small = {
+            "model": model, "seeds": recipe.seeds[:1], "workers": recipe.workers,
+            "data": "world", "steps": 3, "images": few, "validation_images": few, "calibration_images": 4,
+            "questions": 2, "questions_alone": 1, "micro_images": 1, "budgets": TINY_BUDGETS,
+            "checkpoint_every": 2, "validate_every": 2, "grad_cosine_every": 0,
+        }  # fmt: skip
+        found |= {f"train.{key}": value for key, value in small.items()}
+    if job.evaluate:
+        asked = tuple(_own_rows(text) for text in job.evaluate.benchmarks)
+        found |= {"evaluate.benchmarks": asked, "evaluate.answer_tokens": 2, "budgets": TINY_BUDGETS}
+    return found | job.tiny
+
+
+def _apart(baselines: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(learned methods without the weights they name, each once; the others)."""
+    arms, rest = dict[str, None](), []
+    for text in baselines:
+        name, given, options = registry.parse_call(text)
+        if "weights" in options:
+            arms[written(name, given, {key: value for key, value in options.items() if key != "weights"})] = None
+        else:
+            rest.append(text)
+    return tuple(arms), tuple(rest)
+
+
+def _own_rows(text: str) -> str:
+    """A published benchmark on the few rows of our own that need no download; others as they are."""
+    folder = "folder" in inspect.signature(registry.find("benchmarks", registry.parse_call(text)[0])).parameters
+    return with_option(text, folder=FIXTURE) if folder else text
+
+
+def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: bool) -> list[tuple[str, Any]]:
+    """Short options as the settings they stand for."""
+    found: list[tuple[str, Any]] = []
+    given = {key: value for key, value in short.items() if value not in (None, ())}
+    if "model" in given:
+        found += [("model", given["model"])] + ([("train.model", given["model"])] if "train" in tree else [])
+    if "pruners" in given:
+        arms, rest = _split(given["pruners"])
+        if arms or verb == "train":
+            found += [("train.arms", arms or given["pruners"])]
+        if rest and verb != "train":
+            found += [("baselines", rest if "none" in rest else ("none", *rest))]
+    if "budgets" in given:
+        found += [("train.budgets" if verb == "train" else "budgets", given["budgets"])]
+    paths = {
+        "benchmarks": "evaluate.benchmarks",
+        "limit": "evaluate.limit",
+        "protocol": "evaluate.protocol",
+        "steps": "train.steps",
+        "targets": "tune.targets",
+    }
+    found += [(path, given[key]) for key, path in paths.items() if key in given]
+    idle = [path for path, _ in found if fresh and path.partition(".")[0] in SECTIONS and path.partition(".")[0] != verb]
+    if idle:
+        hint = (
+            "train it first, then write its weights into the spelling"
+            if idle[0] == "train.arms"
+            else f"give it to {idle[0].partition('.')[0]}"
+        )
+        raise ValueError(f"{verb} has no use for {idle[0]}: {hint}")
+    return found
+
+
+def _split(pruners: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(methods to be trained, methods ready to run)."""
+    untrained = {p for p in pruners if isinstance(made := registry.load("pruners", p), TrainablePruner) and not made.weights_hash}
+    return tuple(p for p in pruners if p in untrained), tuple(p for p in pruners if p not in untrained)
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Set `a.b` in nested dictionaries; sections that are missing are made."""
+    *parents, leaf = path.split(".")
+    here = tree
+    for part in parents:
+        below = here.get(part)
+        if not isinstance(below, dict):
+            if part not in SECTIONS:
+                raise ValueError(f"--set {path}: no section {part!r}: {registry.nearest(part, SECTIONS)}")
+            below = here[part] = {}
+        here = below
+    here[leaf] = value

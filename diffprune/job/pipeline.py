@@ -1,0 +1,295 @@
+"""A job from beginning to end: train -> tune -> evaluate and measure -> report. Each stage does only what is missing.
+
+One driver holds the run's lock and writes; Ray starts when the first stage needs it and not at all where nothing is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from PIL import Image
+
+from diffprune import report
+from diffprune.core import budget as budgets
+from diffprune.core import registry
+from diffprune.core.budget import Budget
+from diffprune.core.pruner import Need, Pruner
+from diffprune.core.records import Cell, Provenance
+from diffprune.core.vlm import VLM
+from diffprune.distributed import train as training
+from diffprune.distributed import tune as tuning
+from diffprune.distributed.cluster import connect
+from diffprune.distributed.sweep import exclusive, sweep
+from diffprune.embedded.world import SPLITS, scene
+from diffprune.evaluate import cells as evaluation
+from diffprune.io.checkpoint import replace_text
+from diffprune.job.job import Job
+from diffprune.measure import measure
+from diffprune.store import Store, lock
+from diffprune.store.provenance import collect
+from diffprune.timing.options import Measurement
+from diffprune.train import estimate
+from diffprune.train.loop import missing
+from diffprune.tune import probes
+from diffprune.vlm.load import described, load
+from diffprune.vlm.meta_model import configuration
+
+STAGES = ("train", "tune", "evaluate", "measure", "report")
+CELLS = ("tune", "evaluate", "measure")  # stages that ask cells of a model
+NUM_SCENES = 4  # pictures in the report
+
+
+def run(
+    job: Job,
+    out: Path | str = "runs",
+    *,
+    stages: Sequence[str] = STAGES,
+    workers: int | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run the stages of a job that it has a section for; what the store and the folder hold already is not done again.
+
+    out: everything lands in `<out>/<job.name>`: `scorers/`, `store/`, `report/`.
+
+    Raises:
+        ValueError: something the job asks for does not exist or cannot be; nothing has been started then.
+        Busy: another process runs this name.
+    """
+    folder = Path(out) / job.name
+    job = job if workers is None else job.model_copy(update={"workers": workers})
+    asked = _wanted(job, stages)
+    vlm = load(job.model) if set(asked) & set(CELLS) else None  # training loads it in its workers
+    plan = Plan(job, folder, vlm)
+    plan.check(asked)
+    if vlm is None and "train" in asked and not dry_run and plan.untrained():
+        described(job.model)
+    if dry_run:
+        plan.show(asked)
+        return
+    with lock(plan.store_root, job.name) as attempt, contextlib.ExitStack() as stack:
+        live = PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack)
+        for stage in asked:
+            with live.timed(stage):
+                getattr(live, stage)()
+
+
+def _wanted(job: Job, stages: Sequence[str]) -> list[str]:
+    """The stages asked for that the job has.
+
+    Raises:
+        ValueError: none of them.
+    """
+    found = [stage for stage in stages if getattr(job, stage)]
+    if not found:
+        raise ValueError(f"job {job.name!r} has no section {' or '.join(stages)}: give it one, or name another verb")
+    return found
+
+
+@dataclass
+class Plan:
+    """What a job asks for, before anything is started."""
+
+    job: Job
+    folder: Path
+    vlm: VLM | None
+
+    @property
+    def store_root(self) -> Path:
+        """Where the records are."""
+        return self.folder / "store"
+
+    def untrained(self) -> list[tuple[str, int]]:
+        """Arms and seeds without a scorer yet."""
+        return missing(self.job.train, self.folder) if self.job.train else []
+
+    def cells(self, stage: str) -> list[Cell]:
+        """Cells of `tune`, `evaluate` or `measure`. Those of arms that are not trained yet have no pruner hash.
+
+        Raises:
+            ValueError: unknown method, benchmark or option, or a budget the model cannot meet.
+        """
+        job, places = self.job, self.job.scorers(self.folder)
+        methods = job.methods(self.folder, {places[key] for key in self.untrained()}, stage)
+        assert self.vlm is not None, "only the report needs no model"
+        now = list(dict.fromkeys(methods.values()))
+        if stage == "tune" and job.tune:
+            found = probes.cells(self.vlm, now, job.tune)
+        elif stage == "evaluate" and job.evaluate:
+            found = evaluation.cells(self.vlm, now, job.budgets, job.evaluate)
+        else:
+            assert job.measure is not None, "a stage without a section is not asked for"
+            found = measure.cells(self.vlm, now, job.budgets, job.measure)
+        named = {loaded: [text for text, other in methods.items() if other == loaded] for loaded in now}
+        return [replace(cell, pruner=text) for cell in found for text in named.get(cell.pruner, [cell.pruner])]
+
+    def scenes(self) -> dict[int, dict[str, list[bool]]]:
+        """What the first seed of each image-only arm keeps of a few test scenes at the job's third budget, or its last.
+
+        {scene seed: {spelling: mask [N]}}.
+
+        Chosen once per model and weights and kept in `scenes.json`, so that the report of a finished run calls no model. Only the
+        embedded model has scenes.
+        """
+        job = self.job
+        if job.model != "embedded" or not job.train or not job.budgets or self.untrained():
+            return {}
+        first = [place for (_, seed), place in job.scorers(self.folder).items() if seed == job.train.seeds[0]]
+        arms = [
+            registry.load("pruners", text)
+            for text in job.methods(self.folder, verb="measure")
+            if any(str(p) in text for p in first)
+        ]
+        arms = [arm for arm in arms if Need.TEXT not in arm.needs]
+        budget, path = budgets.parse(job.budgets[:3][-1]), self.folder / "scenes.json"
+        key = [str(budget), *(f"{arm.spelling} {arm.weights_hash}" for arm in arms)]
+        if path.is_file() and (found := json.loads(path.read_text()))["key"] == key:
+            return {int(seed): masks for seed, masks in found["scenes"].items()}
+        scenes = self._choose(arms, budget)
+        replace_text(path, json.dumps({"key": key, "scenes": scenes}))
+        return scenes
+
+    def _choose(self, arms: Sequence[Pruner], budget: Budget) -> dict[int, dict[str, list[bool]]]:
+        vlm, seeds = self.vlm or load(self.job.model), list(SPLITS["test"][:NUM_SCENES])
+        needs = frozenset[Need]().union(*(arm.needs for arm in arms))
+        tokens = vlm.encode(vlm.pixels([Image.fromarray(scene(seed).image) for seed in seeds]), needs)
+        masks = {arm.spelling: arm.select(tokens, budget).keep.tolist() for arm in arms}
+        return {seed: {spelling: keep[row] for spelling, keep in masks.items()} for row, seed in enumerate(seeds)}
+
+    def check(self, stages: Sequence[str]) -> None:
+        """Refuse what cannot work while nothing has been started.
+
+        Raises:
+            ValueError: names what is wrong.
+        """
+        needs = [stage for stage in stages if stage in CELLS]
+        for stage in needs:
+            if not self.cells(stage):
+                raise ValueError(f"nothing to {stage}: name at least one method other than none, as in --pruner attention")
+        left = self.untrained()
+        if left and needs and "train" not in stages:
+            arm, seed = left[0]
+            raise ValueError(
+                f"{arm}, seed {seed}, is not trained yet below {self.folder}: run `diffprune train {self.job.name}` first"
+            )
+
+    def show(self, stages: Sequence[str]) -> None:
+        """Print what would be run, one line per method and budget, and how much of it is done."""
+        done = Store(self.store_root).done()
+        if "train" in stages and self.job.train:
+            recipe, left = self.job.train, self.untrained()
+            print(f"train: {len(recipe.arms) * len(recipe.seeds)} scorers of {recipe.steps} steps, {len(left)} to do")
+            config = self.job.config or (configuration(recipe.model) if recipe.model != "embedded" else None)
+            for found in estimate.estimate(recipe, config, self.job.assumed) if config else []:
+                print("\n".join(f"  {text}" for text in estimate.lines(recipe, found)))
+        for stage in CELLS:
+            if stage in stages:
+                _show(stage, self.cells(stage), done)
+
+
+def _show(stage: str, cells: Sequence[Cell], done: set[str]) -> None:
+    """Counts, what the cells have in common, and a line per method."""
+    left = [cell for cell in cells if cell.key not in done]
+    print(f"{stage}: {len(cells)} cells, {len(left)} to do")
+    print(f"  {' '.join(dict.fromkeys(c.benchmark for c in cells))}, split {cells[0].split}, batch {cells[0].batch}")
+    rows, todo = Counter(c.pruner for c in cells), Counter(c.pruner for c in left)
+    print(f"  {'cells':>5} {'to do':>5}  method at its budgets")
+    for pruner, count in rows.items():
+        listed = " ".join(dict.fromkeys(c.budget for c in cells if c.pruner == pruner))
+        print(f"  {count:5d} {todo[pruner]:5d}  {pruner}  {listed}")
+
+
+@dataclass
+class PipelineRun:
+    """A run that holds its lock. address: of a running cluster; stack: closes Ray at the end of the run."""
+
+    plan: Plan
+    provenance: Provenance
+    address: str | None
+    stack: contextlib.ExitStack
+    began: float = field(default_factory=time.monotonic)
+    connected: bool = False
+
+    @property
+    def job(self) -> Job:
+        return self.plan.job
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Say when a stage begins and how long it took."""
+        start = time.monotonic()
+        print(f"[{start - self.began:6.1f} s] {stage}", flush=True)
+        yield
+        print(f"[{time.monotonic() - self.began:6.1f} s] {stage}: {time.monotonic() - start:.1f} s", flush=True)
+
+    def ray(self) -> None:
+        """Ray from here to the end of the run, so that it is started once."""
+        if not self.connected:
+            self.stack.enter_context(connect(self.address, max(self.job.workers, self.job.train.workers if self.job.train else 1)))
+            self.connected = True
+
+    def train(self) -> None:
+        """Scorers that are missing, and the step records of all."""
+        recipe = self.job.train
+        assert recipe is not None
+        if self.plan.untrained():
+            self.ray()
+        else:
+            print(f"train: all {len(recipe.arms) * len(recipe.seeds)} scorers are there already", flush=True)
+        training.train(recipe, self.plan.folder, Store(self.plan.store_root), self.provenance)
+
+    def tune(self) -> None:
+        """Thresholds and counts for the targets."""
+        assert self.job.tune is not None
+        if left := self.todo("tune"):
+            self.ray()
+            tuning.tune(left, self.job.tune, self.plan.store_root, self.provenance, model=self.job.model)
+
+    def todo(self, stage: str) -> list[Cell]:
+        """Cells of a stage that the store does not have; says so where it has all."""
+        cells, done = self.plan.cells(stage), Store(self.plan.store_root).done()
+        left = [cell for cell in cells if cell.key not in done]
+        if not left:
+            print(f"{stage}: all {len(cells)} cells are in the store already", flush=True)
+        return left
+
+    def evaluate(self) -> None:
+        """Answers to every question of every cell that is missing."""
+        if left := self.todo("evaluate"):
+            self.ray()
+            sweep(left, self.plan.store_root, self.provenance, workers=self.job.workers, model=self.job.model, address=self.address)
+
+    def measure(self) -> None:
+        """Timings of every cell that is missing, by one process that has a host to itself."""
+        assert self.job.measure is not None
+        left, store = self.todo("measure"), Store(self.plan.store_root)
+        if not left:
+            return
+        print(f"measure: {len(left)} cells next to each other, {self.job.measure.rounds} rounds", flush=True)
+        self.ray()
+        failed = []
+        for cell, found in exclusive(measured, self.job.model, left, self.job.measure, address=self.address).items():
+            store.publish(found.tables, cell=cell, provenance=self.provenance)
+            failed += [f"{cell.pruner} {cell.budget}: {found.outcome.reason}"] if found.outcome.status != "ok" else []
+        if failed:
+            raise RuntimeError(f"{len(failed)} of {len(left)} cells could not be measured; first {failed[0]}")
+
+    def report(self) -> None:
+        """Page and tables, from the records alone; then the short table."""
+        job, root = self.job, self.plan.store_root
+        scenes = self.plan.scenes()
+        made = report.report(
+            root, self.plan.folder / "report", title=job.title or job.name, masks=scenes, command=f"diffprune run {job.name}"
+        )
+        print(f"\n{report.summary(root)}\n\nreport: {made['html'].resolve()}", flush=True)
+
+
+def measured(model: str, cells: Sequence[Cell], options: Measurement) -> dict[Cell, measure.Measured]:
+    """`measure.measure` in the process that calls it, which loads the model itself."""
+    return measure.measure(load(model), cells, options)

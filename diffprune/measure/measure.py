@@ -1,0 +1,181 @@
+"""Cells -> timings and costs. Cells that share model, data and batch are timed together in one `session`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from diffprune.core import budget as budgets_
+from diffprune.core import registry
+from diffprune.core.benchmark import Benchmark
+from diffprune.core.budget import Budget, Share
+from diffprune.core.errors import with_class
+from diffprune.core.pruner import Need, Pruner
+from diffprune.core.records import Cell, Cost, Outcome, Timing
+from diffprune.core.vlm import VLM
+from diffprune.timing import cuda_graph, eager
+from diffprune.timing.clock import Clock, clocks
+from diffprune.timing.eager import Inputs, Mode
+from diffprune.timing.machine import drifted, machine_flags, others, processor_seconds, steady
+from diffprune.timing.options import Measurement
+from diffprune.timing.session import Arm, Session
+
+
+class Measured(NamedTuple):
+    """What was found about one cell; `outcome` says why where that is nothing."""
+
+    timings: list[Timing]
+    costs: list[Cost]
+    outcome: Outcome
+
+    @property
+    def tables(self) -> dict[str, Sequence[Any]]:
+        """Rows by the store's table; tables without rows are left out."""
+        found: dict[str, Sequence[Any]] = {"timings": self.timings, "costs": self.costs, "outcomes": [self.outcome]}
+        return {table: rows for table, rows in found.items() if rows}
+
+
+def cells(vlm: VLM, pruners: Sequence[str], budgets: Sequence[str], options: Measurement) -> list[Cell]:
+    """Every pruner at every budget and batch size. `none` is no cell: it is the `full` arm of every other.
+
+    Raises:
+        ValueError: unknown pruner, benchmark or option, a budget above what the model has, or a mode it cannot run in.
+    """
+    if "graph" in options.modes:
+        cuda_graph.refuse(vlm)
+    parsed = [budgets_.parse(text) for text in budgets]
+    for budget in parsed:
+        budget.check(vlm.num_visual_tokens)
+    benchmark: Benchmark = registry.load("benchmarks", options.benchmark)
+    methods = [m for m in (registry.load("pruners", text) for text in pruners) if m.plan(Share(1))]
+    made = [
+        Cell(
+            verb="measure", model=vlm.name, model_hash=vlm.weights_hash, pruner=m.spelling, pruner_hash=m.weights_hash,
+            budget=str(budget), benchmark=benchmark.spelling, revision=benchmark.revision, split=options.split,
+            limit=options.limit, batch=batch, dtype=str(vlm.model.dtype).removeprefix("torch."), seed=options.seed,
+            mode=mode,
+        )
+        for batch in options.batches for mode in options.modes for m in methods for budget in parsed
+    ]  # fmt: skip
+    return list(dict.fromkeys(made))
+
+
+# --- cells in, rows out ----------------------------------------------------------------------------------------------
+
+
+def together(asked: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that may share a session: everything equal but method and budget."""
+    groups: dict[Cell, list[Cell]] = {}
+    for cell in asked:
+        groups.setdefault(replace(cell, pruner="", pruner_hash="", budget=""), []).append(cell)
+    return list(groups.values())
+
+
+def batches(vlm: VLM, cell: Cell, number: int, needs: frozenset[Need]) -> list[Inputs]:
+    """Up to `number` batches of real images and questions of the cell's benchmark, in its own order.
+
+    Raises:
+        ValueError: the split has fewer samples than one batch.
+    """
+    benchmark: Benchmark = registry.load("benchmarks", cell.benchmark)
+    samples = benchmark.samples(cell.split, cell.limit, cell.protocol)
+    if len(samples) < cell.batch:
+        found = f"{cell.benchmark} gives {len(samples)} samples of split {cell.split!r}"
+        raise ValueError(f"{found}; a batch takes {cell.batch}: raise the limit")
+    starts = range(0, len(samples) - cell.batch + 1, cell.batch)[:number]
+    made = []
+    for start in starts:
+        chosen = samples[start : start + cell.batch]
+        made.append(eager.prepare(vlm, [benchmark.image(s) for s in chosen], [s.question for s in chosen], needs))
+    return made
+
+
+def method(vlm: VLM, cell: Cell) -> tuple[Pruner, Budget]:
+    """Method and budget a cell asks for.
+
+    Raises:
+        ValueError: unknown or refused, or other weights than the cell names.
+    """
+    pruner: Pruner = registry.load("pruners", cell.pruner)
+    hashes = (cell.model, cell.model_hash, vlm.weights_hash), (cell.pruner, cell.pruner_hash, pruner.weights_hash)
+    for name, wanted, found in hashes:
+        if wanted != found:
+            raise ValueError(f"the weights of {name} have changed: the cell asks for {wanted!r}, found {found!r}")
+    budget = budgets_.parse(cell.budget)
+    budget.check(vlm.num_visual_tokens)
+    return pruner, budget
+
+
+def _failed(error: Exception | str) -> Measured:
+    reason = error if isinstance(error, str) else with_class(error)
+    return Measured([], [], Outcome("failed", reason, 0, 0.0))
+
+
+@torch.inference_mode()
+def measure(
+    vlm: VLM, asked: Sequence[Cell], options: Measurement, clock: Clock | None = None, host: Clock | None = None
+) -> dict[Cell, Measured]:
+    """Time cells, those that can be compared next to each other.
+
+    clock, host: for device spans and for spans that end on the host; those of the model's device unless given.
+
+    Raises:
+        ValueError: too few samples for a batch, or an unknown benchmark: nothing could be timed.
+    """
+    device_clock, host_clock = clocks(vlm.device)
+    found: dict[Cell, Measured] = {}
+    for group in together(asked):
+        with steady(options.threads) as threads:
+            found |= _session(vlm, group, options, clock or device_clock, host or clock or host_clock, threads)
+    return found
+
+
+def _session(vlm: VLM, group: list[Cell], options: Measurement, clock: Clock, host: Clock, threads: int) -> dict[Cell, Measured]:
+    found: dict[Cell, Measured] = {}
+    methods: dict[Cell, tuple[Pruner, Budget]] = {}
+    for cell in group:
+        try:
+            methods[cell] = method(vlm, cell)
+        except Exception as error:  # a cell that cannot run is an outcome
+            found[cell] = _failed(error)
+    needs = frozenset[Need]().union(*(pruner.needs for pruner, _ in methods.values()))
+    mode: Mode = cuda_graph.Graphs(vlm) if group[0].mode == "graph" else eager
+    session = Session(vlm, batches(vlm, group[0], options.inputs, needs), options, clock, host, mode)
+    return found | side_by_side(session, methods, threads)
+
+
+@torch.inference_mode()
+def side_by_side(session: Session, methods: Mapping[Cell, tuple[Pruner, Budget]], threads: int) -> dict[Cell, Measured]:
+    """Time the methods of these cells on the session's inputs, all rounds; a cell that fails is an outcome with its reason."""
+    start, began = processor_seconds(), time.monotonic()
+    found: dict[Cell, Measured] = {}
+    arms: dict[Cell, tuple[Arm, Arm]] = {}
+    for cell, (pruner, budget) in methods.items():
+        try:
+            arms[cell] = session.add(pruner, budget)
+        except Exception as error:
+            found[cell] = _failed(error)
+    if not arms:
+        return found
+    session.run()
+    flags = machine_flags(session.vlm.device, others(start, processor_seconds()), threads)
+    flags += ["no_warmup"] * (session.options.warmup == 0)
+    flags += ["clock_drift"] * drifted([[v for _, v in arm.found.get("prefill", [])] for arm in session.arms if not arm.error])
+    return found | {cell: _collect(session, cell, pair, flags, time.monotonic() - began) for cell, pair in arms.items()}
+
+
+def _collect(session: Session, cell: Cell, pair: tuple[Arm, Arm], flags: list[str], seconds: float) -> Measured:
+    arms = (session.full, *pair)
+    broken = [f"{arm.name}: {arm.error}" for arm in arms if arm.error]
+    if broken:
+        return _failed("; ".join(broken))
+    try:
+        costs = [session.cost(arm) for arm in arms]
+    except Exception as error:
+        return _failed(error)
+    timings = [row for arm in arms for row in session.timings(arm, cell, flags)]
+    return Measured(timings, costs, Outcome("ok", "", len(timings) + len(costs), seconds))

@@ -1,0 +1,25 @@
+"""The one path from a batch to logits, and what runs it inside a user's own calls.
+
+`path` holds the functions; they are re-exported here, so that a caller writes `pruning.shrink(...)`.
+"""
+
+from diffprune.pruning.path import (
+    POSITIONS,
+    Packed,
+    answer,
+    blind,
+    cut,
+    decoder_inputs,
+    embeddings,
+    forward,
+    generate,
+    rows_of_images,
+    select,
+    shrink,
+    with_question,
+)
+
+__all__ = [
+    "POSITIONS", "Packed", "answer", "blind", "cut", "decoder_inputs", "embeddings", "forward", "generate", "rows_of_images",
+    "select", "shrink", "with_question",
+]  # fmt: skip

@@ -1,0 +1,35 @@
+"""A trained scorer by where it lies: a folder, or a repository of the Hub. The folder says which method it is."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from diffprune.core import registry
+from diffprune.core.pruner import Pruner
+from diffprune.io.checkpoint import CONFIG, read_config
+from diffprune.io.hub import scorer_folder
+
+
+def from_pretrained(name: str | Path, revision: str = "main") -> Pruner:
+    """The method `save_pretrained` wrote, its options and weights. safetensors only; no code from a repository ever runs.
+
+    name: a folder, or "user/scorer-llava15" on the Hub, fetched at `revision` (a branch, a tag or a commit) into the Hub's cache.
+
+    Raises:
+        ValueError: neither a folder nor a name of the Hub, not to be had, no scorer, or a damaged one.
+    """
+    folder = scorer_folder(str(name), revision)
+    config = read_config(folder)
+    known = {spelling.replace("_", ""): spelling for spelling in registry.names("pruners")}
+    method = config.get("method")
+    if method not in known:
+        raise ValueError(f"{folder / CONFIG} names no method of ours but {method!r}; a scorer's folder is written by training")
+    options = config.get("options")
+    if not isinstance(options, dict):
+        raise ValueError(f"{folder / CONFIG}: options are missing; retrain this scorer")
+    accepted = inspect.signature(registry.find("pruners", known[method])).parameters
+    changed = {k: v for k, v in sorted(options.items()) if k in accepted and v != accepted[k].default}
+    given = "".join(f"{key}={value!r}, " for key, value in changed.items())
+    made: Pruner = registry.load("pruners", f"{known[method]}({given}weights={str(folder)!r})")
+    return made

@@ -1,0 +1,1 @@
+"""Figures computed from records: accuracies, differences, speedups, with their intervals."""

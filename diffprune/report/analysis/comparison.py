@@ -1,0 +1,266 @@
+"""One chapter: everything found for one model under one protocol, arranged by method and budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from diffprune.core import registry
+from diffprune.core.benchmark import Benchmark, Graded
+from diffprune.report.analysis import labels
+from diffprune.report.analysis.native_metrics import Native
+from diffprune.report.analysis.panel import Arm, BootstrapTable
+from diffprune.report.analysis.records import SETTING, Records, where
+from diffprune.statistics import Difference, Interval
+
+FULL = "Unpruned"
+BLIND = "No image"
+BOUNDS = (FULL, BLIND)  # asked once, at no budget
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A budget all methods share. spelling; kept: mean tokens per image; total: tokens before pruning."""
+
+    spelling: str
+    kept: float
+    total: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.kept:.0f} of {self.total:.0f} tokens ({100 * self.kept / self.total:.0f} %)"
+
+    @property
+    def short(self) -> str:
+        return f"{self.kept:.0f} tokens"
+
+
+def _coded(column: pd.Series) -> tuple[np.ndarray, np.ndarray | None]:
+    """(codes, words) of a text column, (values, None) of another: a cell at a time becomes text, not a million rows at once."""
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        return column.to_numpy(object if column.dtype == object else None), None
+    return column.cat.codes.to_numpy(), column.cat.categories.to_numpy(object)
+
+
+class Comparison:
+    """Accuracy of one setting (model, protocol, split, limit, dtype, mode, batch) and the timings of its model."""
+
+    def __init__(self, records: Records, setting: dict[str, object]) -> None:
+        """setting: values of `SETTING`, or only model and dtype where nothing was evaluated."""
+        self.records, self.setting = records, setting
+        cells = records.cells
+        mine = np.logical_and.reduce([cells[k] == v for k, v in setting.items()])
+        self.evaluated = cells[mine & (cells["verb"] == "evaluate")]
+        model = (cells["model"] == setting["model"]) & (cells["dtype"] == setting["dtype"])
+        self.measured = cells[model & (cells["verb"] == "measure")]
+        rows = records.of("predictions", self.evaluated)
+        failed = rows["error"] != ""
+        self.errors = int(failed.sum())
+        self._plugins: dict[str, Benchmark | None] = {}
+        self._failed_cells = set(rows.loc[failed, "cell"].astype(str))
+        self.rows, self.failed = where(rows, ~failed), rows.loc[failed, ["cell", "error"]]
+
+    @cached_property
+    def kept(self) -> pd.DataFrame:
+        """index cell: mean visual_kept and visual_total."""
+        return self.rows.groupby("cell", observed=True)[["visual_kept", "visual_total"]].mean()
+
+    @cached_property
+    def _labelled(self) -> pd.DataFrame:
+        cells = self.evaluated[self.evaluated.index.isin(self.kept.index)].copy()
+        cells.loc[cells["label"].isin(BOUNDS), "budget"] = ""
+        return cells
+
+    def _arms(self, cells: pd.DataFrame, stratum: str = "benchmark") -> dict[tuple[str, str], Arm]:
+        arms: dict[tuple[str, str], Arm] = {}
+        keys = cells[["label", "budget", "replicate", stratum]].itertuples(name=None)
+        for cell, label, budget, replicate, part in sorted(keys, key=lambda k: tuple(map(str, k))):
+            replicate = "" if label in BOUNDS else replicate
+            arms.setdefault((label, budget), {}).setdefault(replicate, {})[str(part)] = cell
+        return arms
+
+    @cached_property
+    def arms(self) -> dict[tuple[str, str], Arm]:
+        """(method, budget) -> its cells; the unpruned model and the one without image stand under the budget ""."""
+        return self._arms(self._labelled[~self._labelled["replaced"].astype(bool)])
+
+    @cached_property
+    def replaced_arms(self) -> dict[tuple[str, str], Arm]:
+        """The same for cells in which tokens were replaced by their mean instead of removed."""
+        return self._arms(self._labelled[self._labelled["replaced"].astype(bool)])
+
+    @cached_property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Shared budgets (counts and shares), most tokens first."""
+        found = []
+        cells = self._labelled
+        for spelling in sorted({str(b) for b in cells["budget"] if labels.budget(str(b))[0] in ("Keep", "Share")}):
+            kept = self.kept.loc[cells.index[(cells["budget"] == spelling) & ~cells["replaced"].astype(bool)]].mean()
+            if np.isfinite(kept["visual_kept"]):
+                found.append(Budget(spelling, float(kept["visual_kept"]), float(kept["visual_total"])))
+        return tuple(sorted(found, key=lambda b: (-b.kept, b.spelling)))
+
+    @property
+    def total(self) -> float:
+        """Visual tokens of a picture before pruning."""
+        return float(self.kept["visual_total"].max()) if len(self.kept) else float("nan")
+
+    @cached_property
+    def thresholds(self) -> list[tuple[str, str]]:
+        """(method, budget) of the arms evaluated at a threshold."""
+        return sorted(
+            (k for k in self.arms if labels.budget(k[1])[0] == "Above"), key=lambda k: (self.order(k[0]), -self.kept_by(*k))
+        )
+
+    def kept_by(self, label: str, budget: str) -> float:
+        """Mean tokens an arm kept."""
+        return float(np.mean([self.kept.loc[c, "visual_kept"] for r in self.arms[label, budget].values() for c in r.values()]))
+
+    @cached_property
+    def methods(self) -> dict[str, labels.Method]:
+        """Pruned methods, in the order of tables."""
+        found = {}
+        for cells in (self.evaluated, self.measured):
+            for spelling in sorted(set(cells["pruner"])):
+                made = labels.method(spelling)
+                if made.label not in BOUNDS and not made.replaced:
+                    found[made.label] = made
+        return dict(sorted(found.items(), key=lambda item: item[1].order))
+
+    def order(self, label: str) -> int:
+        """Place of a method in tables; the unpruned model is first."""
+        return list(self.methods).index(label) + 1 if label in self.methods else 0
+
+    @cached_property
+    def benchmarks(self) -> list[str]:
+        """Spellings, in the order of the columns."""
+        order = list(labels.BENCHMARKS.values())
+        found = {str(b) for b in self._labelled["benchmark"]}
+        return sorted(found, key=lambda b: (order.index(labels.benchmark(b)) if labels.benchmark(b) in order else 99, b))
+
+    @cached_property
+    def panel(self) -> BootstrapTable:
+        """Answers by benchmark."""
+        benchmark = self.rows["cell"].map(self.evaluated["benchmark"]).astype("category")
+        return BootstrapTable(self.rows[["cell", "group", "credit"]].assign(benchmark=benchmark), "benchmark")
+
+    @cached_property
+    def kinds(self) -> BootstrapTable:
+        """Answers by kind of question, over all benchmarks; a column is "method TAB budget TAB replicate"."""
+        cells = self._labelled[~self._labelled["replaced"].astype(bool)]
+        replicate = cells["replicate"].where(cells["label"] != FULL, "")
+        column = cells["label"] + "\t" + cells["budget"] + "\t" + replicate
+        rows = self.rows[["cell", "group", "kind", "credit"]]
+        rows = rows[rows["cell"].isin(cells.index)]
+        group = rows["group"].astype(object)
+        if not self.panel.together:  # keys of unrelated benchmarks may collide
+            group = rows["cell"].map(cells["benchmark"]).astype(object) + "\t" + group
+        kind = rows["kind"].astype(object).replace("", "other")
+        coded = {"cell": rows["cell"].map(column), "group": group, "kind": kind}
+        return BootstrapTable(
+            pd.DataFrame({k: v.astype("category") for k, v in coded.items()}).assign(credit=rows["credit"]), "kind"
+        )
+
+    def flags(self, label: str, budget: str) -> str:
+        """`error_rows` where answers of this arm failed and were left out."""
+        cells = {c for r in self.arms.get((label, budget), {}).values() for c in r.values()}
+        return "error_rows" if cells & self._failed_cells else ""
+
+    def accuracy(self, label: str, budget: str) -> Interval | None:
+        """Mean credit in percent, unweighted over benchmarks; None where the method was not evaluated."""
+        arm = self.arms.get((label, budget))
+        return self.panel.mean(arm) if arm else None
+
+    def difference(self, one: str, two: str, budget: str, benchmark: str | None = None) -> Difference | None:
+        """Paired difference of two methods at one budget (the unpruned model has none), on all benchmarks or on one."""
+        arms = [self.arms.get((label, "" if label in BOUNDS else budget), {}) for label in (one, two)]
+        if benchmark:
+            arms = [{r: {benchmark: c[benchmark]} for r, c in arm.items() if benchmark in c} for arm in arms]
+        return self.panel.difference(arms[0], arms[1]) if all(arms) else None
+
+    @cached_property
+    def native(self) -> dict[str, dict[str, float]]:
+        """cell -> the benchmark's own figures, the main one first."""
+        found = {}
+        order = self.rows.groupby("cell", observed=True).indices
+        columns = [_coded(self.rows[c]) for c in ("group", "category", "credit", "parsed", "target")]
+        for cell in self._labelled.index:
+            at = order[cell]
+            picked = [(values[at] if words is None else words[values[at]]).tolist() for values, words in columns]
+            found[cell] = self._aggregate(str(self._labelled.loc[cell, "benchmark"]), picked)
+        return found
+
+    @cached_property
+    def unknown(self) -> set[str]:
+        """Benchmarks that this installation does not have; their figure is the mean credit."""
+        return {b for b in self.benchmarks if self._plugin(b) is None}
+
+    def _plugin(self, spelling: str) -> Benchmark | None:
+        """None: this installation does not have it."""
+        if spelling not in self._plugins:
+            try:
+                self._plugins[spelling] = registry.load("benchmarks", spelling)
+            except ValueError:
+                self._plugins[spelling] = None
+        return self._plugins[spelling]
+
+    def benchmark_flags(self, benchmark: str) -> tuple[str, ...]:
+        """What a reader must know beside the benchmark's numbers, e.g. `substitute`."""
+        plugin = self._plugin(benchmark)
+        return tuple(plugin.flags(str(self.setting["protocol"]))) if plugin else ()
+
+    def _aggregate(self, benchmark: str, columns: list[list]) -> dict[str, float]:
+        plugin = self._plugin(benchmark)
+        if plugin is None:
+            return {"mean credit": 100 * float(np.mean(columns[2]))}
+        try:
+            return dict(plugin.aggregate(list(map(Graded, *columns))))
+        except ValueError:  # an incomplete group: the benchmark refuses its own figure
+            return {"incomplete": float("nan")}
+
+    def native_of(self, label: str, budget: str, benchmark: str, figure: str = "") -> tuple[str, float]:
+        """The benchmark's main figure of an arm (or `figure`), mean over its seeds: (name, value); nan where missing."""
+        arm = self.arms.get((label, budget), {})
+        found = [self.native[cells[benchmark]] for cells in arm.values() if benchmark in cells]
+        name = figure or (next(iter(found[0])) if found else "")
+        return name, float(np.mean([one.get(name, np.nan) for one in found])) if found else float("nan")
+
+    @cached_property
+    def natives(self) -> dict[str, Native]:
+        """Benchmark -> its main figure for every cell in every draw of groups; benchmarks that refused a figure are left out."""
+        cells = self._labelled
+        benchmark = self.rows["cell"].map(cells["benchmark"])
+        every = pd.Index(sorted(self.rows["group"].unique(), key=str)) if self.panel.together else None
+        found = {}
+        for name in self.benchmarks:
+            printed = {c: self.native[c] for c in cells.index[cells["benchmark"] == name]}
+            figure = next(iter(next(iter(printed.values()))))
+            if all(next(iter(p)) == figure for p in printed.values()):
+                rows = self.rows.loc[benchmark == name, ["cell", "group", "category", "credit", "parsed", "target"]]
+                found[name] = Native(name, rows, figure, {c: p[figure] for c, p in printed.items()}, every)
+        return found
+
+    def relative(self, label: str, budget: str) -> float:
+        """Mean over benchmarks of pruned / unpruned in native units, percent; nan unless every benchmark is there."""
+        shares = [
+            self.native_of(label, budget, b)[1] / self.native_of(FULL, "", b)[1]
+            for b in self.benchmarks
+            if self.native_of(FULL, "", b)[1]
+        ]
+        return 100 * float(np.mean(shares)) if shares else float("nan")
+
+
+def chapters(records: Records) -> Iterator[Comparison]:
+    """Chapters of a store, the one with most cells first; models that were only timed come last."""
+    cells = records.cells
+    evaluated = cells[cells["verb"] == "evaluate"]
+    sizes = evaluated.groupby(list(SETTING), sort=True).size().sort_values(ascending=False, kind="stable")
+    for values in sizes.index:
+        yield Comparison(records, dict(zip(SETTING, values, strict=True)))
+    timed = cells[(cells["verb"] == "measure") & ~cells["model"].isin(evaluated["model"])]
+    for model, dtype in sorted(set(zip(timed["model"], timed["dtype"], strict=True))):
+        yield Comparison(records, {"model": model, "dtype": dtype})

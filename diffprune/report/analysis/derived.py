@@ -1,0 +1,204 @@
+"""What a chapter's answers say about pruning itself: relative accuracy, retention, agreement, tests per benchmark, all paired."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from diffprune.report.analysis.comparison import BLIND, BOUNDS, FULL, Comparison
+from diffprune.report.analysis.panel import DRAWS, Arm, BootstrapTable, bounds, seed_shares
+from diffprune.statistics import Difference, Interval, Retention, holm, paired_p
+
+IMAGE_BOUND = 3.0  # standard errors by which the image must help
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure and its draws [DRAWS]; groups it rests on; full: what one full credit is worth, for the rule of three."""
+
+    value: float
+    draws: np.ndarray
+    groups: int
+    seeds: int = 1
+    full: float = 100.0
+
+    def interval(self, limits: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
+        unit = self.full / 100
+        low, high = bounds(self.value / unit, self.draws / unit, max(1, self.groups))
+        low, high = max(limits[0], low * unit), min(limits[1], high * unit)
+        return Interval(self.value, low, high, 0, self.groups, self.seeds)
+
+
+@dataclass(frozen=True)
+class Tested(Difference):
+    """p: by the test named; p_holm: corrected for the benchmarks tested beside it."""
+
+    test: str = ""
+    p_holm: float = 1.0
+
+
+class Derived:
+    """Figures of one chapter that need two or three runs on the same questions."""
+
+    def __init__(self, chapter: Comparison) -> None:
+        self.chapter = chapter
+        self._ratios: dict[tuple[str, str], dict[str, Drawn]] = {}
+
+    def _arm(self, label: str, budget: str, benchmark: str) -> list[str]:
+        arm = self.chapter.arms.get((label, "" if label in BOUNDS else budget), {})
+        return [arm[r][benchmark] for r in sorted(arm) if benchmark in arm[r]]
+
+    def beside(self, labels: tuple[str, ...], budget: str, benchmark: str) -> list[Drawn] | None:
+        """The benchmark's figure of several arms on the questions all have answered, seeds averaged; None where one is missing."""
+        native = self.chapter.natives.get(benchmark)
+        arms = [self._arm(label, budget, benchmark) for label in labels]
+        if native is None or not all(arms):
+            return None
+        value, draws = native.of([c for arm in arms for c in arm])
+        found, start = [], 0
+        for arm in arms:
+            own = slice(start, start + len(arm))
+            start += len(arm)
+            mean = (draws[:, own] * seed_shares(len(arm))).sum(1)
+            found.append(Drawn(float(value[own].mean()), mean, int((native.count > 0).any(1).sum()), len(arm), native.made.full))
+        return found
+
+    def ratios(self, label: str, budget: str) -> dict[str, Drawn]:
+        """Per benchmark: pruned / unpruned in percent, in its own units. Without benchmarks on which the unpruned model has 0."""
+        if (label, budget) in self._ratios:
+            return self._ratios[label, budget]
+        found = self._ratios[label, budget] = {}
+        for benchmark in self.chapter.benchmarks:
+            pair = self.beside((label, FULL), budget, benchmark)
+            if pair and pair[1].value:
+                m, f = pair
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    draws = 100 * m.draws / f.draws
+                found[benchmark] = Drawn(100 * m.value / f.value, draws, m.groups, m.seeds, 100 * f.full / f.value)
+        return found
+
+    def relative(self, label: str, budget: str, capped: bool = False) -> Interval | None:
+        """Mean over benchmarks of pruned / unpruned, percent (R), or of each at most 100 (R_cap)."""
+        parts = list(self.ratios(label, budget).values())
+        return _mean(parts, 100.0 if capped else np.inf) if parts else None
+
+    def worst(self, label: str, budget: str) -> tuple[str, Interval] | None:
+        """The benchmark that loses most: its name, and its own pruned / unpruned in percent."""
+        ratios = self.ratios(label, budget)
+        name = min(ratios, key=lambda b: ratios[b].value, default=None)
+        return (name, ratios[name].interval((0.0, np.inf))) if name is not None else None
+
+    # --- against the model without its image -----------------------------------------------------------------------------
+
+    @cached_property
+    def visual(self) -> dict[str, tuple[float, float, Retention]]:
+        """Benchmark -> unpruned, without image, and what the image contributes in between, in native units."""
+        found = {}
+        for benchmark in self.chapter.benchmarks:
+            pair = self.beside((FULL, BLIND), "", benchmark)
+            if pair:
+                gap = Drawn(pair[0].value - pair[1].value, pair[0].draws - pair[1].draws, pair[0].groups, 1, pair[0].full)
+                i, finite = gap.interval(), gap.draws[np.isfinite(gap.draws)]  # a small category may be missing from a draw
+                there = len(finite) > 1 and gap.value > max(0.0, IMAGE_BOUND * float(finite.std(ddof=1)))
+                found[benchmark] = (
+                    pair[0].value, pair[1].value,
+                    Retention(i.estimate, i.low, i.high, i.num_rows, i.num_groups, image_bound=bool(there)),
+                )  # fmt: skip
+        return found
+
+    def retained(self, label: str, budget: str, benchmark: str) -> Drawn | None:
+        """Share of the image's contribution kept, percent: (pruned - blind) / (unpruned - blind); None if not image-bound."""
+        trio = self.beside((label, FULL, BLIND), budget, benchmark)
+        if not trio or not self.visual[benchmark][2].image_bound:
+            return None
+        m, f, b = trio
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws = 100 * (m.draws - b.draws) / (f.draws - b.draws)
+        gap = f.value - b.value
+        return Drawn(100 * (m.value - b.value) / gap, draws, m.groups, m.seeds, 100 * f.full / gap)
+
+    def retention(self, label: str, budget: str) -> Interval | None:
+        """Mean blind-corrected retention over the image-bound benchmarks, percent; may be negative."""
+        parts = [q for b in self.visual if (q := self.retained(label, budget, b))]
+        return _mean(parts) if parts else None
+
+    # --- one answer at a time --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _changes(self) -> pd.DataFrame:
+        """Rows that the unpruned model has answered too: cell, benchmark, group, same, harm, gain."""
+        rows = self.chapter.rows[["cell", "sample", "group", "parsed", "credit"]]
+        benchmark = pd.Categorical(rows["cell"].astype(object).map(self.chapter.evaluated["benchmark"]))
+        sample, distinct = pd.factorize(rows["sample"])
+        question = benchmark.codes.astype(np.int64) * len(distinct) + sample
+        parsed, right = rows["parsed"].astype("category").cat.codes.to_numpy(), rows["credit"].to_numpy(float) == 1
+        full = rows["cell"].isin(self.chapter.arms.get((FULL, ""), {}).get("", {}).values()).to_numpy()
+        place = np.full(question.max(initial=-1) + 1, -1)
+        place[question[full]] = np.flatnonzero(full)
+        known = place[question] >= 0
+        theirs = place[question][known]
+        return pd.DataFrame({
+            "cell": rows["cell"].to_numpy()[known], "benchmark": benchmark[known],
+            "group": rows["group"].to_numpy()[known], "credit": (parsed[known] == parsed[theirs]).astype(float),
+            "harm": right[theirs] & ~right[known], "gain": right[known] & ~right[theirs],
+        })  # fmt: skip
+
+    @cached_property
+    def _agreeing(self) -> BootstrapTable:
+        return BootstrapTable(self._changes, "benchmark")
+
+    @cached_property
+    def _shares(self) -> pd.DataFrame:
+        """index cell: harm, gain, and the share of whole groups that agree."""
+        shares = self._changes.groupby("cell", observed=True)[["harm", "gain"]].mean()
+        groups = self._changes.groupby(["cell", "group"], observed=True)["credit"].min()
+        return shares.assign(whole=groups.groupby(level=0, observed=True).mean())
+
+    def agreement(self, label: str, budget: str) -> Interval | None:
+        """Share of answers, as parsed, that are the unpruned model's; percent, unweighted over benchmarks."""
+        arm = self._known(label, budget)
+        return self._agreeing.mean(arm) if arm else None
+
+    def changed(self, label: str, budget: str, column: str) -> float:
+        """`harm` (unpruned right, pruned wrong), `gain` (the reverse) or `whole` (groups all of whose answers agree), percent."""
+        arm = self._known(label, budget)
+        cells = [c for by_benchmark in arm.values() for c in by_benchmark.values()]
+        if column == "whole":
+            circular = {b for b, n in self.chapter.natives.items() if n.made.grouped}
+            cells = [c for by_benchmark in arm.values() for b, c in by_benchmark.items() if b in circular]
+        return 100 * float(self._shares.loc[cells, column].mean()) if cells else float("nan")
+
+    def _known(self, label: str, budget: str) -> Arm:
+        arm = self.chapter.arms.get((label, budget), {})
+        return {r: k for r, by in arm.items() if (k := {b: c for b, c in by.items() if c in self._shares.index})}
+
+    # --- one benchmark at a time -----------------------------------------------------------------------------------------
+
+    def tested(self, one: str, two: str, budget: str) -> dict[str, Tested]:
+        """Benchmark -> `one` - `two` in native units, with p corrected by Holm over the benchmarks of this budget."""
+        found: dict[str, Tested] = {}
+        for benchmark in self.chapter.benchmarks:
+            pair = self.beside((one, two), budget, benchmark)
+            if pair is None:
+                continue
+            gap = Drawn(pair[0].value - pair[1].value, pair[0].draws - pair[1].draws, pair[0].groups, 1, pair[0].full).interval()
+            arms = [self._arm(x, budget, benchmark) for x in (one, two)]
+            outcomes, rows = self.chapter.natives[benchmark].outcomes([*arms[0], *arms[1]])
+            delta = outcomes[:, : len(arms[0])].mean(1) - outcomes[:, len(arms[0]) :].mean(1)
+            (p,), (test,) = paired_p(delta[:, None], rows)
+            found[benchmark] = Tested(
+                gap.estimate, gap.low, gap.high, int(rows.sum()), gap.num_groups, max(map(len, arms)), p=float(p), test=test,
+            )  # fmt: skip
+        corrected = holm([t.p for t in found.values()])
+        return {b: Tested(**{**vars(t), "p_holm": p}) for (b, t), p in zip(found.items(), corrected, strict=True)}
+
+
+def _mean(parts: list[Drawn], cap: float = np.inf) -> Interval:
+    """Mean over benchmarks, each capped first; every benchmark is drawn anew within one draw."""
+    value = float(np.mean([min(p.value, cap) for p in parts]))
+    draws = np.mean([np.minimum(p.draws, cap) for p in parts], axis=0) if parts else np.full(DRAWS, np.nan)
+    full = float(np.mean([p.full for p in parts]))
+    return Drawn(value, draws, max(p.groups for p in parts), max(p.seeds for p in parts), full).interval((-np.inf, cap))

@@ -1,0 +1,1 @@
+"""Tables and figures as HTML, Markdown, LaTeX, CSV, SVG and text for a terminal."""

@@ -1,0 +1,142 @@
+"""Curves over training steps and over thresholds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from diffprune.report.analysis import labels
+from diffprune.report.render.svg import INK, SHOWN, WIDTH, axes, styled, svg
+
+
+def _smooth(part: pd.DataFrame, column: str, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """Means of at most `points` bins of steps, over seeds; gaps (nan) left out."""
+    part = part[["step", column]].dropna()
+    if part.empty:
+        return np.zeros(0), np.zeros(0)
+    width = max(1, math.ceil((part["step"].max() + 1) / points))
+    mean = part.groupby(part["step"] // width).mean()
+    return mean["step"].to_numpy(float), mean[column].to_numpy(float)
+
+
+def training(steps: pd.DataFrame) -> str | None:
+    """Loss, hard validation, temperature, kept tokens, gradient cosine per step; step cost per arm."""
+    if steps.empty:
+        return None
+    steps = steps.assign(label=[labels.method(str(a)).label for a in steps["arm"]])
+    shown = labels.ordered(steps["arm"].unique())[:SHOWN]
+    wanted = (
+        ("loss", "loss, nats per token"),
+        ("validation_hard", "validation, tokens removed, nats"),
+        ("temperature", "temperature"),
+        ("kept", "kept tokens (throttle)"),
+        ("coherence", "gradient cosine"),
+    )
+    with styled():
+        figure, panels = axes(WIDTH, 4.4, 2, 3)
+        for ax, (column, title) in zip(panels, wanted, strict=False):
+            for label in shown:
+                x, y = _smooth(steps[steps["label"] == label], column)
+                color, _, dash = labels.style(label)
+                ax.plot(x, y, color=color, ls=dash, lw=1.3, label=label, marker="o" if 0 < len(x) < 15 else None, ms=3)
+            ax.set_title(title, fontsize=8.5)
+            if not any(np.size(line.get_xdata()) for line in ax.lines):
+                ax.annotate("not recorded", (0.5, 0.5), xycoords="axes fraction", ha="center", color="#888888")
+        _costs(panels[5], steps, shown)
+        handles, words = panels[0].get_legend_handles_labels()
+        figure.legend(handles, words, loc="outside lower center", ncols=4)
+        for ax in panels[3:5]:
+            ax.set_xlabel("training step")
+        return svg(figure)
+
+
+def _costs(ax: Axes, steps: pd.DataFrame, shown: list[str]) -> None:
+    place = np.arange(len(shown))[::-1]
+    spread = [steps.loc[steps["label"] == x, "step_ms"].quantile([0.1, 0.5, 0.9]).to_numpy() for x in shown]
+    ax.barh(place, [s[1] for s in spread], color=[labels.style(x)[0] for x in shown], height=0.6,
+            xerr=np.array([[s[1] - s[0], s[2] - s[1]] for s in spread]).T.clip(0), error_kw={"elinewidth": 0.8})  # fmt: skip
+    for y, (_, middle, high) in zip(place, spread, strict=True):
+        ax.annotate(f"{middle:.0f}", (high, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set_yticks([])
+    ax.margins(x=0.15)
+    ax.grid(visible=False, axis="y")
+    ax.set_title("step cost, ms (median, p10–p90)", fontsize=8.5)
+
+
+def tuning(curve: pd.DataFrame, trials: pd.DataFrame, choices: pd.DataFrame) -> str | None:
+    """Tokens -> prefill; threshold -> kept tokens; threshold -> speedup with the tuned points and their measurements."""
+    trials = trials[trials["kind"] == "threshold"]
+    if curve.empty and trials.empty:
+        return None
+    trials = trials.assign(label=[labels.method(str(m)).label for m in trials["method"]])
+    choices = choices.assign(label=[labels.method(str(m)).label for m in choices["method"]])
+    with styled():
+        figure, (left, middle, right) = axes(WIDTH, 2.9, 1, 3)
+        _latency_curve(left, curve)
+        for label in labels.ordered(trials["method"].unique()):
+            color, marker, dash = labels.style(label)
+            part = trials[trials["label"] == label].groupby("value")[["kept", "predicted_speedup"]].mean()
+            middle.plot(part.index, part["kept"], color=color, ls=dash, lw=1.3, label=label)
+            right.plot(part.index, part["predicted_speedup"], color=color, ls=dash, lw=1.3)
+            tuned = choices[(choices["label"] == label) & (choices["kind"] == "threshold") & choices["measured_speedup"].notna()]
+            error = np.array([tuned["measured_speedup"] - tuned["low"], tuned["high"] - tuned["measured_speedup"]]).clip(0)
+            right.errorbar(
+                tuned["value"],
+                tuned["measured_speedup"],
+                yerr=error,
+                color=color,
+                marker=marker,
+                ls="none",
+                mfc="white",
+                elinewidth=0.9,
+            )
+            middle.plot(tuned["value"], tuned["kept"], color=color, marker=marker, ls="none", mfc="white")
+        _targets(right, sorted(choices["target_speedup"].unique()))
+        middle.set(xlabel="threshold, standard deviations", title="kept tokens (mean)")
+        right.set(xlabel="threshold, standard deviations", title="net speedup: line predicted,\npoints measured")
+        handles, words = middle.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, words, loc="outside lower center", ncols=4)
+        return svg(figure)
+
+
+def _targets(ax: Axes, targets: list[float]) -> None:
+    """Targets as dashed lines, those far beyond what was reached left out (the table names them)."""
+    top = 1.25 * ax.get_ylim()[1]
+    for target in [t for t in targets if t <= top]:
+        ax.axhline(target, color=INK, lw=0.6, ls=(0, (4, 3)))
+        ax.annotate(
+            f"{target:g}×",
+            (1, target),
+            xycoords=("axes fraction", "data"),
+            xytext=(2, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+        )
+
+
+def _latency_curve(ax: Axes, curve: pd.DataFrame) -> None:
+    """Prefill latency against sequence length, one line per batch size."""
+    shades = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+    for color, (batch, part) in zip(shades, curve.sort_values("sequence").groupby("batch", sort=True), strict=False):
+        ax.fill_between(part["sequence"], part["p10_ms"], part["p90_ms"], color=color, alpha=0.15, lw=0)
+        ax.plot(part["sequence"], part["prefill_ms"], color=color, marker="o", ms=3, ls="none")
+        ax.plot(part["sequence"], part["fitted_ms"], color=color, lw=1.2)
+        last = part.iloc[-1]
+        ax.annotate(
+            f"batch {batch}",
+            (last["sequence"], last["fitted_ms"]),
+            xytext=(-4, 5),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+            color=color,
+        )
+    if curve.empty:
+        ax.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color="#888888")
+    ax.set_ylim(bottom=0)
+    ax.set(xlabel="sequence length, tokens", title="prefill, ms: points measured,\nline fitted, band p10–p90")

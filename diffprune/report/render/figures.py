@@ -1,0 +1,205 @@
+"""The figures. Each takes what the tables take and answers SVG text, or None where there is nothing to draw."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from diffprune.report.analysis import labels
+from diffprune.report.analysis.comparison import FULL, Comparison
+from diffprune.report.analysis.speed import Speed
+from diffprune.report.render.escape import plain
+from diffprune.report.render.svg import DPI, INK, SHOWN, WIDTH, axes, styled, svg
+from diffprune.report.tables.accuracy import kind_curves
+from diffprune.statistics import Interval
+
+
+def _shown(chapter: Comparison) -> list[str]:
+    return [label for label, m in chapter.methods.items() if m.order[0] < 2][:SHOWN]
+
+
+def _line(ax: Axes, label: str, x: list[float], y: list[Interval], across: list[Interval] | None = None) -> None:
+    """One method's line with intervals in both directions."""
+    color, marker, dash = labels.style(label)
+    up = np.array([[max(0.0, i.estimate - i.low), max(0.0, i.high - i.estimate)] for i in y]).T
+    side = np.array([[i.estimate - i.low, i.high - i.estimate] for i in across]).T.clip(0) if across else None
+    ax.errorbar(x, [i.estimate for i in y], yerr=up, xerr=side, color=color, marker=marker, ls=dash, elinewidth=0.8, capsize=1.5,
+                markeredgewidth=1.2, label=label)  # fmt: skip
+
+
+def _end_labels(ax: Axes, ends: list[tuple[str, float, float]]) -> None:
+    """Names beside the ends of lines, moved apart where they would overlap."""
+    if not ends:
+        return
+    low, high = ax.get_ylim()
+    gap = (high - low) * 11 / (ax.bbox.height * 72 / DPI)  # eleven points, in units of the axis
+    ends = sorted(ends, key=lambda e: e[2])
+    places = [e[2] for e in ends]
+    for _ in range(200):
+        moved = False
+        for i in range(len(places) - 1):
+            short = gap - (places[i + 1] - places[i])
+            if short > 1e-9:
+                places[i], places[i + 1], moved = places[i] - short / 2, places[i + 1] + short / 2, True
+        if not moved:
+            break
+    edge = ax.get_xlim()[1]
+    for (label, end, y), place in zip(ends, places, strict=True):
+        x = edge if math.isnan(end) else end
+        color = labels.style(label)[0]
+        leader = {"arrowstyle": "-", "color": color, "lw": 0.4, "alpha": 0.6, "shrinkA": 0, "shrinkB": 4}
+        ax.annotate(f" {label}", (x, y), xytext=(edge, place), textcoords="data", color=color, fontsize=8, va="center", ha="left",
+                    annotation_clip=False, arrowprops=None if math.isnan(end) else leader)  # fmt: skip
+
+
+def _bound(ax: Axes, found: Interval | None) -> list[tuple[str, float, float]]:
+    """The unpruned model as a line with its interval; what `_end_labels` needs to name it."""
+    if not found:
+        return []
+    ax.axhline(found.estimate, color=labels.style(FULL)[0], lw=1)
+    ax.axhspan(found.low, found.high, color="#000000", alpha=0.06, lw=0)
+    return [(FULL, math.nan, found.estimate)]
+
+
+def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> str | None:
+    """Accuracy against measured net prefill speedup, one line per method; tokens kept beside the first method's points."""
+    lines = {}
+    for label in _shown(chapter):
+        points = [
+            (s.net, a, f"{b.kept:.0f}")
+            for b in chapter.budgets
+            if (s := fast.get((label, b.spelling))) and s.net and (a := chapter.accuracy(label, b.spelling))
+        ]
+        if points:
+            lines[label] = points
+    if not lines:
+        return None
+    with styled():
+        figure, (ax,) = axes(WIDTH, 4.3)
+        full = _bound(ax, chapter.accuracy(FULL, ""))
+        for label, points in lines.items():
+            _line(ax, label, [n.estimate for n, _, _ in points], [a for _, a, _ in points], [n for n, _, _ in points])
+        for net, found, kept in next(iter(lines.values())):
+            ax.annotate(kept, (net.estimate, found.estimate), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=INK)
+        ax.set(
+            xlabel=f"measured net prefill speedup, × (overhead charged, batch {batch})", ylabel="accuracy, % (mean over benchmarks)"
+        )
+        ax.margins(x=0.04)
+        _end_labels(ax, [(label, p[-1][0].estimate, p[-1][1].estimate) for label, p in lines.items()] + full)
+        return svg(figure)
+
+
+def accuracy(chapter: Comparison) -> str | None:
+    """Accuracy against kept tokens."""
+    lines = {x: [(b.kept, a) for b in chapter.budgets if (a := chapter.accuracy(x, b.spelling))] for x in _shown(chapter)}
+    lines = {x: points for x, points in lines.items() if points}
+    if not lines:
+        return None
+    with styled():
+        figure, (ax,) = axes(WIDTH, 3.8)
+        full = _bound(ax, chapter.accuracy(FULL, ""))
+        for label, points in lines.items():
+            _line(ax, label, [_place(k) for k, _ in points], [a for _, a in points])
+        _token_axis(ax, chapter)
+        ax.set(
+            xlabel=f"visual tokens kept, of {chapter.budgets[0].total:.0f} (log scale)", ylabel="accuracy, % (mean over benchmarks)"
+        )
+        _end_labels(ax, [(label, _place(p[-1][0]), p[-1][1].estimate) for label, p in lines.items()] + full)
+        return svg(figure)
+
+
+def _place(kept: float) -> float:
+    """Kept tokens on an axis that runs from many to few, by factors."""
+    return -math.log2(kept)
+
+
+def _token_axis(ax: Axes, chapter: Comparison) -> None:
+    """The budgets as ticks. (A logarithmic axis would say the same, ten times slower to draw.)"""
+    kept = [b.kept for b in chapter.budgets]
+    ax.set_xticks([_place(k) for k in kept], [f"{k:.0f}" for k in kept])
+    ax.set_xlim(_place(max(kept)) - 0.15, _place(min(kept)) + 0.15)
+
+
+def retention(chapter: Comparison) -> str | None:
+    """Small multiples: accuracy per kind of question against kept tokens."""
+    curves = kind_curves(chapter)
+    kinds = sorted({kind for kind, _ in curves})
+    if not kinds or not chapter.budgets:
+        return None
+    columns = min(4, len(kinds))
+    rows = math.ceil(len(kinds) / columns)
+    with styled():
+        figure, panels = axes(WIDTH, 1.75 * rows + 0.6, rows, columns, share=True)
+        for ax, kind in zip(panels, kinds, strict=False):
+            full = curves.get((kind, FULL))
+            if full:
+                ax.axhline(full[0][1].estimate, color=labels.style(FULL)[0], lw=1)
+            for label in _shown(chapter):
+                points = curves.get((kind, label), [])
+                if points:
+                    color, marker, dash = labels.style(label)
+                    ax.plot(
+                        [_place(k) for k, _ in points],
+                        [i.estimate for _, i in points],
+                        color=color,
+                        marker=marker,
+                        ls=dash,
+                        ms=3.2,
+                        lw=1.2,
+                        label=label,
+                    )
+            questions = max((p[0][1].num_rows for (k, _), p in curves.items() if k == kind), default=0)
+            ax.set_title(f"{plain(kind, 24)} ({questions:,})", fontsize=8.5)
+            _token_axis(ax, chapter)
+        for ax in panels[len(kinds) :]:
+            ax.set_axis_off()
+        handles, words = panels[0].get_legend_handles_labels()
+        figure.legend(handles, words, loc="outside lower center", ncols=4)
+        for i, ax in enumerate(panels[: len(kinds)]):
+            if i + columns >= len(kinds):
+                ax.set_xlabel("tokens kept")
+                ax.tick_params(labelbottom=True)
+            if i % columns == 0:
+                ax.set_ylabel("accuracy, %")
+        return svg(figure)
+
+
+def breakdown(chapter: Comparison, found: list[Speed], batch: int | None) -> str | None:
+    """Stacked bars: encoder, overhead, prefill of the first decoded token, full, pruned and natively short."""
+    mine = [s for s in found if s.batch == batch and s.label in _shown(chapter) and ("pruned", "prefill") in s.spans]
+    one = next((x for x in _shown(chapter) if any(s.label == x for s in mine)), None)
+    mine = sorted((s for s in mine if s.label == one), key=lambda s: -s.kept)
+    if not mine:
+        return None
+    bars: list[tuple[str, list[float]]] = []
+    top = mine[0].spans
+    encoder = top.get(("full", "encoder")) or top.get(("pruned", "encoder"))
+    if ("full", "prefill") in top:
+        bars.append(("unpruned", [encoder.median if encoder else 0, 0, top["full", "prefill"].median]))
+    for s in mine:
+        enc = s.spans.get(("pruned", "encoder")) or encoder
+        over = s.spans.get(("pruned", "overhead"))
+        bars.append(
+            (f"{s.kept:.0f} kept", [enc.median if enc else 0, over.median if over else 0, s.spans["pruned", "prefill"].median])
+        )
+        if ("native", "prefill") in s.spans:
+            bars.append((f"{s.kept:.0f} native", [enc.median if enc else 0, 0, s.spans["native", "prefill"].median]))
+    parts = (("encoder", "#BBBBBB"), ("overhead (pruner)", "#D55E00"), ("prefill (decoder)", "#0072B2"))
+    with styled():
+        figure, (ax,) = axes(WIDTH, 0.27 * len(bars) + 1.1)
+        start = np.zeros(len(bars))
+        place = np.arange(len(bars))[::-1]
+        for i, (name, color) in enumerate(parts):
+            width = np.array([b[1][i] for b in bars])
+            ax.barh(place, width, left=start, height=0.68, color=color, label=name)
+            start = start + width
+        for y, total in zip(place, start, strict=True):
+            ax.annotate(f"{total:.1f}", (total, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.set_yticks(place, [b[0] for b in bars])
+        ax.grid(visible=False, axis="y")
+        ax.margins(x=0.08)
+        ax.set(xlabel=f"ms, median (batch {batch}, {one})")
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        return svg(figure)

@@ -1,0 +1,46 @@
+"""What a reader must know of model, data and answers before any number of a chapter: flags with the benchmarks they hold for."""
+
+from __future__ import annotations
+
+from diffprune.io.dataset_manifest import FIXTURE
+from diffprune.report.analysis import labels
+from diffprune.report.analysis.comparison import Comparison
+
+SAYS = {
+    "tiny": "The model is a tiny random instance that has learnt nothing: the figures show that the code runs, and nothing else.",
+    FIXTURE: "A few rows of our own in the published schema, not the published data: {}.",
+    "incomplete": "Not all rows of the published split, so no full run: {}.",
+    "limit": "No full run: at most {} questions per benchmark, rounded up to whole groups.",
+    "cut": "No full run: {}, where the benchmarks allow more.",
+    "substitute": "Other data or another rule than the numbers papers print rest on, for want of published answers: {}.",
+}
+
+
+def caveats(chapter: Comparison) -> list[tuple[str, str]]:
+    """(flag, sentence), the gravest first; [] for a full run of a trained model on the published data."""
+    setting = chapter.setting
+    found: dict[str, str] = {"tiny": ""} if str(setting["model"]).startswith("tiny(") else {}
+    by_flag: dict[str, list[str]] = {}
+    for benchmark in chapter.benchmarks:
+        for flag in benchmark_flags(chapter, benchmark):
+            by_flag.setdefault(flag, []).append(labels.benchmark(benchmark))
+    if str(setting.get("limit", "all")) != "all":
+        found["limit"] = str(setting["limit"])
+    if "cut" in (mode := str(setting.get("mode", ""))):
+        found["cut"] = mode.rpartition(", ")[2]
+    found |= {flag: ", ".join(there) for flag, there in by_flag.items()}
+    order = list(SAYS)
+    return [
+        (flag, SAYS.get(flag, "{}.").format(about))
+        for flag, about in sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    ]
+
+
+def benchmark_flags(chapter: Comparison, benchmark: str) -> tuple[str, ...]:
+    """What the benchmark says of itself under the chapter's protocol, and what the revision of the rows that were asked says."""
+    revisions = {str(r) for r in chapter.evaluated.loc[chapter.evaluated["benchmark"] == benchmark, "revision"]}
+    told = {
+        FIXTURE: any(f"@{FIXTURE}-" in revision for revision in revisions),
+        "incomplete": any(revision.endswith(" incomplete") for revision in revisions),
+    }
+    return (*(flag for flag, holds in told.items() if holds), *chapter.benchmark_flags(benchmark))

@@ -1,0 +1,136 @@
+"""Tables of derived figures: relative accuracy and its companions, changed answers, the image's share, tests per benchmark."""
+
+from __future__ import annotations
+
+import math
+
+from diffprune.report.analysis import labels
+from diffprune.report.analysis.comparison import BLIND, FULL, Comparison
+from diffprune.report.analysis.derived import Derived
+from diffprune.report.render.table import Entry, Number, Table
+from diffprune.report.tables.accuracy import SUBJECT, rivals, shown
+
+FAULTS = (
+    "Relative accuracy as papers print it: mean over benchmarks of pruned / unpruned. It averages unlike units (MME points, F1, "
+    "soft accuracy); benchmarks that hardly need the image lift it; it does not correct for chance or for what the question alone "
+    "gives away; gains hide losses unless each benchmark is capped at 100 %; correlated pairs (MMBench and MMBench-CN, VQAv2 and "
+    "GQA) count twice; and it depends on whose unpruned run it is divided by (here: our own, same questions and protocol). So it "
+    "stands beside the worst benchmark, the capped mean and the blind-corrected retention."
+)
+
+
+def _arms(chapter: Comparison) -> list[tuple[str, str, float]]:
+    """(method, budget, kept) in the order of tables."""
+    return [
+        (label, b.spelling, b.kept) for b in chapter.budgets for label in chapter.methods if (label, b.spelling) in chapter.arms
+    ]
+
+
+def _breaks(arms: list[tuple[str, str, float]]) -> frozenset[int]:
+    return frozenset(i for i in range(1, len(arms)) if arms[i][1] != arms[i - 1][1])
+
+
+def relative(chapter: Comparison, derived: Derived) -> Table | None:
+    """Relative accuracy with interval, capped, worst benchmark, and blind-corrected where the image was left out once."""
+    arms = _arms(chapter) if (FULL, "") in chapter.arms else []
+    rows: list[tuple[Entry, ...]] = []
+    blind = bool(derived.visual)
+    for label, budget, kept in arms:
+        worst = derived.worst(label, budget)
+        row: list[Entry] = [label, Number(kept, digits=0), shown(derived.relative(label, budget))]
+        row += [shown(derived.relative(label, budget, capped=True))]
+        row += [shown(worst[1], note=labels.benchmark(worst[0])) if worst else None]
+        rows.append((*row, *([shown(derived.retention(label, budget))] if blind else [])))
+    columns = (
+        "Method",
+        "kept",
+        "relative accuracy %",
+        "each capped at 100 %",
+        "worst benchmark %",
+        *(["blind-corrected %"] * blind),
+    )
+    notes = [FAULTS]
+    if blind:
+        notes.append(
+            "Blind-corrected: (pruned − no image) / (unpruned − no image), mean over the benchmarks on which the image helps by "
+            "more than 3 standard errors; below 0 means worse than without any image."
+        )
+    title = "Relative accuracy, as papers print it, and its deepstack"
+    return Table("relative", title, columns, tuple(rows), tuple(notes), _breaks(arms)) if rows else None
+
+
+def changed(chapter: Comparison, derived: Derived) -> Table | None:
+    """Agreement with the unpruned model, answers lost and answers won."""
+    arms = _arms(chapter) if (FULL, "") in chapter.arms else []
+    rows: list[tuple[Entry, ...]] = []
+    for label, budget, kept in arms:
+        parts = [Number(derived.changed(label, budget, c)) for c in ("whole", "harm", "gain")]
+        rows.append((label, Number(kept, digits=0), shown(derived.agreement(label, budget)), *parts))
+    columns = ("Method", "kept", "agreement %", "whole groups %", "harm %", "gain %")
+    notes = (
+        "Agreement: answers that are, as the benchmark reads them, the unpruned model's; it sees changes that cancel in accuracy. "
+        "Whole groups: pairs and rotations (MME, MMBench) all of whose answers agree. Harm: unpruned right, pruned wrong; gain: "
+        "the reverse (full credit counts as right). Unweighted over benchmarks.",
+    )
+    return Table("changed", "Answers that pruning changes", columns, tuple(rows), notes, _breaks(arms)) if rows else None
+
+
+def blind(chapter: Comparison, derived: Derived) -> Table | None:
+    """Per benchmark: what the image contributes, and how much of that the subject keeps at each budget."""
+    rows: list[tuple[Entry, ...]] = []
+    for benchmark, (full, without, gap) in derived.visual.items():
+        digits = 0 if full > 200 else 1
+        kept: list[Entry] = []
+        for b in chapter.budgets:
+            found = derived.retained(SUBJECT, b.spelling, benchmark)
+            kept.append(shown(found.interval()) if found else None)
+        says = "" if gap.image_bound else "not image-bound" if math.isfinite(gap.low) else "no interval"
+        rows.append((
+            labels.benchmark(benchmark), Number(full, digits=digits), Number(without, digits=digits),
+            shown(gap, digits, signed=True, note=says), *kept,
+        ))  # fmt: skip
+    columns = ("Benchmark", FULL, BLIND, "the image's part", *(f"{SUBJECT}, {b.short}: % kept" for b in chapter.budgets))
+    notes = (
+        "Native units. No image: the same questions with the image's place and all its tokens left out. Not image-bound: "
+        "unpruned − no image does not exceed 3 standard errors, so there is no visual contribution to keep.",
+    )
+    return Table("blind", "What the image contributes", columns, tuple(rows), notes) if rows else None
+
+
+def tested(chapter: Comparison, derived: Derived) -> list[Table]:
+    """DiffPrune minus the unpruned model and minus each rival, benchmark by benchmark, in native units."""
+    found = []
+    for against in (FULL, *rivals(chapter)):
+        by_budget = {b.spelling: derived.tested(SUBJECT, against, b.spelling) for b in chapter.budgets}
+        rows: list[tuple[Entry, ...]] = []
+        tests: set[str] = set()
+        for benchmark in chapter.benchmarks:
+            cells = [t.get(benchmark) for t in by_budget.values()]
+            if not any(cells):
+                continue
+            figure = chapter.native_of(FULL, "", benchmark)[0].replace("_", " ")
+            digits = 0 if figure.startswith("mme") else 1
+            entries = [shown(t, digits, signed=True, word=t.verdict, note=_p(t.p_holm)) if t else None for t in cells]
+            rows.append((labels.benchmark(benchmark), figure, *entries))
+            tests |= {f"{t.test} ({labels.benchmark(benchmark)})" for t in cells if t}
+        if rows:
+            columns = ("Benchmark", "figure", *(b.short for b in chapter.budgets))
+            name = "benchmarks_" + "".join(c if c.isalnum() else "_" for c in against.lower())
+            found.append(Table(name, f"{SUBJECT} − {against}, benchmark by benchmark", columns, tuple(rows), (_how(tests),)))
+    return found
+
+
+def _how(tests: set[str]) -> str:
+    by_test: dict[str, list[str]] = {}
+    for text in sorted(tests):
+        name, _, benchmark = text.partition(" (")
+        by_test.setdefault(name, []).append(benchmark.rstrip(")"))
+    which = "; ".join(f"{name}: {', '.join(found)}" for name, found in by_test.items())
+    return (
+        "Native units, paired 95 % intervals; tie: the interval holds 0. p: corrected after Holm for the benchmarks of one column. "
+        f"Tests: {which}. McNemar's is for independent units, sign flips are over whole groups."
+    )
+
+
+def _p(value: float) -> str:
+    return "" if not math.isfinite(value) else "p < 0.001" if value < 0.001 else f"p {value:.3f}" if value < 0.9995 else "p 1"

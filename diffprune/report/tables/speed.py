@@ -1,0 +1,262 @@
+"""Tables of time, arithmetic and memory, of the tuner's answers and of training cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from diffprune.report.analysis import labels
+from diffprune.report.analysis.comparison import FULL, Comparison
+from diffprune.report.analysis.records import Records
+from diffprune.report.analysis.speed import SLOW, Speed, Spread, common_flags, own_flags
+from diffprune.report.render.table import Entry, Number, Table
+from diffprune.report.tables.accuracy import shown
+
+NO_FUSED = (
+    "The keep/drop arm multiplies its mask into the softmax of every decoder layer, for which there is no fused attention "
+    "kernel: that part of its step cost belongs to the implementation, not to the method."
+)
+
+
+def _ms(spread: Spread | None) -> Number | None:
+    return Number(spread.median, digits=2) if spread else None
+
+
+def _ordered(chapter: Comparison, found: list[Speed]) -> tuple[list[Speed], frozenset[int]]:
+    """By batch, mode and tokens, then method; and where a new group of tokens begins."""
+    ordered = sorted(found, key=lambda s: (s.batch, s.mode, -s.kept, chapter.order(s.label)))
+    keys = [(s.batch, s.mode, s.budget) for s in ordered]
+    return ordered, frozenset(i for i in range(1, len(keys)) if keys[i] != keys[i - 1])
+
+
+def latency(chapter: Comparison, found: list[Speed]) -> Table:
+    """Encoder, overhead and prefill of every arm: medians in ms, ratios with intervals, flags beside."""
+    ordered, breaks = _ordered(chapter, found)
+    common = common_flags(found)
+    rows: list[tuple[Entry, ...]] = []
+    for s in ordered:
+        span = s.spans.get
+        rows.append(
+            (
+                s.label,
+                Number(s.batch, digits=0),
+                Number(s.kept, digits=0),
+                _ms(span(("pruned", "encoder")) or span(("full", "encoder"))),
+                _ms(span(("pruned", "overhead"))),
+                _ms(span(("full", "prefill"))),
+                _ms(span(("pruned", "prefill"))),
+                _ms(span(("native", "prefill"))),
+                shown(s.net, 2, "×"),
+                shown(s.native, 2),
+                Number(min((x.repeats for (_, name), x in s.spans.items() if name not in SLOW), default=0), digits=0),
+                own_flags(s.flags, common),
+            )
+        )
+    columns = (
+        "Method",
+        "batch",
+        "kept",
+        "encoder",
+        "overhead",
+        "prefill: full",
+        "pruned",
+        "native",
+        "net speedup",
+        "to native",
+        "repeats",
+        "flags",
+    )
+    notes = (
+        "Milliseconds are medians; ratios are ratios of medians with a 95 % interval over interleaved rounds. Net speedup: "
+        "full / (pruned + overhead). "
+        "To native: (pruned + overhead) / native, where native is a prompt that was always this short; 1 means that removing "
+        "tokens costs nothing." + (f" All timings: {', '.join(sorted(common))}." if common else ""),
+    )
+    return Table("latency", "Encoder, overhead and prefill, ms", columns, tuple(rows), notes, breaks)
+
+
+def answer_times(chapter: Comparison, found: list[Speed]) -> Table | None:
+    """Time to the first token and per further token."""
+    ordered, breaks = _ordered(chapter, [s for s in found if s.ttft or ("pruned", "decode") in s.spans])
+    common = common_flags(found)
+    rows: list[tuple[Entry, ...]] = []
+    for s in ordered:
+        span = s.spans.get
+        rows.append(
+            (
+                s.label,
+                Number(s.batch, digits=0),
+                Number(s.kept, digits=0),
+                _ms(span(("full", "ttft"))),
+                _ms(span(("pruned", "ttft"))),
+                shown(s.ttft, 2, "×"),
+                _ms(span(("full", "decode"))),
+                _ms(span(("pruned", "decode"))),
+                own_flags(s.slow_flags, common),
+            )
+        )
+    columns = ("Method", "batch", "kept", "TTFT: full", "pruned", "TTFT speedup", "decode: full", "decode: pruned", "flags")
+    notes = (
+        "TTFT: from picture and question to the first answer token, encoder and overhead included. Decode: per further token.",
+    )
+    return Table("answer_times", "Time to first token and decoding, ms", columns, tuple(rows), notes, breaks) if rows else None
+
+
+def spans(found: list[Speed]) -> Table:
+    """Median, p10, p90 and repeats of every timed span."""
+    rows: list[tuple[Entry, ...]] = [
+        (
+            s.label,
+            s.budget,
+            str(s.batch),
+            s.mode,
+            arm,
+            span,
+            *(Number(v, digits=3) for v in (x.median, x.p10, x.p90)),
+            Number(x.repeats, digits=0),
+        )
+        for s in found
+        for (arm, span), x in s.spans.items()
+    ]
+    columns = ("Method", "budget", "batch", "mode", "arm", "span", "median ms", "p10 ms", "p90 ms", "repeats")
+    return Table("latency_spans", "Every timed span", columns, tuple(rows))
+
+
+def cost(chapter: Comparison) -> Table | None:
+    """FLOPs and key-value bytes per image, by arithmetic and as counted. Methods whose figures are all equal share a row."""
+    rows = chapter.records.of("costs", chapter.measured)
+    if rows.empty:
+        return None
+    rows = rows.join(chapter.measured[["label", "budget"]], on="cell")
+    figures = ["text_tokens", "prefill_flops", "encoder_flops", "counted_flops", "kv_bytes", "kv_measured_bytes", "peak_bytes"]
+    table = rows.groupby(["arm", "visual_kept", "label"], observed=True, sort=True)[figures].mean().reset_index()
+    every = set(table["label"])
+    most = float(table["prefill_flops"].max())
+    entries: list[tuple[Entry, ...]] = []
+    for (kept, arm, *_), part in sorted(
+        table.round(6).groupby(["visual_kept", "arm", *figures], observed=True, dropna=False),
+        key=lambda g: (-g[0][0], g[1]["label"].min()),
+    ):
+        labels = sorted(part["label"], key=chapter.order)
+        who = FULL if arm == "full" else "all methods" if set(labels) == every and len(every) > 1 else "; ".join(labels)
+        r = part.iloc[0]
+        entries.append(
+            (
+                who if arm != "native" else f"{who}, native",
+                Number(kept, digits=0),
+                Number(r["text_tokens"]),
+                Number(r["prefill_flops"] / 1e9, digits=3),
+                Number(r["counted_flops"] / 1e9, digits=3),
+                Number(most / r["prefill_flops"], digits=2, unit="×"),
+                Number(r["encoder_flops"] / 1e9, digits=3),
+                Number(r["kv_bytes"] / 1024),
+                Number(r["kv_measured_bytes"] / 1024),
+                Number(r["peak_bytes"] / 2**20, digits=2),
+            )
+        )
+    columns = (
+        "Method",
+        "visual tokens",
+        "text tokens",
+        "prefill GFLOP",
+        "counted GFLOP",
+        "FLOP ratio",
+        "encoder GFLOP",
+        "KV KiB",
+        "KV measured",
+        "peak MiB",
+    )
+    notes = (
+        "Per image. FLOPs are 2 × multiply-adds, causal attention, output head on the last position; counted: by torch "
+        "over one prefill, attention in full. "
+        "KV: keys and values of all layers, from the plan and from the cache object, in KiB. A FLOP ratio is not a speedup.",
+    )
+    return Table("cost", "FLOPs and memory", columns, tuple(entries), notes)
+
+
+def tuned(records: Records) -> Table | None:
+    """The tuner's answers: target, verdict, budget, predicted and measured speedup, accuracy, note."""
+    frame = records.frames["choices"]
+    if frame.empty:
+        return None
+    frame = frame.assign(
+        label=[labels.method(m).label for m in frame["method"]], order=[labels.method(m).order for m in frame["method"]]
+    )
+    rows: list[tuple[Entry, ...]] = []
+    breaks, target = set(), None
+    for r in frame.sort_values(["target_speedup", "order", "kind"], kind="stable").to_dict("records"):
+        if target not in (None, r["target_speedup"]):
+            breaks.add(len(rows))
+        target = r["target_speedup"]
+        note = r["note"]
+        if r["verdict"] == "unreachable" and "unreachable" not in note:
+            note = f"unreachable here, best is {r['best_speedup']:.2f}× at the floor" + (f"; {note}" if note else "")
+        rows.append((
+            Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["kind"], r["verdict"], r["budget"], Number(r["kept"]),
+            Number(r["predicted_speedup"], digits=2, unit="×"), _measured(r),
+            Number(100 * r["accuracy"]), Number(r["held_out"], digits=0), note,
+        ))  # fmt: skip
+    columns = ("target", "Method", "kind", "verdict", "budget", "kept", "predicted", "measured", "accuracy %", "held out", "note")
+    notes = (
+        "Accuracy: mean credit on the calibration split. Measured: net of overhead, on held-out samples that the tuner had "
+        "not seen.",
+    )
+    return Table("tuned", "Tuned to a target prefill speedup", columns, tuple(rows), notes, frozenset(breaks))
+
+
+def _measured(row: dict[str, Any]) -> Number | None:
+    return Number(row["measured_speedup"], row["low"], row["high"], 2, "×") if math.isfinite(row["measured_speedup"]) else None
+
+
+def thresholds(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table | None:
+    """Arms evaluated at a threshold: they keep a different number of tokens of every picture."""
+    rows: list[tuple[Entry, ...]] = []
+    common = common_flags(list(fast.values()))
+    for label, budget in chapter.thresholds:
+        speed = fast.get((label, budget))
+        rows.append(
+            (
+                label,
+                budget,
+                Number(chapter.kept_by(label, budget)),
+                shown(chapter.accuracy(label, budget)),
+                Number(chapter.relative(label, budget)),
+                shown(speed.net, 2, "×", flags=own_flags(speed.flags, common)) if speed else None,
+            )
+        )
+    columns = ("Method", "budget", "kept, mean", "accuracy %", "avg %", "net prefill speedup")
+    return Table("thresholds", "Thresholds on the test questions", columns, tuple(rows)) if rows else None
+
+
+def training(records: Records) -> Table | None:
+    """What a training step costs in each arm, and where the arm ended."""
+    frame = records.frames["steps"]
+    if frame.empty:
+        return None
+    frame = frame.assign(label=[labels.method(str(a)).label for a in frame["arm"]])
+    rows: list[tuple[Entry, ...]] = []
+    for label in labels.ordered(frame["arm"].unique()):
+        part = frame[frame["label"] == label]
+        last = part.sort_values("step", kind="stable").groupby("seed").tail(max(1, int(part["step"].max()) // 10))
+        ms = part["step_ms"].quantile([0.1, 0.5, 0.9])
+        rows.append(
+            (
+                label,
+                Number(part["seed"].nunique(), digits=0),
+                Number(part["step"].nunique(), digits=0),
+                Number(ms[0.5], ms[0.1], ms[0.9], 0),
+                Number(last["loss"].mean(), digits=3),
+                Number(part["coherence"].mean(), digits=3),
+                Number(part["validation_soft"].dropna().tail(part["seed"].nunique()).mean(), digits=3),
+                Number(part["validation_hard"].dropna().tail(part["seed"].nunique()).mean(), digits=3),
+                Number(part["workers"].max(), digits=0),
+            )
+        )
+    columns = ("Method", "seeds", "steps", "step ms", "loss", "coherence", "validation soft", "validation hard", "workers")
+    notes = (
+        "step ms: median [p10, p90]. Loss and validation: answer NLL, nats per token; loss over the last tenth. Losses "
+        "through different throttles are "
+        "not comparable between arms; accuracy after hard pruning is. Coherence: mean pairwise cosine of micro-batch gradients.",
+        NO_FUSED,
+    )
+    return Table("training", "Training", columns, tuple(rows), notes)

@@ -1,0 +1,221 @@
+"""One request, timed: the same path as `prune`, with marks around its parts.
+
+What a method adds before prefill is *overhead*: reading the encoder beyond its plain output, embedding the question, scoring,
+selecting, cutting ids, mask, positions and features, and handing them over. Projection is no overhead: every request needs it, the
+unpruned one for all its tokens, so it is a span of its own (`project`) in both arms, taken out of `overhead` by its own marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from diffprune import pruning
+from diffprune.core.budget import Budget
+from diffprune.core.pruner import Need, Pruner
+from diffprune.core.tokens import VisualTokens
+from diffprune.core.vlm import VLM, Prompts
+from diffprune.timing.clock import Clock, Marks
+
+NOT_OF_THE_ENCODER = frozenset({Need.TEXT, Need.IDENTITY})  # the question; the name of an image, bookkeeping of `random`
+Spans = dict[str, float]  # name -> ms
+UNTIMED: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch of real images and questions, with what is prepared outside every timed span.
+
+    tokens: encoder output with everything the session's methods need; prompts: full-length rows.
+    """
+
+    images: Sequence[Any]
+    questions: Sequence[str]
+    pixels: dict[str, torch.Tensor]
+    tokens: VisualTokens
+    prompts: Prompts
+
+    def for_(self, pruner: Pruner) -> VisualTokens:
+        """What this method may look at, as if it had been encoded for it alone."""
+        attention = self.tokens.attention if Need.ENCODER_ATTENTION in pruner.needs else None
+        return replace(self.tokens, attention=attention, identity=self.tokens.identity if Need.IDENTITY in pruner.needs else None)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Rows at the length that is left, and the keyword arguments of the model's own forward for them."""
+
+    packed: pruning.Packed
+    keywords: dict[str, Any]
+
+    @property
+    def sequence(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.packed.prompts.input_ids.shape[1])
+
+
+class Mode(Protocol):
+    """How requests run. The functions of this module are mode "eager", and say what each does; `graphed.Graphs` is "graph".
+
+    UNTIMED: spans the mode cannot tell apart or does not run.
+    """
+
+    @property
+    def UNTIMED(self) -> frozenset[str]:
+        """See above."""
+
+    def shrink(
+        self, vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Clock, parts: bool = False
+    ) -> tuple[Ready, Spans]:
+        """Everything between encoder and prefill."""
+
+    def native(self, vlm: VLM, inputs: Inputs, kept: Sequence[int]) -> Ready:
+        """Rows that were always this short."""
+
+    def prefill(self, vlm: VLM, ready: Ready, clock: Clock) -> tuple[float, Any]:
+        """Decoder inputs to logits."""
+
+    def prove_removed(self, ready: Ready, output: Any) -> int:
+        """Bytes of keys and values."""
+
+    def first_token(self, vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Clock) -> float:
+        """Images and text to the first token."""
+
+    def decode(self, vlm: VLM, ready: Ready, num_tokens: int, clock: Clock) -> float:
+        """ms per token."""
+
+
+def prepare(vlm: VLM, images: Sequence[Any], questions: Sequence[str], needs: frozenset[Need]) -> Inputs:
+    """Encode and tokenise one batch, untimed."""
+    pixels = vlm.pixels(images)
+    tokens = vlm.encode(pixels, needs)
+    return Inputs(images, questions, pixels, tokens, vlm.prompts(questions, tokens.present.sum(1).tolist(), tokens.layout))
+
+
+def marked(value: Any, **calls: Callable[..., Any]) -> Any:
+    """A shallow copy whose named methods are replaced; frozen values included."""
+    probe = copy(value)
+    for name, call in calls.items():
+        object.__setattr__(probe, name, call)
+    return probe
+
+
+def _marked_pruner(pruner: Pruner, marks: Marks) -> Pruner:
+    """The method with marks around `select`, and around the budget's `pick` inside it where it uses one."""
+
+    def select(tokens: VisualTokens, budget: Budget) -> Any:
+        with marks.span("choose"):
+            return pruner.select(tokens, marked(budget, pick=marks.around("select", budget.pick)))
+
+    probe: Pruner = marked(pruner, select=select)
+    return probe
+
+
+def shrink(vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Clock, parts: bool = False) -> tuple[Ready, Spans]:
+    """Everything between encoder and prefill: (rows ready, times of `overhead` and `project`).
+
+    parts: also `score` (with the embedding of the question), `select` and `gather`. They are taken in a pass of their own, so that
+    marks do not burden the whole; a method that picks without a budget's help has its whole choice under `select`.
+    """
+    marks = Marks(clock)
+    probe = marked(vlm, project=marks.around("project", vlm.project))
+    if parts:
+        probe = marked(probe, embed=marks.around("embed", vlm.embed))
+    method = _marked_pruner(pruner, marks) if parts else pruner
+    tokens = inputs.for_(pruner)
+    clock.wait()
+    with marks.span("whole"):
+        packed = pruning.shrink(probe, inputs.prompts, tokens, method, budget)
+        keywords = pruning.decoder_inputs(vlm, packed)
+    spent = marks.totals()
+    project, whole = spent.get("project", 0.0), spent["whole"]
+    found = {"project": project, "overhead": whole - project}
+    if parts:
+        choose, embed = spent.get("choose", 0.0), spent.get("embed", 0.0)
+        select = spent.get("select", choose)
+        found |= {"score": choose - select + embed, "select": select, "gather": whole - project - choose - embed}
+    return Ready(packed, keywords), found
+
+
+def native(vlm: VLM, inputs: Inputs, kept: Sequence[int]) -> Ready:
+    """Rows that were always this short: the first `kept` visual tokens of each image, no gaps in positions; no pruner."""
+    tokens, prompts = inputs.tokens, inputs.prompts
+    rank = tokens.valid.cumsum(1)
+    first = replace(tokens, valid=tokens.valid & (rank <= torch.tensor(list(kept), device=rank.device)[:, None]))
+    live = prompts.attention_mask.bool()
+    live[prompts.slots] = first.present[tokens.present]
+    lengths = None if tokens.line is None else first.present.sum(1)
+    deepstack = None if tokens.deepstack is None else tokens.deepstack[first.present]
+    short, features = pruning.cut(prompts, live, positions="compact"), pruning.embeddings(vlm, first)
+    packed = pruning.Packed(short, features, first.counts, first.counts, lengths, deepstack)
+    return Ready(packed, pruning.decoder_inputs(vlm, packed))
+
+
+def prefill(vlm: VLM, ready: Ready, clock: Clock) -> tuple[float, Any]:
+    """(ms from decoder inputs to the logits of the last position, the model's output with its cache)."""
+    marks = Marks(clock)
+    clock.wait()
+    with marks.span("prefill"):
+        output = vlm.model(**ready.keywords, use_cache=True, logits_to_keep=1)
+    return marks.totals()["prefill"], output
+
+
+def encode(vlm: VLM, inputs: Inputs, needs: frozenset[Need], clock: Clock) -> tuple[float, float]:
+    """(ms of the encoder with what `needs` asks of it, ms of that after the vision tower's end: what the needs add).
+
+    The second is nan where the family does not say which module its encoder is, and 0 without needs.
+    """
+    needs = needs - NOT_OF_THE_ENCODER
+    marks, ends = Marks(clock), []
+    tower = getattr(vlm.model, "get_encoder", lambda **_: None)(modality="image") if needs else None
+    hook = tower.register_forward_hook(lambda *_: ends.append(clock.mark())) if isinstance(tower, torch.nn.Module) else None
+    try:
+        clock.wait()
+        with marks.span("encoder"):
+            vlm.encode(inputs.pixels, needs)
+        end = clock.mark()
+    finally:
+        if hook is not None:
+            hook.remove()
+    spent = marks.totals()["encoder"]
+    return spent, 0.0 if not needs else clock.between(ends[-1], end) if ends else float("nan")
+
+
+def first_token(vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Clock) -> float:
+    """ms from PIL images and text in host memory to the first token ids on the host; nothing prepared."""
+    marks = Marks(clock)
+    with marks.span("ttft"):
+        tokens = vlm.encode(vlm.pixels(inputs.images), pruner.needs)
+        prompts = vlm.prompts(inputs.questions, tokens.present.sum(1).tolist(), tokens.layout)
+        output = pruning.forward(vlm, pruning.shrink(vlm, prompts, tokens, pruner, budget), use_cache=True, logits_to_keep=1)
+        output.logits[:, -1].argmax(-1).tolist()
+    return marks.totals()["ttft"]
+
+
+def decode(vlm: VLM, ready: Ready, num_tokens: int, clock: Clock) -> float:
+    """ms per token and batch: the slope between answers of 1 and of 1 + `num_tokens` tokens, the end token forbidden."""
+    marks = Marks(clock)
+    for name, length in (("short", 1), ("long", 1 + num_tokens)):
+        with marks.span(name):
+            pruning.answer(vlm, ready.packed, length, min_new_tokens=length)
+    spent = marks.totals()
+    return (spent["long"] - spent["short"]) / num_tokens
+
+
+def prove_removed(ready: Ready, output: Any) -> int:
+    """Bytes of keys and values in the cache after prefill, once it is certain that it holds no more than kept + text.
+
+    Raises:
+        RuntimeError: the cache is longer than the rows: tokens were hidden, not removed.
+    """
+    rows = ready.packed.prompts.attention_mask.sum(1)
+    text = rows - ready.packed.prompts.slots.sum(1)
+    expected = int((ready.packed.sizes + text).max())
+    found = int(output.past_key_values.get_seq_length())
+    if found != expected:
+        raise RuntimeError(f"the cache holds {found} tokens where {expected} were kept: tokens were hidden, not removed")
+    return sum(t.numel() * t.element_size() for layer in output.past_key_values.layers for t in (layer.keys, layer.values))

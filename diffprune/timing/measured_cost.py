@@ -1,0 +1,43 @@
+"""What one image costs beside time: FLOPs by formula and by counter, bytes of KV cache and memory."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffprune.core.records import Cost
+from diffprune.core.vlm import VLM
+from diffprune.timing import eager, flops
+from diffprune.timing.clock import Clock
+from diffprune.timing.eager import Mode, Ready
+
+
+@torch.inference_mode()
+def counted_flops(vlm: VLM, ready: Ready) -> float:
+    """torch's own counter over one prefill. Attention runs in its unfused form, which the counter knows on every device, so it
+    is counted in full: `flops.causal_half` above the formula."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        vlm.model(**ready.keywords, use_cache=True, logits_to_keep=1)
+    return float(counter.get_total_flops())
+
+
+@torch.inference_mode()
+def cost_of(vlm: VLM, arm: str, ready: Ready, clock: Clock, mode: Mode) -> Cost:
+    """Cost of one image (batch 1), with the proof that its tokens were removed; a graph has its memory beforehand."""
+    kept, shape = int(ready.packed.kept[0]), vlm.shape
+    text = int(ready.packed.prompts.attention_mask.sum()) - kept
+    cuda = vlm.device.type == "cuda" and mode is eager
+    if cuda:
+        clock.wait()
+        torch.cuda.reset_peak_memory_stats(vlm.device)
+    before = torch.cuda.memory_allocated(vlm.device) if cuda else 0
+    output = mode.prefill(vlm, ready, clock)[1]
+    peak = float(torch.cuda.max_memory_allocated(vlm.device) - before) if cuda else float("nan")
+    visual = (kept,) * shape.layers
+    return Cost(
+        arm=arm, visual_kept=kept, text_tokens=text, prefill_flops=flops.prefill_flops(shape, visual, text),
+        encoder_flops=flops.encoder_flops(shape), counted_flops=counted_flops(vlm, ready) if ready.keywords else float("nan"),
+        kv_bytes=flops.kv_bytes(shape, visual, text, vlm.model.dtype.itemsize),
+        kv_measured_bytes=mode.prove_removed(ready, output), peak_bytes=peak,
+    )  # fmt: skip

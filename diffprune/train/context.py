@@ -1,0 +1,96 @@
+"""Where a loop runs: which worker it is, how workers add numbers up, and where state and step records go.
+
+The training loop knows a `Context` and nothing else, so it runs the same alone (`LocalContext`) and on a cluster
+(`diffprune/distributed/train.py`). Everything is written under one folder that all workers can read:
+
+    attempt                 number of the newest run on this folder; an older one may not write any more
+    steps.jsonl             one line per training step, redone steps later
+    states/<name>/          what a loop needs to go on: latest.json names a file and its sha256, previous.json the one before
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.core.records import Step
+from diffprune.train.checkpoints import Files, claim
+
+
+class Context(ABC):
+    """What a loop may ask of the place it runs in.
+
+    rank, world: this worker and how many there are; device: where its model lives.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+    files: Files
+
+    @abstractmethod
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """A module whose backward pass averages gradients over the workers."""
+
+    @abstractmethod
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the workers; every worker must ask."""
+
+    @abstractmethod
+    def progress(self, text: str) -> None:
+        """Tell the user, unless another worker or process does."""
+
+    def begin(self, arm: str, seed: int, step: int) -> None:
+        """A loop starts, or goes on, at this step."""
+        if self.rank == 0:
+            self.files.append({"begin": [arm, seed, step]})
+
+    def report(self, step: Step) -> None:
+        """Log one step. Not on the disk before the next `save`, and then redone if the machine fails."""
+        if self.rank == 0:
+            values = asdict(step)
+            self.files.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()})
+
+    def save(self, name: str, state: Mapping[str, Any]) -> None:
+        """Publish what `load` gives back after a failure; every worker must call it. `state["step"]`: steps done."""
+        if self.rank == 0:
+            self.files.append({"saved": name, "step": state["step"]}, durable=True)
+            self.files.save(name, state)
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """The newest state saved under a name by this or an earlier run."""
+        return self.files.load(name, self.device)
+
+    def discard(self, name: str) -> None:
+        """Forget the states of that name."""
+        if self.rank == 0:
+            self.files.discard(name)
+
+
+class LocalContext(Context):
+    """One process, no cluster. Claims `folder` on creation."""
+
+    rank, world = 0, 1
+
+    def __init__(self, folder: Path | str, device: torch.device | str = "cpu", every_s: float = 2.0) -> None:
+        self.device, self.every_s, self.told = torch.device(device), every_s, -math.inf
+        self.files = Files(Path(folder), claim(Path(folder)))
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def progress(self, text: str) -> None:
+        if time.monotonic() - self.told > self.every_s:
+            self.told = time.monotonic()
+            print(text, flush=True)

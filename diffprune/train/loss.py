@@ -1,0 +1,58 @@
+"""The loss: summed negative log likelihood of answers, with tokens removed or through a throttle (METHODS 2.6, 2.8, 3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffprune import pruning
+from diffprune.core.budget import Budget
+from diffprune.core.tokens import Relaxation, VisualTokens
+from diffprune.core.vlm import VLM, Prompts
+
+
+def answer_nll(vlm: VLM, packed: pruning.Packed, **options: Any) -> Tensor:
+    """Sum over answer tokens of -log p(token), nats. Logits are computed from the first answer token on."""
+    labels = packed.prompts.labels
+    assert labels is not None, "training rows carry labels"
+    length = labels.shape[1]
+    shown = length - int((labels >= 0).any(0).nonzero().min()) + 1
+    logits = pruning.forward(vlm, packed, logits_to_keep=shown, use_cache=False, **options).logits
+    target = labels[:, length - shown + 1 :]
+    said = target >= 0
+    return functional.cross_entropy(logits[:, :-1][said].float(), target[said], reduction="sum")
+
+
+def _slots(prompts: Prompts, retention: Tensor) -> Tensor:
+    """Retention of the visual tokens [M] in slot order -> weight of every position [B S], 1 where there is text."""
+    ones = torch.ones(prompts.slots.shape, dtype=retention.dtype, device=retention.device)
+    return ones.masked_scatter(prompts.slots, retention)
+
+
+def throttled_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, throttle: Relaxation, image: Tensor) -> Tensor:
+    """`answer_nll` through a throttle: nothing is removed. Row b is about throttled image `image[b]`."""
+    shown = replace(tokens, features=throttle.features)[image]
+    present = shown.present
+    packed = pruning.Packed(
+        prompts, pruning.embeddings(vlm, shown), shown.counts, shown.counts, present.sum(1),
+        None if shown.deepstack is None else shown.deepstack[present],
+    )  # fmt: skip
+    if throttle.retention is None:
+        return answer_nll(vlm, packed)
+    weight = throttle.retention[image].masked_fill(~shown.valid, 1.0)  # separators are never degraded
+    return answer_nll(vlm, packed, retention=_slots(prompts, weight[present]))
+
+
+class Throttled(nn.Module):
+    """A learned pruner's training face as a module, so that what trains can be wrapped for several workers."""
+
+    def __init__(self, pruner: Any, networks: nn.ModuleDict) -> None:
+        super().__init__()
+        self.pruner, self.networks = pruner, networks
+
+    def forward(self, tokens: VisualTokens, budget: Budget, temperature: float, source: torch.Generator) -> Relaxation:
+        return self.pruner.throttle(tokens, budget, temperature, source)

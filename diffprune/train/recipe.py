@@ -1,0 +1,181 @@
+"""What to train and how: the recipe and its schedules."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from diffprune import data as training
+from diffprune.core import budget as budgets
+from diffprune.core import registry
+from diffprune.core.budget import Budget
+
+DRAW, NOISE, PROBE, CHECK = range(4)  # streams of random numbers that never meet
+
+
+class Recipe(BaseModel):
+    """What to train and how. The defaults fit the embedded model; METHODS 2.6 lists the paper's for large ones.
+
+    arms:       spellings of learned pruners; every arm is trained with every seed on the same batches and budgets.
+    images:     per step, over all workers; questions: per image, packed in one row.
+    questions_alone: per image for question-aware arms, whose tokens depend on the question, so each has a row of its own.
+    budgets:    one is drawn per step, the same for the whole batch, so that one scorer serves all.
+    temperature_start, _end, anneal_share: of the relaxation, over that share of the steps, then constant. Methods whose
+                `schedule` is "geometric" go from 1 to `temperature_end` over all steps instead (METHODS 3.2).
+    max_skips:  steps of an arm that may be skipped because the loss was not finite.
+    data:       what to train on, such as "world" or "jsonl('chats.jsonl', images='pictures')" (`data/spelling.py`).
+    max_broken_share: of the rows a worker draws that may be broken; they are skipped and counted.
+    checkpoint_every, validate_every, grad_cosine_every: in steps; 0 never (a state is always saved at the end of an arm).
+    dtype:      of the frozen model: "auto" as `load` has it, or "bfloat16" ...; scorer, throttle and loss are float32 always.
+    micro_images: per worker that are in memory at once; a step adds up gradients over such parts, 0: all of its share at once.
+    checkpointing: decoder layers are computed again in the backward pass instead of stored.
+    shard:      the frozen decoder's layers are spread over the workers and gathered one by one; for models too large for one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "embedded"
+    arms: tuple[str, ...] = ("diffprune", "gumbel_topk", "gumbel_keepdrop")
+    seeds: tuple[int, ...] = (0,)
+    data: str = "world"
+    steps: int = 200
+    images: int = 12
+    questions: int = 10
+    questions_alone: int = 3
+    learning_rate: float = 3e-3
+    warmup_share: float = 0.03
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    temperature_start: float = 2.0
+    temperature_end: float = 0.1
+    anneal_share: float = 0.5
+    budgets: tuple[str, ...] = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
+    calibration_images: int = 64
+    validation_images: int = 12
+    max_skips: int = 3
+    max_broken_share: float = 0.01
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    micro_images: int = 0
+    checkpointing: bool = False
+    shard: bool = False
+    checkpoint_every: int = 50
+    validate_every: int = 50
+    grad_cosine_every: int = 50
+    workers: int = 2
+
+    def __init__(self, **options: Any) -> None:
+        """Raises ValueError: one sentence on the first thing that is wrong."""
+        for key in options.keys() - Recipe.model_fields.keys():
+            raise ValueError(f"a recipe has no field {key!r}: {registry.nearest(key, Recipe.model_fields)}")
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = str(first.get("ctx", {}).get("error", first["msg"]))
+            raise ValueError(f"recipe, {where}: {reason}" if where else f"recipe: {reason}") from None
+
+    @field_validator("arms")
+    @classmethod
+    def _arms(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        loaded = [registry.load("pruners", arm) for arm in arms]
+        for pruner in loaded:
+            if not hasattr(pruner, "throttle"):
+                raise ValueError(f"{pruner.spelling!r} learns nothing and cannot be trained; 'diffprune' can")
+        return tuple(pruner.spelling for pruner in loaded)
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets(cls, found: tuple[str, ...]) -> tuple[str, ...]:
+        for budget in (budgets.parse(text) for text in found):
+            budget.count(10**6)  # a threshold keeps a different number of every image and refuses
+        return found
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, data: str) -> str:
+        return training.source(data).spelling  # paths absolute: workers may run in another folder
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Recipe:
+        for name in ("arms", "seeds", "budgets"):
+            if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name} must be given, and each once; got {getattr(self, name)}")
+        for name in ("steps", "images", "questions", "questions_alone", "workers", "calibration_images", "validation_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        for name in ("checkpoint_every", "validate_every", "grad_cosine_every", "max_skips", "weight_decay", "micro_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative")
+        for name in ("learning_rate", "clip", "temperature_start", "temperature_end"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be a positive number")
+        if not (0 <= self.warmup_share < 1 and 0 < self.anneal_share <= 1):
+            raise ValueError(
+                f"warmup_share is {self.warmup_share} and anneal_share {self.anneal_share}, but they must lie in [0, 1) and (0, 1]"
+            )
+        if not 0 <= self.max_broken_share < 1:
+            raise ValueError(f"max_broken_share is {self.max_broken_share}, but must lie in [0, 1)")
+        for name in ("images", "validation_images"):
+            if getattr(self, name) % self.workers:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be split evenly over {self.workers} workers")
+        if self.shard and self.workers < 2:
+            raise ValueError("shard=True spreads a model over workers; give workers=2 or more, or shard=False")
+        if self.shard and self.dtype == "auto":
+            raise ValueError("shard=True loads the model on the CPU first, so its type must be said: dtype='bfloat16'")
+        return self
+
+    def key(self, arm: str, seed: int) -> str:
+        """20 hexadecimal digits of all that shapes one arm's result: not the other arms, the seeds, how often to look, or what is
+        in memory at once.
+
+        Of data in files their contents count, not where they lie.
+
+        Raises:
+            ValueError: those files cannot be read here.
+        """
+        silent = {"arms", "seeds", "workers", "checkpoint_every", "validate_every", "grad_cosine_every", "validation_images"}
+        silent |= {"micro_images", "checkpointing", "shard", *(["dtype"] if self.dtype == "auto" else [])}
+        read = {"data": training.source(self.data).identity or self.data}
+        dump = self.model_dump(exclude=silent | {"max_broken_share"})
+        text = json.dumps({**dump, **read, "arm": arm, "seed": seed}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def temperature(recipe: Recipe, step: int, schedule: str = "cosine") -> float:
+    """tau(t) = end + (start - end) / 2 (1 + cos(pi min(t / T, 1))), T the annealed steps; or geometric from 1 (METHODS 2.6, 3.2).
+
+    Raises:
+        ValueError: no such schedule.
+    """
+    if schedule == "geometric":
+        return float(recipe.temperature_end ** (step / max(recipe.steps - 1, 1)))
+    if schedule != "cosine":
+        raise ValueError(f"no temperature schedule {schedule!r}: {registry.nearest(schedule, ['cosine', 'geometric'])}")
+    done = min(step / (recipe.anneal_share * recipe.steps), 1.0)
+    return recipe.temperature_end + (recipe.temperature_start - recipe.temperature_end) / 2 * (1 + math.cos(math.pi * done))
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up over a share of the steps, then a cosine to 0."""
+    warmup = max(1, round(recipe.warmup_share * recipe.steps))
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    return recipe.learning_rate / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator of its own for every key."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def drawn_budget(recipe: Recipe, seed: int, step: int) -> Budget:
+    """The budget of a step: the same on all workers and in all arms of a seed."""
+    index = torch.randint(len(recipe.budgets), (), generator=generator(DRAW, seed, step))
+    return budgets.parse(recipe.budgets[int(index)])

@@ -1,0 +1,171 @@
+"""Budgets for a target speedup: what to tune for, on which images, and everything that has to be timed for it.
+
+Scores do not depend on the threshold, so what a threshold keeps is known without running the model (`scored`), and latency is one
+monotone curve of the sequence length with a floor (MEASURING 8): the answer is arithmetic (`solver`). What remains to be run is the
+accuracy of the few candidates that reach the target, and one measured verification on other images.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from diffprune.core.benchmark import Benchmark, Sample
+from diffprune.core.budget import Budget, Keep, Share
+from diffprune.core.pruner import Need, Pruner
+from diffprune.core.records import Cell, CurvePoint, Timing
+from diffprune.core.registry import load
+from diffprune.core.vlm import VLM
+from diffprune.statistics import interval_of
+from diffprune.timing import eager
+from diffprune.timing.clock import Clock
+from diffprune.timing.eager import Inputs
+from diffprune.tune.options import Tuning
+from diffprune.tune.solver import MeasuredSpeedup, monotone
+
+
+def cells(vlm: VLM, methods: Sequence[str], options: Tuning) -> list[Cell]:
+    """One cell per method, kind and target. `budget` carries the target, `mode` every other option that changes the answer.
+
+    Raises:
+        ValueError: unknown method or benchmark, or guards the model cannot meet.
+    """
+    Keep(options.least).check(vlm.num_visual_tokens)
+    pruners = [p for p in (load("pruners", text) for text in methods) if p.plan(Share(1))]
+    benchmarks: list[Benchmark] = [load("benchmarks", text) for text in options.benchmarks]
+    elsewhere = {"targets", "kinds", "benchmarks", "split", "protocol", "batch", "calibration", "threads", "seed"}
+    rest = options.model_dump(exclude=elsewhere)
+    words = " ".join(f"{k}={v}" for k, v in sorted(rest.items()) if v is not None)
+    return [
+        Cell(
+            verb="tune", model=vlm.name, model_hash=vlm.weights_hash, pruner=p.spelling, pruner_hash=p.weights_hash,
+            budget=f"target={target:g}", benchmark="+".join(b.spelling for b in benchmarks),
+            revision="+".join(dict.fromkeys(b.revision for b in benchmarks)), protocol=options.protocol, split=options.split,
+            limit=options.calibration, batch=options.batch, dtype=str(vlm.model.dtype).removeprefix("torch."), seed=options.seed,
+            mode=f"{kind} {words}",
+        )
+        for p in pruners for kind in options.kinds for target in options.targets
+    ]  # fmt: skip
+
+
+# --- images and questions --------------------------------------------------------------------------------------------
+
+
+def _cut(vlm: VLM, benchmark: Benchmark, samples: Sequence[Sample], batch: int, needs: frozenset[Need]) -> list[Inputs]:
+    """Whole batches; one short batch where there are too few samples for any."""
+    whole = [samples[i : i + batch] for i in range(0, len(samples) - batch + 1, batch)] or [samples]
+    return [eager.prepare(vlm, [benchmark.image(s) for s in part], [s.question for s in part], needs) for part in whole if part]
+
+
+@torch.inference_mode()
+def splits(vlm: VLM, options: Tuning, needs: frozenset[Need]) -> tuple[list[Inputs], list[Inputs]]:
+    """(calibration, held-out) batches, encoded; no image of one occurs in the other, whatever benchmark asks about it.
+
+    Raises:
+        ValueError: no image is left to hold out.
+    """
+    benchmarks: list[Benchmark] = [load("benchmarks", text) for text in options.benchmarks]
+    share = [math.ceil(n / len(benchmarks)) for n in (options.calibration, options.held_out)]
+    first = [b.samples(options.split, share[0], options.protocol) for b in benchmarks]
+    used = {s.image_id for samples in first for s in samples}
+    more = [b.samples(options.split, options.calibration + options.held_out, options.protocol) for b in benchmarks]
+    later = [[s for s in samples if s.image_id not in used][: share[1]] for samples in more]
+    if not any(later):
+        raise ValueError(f"split {options.split!r} has no image beside the {len(used)} used for calibration: lower `calibration`")
+
+    def cut(group: list[list[Sample]]) -> list[Inputs]:
+        return [i for b, s in zip(benchmarks, group, strict=True) for i in _cut(vlm, b, s, options.batch, needs)]
+
+    return cut(first), cut(later)
+
+
+# --- what is timed ---------------------------------------------------------------------------------------------------
+
+
+def grid(total: int, least: int = 1) -> list[int]:
+    """About a dozen visual counts from the floor to all of them, closer together where pruning happens."""
+    shares = (0, 0.03, 0.06, 0.11, 0.17, 0.22, 0.28, 0.33, 0.42, 0.5, 0.67, 0.83, 1)
+    return sorted({max(least, round(share * total)) for share in shares})
+
+
+@torch.inference_mode()
+def time_curve(vlm: VLM, inputs: Inputs, counts: Sequence[int], options: Tuning, clock: Clock) -> list[CurvePoint]:
+    """Prefill of sequences that were always this short, interleaved in shuffled rounds; medians and their monotone fit."""
+    ready = [eager.native(vlm, inputs, [min(c, int(v)) for v in inputs.tokens.counts]) for c in counts]
+    order, found = list(range(len(counts))), [[] for _ in counts]  # type: list[int], list[list[float]]
+    shuffled = random.Random(options.seed)
+    for turn in range(-options.warmup, options.curve_repeats):
+        shuffled.shuffle(order)
+        for index in order:
+            spent = eager.prefill(vlm, ready[index], clock)[0]
+            if turn >= 0:
+                found[index].append(spent)
+    lengths, medians = [r.sequence for r in ready], [float(np.median(f)) for f in found]
+    places, fitted = monotone(lengths, medians)
+    return [
+        CurvePoint(
+            batch=len(inputs.questions), sequence=r.sequence, visual_kept=c, prefill_ms=m, p10_ms=float(np.quantile(f, 0.1)),
+            p90_ms=float(np.quantile(f, 0.9)), repeats=len(f), fitted_ms=float(np.interp(r.sequence, places, fitted)),
+        )
+        for r, c, m, f in zip(ready, counts, medians, found, strict=True)
+    ]  # fmt: skip
+
+
+def _added(vlm: VLM, inputs: Inputs, pruner: Pruner, clock: Clock, repeats: int) -> float:
+    """ms a method's needs add to the encoder (median); 0 where they add nothing or cannot be told apart."""
+    if not pruner.needs - eager.NOT_OF_THE_ENCODER:
+        return 0.0
+    return float(np.nan_to_num(np.median([eager.encode(vlm, inputs, pruner.needs, clock)[1] for _ in range(repeats)])))
+
+
+@torch.inference_mode()
+def time_overhead(vlm: VLM, inputs: Inputs, pruner: Pruner, budgets: Sequence[Budget], repeats: int, clock: Clock) -> list[Timing]:
+    """What a method adds before prefill, ms, several times for each budget.
+
+    Each run ends with its prefill, as requests do: in a loop of its own a method finds its caches warm and looks cheap.
+    """
+    repeats = max(3, repeats // 3)
+    added = _added(vlm, inputs, pruner, clock, repeats)
+    found = []
+    for budget in budgets:
+        for turn in range(-1, repeats):
+            ready, spans = eager.shrink(vlm, inputs, pruner, budget, clock)
+            eager.prefill(vlm, ready, clock)
+            if turn >= 0:
+                spent, kept = added + spans["overhead"], float(ready.packed.kept.float().mean())
+                found.append(Timing("overhead", "pruned", turn, spent, len(inputs.questions), kept, ready.sequence, ""))
+    return found
+
+
+@torch.inference_mode()
+def check(
+    vlm: VLM, batches: Sequence[Inputs], asked: Sequence[tuple[Pruner, Budget]], options: Tuning, clock: Clock
+) -> list[MeasuredSpeedup]:
+    """Measure net speedups on held-out batches: real pruned runs beside unpruned ones, in shuffled order, each batch repeated.
+
+    Every batch brings new lengths, so every arm is warmed up on each. The unpruned run is in every ratio, so that its noise would
+    move all answers together: of k methods it is timed sqrt(k) times as often as each of them (Dunnett 1955).
+    """
+    arms: list[tuple[Pruner, Budget]] = [(load("pruners", "none"), Share(1)), *asked]
+    often = np.array([max(1, round(math.sqrt(len(asked)))), *[1] * len(asked)])
+    order, shuffled = np.repeat(np.arange(len(arms)), often).tolist(), random.Random(options.seed)
+    sums = np.zeros((len(batches), len(arms)))
+    for row, inputs in enumerate(batches):
+        added = {pruner.spelling: _added(vlm, inputs, pruner, clock, 3) for pruner, _ in arms}
+        spent = np.zeros((1 + options.repeats, len(arms)))  # the first turn warms up
+        for turn in spent:
+            shuffled.shuffle(order)
+            for index in order:
+                ready, spans = eager.shrink(vlm, inputs, *arms[index], clock)
+                extra = spans["overhead"] + added[arms[index][0].spelling] if index else 0.0
+                turn[index] += (eager.prefill(vlm, ready, clock)[0] + extra) / often[index]
+        sums[row] = np.median(spent[1:], axis=0)
+    num = sum(len(inputs.questions) for inputs in batches)
+    ones = np.ones(len(batches))
+    columns = [np.column_stack([sums[:, 0], sums[:, i], ones]) for i in range(1, len(arms))]
+    found = [interval_of(lambda s: s[..., 0] / s[..., 1], c, limits=(0.0, np.inf))[0] for c in columns]
+    return [MeasuredSpeedup(f.estimate, f.low, f.high, num) for f in found]

@@ -1,0 +1,1 @@
+"""Loading any vision-language model, and what families share."""

@@ -1,0 +1,203 @@
+"""What families share: the family's own encoder run with an ear at its projector, rows from text or from a processor's output.
+
+A family says which module takes one visual token's features to the decoder's width (`projector_input`), what stands in a prompt for
+an image (`place`), and, where it differs, how tokens are grouped, ordered and positioned. Nothing of its code is copied: the
+features that reach the projector_input are heard by a hook while the family's own `get_image_features` runs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from diffprune.core.pruner import Need
+from diffprune.core.tokens import VisualTokens
+from diffprune.core.vlm import VLM, Prompts, Shape
+from diffprune.vlm.tokenize import identities, tokenise, weights_hash
+
+
+class Family(VLM):
+    """A conditional-generation model: vision encoder, projector, decoder, and `mm_encoder_outputs` in its forward.
+
+    projector_input:       dotted path below `model.model` of the module whose input is one row per visual token.
+    encoder_inputs: are keyword arguments of `get_image_features` too.
+    token_types:    name of the input that is 1 at visual tokens and 0 at text; "" where there is none.
+    stacked:        its forward wants the rows of all images as one tensor, not a list of them.
+    """
+
+    projector_input: ClassVar[str] = "multi_modal_projector"
+    token_types: ClassVar[str] = ""
+    stacked: ClassVar[bool] = False
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        self.model, self.processor, self.name = model, processor, name
+        self.device = next(model.parameters()).device
+        self.image_token_id: int = model.config.image_token_id
+        self.shape = self._shape()
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, seed: int = 0) -> VLM:
+        """A random instance of two or three narrow layers with a processor that works offline, for tests and dry runs."""
+
+    @abstractmethod
+    def _shape(self) -> Shape:
+        """Numbers for cost, from the configuration."""
+
+    @cached_property
+    def weights_hash(self) -> str:  # type: ignore[override]
+        """sha256 of the weights that run; taken when first asked for, as it reads every byte."""
+        return weights_hash(self.model)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
+        made = self.processor.image_processor(images=list(images), return_tensors="pt")
+        return self._placed({name: made[name] for name in self.encoder_inputs if name in made})
+
+    def _placed(self, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the model's device, in its type where they are no indices."""
+        kind = self.model.dtype
+        return {n: v.to(self.device, kind if v.is_floating_point() else v.dtype) for n, v in pixels.items()}
+
+    def part(self, pixels: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+        return {name: value[start:stop] for name, value in pixels.items()}
+
+    def layout(self, pixels: dict[str, Tensor]) -> Tensor | None:
+        """[I K] int: what `place` and `positions` must know of each image; None where all images are alike."""
+        return None
+
+    def slots(self, pixels: dict[str, Tensor]) -> list[int]:
+        return [self.num_visual_tokens] * len(pixels[self.encoder_inputs[0]])
+
+    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Need] = frozenset()) -> VisualTokens:
+        if Need.ENCODER_ATTENTION in needs:
+            raise ValueError(
+                f"the encoder of {self.model.config.model_type} has no [CLS] token whose attention could rank the others"
+            )
+        with self._heard() as heard:
+            given = {name: pixels[name] for name in self.encoder_inputs if name in pixels}
+            base = self.model.model  # by its class: `inside.pruned` listens at the instance
+            output = type(base).get_image_features(base, **given, return_dict=True)
+        return self._tokens(heard[-1], output, pixels, needs)
+
+    @contextmanager
+    def _heard(self, path: str = "") -> Iterator[list[Tensor]]:
+        """What reaches the projector_input, or the module at `path`, while the family's own code runs."""
+        heard: list[Tensor] = []
+        module = self.model.model.get_submodule(path or self.projector_input)
+        hook = module.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+        try:
+            yield heard
+        finally:
+            hook.remove()
+
+    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
+        """Heard features as one padded row per image; `output` says how many each has."""
+        flat = heard.reshape(-1, heard.shape[-1])
+        sizes = [len(found) for found in output.pooler_output]
+        assert len(flat) == sum(sizes), "the projector_input hears one row per visual token"
+        return self._rows(flat.split(sizes), pixels, needs)
+
+    def _rows(self, parts: Sequence[Tensor], pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
+        """[n_i D] of each image -> padded `VisualTokens`."""
+        sizes = torch.tensor([len(p) for p in parts], device=self.device)
+        features = pad_sequence(list(parts), batch_first=True)
+        return VisualTokens(
+            features=features,
+            valid=torch.arange(features.shape[1], device=self.device) < sizes[:, None],
+            identity=self._identity(pixels, len(parts)) if Need.IDENTITY in needs else None,
+            layout=self.layout(pixels),
+        )
+
+    def _identity(self, pixels: dict[str, Tensor], images: int) -> Tensor:
+        """[I] int64: a hash of each image's own pixels, whatever batch it comes in."""
+        return torch.cat([identities(next(iter(self.part(pixels, i, i + 1).values())).flatten()[None]) for i in range(images)])
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.model.model.get_submodule(self.projector_input)(features)
+
+    def separator(self) -> Tensor:
+        raise ValueError(f"{self.model.config.model_type} puts no separators between visual tokens")
+
+    def image_inputs(self, features: Sequence[Tensor], deepstack: Sequence[Tensor] | None = None) -> dict[str, Any]:
+        rows = torch.cat(list(features))[None] if self.stacked else list(features)
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=rows)}}
+
+    def deferred(self) -> Any:
+        """An encoder output with nothing in it yet: `inside.pruned` encodes when the rows are known."""
+        return BaseModelOutputWithPooling()
+
+    # -- text ----------------------------------------------------------------------------------------------------------
+
+    def frame(self, question: str, images: int = 1) -> str:
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    @property
+    def marker(self) -> str:
+        """What stands for an image in a framed prompt."""
+        return self.processor.image_token
+
+    def place(self, num: int, layout: Tensor | None) -> list[int]:
+        """Token ids that stand for an image of `num` slots, separators included."""
+        return [self.image_token_id] * num
+
+    def prompts(
+        self,
+        questions: Sequence[str],
+        num_tokens: Sequence[int],
+        layout: Tensor | None = None,
+        images: Sequence[int] | None = None,
+    ) -> Prompts:
+        shown = list(images or [1] * len(questions))
+        texts = [self.frame(q, n) for q, n in zip(questions, shown, strict=True)]
+        places = [self.place(n, None if layout is None else layout[i]) for i, n in enumerate(num_tokens)]
+        ids, mask, question = tokenise(self.processor.tokenizer, texts, self.marker, places, shown)
+        return self._prompts(ids.to(self.device), mask.to(self.device), question.to(self.device), layout)
+
+    def _prompts(self, ids: Tensor, mask: Tensor, question: Tensor, layout: Tensor | None) -> Prompts:
+        slots = (ids == self.image_token_id) & mask.bool()
+        return Prompts(ids, mask, self.positions(ids, mask, layout), slots, question)
+
+    def positions(self, ids: Tensor, mask: Tensor, layout: Tensor | None) -> Tensor:
+        """[B S] int, or [B S R]: where the family's own generate would put each place."""
+        return (mask.cumsum(1) - 1).clamp_min(0)
+
+    def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Prompts]:
+        ids = inputs.get("input_ids")
+        pixels = {name: inputs[name] for name in self.encoder_inputs if inputs.get(name) is not None}
+        if ids is None or self.encoder_inputs[0] not in pixels:
+            raise ValueError(f"a pruned call needs input_ids and {self.encoder_inputs[0]}, as the model's processor makes them")
+        mask = inputs.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        pixels = self._placed(pixels)
+        after = ((ids == self.image_token_id).flip(1).cumsum(1) == 0).flip(1)
+        return pixels, self._prompts(ids, mask.long(), after & mask.bool(), self.layout(pixels))
+
+    def token_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
+        return {self.token_types: prompts.slots.long()} if self.token_types else {}
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(input_ids)
+
+
+def decoder_shape(text: Any) -> dict[str, int]:
+    """The decoder's part of a `Shape` from its configuration."""
+    return {
+        "layers": text.num_hidden_layers,
+        "width": text.hidden_size,
+        "heads": text.num_attention_heads,
+        "kv_heads": text.num_key_value_heads,
+        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        "ffn": text.intermediate_size,
+        "vocabulary": text.vocab_size,
+    }

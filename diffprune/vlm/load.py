@@ -1,0 +1,275 @@
+"""A model by name: `embedded`, a local folder, or a hub checkpoint. safetensors only; no code from a checkpoint ever runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import is_flash_attn_2_available, logging
+
+from diffprune.core import registry
+from diffprune.core.errors import first_line
+from diffprune.core.vlm import VLM
+from diffprune.io import checkpoint
+from diffprune.vlm.processor import Absent, read
+
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+EMBEDDED = Path(__file__).parent.parent / "embedded" / "checkpoint"
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+
+def load(
+    name: str = "embedded",
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    attention: str = "sdpa",
+    device_map: str | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> VLM:
+    """A frozen VLM of a supported family.
+
+    name:       "embedded", a folder, or a hub name such as "llava-hf/llava-1.5-7b-hf" (fetched at `revision`), or "tiny(llava)", a
+                small random instance of a family. Options of the family may stand behind it, as in
+                "llava-hf/llava-1.5-7b-hf(image_mode='pad')"; this spelling is `VLM.name`.
+    device:     "auto" is the first GPU, else the CPU.
+    dtype:      "auto" is float32 on the CPU and the checkpoint's own elsewhere.
+    attention:  implementation of encoder and decoder: "sdpa", "eager" or "flash_attention_2".
+    device_map: "auto" or {module: device} spreads a model over devices, with accelerate; instead of `device`.
+    options:    the family's own, e.g. `image_mode` and `frame` of llava.
+
+    Raises:
+        ValueError: no such checkpoint, a family without a file under `models/`, damaged weights, an option that does not exist or
+            that this machine cannot serve, or `trust_remote_code`.
+    """
+    if trust_remote_code:
+        raise ValueError(f"{name}: trust_remote_code is refused; code from a checkpoint never runs here")
+    place = _place(device, device_map)
+    kind = _dtype(dtype, place)
+    _check_attention(attention, place)
+    if _is_tiny(name):
+        return _tiny(name, place or torch.device("cpu"), torch.float32 if isinstance(kind, str) else kind, attention)
+    name, spelled = spelling(name)
+    options = spelled | options
+    source = _source(name, revision)
+    hub: dict[str, Any] = {"revision": revision or "main"}
+    family: Any = _family(name, _config(name, source, hub))
+    _check_options(family, options)
+    if isinstance(source, Path):
+        check(source)
+    more = {"device_map": dict(device_map) if isinstance(device_map, Mapping) else device_map} if device_map else {}
+    model = _model(name, source, dtype=kind, attn_implementation=attention, **more, **hub)
+    if place is not None:
+        model.to(place)
+    parts = read(source, model.config.image_token_id, trust_remote_code=False, **hub)
+    vlm: VLM = family(model.eval().requires_grad_(False), parts, spelled_name(name, options), **options)
+    return vlm
+
+
+def described(name: str) -> None:
+    """Look at a model's name, options and configuration, not at its weights.
+
+    Raises:
+        ValueError: `load` would refuse it.
+    """
+    if _is_tiny(name):
+        _tiny(name, torch.device("cpu"), torch.float32, "sdpa")
+        return
+    bare, options = spelling(name)
+    source = _source(bare, None)
+    _check_options(_family(bare, _config(bare, source, {"revision": "main"})), options)
+
+
+def _is_tiny(name: str) -> bool:
+    """Whether a name asks for a tiny instance and is no folder that happens to be called so."""
+    return name.startswith("tiny(") and not Path(name).exists()
+
+
+def _tiny(name: str, place: torch.device, kind: torch.dtype, attention: str) -> VLM:
+    """`tiny(llava)`, `tiny(llava, image_mode='pad')`: a family's random instance of a few narrow layers; needs no files."""
+    _, given, options = registry.parse_call(name)
+    if len(given) != 1 or not isinstance(given[0], str):
+        raise ValueError(f"{name!r}: write tiny(family), as in tiny(llava)")
+    family: Any = registry.find("models", given[0])
+    _check_options(family, options)
+    parts = family.tiny()
+    parts.model.set_attn_implementation(attention)
+    spelled = ", ".join([given[0], *(f"{key}={options[key]!r}" for key in sorted(options))])
+    vlm: VLM = family(parts.model.to(place, kind), parts.processor, f"tiny({spelled})", **options)
+    return vlm
+
+
+def wrap(model: Any, processor: Any = None, name: str = "", **options: Any) -> VLM:
+    """The family's view of a transformers model that is already loaded; the model itself is left as it is.
+
+    Without its processor it serves rows a processor made (`VLM.read`), not images and questions.
+
+    Raises:
+        ValueError: it is no vision-language model, of a family without a file under `models/`, or the processor is none.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind is None or not hasattr(model, "generate") or not hasattr(getattr(model, "model", None), "get_image_features"):
+        raise ValueError(
+            f"{type(model).__name__} is no vision-language model that generates; "
+            "give a transformers model of the ...ForConditionalGeneration kind"
+        )
+    if processor is not None and not all(hasattr(processor, part) for part in ("image_processor", "tokenizer")):
+        raise ValueError(f"{type(processor).__name__} is no processor of images and text; give what AutoProcessor loads")
+    name = name or getattr(model, "name_or_path", "") or kind
+    family: Any = _family(name, {"model_type": kind})
+    _check_options(family, options)
+    processor = Absent() if processor is None else processor
+    vlm: VLM = family(model, processor, spelled_name(name, options), **options)
+    return vlm
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def spelling(name: str) -> tuple[str, dict[str, Any]]:
+    """`folder-or-hub-name(option=value)` -> the name and the options.
+
+    Raises:
+        ValueError: what stands in the brackets is no list of options.
+    """
+    if not name.endswith(")") or "(" not in name or Path(name).exists():
+        return name, {}
+    bare, inside = name[:-1].split("(", 1)
+    _, given, options = registry.parse_call(f"model({inside})")
+    if given:
+        raise ValueError(f"{name!r}: options have names, as in {bare}(image_mode='pad')")
+    return bare, options
+
+
+def spelled_name(name: str, options: Mapping[str, Any]) -> str:
+    """The name with the options behind it, keywords sorted."""
+    return name + (f"({', '.join(f'{key}={options[key]!r}' for key in sorted(options))})" if options else "")
+
+
+def _source(name: str, revision: str | None) -> Path | str:
+    folder = EMBEDDED if name == "embedded" else Path(name)
+    if folder.is_dir():
+        if revision:
+            raise ValueError(f"{name} is a folder; revision {revision!r} exists for hub checkpoints only")
+        return folder
+    if name.startswith((".", "/")) or name.count("/") != 1:
+        raise ValueError(
+            f"no model {name!r}: write 'embedded', a folder with a checkpoint, or a hub name such as 'llava-hf/llava-1.5-7b-hf'"
+        )
+    return name
+
+
+def _config(name: str, source: Path | str, hub: dict[str, Any]) -> dict[str, Any]:
+    """config.json as it stands."""
+    if isinstance(source, Path):
+        return checkpoint.read_config(source)
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: no model configuration can be read ({first_line(error)})") from None
+    return dict(found)
+
+
+def _family(name: str, config: dict[str, Any]) -> type:
+    """The class under `models/` for a configuration."""
+    kind, known = config.get("model_type"), registry.names("models")
+    if kind in known:
+        return registry.find("models", kind)
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(
+            f"{name} is of the family {kind!r}, which nobody has added yet: write diffprune/models/{kind}.py (CONTRIBUTING.md "
+            f"says how); there are {', '.join(known)}"
+        )
+    if "auto_map" in config:
+        raise ValueError(f"{name}: the model's code lies in its checkpoint (trust_remote_code), which never runs here")
+    raise ValueError(f"{name}: {kind!r} is no vision-language model; families here are {', '.join(known)}")
+
+
+def _check_options(family: type, options: Mapping[str, Any]) -> None:
+    known = list(inspect.signature(family).parameters)[3:]  # behind model, processor, name
+    for key in options:
+        if key not in known:
+            raise ValueError(
+                f"models of the family {family.__module__.rpartition('.')[2]} have no option {key!r}: "
+                + (registry.nearest(key, known) if known else "they take none")
+            )
+
+
+# -- where and how it runs ---------------------------------------------------------------------------------------------
+
+
+def _place(device: str | torch.device, device_map: str | Mapping[str, Any] | None) -> torch.device | None:
+    """The device; None where a map says it."""
+    if device_map is not None:
+        if device != "auto":
+            raise ValueError(f"device {device!r} and a device_map were given; give one of them")
+        if importlib.util.find_spec("accelerate") is None:
+            raise ValueError("device_map needs accelerate: pip install accelerate, or give one device")
+        return None
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"no device {device!r} ({first_line(error)})") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"no device {str(found)!r}: this machine has {torch.cuda.device_count()} CUDA GPUs")
+    return found
+
+
+def _dtype(dtype: str | torch.dtype, place: torch.device | None) -> str | torch.dtype:
+    if dtype == "auto":
+        return torch.float32 if place is not None and place.type == "cpu" else "auto"
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"no dtype {dtype!r} for weights: it is 'auto', 'float32', 'bfloat16' or 'float16'")
+    return found
+
+
+def _check_attention(attention: str, place: torch.device | None) -> None:
+    if attention not in ATTENTION:
+        raise ValueError(f"no attention {attention!r}: {registry.nearest(attention, ATTENTION)}")
+    if attention == "flash_attention_2" and (not is_flash_attn_2_available() or (place is not None and place.type != "cuda")):
+        raise ValueError("flash_attention_2 needs the package flash-attn and a CUDA GPU; use 'sdpa' here")
+
+
+def _model(name: str, source: Path | str, **options: Any) -> Any:
+    try:
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            source, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name}: the weights cannot be loaded or do not fit config.json ({first_line(error)})") from None
+    wrong = [*found["missing_keys"], *found["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"{name}: the weights do not fit config.json, first at {wrong[0]}")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"{name}: not all weights fit the devices of device_map; give more devices or a smaller dtype")
+    checkpoint.check_finite(dict(model.named_parameters()), name)
+    return model
+
+
+def check(folder: Path) -> None:
+    """Refuse a local checkpoint with missing, pickled or incomplete weights before any of them are read.
+
+    A folder that carries `model.safetensors.sha256` (the embedded model does) is also checked for flipped bits.
+
+    Raises:
+        ValueError: names the file and the reason.
+    """
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth"})
+        raise ValueError(f"{folder}: no safetensors weights" + (f"; {pickled[0]} is a pickle, which is refused" if pickled else ""))
+    for path in found:
+        listed = path.with_name(path.name + ".sha256")
+        checkpoint.check_file(path, listed.read_text().split()[0] if listed.is_file() else None)

@@ -1,0 +1,54 @@
+"""A model that has a configuration but no weights: what it would weigh and cost, known without a download."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from diffprune.core import registry
+from diffprune.core.vlm import VLM
+from diffprune.io import checkpoint
+from diffprune.vlm.load import EMBEDDED, load, spelling
+from diffprune.vlm.processor import Absent
+
+
+def outline(config: Mapping[str, Any]) -> VLM:
+    """The family's view of a model on torch's `meta` device: `shape`, `num_visual_tokens` and parameters without values.
+
+    config: what config.json says, `model_type` included; what is left out has the family's defaults.
+
+    Raises:
+        ValueError: no family of that `model_type`, or no such configuration.
+    """
+    kind = str(config.get("model_type"))
+    family: Any = registry.find("models", kind)
+    try:
+        found = AutoConfig.for_model(**config)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(found)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"this is no configuration of {kind} ({error})") from None
+    vlm: VLM = family(model.eval().requires_grad_(False), Absent(), f"outline of {kind}")
+    return vlm
+
+
+def configuration(name: str) -> dict[str, Any] | None:
+    """What config.json of a model says where no network is needed: a folder, "embedded", "tiny(llava)"; None for others."""
+    if name.startswith("tiny("):
+        found: dict[str, Any] = load(name, device="cpu").model.config.to_dict()
+        return found
+    source = EMBEDDED if name == "embedded" else Path(spelling(name)[0])
+    return checkpoint.read_config(source) if source.is_dir() else None
+
+
+def projector_input_width(vlm: VLM) -> int:
+    """D of `VLM.encode` without running it: the width of what the projector's first matrix reads."""
+    model = vlm.model.model
+    projector_input: nn.Module = model.get_submodule(getattr(vlm, "projector_input", ""))
+    linear = next((m for m in projector_input.modules() if isinstance(m, nn.Linear)), None)
+    return linear.in_features if linear is not None else vlm.shape.vision_width
