@@ -14,7 +14,7 @@ job = Job(
     name="compare_gumbel",
     title="DiffPrune against Gumbel-Softmax, three scorer seeds",
     train=Recipe(
-        arms=(
+        pruners=(
             "diffprune",
             "gumbel_topk",
             "gumbel_keepdrop",
@@ -30,7 +30,7 @@ job = Job(
         workers=2,
     ),
     evaluate=Evaluation(limit=180),  # half as many pictures again as the demo: they, not the questions, are the sample
-    baselines=("none", "random", "grid", "attention"),
+    baselines=("unpruned", "random", "grid", "attention"),
     budgets=BUDGETS,
     workers=2,
 )

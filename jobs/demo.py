@@ -11,7 +11,7 @@ job = Job(
     name="demo",
     title="DiffPrune and Gumbel-Softmax on the embedded model",
     train=Recipe(
-        arms=("diffprune", "gumbel_topk", "gumbel_keepdrop"),  # reading the question needs longer training: compare_gumbel
+        pruners=("diffprune", "gumbel_topk", "gumbel_keepdrop"),  # reading the question needs longer training: compare_gumbel
         seeds=(0,),
         steps=100,
         images=4,  # many small steps: at 50 of 8 images DiffPrune was 19 points worse at 16 tokens
@@ -23,7 +23,7 @@ job = Job(
     tune=Tuning(curve_repeats=10, warmup=3, repeats=1, corrections=2, candidates=1, calibration=72, held_out=72),
     evaluate=Evaluation(blind=True, limit=80),  # the world's ten benchmarks, each also asked without its pictures
     measure=Measurement(warmup=5, inputs=1, slow_rounds=3, decode_tokens=8),
-    baselines=("none", "random", "grid", "attention"),
+    baselines=("unpruned", "random", "grid", "attention"),
     replaced=("diffprune",),
     budgets=BUDGETS,
     workers=2,

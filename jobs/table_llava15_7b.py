@@ -6,7 +6,7 @@
 
 The learned methods are three scorer seeds each, all from one recipe:
 
-    diffprune run train_llava15_7b --set 'train.arms=["diffprune", "gumbel_topk", "gumbel_keepdrop"]'
+    diffprune run train_llava15_7b --set 'train.pruners=["diffprune", "gumbel_topk", "gumbel_keepdrop"]'
 
 Their weights are looked for where that command leaves them. Others are named by folder or by repository of the Hub, with the rules
 to be asked beside them:
@@ -39,7 +39,7 @@ job = Job(
         blind=True,
     ),
     baselines=(
-        "none",
+        "unpruned",
         *(f"random(seed={seed})" for seed in SEEDS),
         "grid",
         "attention",

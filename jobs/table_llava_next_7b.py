@@ -7,7 +7,7 @@
 The learned methods are three scorer seeds each, all from one recipe, and looked for where it leaves them (others: see
 `table_llava15_7b.py`):
 
-    diffprune run train_llava_next_7b --set 'train.arms=["diffprune", "gumbel_topk", "gumbel_keepdrop"]'
+    diffprune run train_llava_next_7b --set 'train.pruners=["diffprune", "gumbel_topk", "gumbel_keepdrop"]'
 
 Protocol `llava`, with the checkpoint's own chat template and its tiles. TextVQA is asked without OCR tokens: the published 64.9 is.
 A budget is one count for all tiles of a picture; newline tokens are not scored, stay while their line has a token, and are counted
@@ -36,7 +36,7 @@ job = Job(
         blind=True,
     ),
     baselines=(
-        "none",
+        "unpruned",
         *(f"random(seed={seed})" for seed in SEEDS),
         "grid",
         "attention",

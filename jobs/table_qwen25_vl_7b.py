@@ -7,7 +7,7 @@
 The learned methods are three scorer seeds each, all from one recipe, and looked for where it leaves them (others: see
 `table_llava15_7b.py`):
 
-    diffprune run train_qwen25_vl_7b --set 'train.arms=["diffprune", "gumbel_topk", "gumbel_keepdrop"]'
+    diffprune run train_qwen25_vl_7b --set 'train.pruners=["diffprune", "gumbel_topk", "gumbel_keepdrop"]'
 
 The paper removes 66.7, 77.8 and 88.9 % and has five of the ten benchmarks; it does not say by whose prompts. Protocol `llava`, with
 the checkpoint's own chat template and pictures at their own size. TextVQA is asked without OCR tokens, as 84.8 suggests. The
@@ -35,7 +35,7 @@ job = Job(
         blind=True,
     ),
     baselines=(
-        "none",
+        "unpruned",
         *(f"random(seed={seed})" for seed in SEEDS),
         "grid",
         *(f"{method}(weights='{SCORERS}/{method}-{seed}')" for method in LEARNED for seed in SEEDS),

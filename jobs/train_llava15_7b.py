@@ -12,7 +12,7 @@ random tenth, each once):
 
 A question-aware arm needs questions, which captions have none of; conversations of LLaVA-665K have them:
 
-    diffprune run train_llava15_7b --name llava15-aware --set 'train.arms=["diffprune(question_aware=True)"]' \\
+    diffprune run train_llava15_7b --name llava15-aware --set 'train.pruners=["diffprune(question_aware=True)"]' \\
         --set "train.data=jsonl('data/llava_v1_5_mix665k.json', images='data')"
 
 From the paper: AdamW, learning rate 2e-4 with cosine decay, batch 32, one epoch over 128,000 images (4,000 steps), temperature
@@ -48,7 +48,7 @@ job = Job(
     },
     train=Recipe(
         model=MODEL,
-        arms=("diffprune",),
+        pruners=("diffprune",),
         seeds=(0, 1, 2),
         data="parquet('data/imagenet-1k-vl-enriched', answer='caption_enriched', prompt='Describe the image.')",
         steps=4000,
@@ -73,7 +73,7 @@ job = Job(
         grad_cosine_every=0,
         workers=1,
     ),
-    baselines=("none",),
+    baselines=("unpruned",),
     budgets=("Keep(192)", "Keep(128)", "Keep(64)"),
     report=False,
 )  # fmt: skip

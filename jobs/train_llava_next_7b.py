@@ -33,7 +33,7 @@ job = Job(
     },
     train=Recipe(
         model=MODEL,
-        arms=("diffprune",),
+        pruners=("diffprune",),
         seeds=(0, 1, 2),
         data="parquet('data/imagenet-1k-vl-enriched', answer='caption_enriched', prompt='Describe the image.')",
         steps=4000,
@@ -58,7 +58,7 @@ job = Job(
         grad_cosine_every=0,
         workers=1,
     ),
-    baselines=("none",),
+    baselines=("unpruned",),
     budgets=("Keep(320)",),
     report=False,
 )  # fmt: skip

@@ -36,7 +36,7 @@ job = Job(
     assumed=Assumed(visual=240),  # an ImageNet picture of about 470 x 390 px, 28 x 28 px per token
     train=Recipe(
         model=MODEL,
-        arms=("diffprune",),
+        pruners=("diffprune",),
         seeds=(0, 1, 2),
         data="parquet('data/imagenet-1k-vl-enriched', answer='caption_enriched', prompt='Describe the image.')",
         steps=4000,
@@ -61,7 +61,7 @@ job = Job(
         grad_cosine_every=0,
         workers=1,
     ),
-    baselines=("none",),
+    baselines=("unpruned",),
     budgets=BUDGETS,
     report=False,
 )  # fmt: skip

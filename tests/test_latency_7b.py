@@ -24,7 +24,7 @@ WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA devi
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    path = Path(__file__).parent.parent / "jobs" / "latency_7b.py"
+    path = Path(__file__).parent.parent / "jobs" / "studies" / "latency_7b.py"
     spec = util.spec_from_file_location("latency_7b", path)
     assert spec and spec.loader
     made = util.module_from_spec(spec)

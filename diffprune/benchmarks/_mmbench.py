@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
@@ -41,7 +42,7 @@ class Circular(TableBenchmark):
     splits: ClassVar[tuple[str, ...]] = ("dev",)
     instruction: ClassVar[dict[str, str]]  # by protocol
 
-    def __init__(self, folder: str | None = None, rule: str = "static") -> None:
+    def __init__(self, folder: Path | None = None, rule: str = "static") -> None:
         super().__init__(folder)
         if rule not in RULES:
             raise ValueError(f"{self.name} has no rule {rule!r}: {nearest(str(rule), RULES)}")

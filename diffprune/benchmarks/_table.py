@@ -49,7 +49,7 @@ class Identity(NamedTuple):
     group: str
     image_id: str
     category: str = ""
-    kind: str = ""
+    question_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,8 @@ class TableBenchmark(Benchmark):
     source: HubDataset
     limits: ClassVar[Mapping[str, int]] = {"llava": 128, "lmms_eval": 16}  # tokens of an answer
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self.spelling = self.name + (f"(folder={folder!r})" if folder else "")
         self._loaded: dict[str, Loaded] = {}
 
     @property
@@ -124,7 +123,7 @@ class TableBenchmark(Benchmark):
     @property
     def place(self) -> Path:
         """The folder that is read."""
-        if self.folder == FIXTURE:
+        if str(self.folder) == FIXTURE:
             return _fixtures.made(self.name)
         return Path(self.folder).expanduser() if self.folder else hub.data_folder(self.source.name)
 
@@ -210,7 +209,7 @@ class TableBenchmark(Benchmark):
 
     def _sample(self, split: str, number: int, who: Identity, record: Row, protocol: str) -> Sample:
         row = {**record, "split": split, "number": number}
-        return Sample(who.id, who.group, who.image_id, self.prompt(record, protocol), row, who.category, who.kind)
+        return Sample(who.id, who.group, who.image_id, self.prompt(record, protocol), row, who.category, who.question_type)
 
     def image(self, sample: Sample) -> Image.Image:
         """The picture, RGB, decoded now.
@@ -269,7 +268,7 @@ class TableBenchmark(Benchmark):
             manifest.splits.pop(f"{config}/{split}", None)
         manifest.write(place)
         fetched = copy(self)
-        fetched.folder, fetched._loaded = str(place), {}
+        fetched.folder, fetched._loaded = place, {}
         if fetched.loaded(self.splits[0]).revision.endswith("incomplete"):
             raise ValueError(f"{place}: {self.name} as downloaded does not have the published number of rows or groups")
         for config, split in self.parts():

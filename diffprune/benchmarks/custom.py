@@ -78,7 +78,7 @@ class Custom(Benchmark):
 
     def __init__(
         self,
-        path: str,
+        path: Path,
         grader: str = "exact",
         image: str = _folder.IMAGE,
         question: str = "question",
@@ -97,7 +97,6 @@ class Custom(Benchmark):
         self.columns = {"image": image, "question": question, "answer": answer, "id": id, "group": group, "category": category}
         self.options = options
         self.suffix = SUFFIX_OF.get(grader, "") if suffix is None else suffix
-        self.spelling = f"custom(path={str(path)!r})"
         self._read: dict[str, _Split] = {}
 
     @cached_property

@@ -48,16 +48,16 @@ class Lmms(Benchmark):
 
     protocols: ClassVar[tuple[str, ...]] = ("lmms_eval",)
 
-    def __init__(self, task: str, folder: str = "", group: str = "", category: str = "") -> None:
+    def __init__(self, task: str, folder: Path | None = None, group: str = "", category: str = "") -> None:
         lmms_eval.need(f"lmms({task!r})")
         self.task, self.folder, self.group, self.category = task, folder, group, category
-        self.spelling = f"lmms(task={task!r})"
+        self.title = f"lmms(task={task!r})"
 
     @cached_property
     def _manager(self) -> Any:
         folder = [str(Path(self.folder).resolve())] if self.folder else None
         if folder and not Path(folder[0]).is_dir():
-            raise ValueError(f"{self.spelling}: there is no folder {self.folder!r}")
+            raise ValueError(f"{self.title}: there is no folder {self.folder!r}")
         manager = lmms_eval.TaskManager("ERROR", include_path=folder, include_defaults=not folder, model_name=lmms_eval.MODEL)
         if self.task not in manager.all_tasks:
             raise ValueError(
@@ -77,13 +77,13 @@ class Lmms(Benchmark):
         try:
             task = lmms_eval.get_task_dict([self.task], self._manager, "simple").get(self.task)
         except Exception as error:
-            raise ValueError(f"{self.spelling} cannot be loaded ({with_class(_inner(error))})") from None
+            raise ValueError(f"{self.title} cannot be loaded ({with_class(_inner(error))})") from None
         if task is None or isinstance(task, Mapping):
             raise ValueError(f"{self.task!r} is a group of tasks in lmms-eval: ask for one of its tasks by name")
         if task.config.output_type != "generate_until":
-            raise ValueError(f"{self.spelling} asks for {task.config.output_type}: only tasks of one answer can be asked")
+            raise ValueError(f"{self.title} asks for {task.config.output_type}: only tasks of one answer can be asked")
         if task.config.num_fewshot:
-            raise ValueError(f"{self.spelling} shows {task.config.num_fewshot} examples first: ours are asked without")
+            raise ValueError(f"{self.title} shows {task.config.num_fewshot} examples first: ours are asked without")
         return task
 
     @property
@@ -118,10 +118,10 @@ class Lmms(Benchmark):
     def _sample(self, i: int, doc: Mapping[str, Any]) -> Sample:
         for column in filter(None, (self.group, self.category)):
             if column not in doc:
-                raise ValueError(f"{self.spelling} has no column {column!r}: {nearest(column, doc)}")
+                raise ValueError(f"{self.title} has no column {column!r}: {nearest(column, doc)}")
         question = self._task.fewshot_context(doc, 0)
         if not isinstance(question, str):
-            raise ValueError(f"{self.spelling} asks {type(question).__name__} instead of one text in row {i}")
+            raise ValueError(f"{self.title} asks {type(question).__name__} instead of one text in row {i}")
         group = str(doc[self.group]) if self.group else str(i)
         category = str(doc[self.category]) if self.category else ""
         return Sample(id=str(i), group=group, image_id=f"{self.task}/{i}", question=question, row={"doc": i}, category=category)
@@ -133,11 +133,11 @@ class Lmms(Benchmark):
             ValueError: it shows none, several, or a broken one.
         """
         visuals = self._task.doc_to_visual(self._task.eval_docs[sample.row["doc"]])
-        return lmms_eval.one_image(visuals, f"{self.spelling} row {sample.id}")
+        return lmms_eval.one_image(visuals, f"{self.title} row {sample.id}")
 
     def new_tokens(self, protocol: str = "lmms_eval") -> int:
         """The task's own limit, 1024 where it sets none."""
-        return lmms_eval.new_tokens(self._task.config.generation_kwargs or {}, self.spelling)
+        return lmms_eval.new_tokens(self._task.config.generation_kwargs or {}, self.title)
 
     def grade(self, sample: Sample, answer: str, protocol: str = "lmms_eval") -> Grade:
         """The task's metrics of one answer as JSON (`parsed`), from which it aggregates; the first of them is the credit.
@@ -153,7 +153,7 @@ class Lmms(Benchmark):
         try:
             parsed = json.dumps(metrics, sort_keys=True, default=_plain, ensure_ascii=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.spelling}: its metrics cannot be kept in a record ({first_line(_inner(error))})") from None
+            raise ValueError(f"{self.title}: its metrics cannot be kept in a record ({first_line(_inner(error))})") from None
         return Grade(self._credit(metrics), parsed, f"{self._task.doc_to_target(doc)}"[:300])
 
     def _credit(self, metrics: Mapping[str, Any]) -> float:
@@ -164,7 +164,7 @@ class Lmms(Benchmark):
                 number = _plain(entry) if hasattr(entry, "item") else entry
                 if isinstance(number, int | float) and 0 <= number <= 1:
                     return float(number)
-        raise ValueError(f"{self.spelling} gives no credit from 0 to 1 per question, only {', '.join(metrics) or 'nothing'}")
+        raise ValueError(f"{self.title} gives no credit from 0 to 1 per question, only {', '.join(metrics) or 'nothing'}")
 
     @cached_property
     def _aggregations(self) -> dict[str, Any]:

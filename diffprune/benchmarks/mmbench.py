@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diffprune.benchmarks._mmbench import COLUMNS, HEADER, OPTIONAL, Circular
 from diffprune.benchmarks._table import LETTER, Example
 from diffprune.core.benchmark import HubDataset
@@ -32,7 +34,7 @@ class Mmbench(Circular):
     instruction = {"llava": LETTER, "lmms_eval": LETTER}
     limits = {"llava": 1024, "lmms_eval": 1024}
 
-    def __init__(self, folder: str | None = None, edition: str = "lmms", rule: str = "static") -> None:
+    def __init__(self, folder: Path | None = None, edition: str = "lmms", rule: str = "static") -> None:
         super().__init__(folder, rule)
         if str(edition) not in EDITIONS:
             raise ValueError(f"mmbench has no edition {edition!r}: {nearest(str(edition), EDITIONS)}")

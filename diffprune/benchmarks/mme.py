@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
@@ -46,7 +47,7 @@ class Mme(TableBenchmark):
         groups={"test": (1_187,)},
     )
 
-    def __init__(self, folder: str | None = None, main: str = "perception") -> None:
+    def __init__(self, folder: Path | None = None, main: str = "perception") -> None:
         super().__init__(folder)
         if main not in MAIN:
             raise ValueError(f"mme has no figure {main!r}: {nearest(str(main), MAIN)}")

@@ -8,6 +8,7 @@ lists in the same columns (8,910 rows) is accepted too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
@@ -47,7 +48,7 @@ class Pope(TableBenchmark):
         groups={"test": (500,)},
     )
 
-    def __init__(self, folder: str | None = None, rule: str | None = None) -> None:
+    def __init__(self, folder: Path | None = None, rule: str | None = None) -> None:
         super().__init__(folder)
         if rule is not None and rule not in _answers.POPE_RULES:
             raise ValueError(f"pope has no rule {rule!r}: {nearest(str(rule), _answers.POPE_RULES)}")

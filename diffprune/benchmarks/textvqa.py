@@ -7,6 +7,7 @@ Whether the hub's `ocr_tokens` are the lists LLaVA used is unverified until the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
@@ -41,7 +42,7 @@ class Textvqa(TableBenchmark):
         groups={"validation": (3_166,)},
     )
 
-    def __init__(self, folder: str | None = None, ocr: bool | None = None) -> None:
+    def __init__(self, folder: Path | None = None, ocr: bool | None = None) -> None:
         super().__init__(folder)
         if ocr not in (None, True, False):
             raise ValueError(f"textvqa: ocr is {ocr!r}; it is True, False, or left out for the protocol's own")

@@ -6,6 +6,7 @@ Papers (llava) print test-dev, which only a server can grade: validation is the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
@@ -42,7 +43,7 @@ class Vqav2(TableBenchmark):
         groups={"validation": (40_504,)},
     )
 
-    def __init__(self, folder: str | None = None, mode: str | None = None) -> None:
+    def __init__(self, folder: Path | None = None, mode: str | None = None) -> None:
         super().__init__(folder)
         if mode is not None and mode not in _answers.VQA_MODES:
             raise ValueError(f"vqav2 has no mode {mode!r}: {nearest(str(mode), _answers.VQA_MODES)}")

@@ -92,7 +92,10 @@ class World(Benchmark):
         if like not in LIKES:
             raise ValueError(f"the world has no benchmark like {like!r}: {nearest(str(like), LIKES)}")
         self.like = like
-        self.spelling = f"world(like={like!r})"
+
+    def flags(self, protocol: str = "llava") -> tuple[str, ...]:
+        """Asked and graded as the namesake, about other pictures."""
+        return ("embedded",)
 
     def new_tokens(self, protocol: str = "llava") -> int:
         """The longest answers are two words and the end token."""
@@ -121,7 +124,7 @@ class World(Benchmark):
             question=row["question"],
             row=dict(row),
             category=row["category"],
-            kind=row["kind"],
+            question_type=row["kind"],
         )
 
     def image(self, sample: Sample) -> Image.Image:

@@ -32,7 +32,7 @@ A job is a Python file under jobs/ that defines `job`; each verb does its part o
 
 \b
 Without a job a verb takes options:
-  diffprune train --pruner diffprune --steps 200
+  diffprune train --scorer diffprune --steps 200
   diffprune evaluate --pruner attention --budget 32 --benchmark "world('pope')" --limit 100
   diffprune evaluate --pruner "diffprune(weights='runs/demo/scorers/diffprune-0')" --budget 22%
   diffprune tune --pruner "diffprune(weights='...')" --target 1.5 --target 2
@@ -41,10 +41,10 @@ Without a job a verb takes options:
 \b
 Words: a budget says how many visual tokens of an image are kept:
   Keep(32) or 32, Share(1/9) or 11%, Above(0.5) for scores above half a standard deviation.
-`none` is the unpruned model. Everything is written below --out and never done twice."""
+`unpruned` is the model as it is. Everything is written below --out and never done twice."""
 
 HELP = {
-    "train": "Train scorers: every arm x seed of a job, or the method given with --pruner.",
+    "train": "Train scorers: every method x seed of a job, or the methods given with --scorer.",
     "tune": "Find the threshold and the count that reach each --target prefill speedup on this machine, then verify by measuring.",
     "evaluate": "Accuracy: every pruner x budget x benchmark, one graded answer per question.",
     "measure": "Latency: encoder, overhead, prefill, TTFT and decode apart; memory and FLOPs.",
@@ -85,7 +85,8 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--name", help="Of the run: its folder below --out. [default: the job's name]"),
     click.option("--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="Where everything is written."),
     click.option("--model", help="'embedded', a folder, or a hub checkpoint."),
-    click.option("--pruner", "pruners", multiple=True, help='Method and options, e.g. "random(seed=3)"; may be repeated.'),
+    click.option("--scorer", "scorers", multiple=True, help="Method to train, e.g. diffprune; may be repeated."),
+    click.option("--pruner", "pruners", multiple=True, help='Method that is ready, e.g. "random(seed=3)"; may be repeated.'),
     click.option("--budget", "budgets", multiple=True, help="Tokens to keep, e.g. 32, 22% or 'Above(0.5)'; may be repeated."),
     click.option("--benchmark", "benchmarks", multiple=True, help="E.g. \"world('pope')\"; may be repeated."),
     click.option("--limit", type=click.IntRange(min=1), help="Questions per benchmark, rounded up to whole groups."),
@@ -109,7 +110,10 @@ def _perform(verb: str, options: dict[str, Any]) -> None:
     if asked is None and verb == "run":
         raise ValueError("run needs a job: diffprune run demo")
     stages = (verb,) if verb in pipeline.STAGES else pipeline.STAGES
-    short = {key: options[key] for key in ("model", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets")}
+    short = {
+        key: options[key]
+        for key in ("model", "scorers", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets")
+    }
     job = configure(verb, asked, options["name"], short, settings_of(options["pairs"]), options["tiny"])
     pipeline.run(
         job, options["out"], stages=stages, workers=options["workers"], address=options["address"], dry_run=options["dry_run"]

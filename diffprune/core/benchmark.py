@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.core.registry import nearest
+from diffprune.core.spec import Spec
 
 MAIN_SPLIT = "test"  # the word a job uses for the main split of any benchmark
 
@@ -54,7 +55,7 @@ class Sample:
     image_id: equal for questions about the same image, so that it is encoded once.
     question: the text of the user turn (options and format instruction included, model frame excluded).
     row:      the benchmark's own columns, for grading.
-    category: as the benchmark reports it; `kind`: type of question, for tables per type.
+    category: as the benchmark reports it; `question_type`: for tables per type.
     """
 
     id: str
@@ -63,7 +64,7 @@ class Sample:
     question: str
     row: dict[str, Any]
     category: str = ""
-    kind: str = ""
+    question_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Benchmark(ABC):
     protocols: whose prompts and rules it knows. splits: with the answers to grade by, the main one first.
     """
 
-    spelling: str = ""
+    spec: Spec = Spec("")  # what the registry was asked for
+    label: str = ""  # column heading; of a plug-in that says none, its name
     revision: str = ""
     protocols: ClassVar[tuple[str, ...]] = ("llava",)
     splits: ClassVar[tuple[str, ...]] = (MAIN_SPLIT,)
@@ -129,7 +131,7 @@ class Benchmark(ABC):
         Raises:
             ValueError: the data cannot be had, or are not what they should be.
         """
-        return f"{self.spelling}: nothing to download, revision {self.revision}"
+        return f"{self.spec}: nothing to download, revision {self.revision}"
 
     def flags(self, protocol: str = "llava") -> tuple[str, ...]:
         """What a reader must know beside the number, e.g. `substitute`: not the data the protocol's published numbers are on."""
@@ -145,7 +147,7 @@ class Benchmark(ABC):
             return self.splits[0]
         if name not in self.splits:
             raise ValueError(
-                f"{self.spelling or type(self).__name__} has no split {name!r}: {nearest(name, (MAIN_SPLIT, *self.splits))}"
+                f"{self.spec.name or type(self).__name__} has no split {name!r}: {nearest(name, (MAIN_SPLIT, *self.splits))}"
             )
         return name
 
@@ -156,6 +158,6 @@ class Benchmark(ABC):
             ValueError: no such protocol (the nearest is named), or a limit below 1.
         """
         if protocol not in self.protocols:
-            raise ValueError(f"{self.spelling} has no protocol {protocol!r}: {nearest(protocol, self.protocols)}")
+            raise ValueError(f"{self.spec} has no protocol {protocol!r}: {nearest(protocol, self.protocols)}")
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}, it must be at least 1 question (or none for a full run)")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffprune.core.registry import parse_call
+from diffprune.core.spec import parse as parse_call
 
 
 def standardise(scores: Tensor, valid: Tensor) -> Tensor:
@@ -33,6 +33,11 @@ def top(scores: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     order = scores.float().where(valid, -math.inf).argsort(dim=1, descending=True, stable=True)
     ranked = torch.arange(order.shape[1], device=order.device) < count[:, None]
     return torch.empty_like(valid).scatter_(1, order, ranked).logical_and_(valid)
+
+
+def _spelled(number: float) -> float:
+    """A number as budgets spell it, to six digits: equal spellings are equal budgets."""
+    return float(f"{number:.6g}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Share:
     def __post_init__(self) -> None:
         if isinstance(self.share, bool) or not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
             raise ValueError(f"Share({self.share!r}): the share to keep lies above 0 and at most 1")
+        object.__setattr__(self, "share", _spelled(self.share))
 
     def count(self, total: int) -> int:
         return max(1, math.floor(self.share * total + 0.5)) if total else 0
@@ -100,6 +106,7 @@ class Above:
     def __post_init__(self) -> None:
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)) or math.isnan(self.threshold):
             raise ValueError(f"Above({self.threshold!r}): the threshold is a number of standard deviations")
+        object.__setattr__(self, "threshold", _spelled(self.threshold))
         if self.least < 1 or (self.most is not None and self.most < self.least):
             raise ValueError(f"{self}: needs 1 <= least <= most, else an image could lose every token")
 
@@ -143,11 +150,11 @@ def parse(text: str) -> Budget:
     short = text.strip()
     if "(" not in short or short.endswith("%"):
         return _short(short)
-    name, args, kwargs = parse_call(short)
-    if name not in KINDS:
+    call = parse_call(short)
+    if call.name not in KINDS:
         raise ValueError(f"{text!r} is not a budget: {SPELLINGS}")
     try:
-        return KINDS[name](*args, **kwargs)
+        return KINDS[call.name](*call.args, **dict(call.options))
     except TypeError as error:
         raise ValueError(f"{text!r}: {error}") from None
 

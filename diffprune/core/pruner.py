@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
+from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, Selection, VisualTokens
 
 
@@ -52,8 +54,19 @@ class Pruner(ABC):
     reference: ClassVar[Reference] = Reference()
     needs: frozenset[Need] = frozenset()
     stage: Stage = Stage.ENCODED
-    spelling: str = ""  # how the plug-in loader was asked for it
-    weights_hash: str = ""  # sha256 of what was learnt; empty for rules
+    label: ClassVar[str] = ""
+    kind: ClassVar[str] = "rule"
+    option_labels: ClassVar[Mapping[str, str]] = {}
+    replicate_options: ClassVar[frozenset[str]] = frozenset()
+    spec: Spec = Spec("")  # what the registry was asked for, with the hash of what was learnt
+    weights_sha256: str = ""  # 20 digits, of what was learnt; empty for rules
+    recipe: str = ""  # of a trained scorer: the hash of its recipe, seeds aside
+    trained_seed: int | None = None
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether the method looks at the question."""
+        return Need.TEXT in self.needs
 
     def plan(self, budget: Budget) -> tuple[Cut, ...]:
         """The cuts this method makes to meet `budget`, in order along the model."""

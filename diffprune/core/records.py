@@ -1,49 +1,8 @@
-"""What is asked is a value (a cell), what is found is a record (a row of a table).
-
-A cell's hash is its key: the same cell gives the same record, so a sweep resumes by set difference.
-"""
+"""What is found is a record: one dataclass is one table of the store."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measurement asked for. Every field changes the answer, so every field is in the key.
-
-    verb:       "evaluate" (accuracy) or "measure" (latency, memory, FLOPs).
-    model, model_hash:   checkpoint asked for and sha256 of its weights.
-    pruner, pruner_hash: spelling of the method and sha256 of what it learnt ("" for rules).
-    budget:     spelling, e.g. "Keep(64)".
-    benchmark, protocol, split, limit, revision: where images and questions come from.
-    batch, dtype, seed: how it is run.
-    mode:       free text for variants of the run itself (e.g. "eager").
-    """
-
-    verb: str
-    model: str
-    model_hash: str
-    pruner: str
-    pruner_hash: str
-    budget: str
-    benchmark: str
-    revision: str
-    protocol: str = "llava"
-    split: str = "test"
-    limit: int | None = None
-    batch: int = 64
-    dtype: str = "float32"
-    seed: int = 0
-    mode: str = "eager"
-
-    @property
-    def key(self) -> str:
-        """20 hexadecimal digits of the sha256 of the canonical JSON of all fields."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -51,7 +10,7 @@ class Provenance:
     """Who made a row, on what: every row in the store carries one.
 
     commit: of this repository ("" outside one); dirty: uncommitted changes; versions, hardware: JSON text;
-    seed: of the job; run: the job's name; attempt: its fencing number; started: UTC, ISO 8601.
+    job_seed: of the job; run: the job's name; attempt: its fencing number; started: UTC, ISO 8601.
     """
 
     run: str
@@ -60,7 +19,7 @@ class Provenance:
     dirty: bool
     versions: str
     hardware: str
-    seed: int
+    job_seed: int
     started: str
 
 
@@ -75,7 +34,7 @@ class Prediction:
     sample: str
     group: str
     category: str
-    kind: str
+    question_type: str
     question: str
     answer: str  # decoded text as the model wrote it
     parsed: str
@@ -98,12 +57,11 @@ class Timing:
 
     span: str
     arm: str
-    round: int
+    repetition: int
     value_ms: float
-    batch: int
     visual_kept: float  # mean over the batch
     sequence: int  # tokens of the longest row
-    flags: str  # space separated, MEASURING section 11
+    flags: str  # space separated; the report explains each
 
 
 @dataclass(frozen=True)
@@ -123,18 +81,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Step:
-    """One training step of one arm, table `steps`."""
+    """One training step of one scorer, table `steps`; which scorer, its cell says."""
 
-    arm: str  # pruner spelling
-    seed: int
     step: int
     loss: float  # answer NLL, nats per token
     penalty: float
     temperature: float
-    budget: str
+    drawn_budget: str
     kept: float  # tokens let through, mean over the batch
     grad_norm: float
-    coherence: float  # mean pairwise cosine of micro-batch gradients (METHODS 2.12); nan between probes
+    grad_cosine: float  # mean pairwise cosine of micro-batch gradients; nan between probes
     step_ms: float
     workers: int
     validation_soft: float  # NLL through the throttle, nan between validations
@@ -145,7 +101,7 @@ class Step:
 class CurvePoint:
     """Prefill latency at one sequence length, table `curve`."""
 
-    batch: int
+    num_rows: int  # of the timed batch
     sequence: int
     visual_kept: int
     prefill_ms: float  # median
@@ -157,11 +113,8 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate the tuner looked at, table `trials`."""
+    """One candidate the tuner looked at, table `trials`; method, kind and target are its cell's."""
 
-    method: str
-    kind: str  # "threshold" or "count"
-    target_speedup: float
     value: float  # threshold in standard deviations, or tokens
     kept: float  # mean over the calibration images
     predicted_speedup: float  # net of overhead
@@ -171,20 +124,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the tuner answers for one method and target, table `choices`."""
+    """What the tuner answers for one method, kind and target (its cell's), table `choices`."""
 
-    method: str
-    kind: str
-    target_speedup: float
     verdict: str  # "reached", "missed" or "unreachable"
-    budget: str  # spelling, ready to use
+    chosen_budget: str  # spelling, ready to use
     value: float
     kept: float
     predicted_speedup: float
     measured_speedup: float  # on held-out samples, net of overhead
-    low: float  # 95 % interval of measured_speedup
-    high: float
-    held_out: int
+    measured_low: float  # 95 % interval of measured_speedup
+    measured_high: float
+    num_held_out: int
     accuracy: float  # calibration split, mean credit
     best_speedup: float  # at the floor of this machine and this input length
     note: str

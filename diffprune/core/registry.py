@@ -1,18 +1,41 @@
-"""Nouns are plug-ins: the file is the registration, the constructor call is the spelling.
+"""Plug-ins by name: the file is the registration. In the package, in the working directory, or in an installed distribution.
 
-`diffprune/pruners/fastv.py` *is* `fastv`; `fastv(after=2)` means the same on the command line, in a job, in a table and
-in the store. Files that start with an underscore are shared parts, not plug-ins.
+`diffprune/pruners/fastv.py` *is* `fastv`; so is `pruners/fastv.py` in the folder a run is started in, and the entry point
+`fastv` of the group `diffprune.pruners`. Files that start with an underscore are shared parts, not plug-ins.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
+import importlib.util
 import inspect
+import os
 import pkgutil
-from collections.abc import Iterable
-from typing import Any
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from diffprune.core.spec import Call, Spec, located, parse
+
+KINDS = ("pruners", "models", "benchmarks")
+CONTRACTS = {"pruners": "Pruner"}  # a parameter of this type takes another plug-in: a wrapper
+FOLDER = "DIFFPRUNE_PLUGINS"  # environment variable: the folder below which `pruners/`, `models/` and `benchmarks/` are looked for
+RENAMED = {("pruners", "none"): "unpruned"}
+
+
+class Source(NamedTuple):
+    """Where a plug-in is from. file: of one in the working directory; module: of the others; origin: as users read it."""
+
+    origin: str
+    module: str
+    file: Path | None = None
 
 
 def nearest(wrong: str, right: Iterable[str]) -> str:
@@ -22,80 +45,161 @@ def nearest(wrong: str, right: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(options)}"
 
 
+def sources(kind: str) -> dict[str, Source]:
+    """Every plug-in of a kind (`pruners`, `models`, `benchmarks`) and where it is from, by name.
+
+    Raises:
+        ValueError: two plug-ins have one name.
+    """
+    found = dict(_installed(kind))
+    folder = Path(os.environ.get(FOLDER) or Path.cwd()) / kind
+    if folder.is_dir() and folder.resolve() != _package(kind).resolve():
+        for file in sorted(folder.glob("*.py")):
+            if file.stem.startswith("_") or not file.stem.isidentifier():
+                continue
+            if file.stem in found:
+                raise ValueError(f"{file}: {found[file.stem].origin} has {file.stem!r} already; give the file another name")
+            found[file.stem] = Source(str(file), f"diffprune_{kind}_{file.stem}", file)
+    return dict(sorted(found.items()))
+
+
+def _package(kind: str) -> Path:
+    return Path(next(iter(importlib.import_module(f"diffprune.{kind}").__path__)))
+
+
+@cache
+def _installed(kind: str) -> tuple[tuple[str, Source], ...]:
+    """Plug-ins of the package and of installed distributions."""
+    names = [m.name for m in pkgutil.iter_modules([str(_package(kind))]) if not m.name.startswith("_")]
+    found = {name: Source("diffprune", f"diffprune.{kind}.{name}") for name in names}
+    for point in metadata.entry_points(group=f"diffprune.{kind}"):
+        origin = point.dist.name if point.dist else point.value
+        if point.name in found:
+            raise ValueError(f"{origin} installs a plug-in {point.name!r}, which {found[point.name].origin} has already")
+        found[point.name] = Source(origin, point.value.partition(":")[0])
+    return tuple(found.items())
+
+
 def names(kind: str) -> list[str]:
-    """Every plug-in of a kind (`pruners`, `models`, `benchmarks`): the file names of that folder."""
-    folder = importlib.import_module(f"diffprune.{kind}")
-    return sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_"))
+    """Names of every plug-in of a kind."""
+    return list(sources(kind))
 
 
 def find(kind: str, name: str) -> type:
-    """The class a plug-in file defines: its only public class whose name, lower-cased without underscores, is the file's.
+    """The class a plug-in file defines: of the file's name, lower-cased without underscores.
 
     Raises:
-        ValueError: no such plug-in; names the nearest one.
+        ValueError: no such plug-in (the nearest is named), or a file that cannot be imported or lacks the class.
     """
-    if name not in names(kind):
-        raise ValueError(f"no {kind.rstrip('s')} named {name!r}: {nearest(name, names(kind))}")
-    module = importlib.import_module(f"diffprune.{kind}.{name}")
+    known = sources(kind)
+    if name not in known:
+        if (kind, name) in RENAMED:
+            raise ValueError(f"{name!r} is called {RENAMED[kind, name]!r} now")
+        raise ValueError(f"no {kind.rstrip('s')} named {name!r}: {nearest(name, known)}")
+    module = _imported(known[name])
     wanted = name.replace("_", "")
     for label, value in vars(module).items():
-        if inspect.isclass(value) and value.__module__ == module.__name__ and label.rstrip("_").lower() == wanted:
+        if inspect.isclass(value) and value.__module__ == module.__name__ and label.lower() == wanted:
             return value
-    raise ValueError(f"diffprune/{kind}/{name}.py defines no class named like the file")
+    raise ValueError(f"{known[name].file or module.__name__}: defines no class named like the plug-in {name!r}")
 
 
-def _literal(node: ast.expr, text: str) -> Any:
-    """A literal, a quotient of numbers (`1/9`), or a nested call, which stays text for the plug-in that takes it."""
-    if isinstance(node, ast.Call):
-        return ast.unparse(node)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        try:
-            return _literal(node.left, text) / _literal(node.right, text)
-        except (TypeError, ZeroDivisionError):
-            raise ValueError(f"{text!r}: {ast.unparse(node)!r} is no quotient of two numbers, as in 1/9") from None
-    if isinstance(node, ast.Name):
-        return node.id
+def _imported(source: Source) -> ModuleType:
+    if source.file is None:
+        return importlib.import_module(source.module)
+    known = sys.modules.get(source.module)
+    if known is not None and known.__file__ == str(source.file):
+        return known
+    found = importlib.util.spec_from_file_location(source.module, source.file)
+    assert found and found.loader
+    module = sys.modules[source.module] = importlib.util.module_from_spec(found)
     try:
-        return ast.literal_eval(node)
-    except ValueError:
-        raise ValueError(f"{text!r}: {ast.unparse(node)!r} is not a plain value") from None
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[source.module]
+        raise ValueError(f"{source.file} cannot be imported ({type(error).__name__}: {error})") from error
+    return module
 
 
-def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """`name(1, key='x')` -> ('name', [1], {'key': 'x'}). Nothing is evaluated: values are literals.
+# --- from text to value, from value to plug-in ------------------------------------------------------------------------
+
+
+def spec(kind: str, text: str | Call | Spec) -> Spec:
+    """The plug-in spelled `text` as a value: options bound to their names, defaults left out, paths made absolute and set apart.
 
     Raises:
-        ValueError: not of that form.
+        ValueError: unknown plug-in or option (the nearest valid one is named), or a value where a plug-in belongs.
     """
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
-        raise ValueError(f"{text!r} is not of the form name or name(option=value)") from None
-    if isinstance(node, ast.Name):
-        return node.id, [], {}
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or any(k.arg is None for k in node.keywords):
-        raise ValueError(f"{text!r} is not of the form name or name(option=value)")
-    return node.func.id, [_literal(a, text) for a in node.args], {k.arg: _literal(k.value, text) for k in node.keywords if k.arg}
+    if isinstance(text, Spec):
+        return text
+    call = parse(text) if isinstance(text, str) else text
+    return bound(call, inspect.signature(find(kind, call.name)), lambda inner: spec(kind, inner), CONTRACTS.get(kind, ""))
 
 
-def load(kind: str, text: str) -> Any:
-    """The plug-in spelled `text`; its `spelling` attribute is the canonical form (defaults left out, keywords sorted).
+def bound(call: Call, signature: inspect.Signature, inner: Any = None, contract: str = "") -> Spec:
+    """A call of a constructor as a value. inner: makes the Spec of a plug-in given to a parameter of the type `contract`.
+
+    Parameters of type `Path` say where files lie (`Spec.places`).
 
     Raises:
-        ValueError: unknown plug-in or option (the nearest valid one is named), or a value the plug-in refuses.
+        ValueError: arguments the constructor does not take; the nearest valid option is named.
     """
-    name, args, kwargs = parse_call(text)
-    plugin = find(kind, name)
-    signature = inspect.signature(plugin)
-    for key in kwargs:
+    options: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for key, _ in call.options:
         if key not in signature.parameters:
-            options = list(signature.parameters)
-            raise ValueError(f"{name} has no option {key!r}: " + (nearest(key, options) if options else "it takes none"))
+            known = list(signature.parameters)
+            raise ValueError(f"{call.name} has no option {key!r}: " + (nearest(key, known) if known else "it takes none"))
     try:
-        bound = signature.bind(*args, **kwargs)
+        given = signature.bind(*call.args, **dict(call.options)).arguments
     except TypeError as error:
-        raise ValueError(f"{text!r}: {error}") from None
-    made = plugin(*bound.args, **bound.kwargs)
-    given = {k: v for k, v in bound.arguments.items() if v != signature.parameters[k].default}
-    object.__setattr__(made, "spelling", name + (f"({', '.join(f'{k}={v!r}' for k, v in sorted(given.items()))})" if given else ""))
+        raise ValueError(f"{call.name}: {error}") from None
+    for key, value in given.items():
+        parameter = signature.parameters[key]
+        kind = str(parameter.annotation)
+        if contract and re.search(rf"\b{contract}\b", kind):
+            options[key] = inner(value if isinstance(value, Call) else Call(_name(call, key, value)))
+        elif isinstance(value, Call):
+            raise ValueError(f"{call.name}: {key} takes a plain value, not {value.name}(...)")
+        elif value == parameter.default and type(value) is type(parameter.default):
+            continue
+        elif re.search(r"\bPath\b", kind):
+            places[key] = located(_text(call, key, value))
+        else:
+            options[key] = value
+    return Spec(call.name, tuple(sorted(options.items())), places=tuple(sorted(places.items())))
+
+
+def _name(call: Call, key: str, value: Any) -> str:
+    """The bare name of a plug-in inside a wrapper."""
+    if not (isinstance(value, str) and value.isidentifier()):
+        raise ValueError(f"{call.name}: {key} is a plug-in, written without quotes as in {call.name}(attention), not {value!r}")
+    return value
+
+
+def _text(call: Call, key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{call.name}: {key} is {value!r}, but must be a path in quotes")
+    return value
+
+
+def make(kind: str, asked: Spec) -> Any:
+    """The plug-in a value asks for; its `spec` attribute is the value with the hash of the weights that were loaded.
+
+    Raises:
+        ValueError: unknown plug-in, a value it refuses, or other weights than the value names.
+    """
+    plugin, options = find(kind, asked.name), dict(asked.options)
+    inner = {key: make(kind, value) for key, value in options.items() if isinstance(value, Spec)}
+    made = plugin(**options | inner | {key: Path(place) for key, place in asked.places})
+    weights: str = getattr(made, "weights_sha256", "")
+    if asked.weights_sha256 and weights != asked.weights_sha256:
+        raise ValueError(f"the weights of {asked} have changed: {asked.weights_sha256} were asked for, found {weights or 'none'}")
+    known: Mapping[str, Any] = {key: value.spec for key, value in inner.items()}
+    object.__setattr__(made, "spec", replace(asked.with_options(**known), weights_sha256=weights))
     return made
+
+
+def load(kind: str, text: str | Spec) -> Any:
+    """The plug-in spelled `text`; see `spec` and `make`."""
+    return make(kind, spec(kind, text))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffprune.core.pruner import Need
+from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 
 
@@ -69,7 +70,7 @@ class VLM(ABC):
     """A loaded, frozen model of one family, in eval mode. One file per family under `models/`.
 
     model:     the transformers model; `processor`: its processor.
-    name:      what the user asked for; `weights_hash`: sha256 of the weights that run.
+    asked:     what the user asked for; `weights_hash`: sha256 of the weights that run.
     shape:     for cost.
     position_offset: what the family's own `forward` expects positions to start at (its `generate` counts from 0).
     encoder_inputs: keyword arguments that carry pictures, by the names the family's processor gives them, pixel values first.
@@ -82,10 +83,25 @@ class VLM(ABC):
 
     model: Any
     processor: Any
-    name: str
+    asked: Spec
     weights_hash: str
     shape: Shape
     device: torch.device
+
+    @property
+    def name(self) -> str:
+        """The canonical spelling of what was asked for; never a path."""
+        return str(self.asked)
+
+    @property
+    def spec(self) -> Spec:
+        """What was asked for, with the hash of the weights that run."""
+        return replace(self.asked, weights_sha256=self.weights_hash)
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights, as torch names it: `float32`, `bfloat16`."""
+        return str(self.model.dtype).removeprefix("torch.")
 
     @property
     @abstractmethod

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from diffprune.core.registry import nearest, parse_call
+from diffprune.core.registry import nearest
+from diffprune.core.spec import parse
 from diffprune.data.parquet import ParquetTable, parquet_files
 from diffprune.data.qa_fields import PROMPT, Fields
 from diffprune.data.sources import Source
@@ -114,7 +115,8 @@ def source(data: str) -> Source:
     Raises:
         ValueError: no such source or option; names the nearest one.
     """
-    name, args, options = parse_call(data)
+    call = parse(data)
+    name, args, options = call.name, call.args, dict(call.options)
     if name not in SOURCES:
         raise ValueError(f"no training data {data!r}: {nearest(data, SOURCES)}")
     signature = inspect.signature(SOURCES[name])

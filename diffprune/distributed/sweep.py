@@ -18,13 +18,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from diffprune.core.cell import Cell
 from diffprune.core.errors import first_line, with_class
-from diffprune.core.records import Cell, Outcome, Prediction, Provenance
+from diffprune.core.records import Outcome, Prediction, Provenance
+from diffprune.core.spec import Spec
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.worker import Worker
-from diffprune.evaluate.evaluator import gathered
+from diffprune.evaluate.evaluator import evaluated, gathered
 from diffprune.evaluate.progress import SweepProgress
-from diffprune.evaluate.schedule import Batch, ListBatches, Work
+from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
 from diffprune.store import Store
 
 TRIES = 3  # deaths of a worker that one batch may cause
@@ -59,7 +61,7 @@ def sweep(
     provenance: Provenance,
     *,
     workers: int,
-    model: str,
+    model: Spec,
     resume: bool = True,
     address: str | None = None,
 ) -> Summary:
@@ -100,7 +102,8 @@ def sweep(
 
 def _most(cells: Sequence[Cell]) -> float:
     """Batches in all, as far as limits tell: more workers than that would find nothing to do."""
-    return sum(math.ceil(cell.limit / cell.batch) if cell.limit else math.inf for cell in cells)
+    asked = [question_set(cell) for cell in cells]
+    return sum(math.ceil(a.questions.limit / a.batch) if a.questions.limit else math.inf for a in asked)
 
 
 class _Writer:
@@ -141,7 +144,7 @@ class _Slot:
 class _Run:
     """The workers of one sweep, and what they bring."""
 
-    model: str
+    model: Spec
     todo: Sequence[Cell]
     workers: int | float
     progress: SweepProgress
@@ -267,7 +270,7 @@ class _Run:
             self._failed(cell, reason)
 
     def _failed(self, cell: Cell, reason: str) -> None:
-        self.failed[f"{cell.pruner} {cell.budget} {cell.benchmark}"] = reason
+        self.failed[f"{cell.pruner} {evaluated(cell).budget} {evaluated(cell).questions.benchmark}"] = reason
         self.writer.publish(cell, {"outcomes": [Outcome("failed", reason, 0, 0.0)]})
         self.progress.cell(cell)
 

@@ -1,4 +1,4 @@
-"""Training over the workers of a cluster: one worker group for all arms and seeds, the frozen VLM loaded once per worker.
+"""Training over the workers of a cluster: one worker group for all scorers, the frozen VLM loaded once per worker.
 
 The loop is `diffprune.train`; this file gives it a context made of Ray Train and torch.distributed. What survives failures:
 a killed worker (the group restarts and goes on from the last state), a killed driver (the same command goes on), a broken
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ from torch import Tensor, nn
 from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
 
-from diffprune.core.records import Provenance, Step
+from diffprune.core import registry
+from diffprune.core.cell import Cell, TrainSpec, describe
+from diffprune.core.records import Outcome, Provenance, Step
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed.fsdp import spread
+from diffprune.io.checkpoint import CONFIG, read_config
 from diffprune.store import Store
 from diffprune.train.checkpoints import STEPS, Files, as_step, claim, load_state, read_steps
 from diffprune.train.context import Context
@@ -89,7 +94,7 @@ class RayContext(Context):
         with kept.as_directory() as folder:
             return load_state(Path(folder), self.device)
 
-    def load_model(self, name: str, shard: bool = False, **options: Any) -> VLM:
+    def load_model(self, name: Spec, shard: bool = False, **options: Any) -> VLM:
         """The VLM on this worker's device; shard: its decoder spread over all workers. options: of `load`.
 
         Raises:
@@ -111,7 +116,7 @@ def _work(config: dict[str, Any]) -> str:
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is announced
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    context, recipe = RayContext(Path(config["folder"]), config["attempt"]), Recipe(**config["recipe"])
+    context, recipe = RayContext(Path(config["folder"]), config["attempt"]), config["recipe"]
     try:
         train_here(recipe, context, partial(context.load_model, shard=recipe.shard))
     except (BadData, Diverged, Refused) as error:
@@ -123,14 +128,14 @@ def train(recipe: Recipe, folder: Path | str, store: Store | None = None, proven
     """Train what `folder` does not hold yet on the connected Ray; returns the scorers' folders in recipe order.
 
     The same call goes on where an earlier one stopped, and does nothing when all is there. Step records go to `steps.jsonl`
-    in the folder while training and to the store at the end of every arm.
+    in the folder while training and to the store whenever a scorer is finished.
 
     Raises:
         ValueError: the folder holds another recipe's scorer. RuntimeError: training failed; the sentence says why.
     """
     folder = Path(folder).resolve()
     if missing(recipe, folder):
-        config = {"recipe": recipe.model_dump(), "folder": str(folder), "attempt": claim(folder)}
+        config = {"recipe": recipe, "folder": str(folder), "attempt": claim(folder)}
         put_aside(folder / NAME)
         with Follower(recipe, folder, store, provenance):
             reason = _fit(config, recipe.workers)
@@ -213,22 +218,24 @@ def _values(tree: Any, key: str) -> Iterator[str]:
 
 
 def publish(recipe: Recipe, folder: Path, store: Store | None, provenance: Provenance | None) -> None:
-    """Put the step records of finished arms into the store, once per run."""
+    """Put the step records of finished scorers into the store, each once."""
     if store is None or provenance is None:
         return
-    finished = {key for key, place in scorers(recipe, folder).items() if (place / "config.json").is_file()}
-    if not finished:
-        return
-    table = store.read("steps")
-    there = set(zip(table["arm"], table["seed"], table["run"], strict=True))
-    steps = read_steps(folder)
-    for arm, seed in sorted(finished):
-        if (arm, seed, provenance.run) not in there:
-            store.append("steps", [s for s in steps if (s.arm, s.seed) == (arm, seed)], cell=None, provenance=provenance)
+    finished = {key: place for key, place in scorers(recipe, folder).items() if (place / CONFIG).is_file()}
+    done, steps = store.done() if finished else set(), read_steps(folder)
+    for (spec, seed), place in finished.items():
+        facts = read_config(place)["facts"]
+        made = registry.make("pruners", spec)
+        method = replace(describe(made), recipe=facts["recipe_key"], scorer_seed=seed)
+        model = replace(recipe.model, weights_sha256=facts["model_hash"])
+        cell = Cell(model, facts["dtype"], TrainSpec(spec, facts["recipe_key"], seed), method)
+        rows = steps.get(place.name, [])
+        if rows and cell.key not in done:
+            store.publish({"steps": rows, "outcomes": [Outcome("ok", "", len(rows), 0.0)]}, cell=cell, provenance=provenance)
 
 
 class Follower(threading.Thread):
-    """Reads the step log while workers write it: shows progress and publishes finished arms."""
+    """Reads the step log while workers write it: shows progress and publishes finished scorers."""
 
     every_s = 2.0
 
@@ -251,16 +258,16 @@ class Follower(threading.Thread):
     def run(self) -> None:
         done = 0
         while not self.ended.wait(self.every_s):
-            if row := self._newest():
-                print(line(row, self.recipe.steps), flush=True)
-            finished = sum((place / "config.json").is_file() for place in scorers(self.recipe, self.folder).values())
+            if newest := self._newest():
+                print(line(*newest, self.recipe.steps), flush=True)
+            finished = sum((place / CONFIG).is_file() for place in scorers(self.recipe, self.folder).values())
             if finished > done:
                 done = finished
                 with suppress(OSError, ValueError, RuntimeError):  # the driver publishes again at the end, and raises then
                     publish(self.recipe, self.folder, self.store, self.provenance)
 
-    def _newest(self) -> Step | None:
-        """The last whole step written since the last look."""
+    def _newest(self) -> tuple[str, Step] | None:
+        """(scorer, its last whole step) written since the last look."""
         with suppress(FileNotFoundError), (self.folder / STEPS).open("rb") as stream:
             stream.seek(self.place)
             text = stream.read()

@@ -6,8 +6,11 @@ import os
 import time
 from collections.abc import Sequence
 
-from diffprune.core.records import Cell, Prediction
+from diffprune.core.cell import Cell
+from diffprune.core.records import Prediction
+from diffprune.core.spec import Spec
 from diffprune.evaluate.evaluator import Evaluator
+from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.vlm.load import load
 
 
@@ -16,9 +19,9 @@ class Worker:
 
     evaluator: Evaluator
 
-    def prepare(self, model: str) -> int:
+    def prepare(self, model: Spec) -> int:
         """Load the model; not in the constructor, so that a user's mistake comes back as itself. Returns the process id."""
-        self.evaluator = Evaluator(load(model))
+        self.evaluator = Evaluator(TransformersBackend(load(model)))
         return os.getpid()
 
     def batches(self, cell: Cell) -> tuple[list[list[int]], float]:

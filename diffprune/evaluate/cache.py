@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -29,9 +29,9 @@ class Encodings:
     def __init__(self, vlm: VLM, mebibytes: float) -> None:
         self.vlm, self.limit_bytes, self.held_bytes, self.encoded = vlm, mebibytes * 2**20, 0, 0
         self.needs: frozenset[Need] = frozenset()
-        self._kept: OrderedDict[tuple[str, ...], tuple[frozenset[Need], VisualTokens]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[frozenset[Need], VisualTokens]] = OrderedDict()
 
-    def get(self, names: Sequence[tuple[str, ...]], images: Sequence[Callable[[], Any]], needs: frozenset[Need]) -> VisualTokens:
+    def get(self, names: Sequence[Hashable], images: Sequence[Callable[[], Any]], needs: frozenset[Need]) -> VisualTokens:
         """The images called `names`, one row each, on the model's device; `images` are opened only where needed.
 
         An image is encoded with everything any method has needed so far, so that methods with different needs share it.
@@ -58,7 +58,7 @@ class Encodings:
         parts = [self.vlm.encode(self.vlm.pixels(filled[i : i + CHUNK]), self.needs) for i in range(0, len(filled), CHUNK)]
         return VisualTokens.cat(parts).map(lambda tensor: tensor[: len(images)].cpu())
 
-    def _keep(self, name: tuple[str, ...], tokens: VisualTokens) -> None:
+    def _keep(self, name: Hashable, tokens: VisualTokens) -> None:
         self.held_bytes += _size(tokens)
         if name in self._kept:
             self.held_bytes -= _size(self._kept.pop(name)[1])

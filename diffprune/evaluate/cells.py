@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffprune.core import budget as budgets_
+from diffprune.config.fields import BenchmarkSpec
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark
-from diffprune.core.budget import Budget
+from diffprune.core.budget import Budget, Share
+from diffprune.core.cell import Cell, EvaluateSpec, Method, Questions, describe
 from diffprune.core.pruner import Pruner
-from diffprune.core.records import Cell
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 
 TEN = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "seed", "vizwiz")
-UNPRUNED = "none"
-BLIND, NOTHING = "blind", "Keep(0)"  # not a method: the question without its image, asked once per benchmark
-MODE, CUT = "eager", "answers cut at {} tokens"
+UNPRUNED = Spec("unpruned")
+FULL = Share(1)  # the budget of what prunes nothing
+BLIND = Method(label="No image", base="No image", kind="bound")  # not a method: the question without its image
 
 
 class Evaluation(BaseModel):
@@ -27,13 +27,12 @@ class Evaluation(BaseModel):
 
     protocol: whose prompts and rules, for all benchmarks that know it.
     blind: also ask every question without its image, which is what blind-corrected retention is measured from.
-    answer_tokens: the most an answer may have where the benchmark allows more; such answers are marked in the cell's mode, as they
-        are no full run.
+    answer_tokens: the most an answer may have where the benchmark allows more; such answers are no full run.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    benchmarks: tuple[str, ...] = Field(tuple(f"world('{name}')" for name in TEN), min_length=1)
+    benchmarks: tuple[BenchmarkSpec, ...] = Field(tuple(Spec("world").with_options(like=name) for name in TEN), min_length=1)
     split: str = "test"
     limit: int | None = Field(None, ge=1)
     batch: int = Field(64, ge=1)
@@ -42,60 +41,41 @@ class Evaluation(BaseModel):
     answer_tokens: int | None = Field(None, ge=1)
 
 
-def _benchmark(text: str, options: Evaluation) -> Benchmark:
-    found: Benchmark = registry.load("benchmarks", text)
-    if options.protocol not in found.protocols:
-        raise ValueError(f"{text} has no protocol {options.protocol!r}: {registry.nearest(options.protocol, found.protocols)}")
-    return found
-
-
-def cells(vlm: VLM, pruners: Sequence[str], budgets: Sequence[str], options: Evaluation) -> list[Cell]:
-    """Every pruner at every budget on every benchmark, each once; `none` once per benchmark, as `Share(1)`;
-    `blind`, if asked for, once per benchmark, as `Keep(0)`.
+def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options: Evaluation) -> list[Cell]:
+    """Every pruner at every budget on every benchmark, each once; a bound (`unpruned`) once per benchmark, as `Share(1)`; every
+    question without its image, if asked for, once per benchmark.
 
     Raises:
         ValueError: unknown pruner, benchmark, split, protocol or option, or a budget above what the model has.
     """
-    parsed = [budgets_.parse(text) for text in budgets]
-    for budget in parsed:
+    for budget in budgets:
         budget.check(vlm.num_visual_tokens)
-    methods = [registry.load("pruners", text) for text in pruners]
-    if any(method.spelling != UNPRUNED for method in methods) and not parsed:
+    methods: list[Pruner] = [registry.make("pruners", one) for one in pruners]
+    if any(method.kind != "bound" for method in methods) and not budgets:
         raise ValueError("no budget given: a method needs at least one, as in Keep(64) or 22%")
-    sources = [_benchmark(text, options) for text in options.benchmarks]
+    sources: list[Benchmark] = [registry.make("benchmarks", one) for one in options.benchmarks]
     for source in {source.revision: source for source in sources}.values():
+        source.check_asked(options.protocol, options.limit)
         source.samples(options.split, 1, options.protocol)  # refuses an unknown split; once per data set, as it takes time
     found: dict[Cell, None] = {}
     for benchmark in sources:
         for method in methods:
-            for budget in [budgets_.Share(1)] if method.spelling == UNPRUNED else parsed:
+            for budget in (FULL,) if method.kind == "bound" else budgets:
                 found[_cell(vlm, method, budget, benchmark, options)] = None
         if options.blind:
-            full = _cell(vlm, registry.load("pruners", UNPRUNED), budgets_.Share(1), benchmark, options)
-            found[replace(full, pruner=BLIND, budget=NOTHING)] = None
+            full = _cell(vlm, registry.make("pruners", UNPRUNED), FULL, benchmark, options)
+            assert isinstance(full.subject, EvaluateSpec)
+            found[replace(full, subject=replace(full.subject, blind=True), method=BLIND)] = None
     return list(found)
 
 
 def _cell(vlm: VLM, method: Pruner, budget: Budget, benchmark: Benchmark, options: Evaluation) -> Cell:
-    return Cell(
-        verb="evaluate",
-        model=vlm.name,
-        model_hash=vlm.weights_hash,
-        pruner=method.spelling,
-        pruner_hash=method.weights_hash,
-        budget=str(budget),
-        benchmark=benchmark.spelling,
-        revision=benchmark.revision,
-        protocol=options.protocol,
-        split=options.split,
-        limit=options.limit,
-        batch=options.batch,
-        dtype=str(vlm.model.dtype).removeprefix("torch."),
-        mode=MODE if options.answer_tokens is None else f"{MODE}, {CUT.format(options.answer_tokens)}",
-    )
+    questions = Questions(benchmark.spec, benchmark.revision, options.protocol, options.split, options.limit)
+    subject = EvaluateSpec(method.spec, budget, questions, options.batch, answer_tokens=options.answer_tokens)
+    return Cell(vlm.spec, vlm.dtype, subject, describe(method), benchmark.label)
 
 
-def answer_tokens(cell: Cell, benchmark: Benchmark) -> int:
-    """The most tokens an answer of the cell may have: as the benchmark says, or as the cell's mode says, if that is fewer."""
-    limit, said = benchmark.new_tokens(cell.protocol), re.search(CUT.format(r"(\d+)"), cell.mode)
-    return min(limit, int(said[1])) if said else limit
+def answer_tokens(asked: EvaluateSpec, benchmark: Benchmark) -> int:
+    """The most tokens an answer may have: as the benchmark says, or as the cell does, if that is fewer."""
+    limit = benchmark.new_tokens(asked.questions.protocol)
+    return limit if asked.answer_tokens is None else min(limit, asked.answer_tokens)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from diffprune.core.records import Cell
-from diffprune.evaluate.schedule import NOMINAL_QUESTIONS, QuestionSet, topic, weight
+from diffprune.core.cell import Cell
+from diffprune.evaluate.schedule import NOMINAL_QUESTIONS, QuestionSet, question_set, weight
 
 LINE_S = 5.0  # at most one line in this time where the output is no terminal
 BAR_S = 0.5  # and the bar is drawn anew at most once in this
@@ -47,8 +47,8 @@ class SweepProgress:
         self.bar.stop()
 
     def listed(self, cell: Cell, questions: int) -> None:
-        """The cells of this one's topic have so many questions."""
-        self.sizes[topic(cell)] = questions
+        """The cells of this one's question set have so many questions."""
+        self.sizes[question_set(cell)] = questions
 
     def batch(self, cell: Cell, questions: int) -> None:
         """A batch of so many questions was answered."""
@@ -66,7 +66,7 @@ class SweepProgress:
         """Of all the work, weights of cells considered; benchmarks nobody has opened yet are guessed."""
         total = past = 0.0
         for cell, rate in self.rates.items():
-            size = self.sizes.get(topic(cell), cell.limit or NOMINAL_QUESTIONS)
+            size = self.sizes.get(asked := question_set(cell), asked.questions.limit or NOMINAL_QUESTIONS)
             total += rate * size
             past += rate * (size if cell in self.finished else self.answered[cell])
         return past / total

@@ -1,4 +1,4 @@
-"""Which batch of which cell a worker answers next: nobody rests while a batch is left, images stay where they have been encoded.
+"""Greedy scheduling of batches over workers with image affinity: which batch of which cell a worker answers next.
 
 Cells that ask the same questions go through them together: a worker takes one batch, answers it for every cell of the group,
 heaviest first, and so encodes its images once. Workers spread over the benchmarks while there are enough of them, then share what
@@ -11,53 +11,61 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from diffprune.core.budget import Above, Keep, parse
-from diffprune.core.records import Cell, Prediction
-from diffprune.evaluate.cells import BLIND
+from diffprune.core.budget import Above, Keep
+from diffprune.core.cell import Cell, Questions
+from diffprune.core.records import Prediction
+from diffprune.evaluate.evaluator import evaluated
 
 HELD_ROWS = 200_000  # answers of unfinished cells in the driver, some 700 bytes each: what it holds, and what its death costs
 AHEAD = 16  # batches left per worker from which on each has its next one before it is done, so that it need not ask
 NOMINAL_TOKENS = 576  # of an unpruned image, to compare counts with shares when cells are put in order
 NOMINAL_QUESTIONS = 1000  # of a benchmark nobody has opened yet
 
-QuestionSet = tuple[str, str, str, int | None, str, int]
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """What decides the batches of a cell: cells with the same question set ask the same questions, batch by batch."""
+
+    questions: Questions
+    batch: int
 
 
-def topic(cell: Cell) -> QuestionSet:
-    """What decides the batches of a cell: cells with the same topic ask the same questions, batch by batch."""
-    return cell.benchmark, cell.revision, cell.split, cell.limit, cell.protocol, cell.batch
+def question_set(cell: Cell) -> QuestionSet:
+    """The questions a cell asks and how many at a time."""
+    spec = evaluated(cell)
+    return QuestionSet(spec.questions, spec.batch)
 
 
 def weight(cell: Cell, questions: int | None = None) -> float:
     """How long a cell takes beside the others, roughly: an order for the queue, and the estimate of the time left."""
-    return (0.2 + _share(cell)) * (questions or cell.limit or NOMINAL_QUESTIONS)
+    return (0.2 + _share(cell)) * (questions or evaluated(cell).questions.limit or NOMINAL_QUESTIONS)
 
 
 def _share(cell: Cell) -> float:
     """Of the visual tokens, roughly."""
-    if cell.pruner == BLIND:
+    spec = evaluated(cell)
+    if spec.blind:
         return 0.0
-    budget = parse(cell.budget)
-    if isinstance(budget, Above):
+    if isinstance(spec.budget, Above):
         return 0.5
-    return min(1.0, budget.num / NOMINAL_TOKENS) if isinstance(budget, Keep) else budget.share
+    return min(1.0, spec.budget.num / NOMINAL_TOKENS) if isinstance(spec.budget, Keep) else spec.budget.share
 
 
 @dataclass(frozen=True)
 class ListBatches:
-    """A piece of work: say what the batches of this cell are, and with it of all cells of its topic."""
+    """A piece of work: say what the batches of this cell are, and with it of all cells of its question set."""
 
     cell: Cell
 
     @property
     def name(self) -> object:
         """What tells it from other pieces of work."""
-        return topic(self.cell)
+        return question_set(self.cell)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A piece of work: answer these questions for this cell. number: which of the topic's batches they are."""
+    """A piece of work: answer these questions for this cell. number: which of the question set's batches they are."""
 
     cell: Cell
     number: int
@@ -78,7 +86,7 @@ class _BatchQueue:
 
 
 @dataclass(eq=False)
-class _QuestionSet:
+class _Queue:
     """Cells that ask the same questions. waiting: not begun; group: those under way together; fresh: batches nobody has begun."""
 
     waiting: deque[Cell]
@@ -140,11 +148,11 @@ class Work:
         self.workers, self.held = workers, held
         ordered = sorted(cells, key=lambda cell: (-weight(cell), cell.key))
         self._found: dict[Cell, dict[int, Prediction]] = {cell: {} for cell in ordered}
-        self._topics: dict[QuestionSet, _QuestionSet] = {}
+        self._sets: dict[QuestionSet, _Queue] = {}
         for cell in ordered:
-            self._topics.setdefault(topic(cell), _QuestionSet(deque())).waiting.append(cell)
-        self._topics = dict(sorted(self._topics.items(), key=lambda item: -sum(map(weight, item[1].waiting))))
-        self._at: dict[int, tuple[_QuestionSet, _BatchQueue | None]] = {}
+            self._sets.setdefault(question_set(cell), _Queue(deque())).waiting.append(cell)
+        self._sets = dict(sorted(self._sets.items(), key=lambda item: -sum(map(weight, item[1].waiting))))
+        self._at: dict[int, tuple[_Queue, _BatchQueue | None]] = {}
 
     @property
     def unfinished(self) -> int:
@@ -159,22 +167,22 @@ class Work:
     @property
     def waiting(self) -> bool:
         """Whether there is something to hand out."""
-        return any(one.left or (one.batches is None and not one.listing) for one in self._topics.values())
+        return any(one.left or (one.batches is None and not one.listing) for one in self._sets.values())
 
     @property
     def plenty(self) -> bool:
         """Whether a worker may have a batch waiting: near the end it would wait behind another one, while somebody rests."""
-        return sum(one.left for one in self._topics.values()) > AHEAD * self.workers
+        return sum(one.left for one in self._sets.values()) > AHEAD * self.workers
 
     def questions(self, cell: Cell) -> int:
-        """Of a cell whose topic is listed."""
-        return self._topics[topic(cell)].questions
+        """Of a cell whose question set is listed."""
+        return self._sets[question_set(cell)].questions
 
     def next(self, worker: int) -> ListBatches | Batch | None:
         """The best piece of work for this worker now; None: there is nothing to hand out."""
         here, sheet = self._at.get(worker, (None, None))
         if here is None or sheet is None or not sheet.cells:
-            here = self._topic(here)
+            here = self._queue(here)
             if here is None:
                 return None
             if here.batches is None:
@@ -185,20 +193,20 @@ class Work:
         self._at[worker] = here, sheet
         return here.take(sheet)
 
-    def _topic(self, here: _QuestionSet | None) -> _QuestionSet | None:
-        """Where a worker goes on: where it is, else a topic of its own, else where most is left, else where somebody is reading."""
+    def _queue(self, here: _Queue | None) -> _Queue | None:
+        """Where a worker goes on: where it is, else a set of its own, else where most is left, else where one is listed."""
         if here is not None and here.left:
             return here
-        topics = self._topics.values()
-        if own := [one for one in topics if one.batches is None and not one.listing]:
+        queues = self._sets.values()
+        if own := [one for one in queues if one.batches is None and not one.listing]:
             return own[0]
-        if shared := [one for one in topics if one.left]:
+        if shared := [one for one in queues if one.left]:
             return max(shared, key=lambda one: one.left)
-        return next((one for one in topics if one.batches is None), None)  # it will need the questions anyhow
+        return next((one for one in queues if one.batches is None), None)  # it will need the questions anyhow
 
     def listed(self, listing: ListBatches, batches: list[list[int]]) -> None:
-        """The batches of a topic are known. Of several workers that were asked the first counts, as all say the same."""
-        here = self._topics.get(topic(listing.cell))
+        """The batches of a question set are known. Of several workers that were asked the first counts, as all say the same."""
+        here = self._sets.get(question_set(listing.cell))
         if here is not None and here.batches is None:
             here.batches, here.questions = batches, sum(map(len, batches))
 
@@ -215,7 +223,7 @@ class Work:
     def returned(self, worker: int, piece: ListBatches | Batch) -> None:
         """A worker was lost with this piece of work: it is handed out again, the next time to whoever asks first."""
         self._at.pop(worker, None)
-        here = self._topics.get(topic(piece.cell))
+        here = self._sets.get(question_set(piece.cell))
         if here is None or piece.cell not in self._found:
             return
         if isinstance(piece, Batch):
@@ -225,7 +233,7 @@ class Work:
 
     def given_up(self, piece: ListBatches | Batch) -> list[Cell]:
         """Forget the cell of this batch, or all cells whose batches cannot be listed; those it meant, each told once."""
-        here = self._topics.get(topic(piece.cell))
+        here = self._sets.get(question_set(piece.cell))
         if here is None or (isinstance(piece, ListBatches) and here.batches is not None):
             return []
         cells = [piece.cell] if isinstance(piece, Batch) else list(here.waiting)
@@ -233,5 +241,5 @@ class Work:
         for cell in lost:
             here.drop(cell)
         if isinstance(piece, ListBatches):
-            del self._topics[topic(piece.cell)]
+            del self._sets[question_set(piece.cell)]
         return lost

@@ -48,7 +48,7 @@ class DiffPrune(lmms_eval.lmms):  # type: ignore[misc, valid-type]
     def __init__(
         self,
         pretrained: str = "embedded",
-        pruner: str = "none",
+        pruner: str = "unpruned",
         budget: str | float = "Share(1)",
         batch_size: int | str = 1,
         device: str | None = None,

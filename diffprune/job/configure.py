@@ -6,15 +6,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from diffprune.core import registry
-from diffprune.core.pruner import TrainablePruner
+from diffprune.core.spec import Spec
 from diffprune.io.dataset_manifest import FIXTURE
 from diffprune.job.files import load_job
-from diffprune.job.job import SECTIONS, TINY_BUDGETS, Job, explain, with_option, written
+from diffprune.job.job import SECTIONS, TINY_BUDGETS, Job, explain
 from diffprune.train.recipe import Recipe
-from diffprune.vlm.load import spelling
 
 
 def configure(
@@ -30,8 +29,8 @@ def configure(
         ValueError: one sentence on the first thing that is wrong, with the nearest valid name.
     """
     job = load_job(text) if text else None
-    fresh: dict[str, Any] = {"name": verb, "baselines": ("none",)} | ({verb: {}} if verb in SECTIONS else {})
-    tree = {key: value for key, value in job.model_dump().items() if value is not None} if job else fresh
+    fresh: dict[str, Any] = {"name": verb, "baselines": ("unpruned",)} | ({verb: {}} if verb in SECTIONS else {})
+    tree = _tree(job) if job else fresh
     if tiny:
         for path, value in tiny_settings(job).items():
             _put(tree, path, value)
@@ -45,6 +44,12 @@ def configure(
         raise ValueError(explain(error)) from None
 
 
+def _tree(settings: BaseModel) -> dict[str, Any]:
+    """Settings as nested dictionaries of values; sections that are None are left out."""
+    values = {key: getattr(settings, key) for key in type(settings).model_fields}
+    return {key: _tree(v) if isinstance(v, BaseModel) else v for key, v in values.items() if v is not None}
+
+
 def tiny_settings(job: Job | None) -> dict[str, Any]:
     """What `--tiny` changes: the model; of training the data and everything that takes long; of evaluation the data, the length of
     answers and the budgets; then the job's own `tiny`. Learned methods that name their weights are trained for a few steps instead.
@@ -54,14 +59,13 @@ def tiny_settings(job: Job | None) -> dict[str, Any]:
     """
     if job is None or not job.family:
         raise ValueError(f"--tiny needs a job that states its family; {job.name if job else 'this command'} states none")
-    options = spelling(job.model)[1]
-    model = f"tiny({', '.join([job.family, *(f'{key}={options[key]!r}' for key in sorted(options))])})"
+    model = Spec("tiny").with_options(**dict(job.model.options), family=job.family)
     found: dict[str, Any] = {"name": f"{job.name}-tiny", "title": f"{job.title or job.name}, tiny", "model": model, "config": {}}
-    arms, rest = _apart(job.baselines)
-    if arms:
-        found |= {"baselines": rest, "train.arms": arms}
-    if job.train or arms:
-        recipe = job.train or Recipe(arms=arms, workers=1)
+    learned, rest = _apart(job.baselines)
+    if learned:
+        found |= {"baselines": rest, "train.pruners": learned}
+    if job.train or learned:
+        recipe = job.train or Recipe(pruners=learned, workers=1)
         few = 2 * recipe.workers
         small = {
             "model": model, "seeds": recipe.seeds[:1], "workers": recipe.workers,
@@ -71,27 +75,21 @@ def tiny_settings(job: Job | None) -> dict[str, Any]:
         }  # fmt: skip
         found |= {f"train.{key}": value for key, value in small.items()}
     if job.evaluate:
-        asked = tuple(_own_rows(text) for text in job.evaluate.benchmarks)
+        asked = tuple(map(_own_rows, job.evaluate.benchmarks))
         found |= {"evaluate.benchmarks": asked, "evaluate.answer_tokens": 2, "budgets": TINY_BUDGETS}
     return found | job.tiny
 
 
-def _apart(baselines: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _apart(baselines: Sequence[Spec]) -> tuple[tuple[Spec, ...], tuple[Spec, ...]]:
     """(learned methods without the weights they name, each once; the others)."""
-    arms, rest = dict[str, None](), []
-    for text in baselines:
-        name, given, options = registry.parse_call(text)
-        if "weights" in options:
-            arms[written(name, given, {key: value for key, value in options.items() if key != "weights"})] = None
-        else:
-            rest.append(text)
-    return tuple(arms), tuple(rest)
+    learned = dict.fromkeys(spec.without_places() for spec in baselines if spec.place("weights"))
+    return tuple(learned), tuple(spec for spec in baselines if not spec.place("weights"))
 
 
-def _own_rows(text: str) -> str:
+def _own_rows(benchmark: Spec) -> Spec:
     """A published benchmark on the few rows of our own that need no download; others as they are."""
-    folder = "folder" in inspect.signature(registry.find("benchmarks", registry.parse_call(text)[0])).parameters
-    return with_option(text, folder=FIXTURE) if folder else text
+    has_folder = "folder" in inspect.signature(registry.find("benchmarks", benchmark.name)).parameters
+    return benchmark.at(folder=FIXTURE) if has_folder else benchmark
 
 
 def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: bool) -> list[tuple[str, Any]]:
@@ -100,12 +98,12 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: b
     given = {key: value for key, value in short.items() if value not in (None, ())}
     if "model" in given:
         found += [("model", given["model"])] + ([("train.model", given["model"])] if "train" in tree else [])
+    if "scorers" in given:
+        found += [("train.pruners", given["scorers"])]
+    if "pruners" in given and verb == "train":
+        raise ValueError("train has no use for --pruner, which names methods that are ready: name what to train with --scorer")
     if "pruners" in given:
-        arms, rest = _split(given["pruners"])
-        if arms or verb == "train":
-            found += [("train.arms", arms or given["pruners"])]
-        if rest and verb != "train":
-            found += [("baselines", rest if "none" in rest else ("none", *rest))]
+        found += [("baselines", given["pruners"] if "unpruned" in given["pruners"] else ("unpruned", *given["pruners"]))]
     if "budgets" in given:
         found += [("train.budgets" if verb == "train" else "budgets", given["budgets"])]
     paths = {
@@ -119,18 +117,12 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: b
     idle = [path for path, _ in found if fresh and path.partition(".")[0] in SECTIONS and path.partition(".")[0] != verb]
     if idle:
         hint = (
-            "train it first, then write its weights into the spelling"
-            if idle[0] == "train.arms"
+            "train it first, then name it with its weights, as in --pruner \"diffprune(weights='folder')\""
+            if idle[0] == "train.pruners"
             else f"give it to {idle[0].partition('.')[0]}"
         )
         raise ValueError(f"{verb} has no use for {idle[0]}: {hint}")
     return found
-
-
-def _split(pruners: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(methods to be trained, methods ready to run)."""
-    untrained = {p for p in pruners if isinstance(made := registry.load("pruners", p), TrainablePruner) and not made.weights_hash}
-    return tuple(p for p in pruners if p in untrained), tuple(p for p in pruners if p not in untrained)
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:

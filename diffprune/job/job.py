@@ -1,20 +1,21 @@
 """A job: one Python file under `jobs/` that defines `job`, a full configuration of one run.
 
 Every verb reads its own section and the few things they share (model, methods, budgets). A job is a frozen value; the command
-line makes a changed copy, never a changed job.
+line makes a changed copy, never a changed job. Text becomes a value here, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diffprune.core import budget as budgets_
+from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec
 from diffprune.core import registry
+from diffprune.core.budget import Budget, Share
 from diffprune.core.pruner import TrainablePruner
+from diffprune.core.spec import Spec
 from diffprune.evaluate.cells import Evaluation
 from diffprune.store.files import checked_name
 from diffprune.timing.options import Measurement
@@ -30,11 +31,11 @@ TINY_BUDGETS = ("Share(1/3)", "Share(1/9)")
 class Job(BaseModel):
     """What to run. A section that is None is a verb the job does not do.
 
-    baselines: spellings that need no training, or name their weights; compared with the trained arms. `none` is the unpruned
-               bound. Weights are looked for when a verb needs them.
-    replaced:  methods (of `train.arms` or `baselines`) also run with tokens replaced by their mean instead of removed, a
+    baselines: methods that need no training, or name their weights; compared with the trained ones. `unpruned` is the bound.
+               Weights are looked for when a verb needs them.
+    replaced:  methods (of `train.pruners` or `baselines`) also run with tokens replaced by their mean instead of removed, a
                diagnostic of what removal itself costs; such a run takes as long as an unpruned one.
-    tuned:     methods (of `train.arms` or `baselines`) that `tune` looks at, arms with their first seed; () for all of them.
+    tuned:     methods (of `train.pruners` or `baselines`) that `tune` looks at, trained ones with their first seed; () for all.
     budgets:   for evaluation and measuring; training draws from `train.budgets`.
     seed:      of the job's provenance; training seeds are `train.seeds`.
     workers:   processes that share the cells (training has `train.workers`).
@@ -44,20 +45,20 @@ class Job(BaseModel):
     assumed:   how long questions and answers of the training data will be, for the same.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     name: str
     title: str = ""
-    model: str = "embedded"
+    model: ModelSpec = Spec("embedded")
     train: Recipe | None = None
     tune: Tuning | None = None
     evaluate: Evaluation | None = None
     measure: Measurement | None = None
     report: bool = True
-    baselines: tuple[str, ...] = ("none", "random", "grid", "attention")
-    replaced: tuple[str, ...] = ()
-    tuned: tuple[str, ...] = ()
-    budgets: tuple[str, ...] = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
+    baselines: tuple[PrunerSpec, ...] = tuple(map(Spec, ("unpruned", "random", "grid", "attention")))
+    replaced: tuple[PrunerSpec, ...] = ()
+    tuned: tuple[PrunerSpec, ...] = ()
+    budgets: tuple[BudgetValue, ...] = (Share(1 / 3), Share(2 / 9), Share(1 / 9), Share(1 / 20))
     seed: int = 0
     workers: int = Field(2, ge=1)
     family: str = ""
@@ -79,83 +80,38 @@ class Job(BaseModel):
 
     @field_validator("budgets")
     @classmethod
-    def _budgets(cls, found: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(str(budgets_.parse(text)) for text in found))
+    def _once(cls, found: tuple[Budget, ...]) -> tuple[Budget, ...]:
+        return tuple(dict.fromkeys(found))
 
     @field_validator("baselines")
     @classmethod
-    def _baselines(cls, found: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(_ready(text) for text in found))
+    def _ready(cls, found: tuple[Spec, ...]) -> tuple[Spec, ...]:
+        """Methods that can run without training by this job; weights they name need not be there yet."""
+        for spec in found:
+            made = registry.make("pruners", spec.without_places())
+            if isinstance(made, TrainablePruner) and not spec.place("weights"):
+                raise ValueError(f"{spec} is not trained: add it to train.pruners, or write {spec.name}(weights='folder')")
+        return tuple({(spec, spec.places): spec for spec in found}.values())
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
         if self.train and self.train.model != self.model:
-            raise ValueError(f"the job is about {self.model!r} but train.model is {self.train.model!r}: give both the same model")
-        known = {*self.baselines, *(self.train.arms if self.train else ())}
+            asked = f"the job is about {str(self.model)!r} but train.model is {str(self.train.model)!r}"
+            raise ValueError(f"{asked}: give both the same model")
+        known = {*self.baselines, *(self.train.pruners if self.train else ())}
         for field in ("replaced", "tuned"):
-            for text in set(getattr(self, field)) - known:
-                raise ValueError(f"{field} names {text!r}, which the job does not run: {registry.nearest(text, known)}")
+            for spec in set(getattr(self, field)) - known:
+                hint = registry.nearest(str(spec), map(str, known))
+                raise ValueError(f"{field} names {str(spec)!r}, which the job does not run: {hint}")
         return self
 
-    def methods(self, folder: Path, untrained: Container[Path] = (), verb: str = "evaluate") -> dict[str, str]:
-        """Spellings of what a verb looks at -> the same as it can be loaded now.
-
-        Baselines, then arms and seeds with their weights below `folder`. The two differ for scorers in `untrained`, which can only
-        be loaded without their weights. `evaluate` also gets the methods to run with tokens replaced, `tune` only `tuned`.
-        """
-        found, also = {}, {}
-        first = self.train.seeds[0] if self.train else 0
-        entries = [(text, text, text, first) for text in self.baselines]
-        for (arm, seed), place in self.scorers(folder).items():
-            spelling = with_option(arm, weights=str(place))
-            entries.append((arm, spelling, arm if place in untrained else spelling, seed))
-        for name, spelling, now, seed in entries:
-            if verb != "tune" or (seed == first and (not self.tuned or name in self.tuned)):
-                found[spelling] = now
-            if verb == "evaluate" and name in self.replaced:
-                also[f"replaced(method={spelling!r})"] = f"replaced(method={now!r})"
-        return found | also
-
-    def scorers(self, folder: Path) -> dict[tuple[str, int], Path]:
-        """Where the scorer of each arm and seed is, or will be, saved."""
+    def scorers(self, folder: Path) -> dict[tuple[Spec, int], Path]:
+        """Where the scorer of each method and seed is, or will be, saved."""
         return scorers(self.train, folder) if self.train else {}
 
 
-def _ready(text: str) -> str:
-    """The canonical spelling of a method that needs no training by this job; weights it names need not be there yet."""
-    name, given, options = registry.parse_call(text)
-    weights = {key: options.pop(key) for key in ("weights",) if key in options}
-    made = registry.load("pruners", written(name, given, options))
-    if isinstance(made, TrainablePruner) and not weights:
-        raise ValueError(f"{made.spelling} is not trained: add it to train.arms, or write {name}(weights='folder')")
-    if weights and not isinstance(made, TrainablePruner):
-        raise ValueError(f"{text} learns nothing and has no weights: write {made.spelling}")
-    return with_option(made.spelling, **weights) if weights else made.spelling
-
-
-def with_option(spelling: str, **options: Any) -> str:
-    """The same call with more keywords: `diffprune(depth=1)`, weights='a' -> `diffprune(depth=1, weights='a')`."""
-    name, args, kwargs = registry.parse_call(spelling)
-    return written(name, args, {**kwargs, **options})
-
-
-def written(name: str, args: Sequence[Any], options: Mapping[str, Any]) -> str:
-    """A call as it is spelled, keywords sorted."""
-    written = [repr(a) for a in args] + [f"{k}={v!r}" for k, v in sorted(options.items())]
-    return f"{name}({', '.join(written)})" if written else name
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-# --- the command line's changes ---------------------------------------------------------------------------------------
-
-
-# --- what pydantic found, in one sentence -----------------------------------------------------------------------------
-
-
 def explain(error: ValidationError) -> str:
-    """The first thing pydantic found wrong: key path, what is wrong, nearest valid key."""
+    """The first thing pydantic found wrong, in one sentence: key path, what is wrong, nearest valid key."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     path = ".".join(place)

@@ -12,22 +12,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from diffprune import report
-from diffprune.core import budget as budgets
 from diffprune.core import registry
 from diffprune.core.budget import Budget
+from diffprune.core.cell import Cell, describe
 from diffprune.core.pruner import Need, Pruner
-from diffprune.core.records import Cell, Provenance
+from diffprune.core.records import Provenance
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed import train as training
 from diffprune.distributed import tune as tuning
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import exclusive, sweep
 from diffprune.embedded.world import SPLITS, scene
-from diffprune.evaluate import cells as evaluation
+from diffprune.evaluate.cells import cells as evaluation_cells
 from diffprune.io.checkpoint import replace_text
 from diffprune.job.job import Job
 from diffprune.measure import measure
@@ -36,7 +38,7 @@ from diffprune.store.provenance import collect
 from diffprune.timing.options import Measurement
 from diffprune.train import estimate
 from diffprune.train.loop import missing
-from diffprune.tune import probes
+from diffprune.tune.cells import cells as tuning_cells
 from diffprune.vlm.load import described, load
 from diffprune.vlm.meta_model import configuration
 
@@ -105,62 +107,73 @@ class Plan:
         """Where the records are."""
         return self.folder / "store"
 
-    def untrained(self) -> list[tuple[str, int]]:
-        """Arms and seeds without a scorer yet."""
+    def untrained(self) -> list[tuple[Spec, int]]:
+        """Methods and seeds without a scorer yet."""
         return missing(self.job.train, self.folder) if self.job.train else []
 
     def cells(self, stage: str) -> list[Cell]:
-        """Cells of `tune`, `evaluate` or `measure`. Those of arms that are not trained yet have no pruner hash.
+        """Cells of `tune`, `evaluate` or `measure`. Those of scorers that are not trained yet name them instead of their weights.
 
         Raises:
             ValueError: unknown method, benchmark or option, or a budget the model cannot meet.
         """
-        job, places = self.job, self.job.scorers(self.folder)
-        methods = job.methods(self.folder, {places[key] for key in self.untrained()}, stage)
+        waiting = set(self.untrained())
+        ready = [spec for spec in self.job.baselines if self._wanted(stage, spec)]
+        for (spec, seed), place in self.job.scorers(self.folder).items():
+            if (spec, seed) not in waiting and self._wanted(stage, spec, seed):
+                ready.append(spec.at(weights=place.absolute()))
+        found = self._asked(stage, ready)
+        for spec, seed in self.job.scorers(self.folder):
+            if (spec, seed) in waiting and self._wanted(stage, spec, seed):
+                own = self._asked(stage, [spec])
+                found += [_planned(cell, f"untrained, seed {seed}") for cell in own if cell.method.kind != "bound"]
+        return list(dict.fromkeys(found))
+
+    def _wanted(self, stage: str, spec: Spec, seed: int | None = None) -> bool:
+        """Whether a stage looks at a method: `tune` only at `tuned`, of trained methods at their first seed."""
+        job = self.job
+        first = seed is None or not job.train or seed == job.train.seeds[0]
+        return stage != "tune" or (first and (not job.tuned or spec in job.tuned))
+
+    def _asked(self, stage: str, methods: Sequence[Spec]) -> list[Cell]:
+        """The cells of these methods; `evaluate` also gets those to run with tokens replaced."""
+        job = self.job
         assert self.vlm is not None, "only the report needs no model"
-        now = list(dict.fromkeys(methods.values()))
         if stage == "tune" and job.tune:
-            found = probes.cells(self.vlm, now, job.tune)
-        elif stage == "evaluate" and job.evaluate:
-            found = evaluation.cells(self.vlm, now, job.budgets, job.evaluate)
-        else:
-            assert job.measure is not None, "a stage without a section is not asked for"
-            found = measure.cells(self.vlm, now, job.budgets, job.measure)
-        named = {loaded: [text for text, other in methods.items() if other == loaded] for loaded in now}
-        return [replace(cell, pruner=text) for cell in found for text in named.get(cell.pruner, [cell.pruner])]
+            return tuning_cells(self.vlm, methods, job.tune)
+        if stage == "evaluate" and job.evaluate:
+            also = [Spec("replaced").with_options(method=spec) for spec in methods if spec in job.replaced]
+            return evaluation_cells(self.vlm, [*methods, *also], job.budgets, job.evaluate)
+        assert job.measure is not None, "a stage without a section is not asked for"
+        return measure.cells(self.vlm, methods, job.budgets, job.measure)
 
     def scenes(self) -> dict[int, dict[str, list[bool]]]:
-        """What the first seed of each image-only arm keeps of a few test scenes at the job's third budget, or its last.
+        """What the first seed of each image-only trained method keeps of a few test scenes at the job's third budget, or its last.
 
-        {scene seed: {spelling: mask [N]}}.
+        {scene seed: {label: mask [N]}}.
 
         Chosen once per model and weights and kept in `scenes.json`, so that the report of a finished run calls no model. Only the
         embedded model has scenes.
         """
         job = self.job
-        if job.model != "embedded" or not job.train or not job.budgets or self.untrained():
+        if job.model.name != "embedded" or not job.train or not job.budgets or self.untrained():
             return {}
-        first = [place for (_, seed), place in job.scorers(self.folder).items() if seed == job.train.seeds[0]]
-        arms = [
-            registry.load("pruners", text)
-            for text in job.methods(self.folder, verb="measure")
-            if any(str(p) in text for p in first)
-        ]
-        arms = [arm for arm in arms if Need.TEXT not in arm.needs]
-        budget, path = budgets.parse(job.budgets[:3][-1]), self.folder / "scenes.json"
-        key = [str(budget), *(f"{arm.spelling} {arm.weights_hash}" for arm in arms)]
+        first = [spec.at(weights=place) for (spec, seed), place in job.scorers(self.folder).items() if seed == job.train.seeds[0]]
+        pruners: list[Pruner] = [made for made in (registry.make("pruners", spec) for spec in first) if not made.reads_question]
+        budget, path = job.budgets[:3][-1], self.folder / "scenes.json"
+        key = [str(budget), *(f"{pruner.spec} {pruner.weights_sha256}" for pruner in pruners)]
         if path.is_file() and (found := json.loads(path.read_text()))["key"] == key:
             return {int(seed): masks for seed, masks in found["scenes"].items()}
-        scenes = self._choose(arms, budget)
+        scenes = self._choose(pruners, budget)
         replace_text(path, json.dumps({"key": key, "scenes": scenes}))
         return scenes
 
-    def _choose(self, arms: Sequence[Pruner], budget: Budget) -> dict[int, dict[str, list[bool]]]:
+    def _choose(self, pruners: Sequence[Pruner], budget: Budget) -> dict[int, dict[str, list[bool]]]:
         vlm, seeds = self.vlm or load(self.job.model), list(SPLITS["test"][:NUM_SCENES])
-        needs = frozenset[Need]().union(*(arm.needs for arm in arms))
+        needs = frozenset[Need]().union(*(pruner.needs for pruner in pruners))
         tokens = vlm.encode(vlm.pixels([Image.fromarray(scene(seed).image) for seed in seeds]), needs)
-        masks = {arm.spelling: arm.select(tokens, budget).keep.tolist() for arm in arms}
-        return {seed: {spelling: keep[row] for spelling, keep in masks.items()} for row, seed in enumerate(seeds)}
+        masks = {describe(pruner).label: pruner.select(tokens, budget).keep.tolist() for pruner in pruners}
+        return {seed: {label: keep[row] for label, keep in masks.items()} for row, seed in enumerate(seeds)}
 
     def check(self, stages: Sequence[str]) -> None:
         """Refuse what cannot work while nothing has been started.
@@ -171,12 +184,12 @@ class Plan:
         needs = [stage for stage in stages if stage in CELLS]
         for stage in needs:
             if not self.cells(stage):
-                raise ValueError(f"nothing to {stage}: name at least one method other than none, as in --pruner attention")
+                raise ValueError(f"nothing to {stage}: name at least one method other than unpruned, as in --pruner attention")
         left = self.untrained()
         if left and needs and "train" not in stages:
-            arm, seed = left[0]
+            spec, seed = left[0]
             raise ValueError(
-                f"{arm}, seed {seed}, is not trained yet below {self.folder}: run `diffprune train {self.job.name}` first"
+                f"{spec}, seed {seed}, is not trained yet below {self.folder}: run `diffprune train {self.job.name}` first"
             )
 
     def show(self, stages: Sequence[str]) -> None:
@@ -184,8 +197,8 @@ class Plan:
         done = Store(self.store_root).done()
         if "train" in stages and self.job.train:
             recipe, left = self.job.train, self.untrained()
-            print(f"train: {len(recipe.arms) * len(recipe.seeds)} scorers of {recipe.steps} steps, {len(left)} to do")
-            config = self.job.config or (configuration(recipe.model) if recipe.model != "embedded" else None)
+            print(f"train: {len(recipe.pruners) * len(recipe.seeds)} scorers of {recipe.steps} steps, {len(left)} to do")
+            config = self.job.config or (configuration(recipe.model) if recipe.model.name != "embedded" else None)
             for found in estimate.estimate(recipe, config, self.job.assumed) if config else []:
                 print("\n".join(f"  {text}" for text in estimate.lines(recipe, found)))
         for stage in CELLS:
@@ -193,16 +206,28 @@ class Plan:
                 _show(stage, self.cells(stage), done)
 
 
+def _planned(cell: Cell, scorer: str) -> Cell:
+    """A cell of a scorer that is not there yet, told from those of other seeds."""
+    subject: Any = cell.subject
+    spec: Spec = subject.pruner
+    inner = {key: replace(value, weights_sha256=scorer) for key, value in spec.options if isinstance(value, Spec)}
+    planned = spec.with_options(**inner) if inner else replace(spec, weights_sha256=scorer)
+    return replace(cell, subject=replace(subject, pruner=planned))
+
+
 def _show(stage: str, cells: Sequence[Cell], done: set[str]) -> None:
     """Counts, what the cells have in common, and a line per method."""
-    left = [cell for cell in cells if cell.key not in done]
-    print(f"{stage}: {len(cells)} cells, {len(left)} to do")
-    print(f"  {' '.join(dict.fromkeys(c.benchmark for c in cells))}, split {cells[0].split}, batch {cells[0].batch}")
-    rows, todo = Counter(c.pruner for c in cells), Counter(c.pruner for c in left)
+    told = [(cell.columns(), cell.key not in done) for cell in cells]
+    first = told[0][0]
+    print(f"{stage}: {len(cells)} cells, {sum(left for _, left in told)} to do")
+    print(f"  {' '.join(dict.fromkeys(c.benchmark for c, _ in told))}, split {first.split}, batch {first.batch}")
+    rows = Counter((c.method, c.weights_sha256) for c, _ in told)
+    todo = Counter((c.method, c.weights_sha256) for c, left in told if left)
     print(f"  {'cells':>5} {'to do':>5}  method at its budgets")
-    for pruner, count in rows.items():
-        listed = " ".join(dict.fromkeys(c.budget for c in cells if c.pruner == pruner))
-        print(f"  {count:5d} {todo[pruner]:5d}  {pruner}  {listed}")
+    for method, count in rows.items():
+        mine = [c for c, _ in told if (c.method, c.weights_sha256) == method]
+        listed = " ".join(dict.fromkeys(c.budget or (f"{c.target_speedup:g}x" if c.target_speedup else "") for c in mine))
+        print(f"  {count:5d} {todo[method]:5d}  {' '.join(filter(None, method))}  {listed}")
 
 
 @dataclass
@@ -241,7 +266,7 @@ class PipelineRun:
         if self.plan.untrained():
             self.ray()
         else:
-            print(f"train: all {len(recipe.arms) * len(recipe.seeds)} scorers are there already", flush=True)
+            print(f"train: all {len(recipe.pruners) * len(recipe.seeds)} scorers are there already", flush=True)
         training.train(recipe, self.plan.folder, Store(self.plan.store_root), self.provenance)
 
     def tune(self) -> None:
@@ -276,7 +301,9 @@ class PipelineRun:
         failed = []
         for cell, found in exclusive(measured, self.job.model, left, self.job.measure, address=self.address).items():
             store.publish(found.tables, cell=cell, provenance=self.provenance)
-            failed += [f"{cell.pruner} {cell.budget}: {found.outcome.reason}"] if found.outcome.status != "ok" else []
+            failed += (
+                [f"{cell.method.label} {cell.columns().budget}: {found.outcome.reason}"] if found.outcome.status != "ok" else []
+            )
         if failed:
             raise RuntimeError(f"{len(failed)} of {len(left)} cells could not be measured; first {failed[0]}")
 
@@ -290,6 +317,6 @@ class PipelineRun:
         print(f"\n{report.summary(root)}\n\nreport: {made['html'].resolve()}", flush=True)
 
 
-def measured(model: str, cells: Sequence[Cell], options: Measurement) -> dict[Cell, measure.Measured]:
+def measured(model: Spec, cells: Sequence[Cell], options: Measurement) -> dict[Cell, measure.Measured]:
     """`measure.measure` in the process that calls it, which loads the model itself."""
     return measure.measure(load(model), cells, options)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from diffprune.core import budget as budgets_
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark
 from diffprune.core.budget import Budget, Share
+from diffprune.core.cell import Cell, MeasureSpec, Questions, describe
 from diffprune.core.errors import with_class
 from diffprune.core.pruner import Need, Pruner
-from diffprune.core.records import Cell, Cost, Outcome, Timing
+from diffprune.core.records import Cost, Outcome, Timing
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.timing import cuda_graph, eager
 from diffprune.timing.clock import Clock, clocks
@@ -39,27 +39,22 @@ class Measured(NamedTuple):
         return {table: rows for table, rows in found.items() if rows}
 
 
-def cells(vlm: VLM, pruners: Sequence[str], budgets: Sequence[str], options: Measurement) -> list[Cell]:
-    """Every pruner at every budget and batch size. `none` is no cell: it is the `full` arm of every other.
+def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options: Measurement) -> list[Cell]:
+    """Every pruner that prunes at every budget, batch size and mode. `unpruned` is no cell: it is the `full` arm of every other.
 
     Raises:
         ValueError: unknown pruner, benchmark or option, a budget above what the model has, or a mode it cannot run in.
     """
     if "graph" in options.modes:
         cuda_graph.refuse(vlm)
-    parsed = [budgets_.parse(text) for text in budgets]
-    for budget in parsed:
+    for budget in budgets:
         budget.check(vlm.num_visual_tokens)
-    benchmark: Benchmark = registry.load("benchmarks", options.benchmark)
-    methods = [m for m in (registry.load("pruners", text) for text in pruners) if m.plan(Share(1))]
+    benchmark: Benchmark = registry.make("benchmarks", options.benchmark)
+    questions = Questions(benchmark.spec, benchmark.revision, split=options.split, limit=options.limit)
+    methods: list[Pruner] = [m for m in (registry.make("pruners", one) for one in pruners) if m.plan(Share(1))]
     made = [
-        Cell(
-            verb="measure", model=vlm.name, model_hash=vlm.weights_hash, pruner=m.spelling, pruner_hash=m.weights_hash,
-            budget=str(budget), benchmark=benchmark.spelling, revision=benchmark.revision, split=options.split,
-            limit=options.limit, batch=batch, dtype=str(vlm.model.dtype).removeprefix("torch."), seed=options.seed,
-            mode=mode,
-        )
-        for batch in options.batches for mode in options.modes for m in methods for budget in parsed
+        Cell(vlm.spec, vlm.dtype, MeasureSpec(m.spec, budget, questions, batch, mode, options.seed), describe(m), benchmark.label)
+        for batch in options.batches for mode in options.modes for m in methods for budget in budgets
     ]  # fmt: skip
     return list(dict.fromkeys(made))
 
@@ -67,11 +62,19 @@ def cells(vlm: VLM, pruners: Sequence[str], budgets: Sequence[str], options: Mea
 # --- cells in, rows out ----------------------------------------------------------------------------------------------
 
 
+def measured(cell: Cell) -> MeasureSpec:
+    """What a cell to measure asks. Raises ValueError: it asks for something else."""
+    if not isinstance(cell.subject, MeasureSpec):
+        raise ValueError(f"a cell to {cell.verb} was given where times are measured")
+    return cell.subject
+
+
 def together(asked: Sequence[Cell]) -> list[list[Cell]]:
     """Cells that may share a session: everything equal but method and budget."""
-    groups: dict[Cell, list[Cell]] = {}
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in asked:
-        groups.setdefault(replace(cell, pruner="", pruner_hash="", budget=""), []).append(cell)
+        spec = measured(cell)
+        groups.setdefault((cell.model, cell.dtype, spec.questions, spec.batch, spec.mode, spec.seed), []).append(cell)
     return list(groups.values())
 
 
@@ -81,15 +84,16 @@ def batches(vlm: VLM, cell: Cell, number: int, needs: frozenset[Need]) -> list[I
     Raises:
         ValueError: the split has fewer samples than one batch.
     """
-    benchmark: Benchmark = registry.load("benchmarks", cell.benchmark)
-    samples = benchmark.samples(cell.split, cell.limit, cell.protocol)
-    if len(samples) < cell.batch:
-        found = f"{cell.benchmark} gives {len(samples)} samples of split {cell.split!r}"
-        raise ValueError(f"{found}; a batch takes {cell.batch}: raise the limit")
-    starts = range(0, len(samples) - cell.batch + 1, cell.batch)[:number]
+    spec, asked = measured(cell), measured(cell).questions
+    benchmark: Benchmark = registry.make("benchmarks", asked.benchmark)
+    samples = benchmark.samples(asked.split, asked.limit, asked.protocol)
+    if len(samples) < spec.batch:
+        found = f"{asked.benchmark} gives {len(samples)} samples of split {asked.split!r}"
+        raise ValueError(f"{found}; a batch takes {spec.batch}: raise the limit")
+    starts = range(0, len(samples) - spec.batch + 1, spec.batch)[:number]
     made = []
     for start in starts:
-        chosen = samples[start : start + cell.batch]
+        chosen = samples[start : start + spec.batch]
         made.append(eager.prepare(vlm, [benchmark.image(s) for s in chosen], [s.question for s in chosen], needs))
     return made
 
@@ -100,14 +104,13 @@ def method(vlm: VLM, cell: Cell) -> tuple[Pruner, Budget]:
     Raises:
         ValueError: unknown or refused, or other weights than the cell names.
     """
-    pruner: Pruner = registry.load("pruners", cell.pruner)
-    hashes = (cell.model, cell.model_hash, vlm.weights_hash), (cell.pruner, cell.pruner_hash, pruner.weights_hash)
-    for name, wanted, found in hashes:
-        if wanted != found:
-            raise ValueError(f"the weights of {name} have changed: the cell asks for {wanted!r}, found {found!r}")
-    budget = budgets_.parse(cell.budget)
-    budget.check(vlm.num_visual_tokens)
-    return pruner, budget
+    spec = measured(cell)
+    if cell.model.weights_sha256 != vlm.spec.weights_sha256:
+        wanted = f"the cell asks for {cell.model.weights_sha256}, {vlm.spec.weights_sha256} is loaded"
+        raise ValueError(f"the weights of {cell.model} have changed: {wanted}")
+    pruner: Pruner = registry.make("pruners", spec.pruner)
+    spec.budget.check(vlm.num_visual_tokens)
+    return pruner, spec.budget
 
 
 def _failed(error: Exception | str) -> Measured:
@@ -143,7 +146,7 @@ def _session(vlm: VLM, group: list[Cell], options: Measurement, clock: Clock, ho
         except Exception as error:  # a cell that cannot run is an outcome
             found[cell] = _failed(error)
     needs = frozenset[Need]().union(*(pruner.needs for pruner, _ in methods.values()))
-    mode: Mode = cuda_graph.Graphs(vlm) if group[0].mode == "graph" else eager
+    mode: Mode = cuda_graph.Graphs(vlm) if measured(group[0]).mode == "graph" else eager
     session = Session(vlm, batches(vlm, group[0], options.inputs, needs), options, clock, host, mode)
     return found | side_by_side(session, methods, threads)
 
@@ -177,5 +180,5 @@ def _collect(session: Session, cell: Cell, pair: tuple[Arm, Arm], flags: list[st
         costs = [session.cost(arm) for arm in arms]
     except Exception as error:
         return _failed(error)
-    timings = [row for arm in arms for row in session.timings(arm, cell, flags)]
+    timings = [row for arm in arms for row in session.timings(arm, flags)]
     return Measured(timings, costs, Outcome("ok", "", len(timings) + len(costs), seconds))

@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from diffprune.core.pruner import Need
+from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
 from diffprune.io.image import pad_to_square
@@ -43,12 +44,12 @@ class Llava(Family):
         ValueError: another word for either.
     """
 
-    def __init__(self, model: Any, processor: Any, name: str, image_mode: str = "", frame: str = "template") -> None:
+    def __init__(self, model: Any, processor: Any, asked: Spec | str, image_mode: str = "", frame: str = "template") -> None:
         if image_mode not in ("", *IMAGE_MODES):
             raise ValueError(f"image_mode is {image_mode!r}; llava knows {' and '.join(IMAGE_MODES)}")
         if frame not in FRAMES:
             raise ValueError(f"frame is {frame!r}; llava knows {' and '.join(FRAMES)}")
-        super().__init__(model, processor, name)
+        super().__init__(model, processor, asked)
         self.image_mode, self.framing = image_mode, frame
 
     @classmethod

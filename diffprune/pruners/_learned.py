@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ CARD = """---
 library_name: diffprune
 tags: [visual-token-pruning]
 ---
-# {spelling}
+# {spec}
 
 A visual-token scorer for `{model}`. Use it with
 
@@ -42,10 +41,11 @@ class Learned(TrainablePruner):
     """
 
     outputs: ClassVar[int] = 1  # logits per token
+    option_labels = {"attention": "self-attention"}
 
     def __init__(
         self,
-        weights: str | None = None,
+        weights: Path | None = None,
         *,
         question_aware: bool = False,
         attention: bool = True,
@@ -61,7 +61,7 @@ class Learned(TrainablePruner):
         self.dims: dict[str, int | None] = {}
         self.standardise_by(torch.zeros(0), torch.ones(0))
         if weights is not None:
-            self._load(scorer_folder(weights))
+            self._load(scorer_folder(str(weights)))
 
     # -- networks ----------------------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class Learned(TrainablePruner):
             ValueError: the method has not been trained, or was trained for features of another width.
         """
         if self.networks is None:
-            name = type(self).__name__.lower()
+            name = self.spec.name or type(self).__name__.lower()
             raise ValueError(f"{name} has no weights yet: train it (diffprune train), then write {name}(weights='folder')")
         if tokens.features.shape[-1] != self.dims["features"]:
             raise ValueError(
@@ -160,21 +160,18 @@ class Learned(TrainablePruner):
         """config.json + model.safetensors + README.md in `folder`; `facts` (recipe, figures) go into config and card."""
         assert self.networks is not None, "save follows build"
         tensors = {**self.networks.state_dict(), "mean": self.mean, "spread": self.spread}
-        name = type(self).__name__.lower()
-        defaults = inspect.signature(Learned).parameters
-        changed = {k: v for k, v in self.options.items() if v != defaults[k].default}
-        listed = "".join(f"{k}={v!r}, " for k, v in changed.items())
-        use = f"{self.spelling.partition('(')[0] or name}({listed}weights='{Path(folder).name}')"
+        use = self.spec.with_options(weights=Path(folder).name)
         lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-        card = CARD.format(spelling=self.spelling or name, model=facts.get("model", "a VLM"), use=use, facts=lines)
-        files.write(folder, tensors, {"method": name, "options": self.options, "dims": self.dims, "facts": facts}, card)
-        self.weights_hash = files.sha256(Path(folder) / files.FILE)[:20]
+        card = CARD.format(spec=self.spec, model=facts.get("model", "a VLM"), use=use, facts=lines)
+        config = {"method": self.spec.name, "spec": str(self.spec), "options": self.options, "dims": self.dims, "facts": facts}
+        files.write(folder, tensors, config, card)
+        self.weights_sha256 = files.sha256(Path(folder) / files.FILE)[:20]
 
     def _load(self, folder: Path) -> None:
         tensors, config = files.read(folder)
-        name = type(self).__name__.lower()
-        if config.get("method") != name:
-            raise ValueError(f"{folder}: these weights belong to {config.get('method', 'no method')!r}, not to {name!r}")
+        name = str(config.get("method", "no method"))
+        if name.replace("_", "") != type(self).__name__.lower():
+            raise ValueError(f"{folder}: these weights belong to {name!r}, not to {type(self).__name__}")
         for key, value in config["options"].items():
             if key in ("question_aware", "attention", "denoiser") and self.options.get(key) != value:
                 raise ValueError(f"{folder}: trained with {key}={value}; write {name}({key}={value}, weights='{folder}')")
@@ -191,7 +188,8 @@ class Learned(TrainablePruner):
         networks = self._make()
         files.load_into(networks, tensors, path)
         networks.eval().requires_grad_(False)
-        self.weights_hash = files.sha256(path)[:20]
+        self.weights_sha256 = files.sha256(path)[:20]
+        self.recipe, self.trained_seed = config.get("facts", {}).get("recipe_key", ""), config.get("facts", {}).get("seed")
 
 
 def scaled(features: int) -> tuple[int, int]:

@@ -11,6 +11,9 @@ from diffprune.core.tokens import VisualTokens
 class Attention(ScorePruner):
     """Keeps the tokens with the largest [CLS] attention (received attention where an encoder has no [CLS])."""
 
+    label = "Attention"
+    kind = "rule"
+
     reference = Reference("[CLS] Attention is All You Need for Training-Free Visual Token Pruning (FasterVLM)", "2412.01818")
     needs = frozenset({Need.ENCODER_ATTENTION})
 

@@ -19,6 +19,9 @@ from diffprune.pruners._soft_topk import centred, laplace_cdf, signal_and_noise
 class DiffPrune(Learned):
     """`diffprune(weights='folder')`; `question_aware=True` lets the scorer read the question."""
 
+    label = "DiffPrune"
+    kind = "trained"
+
     reference = Reference("Beyond Surrogate Gradients: Fully Differentiable Token Pruning for Vision-Language Models", "2605.28051")
 
     def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:

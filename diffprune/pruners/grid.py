@@ -34,6 +34,9 @@ def cells(rows: int, columns: int, count: int) -> tuple[int, ...]:
 class Grid(Pruner):
     """Keeps a regular grid of tokens; looks at nothing."""
 
+    label = "Grid"
+    kind = "rule"
+
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
         keep, total = torch.zeros_like(tokens.valid), tokens.valid.shape[1]
         if tokens.grid and math.prod(tokens.grid) == total and bool(tokens.valid.all()):

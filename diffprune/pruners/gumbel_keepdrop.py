@@ -6,6 +6,8 @@ not degraded; a dropped token stops being a key in every decoder layer. There is
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from diffprune.pruners._learned import Learned
 class GumbelKeepDrop(Learned):
     """Each token decides for itself; `ratio_weight` pulls the mean towards the budget."""
 
+    label = "Gumbel keep/drop"
+    kind = "trained"
+
     reference = Reference("DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", "2106.02034")
     outputs = 2
     attention_implementation = "masked_softmax"
@@ -25,7 +30,7 @@ class GumbelKeepDrop(Learned):
 
     def __init__(
         self,
-        weights: str | None = None,
+        weights: Path | None = None,
         *,
         ratio_weight: float = 100.0,
         question_aware: bool = False,

@@ -5,6 +5,8 @@ Same scorer, denoiser, data, schedule and budgets as DiffPrune; only the throttl
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from diffprune.core.budget import Budget, top
@@ -25,11 +27,14 @@ class GumbelTopK(Learned):
               scorer hardly trains on the embedded model.
     """
 
+    label = "Gumbel top-K"
+    kind = "trained"
+
     reference = Reference("Categorical Reparameterization with Gumbel-Softmax; control of DiffPrune, section 3.1", "1611.01144")
 
     def __init__(
         self,
-        weights: str | None = None,
+        weights: Path | None = None,
         *,
         backward: str = "relaxed",
         filler: str = "noise",

@@ -14,6 +14,10 @@ from diffprune.core.tokens import VisualTokens
 class Random(ScorePruner):
     """Uniform without replacement, keyed by `seed` and the image: the same in any batch, on any worker."""
 
+    label = "Random"
+    kind = "control"
+    replicate_options = frozenset({"seed"})
+
     needs = frozenset({Need.IDENTITY})
 
     def __init__(self, seed: int = 0) -> None:

@@ -6,7 +6,6 @@ a model misses (EMBEDDED.md, second study).
 
 from __future__ import annotations
 
-from diffprune.core import registry
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Cut, Pruner
 from diffprune.core.tokens import Selection, VisualTokens
@@ -15,10 +14,12 @@ from diffprune.core.tokens import Selection, VisualTokens
 class Replaced(Pruner):
     """`replaced(attention)`: the choice of `attention`, every other token set to the image's mean. Saves nothing."""
 
-    def __init__(self, method: str) -> None:
-        self.method: Pruner = registry.load("pruners", method)
-        self.reference, self.needs, self.stage = self.method.reference, self.method.needs, self.method.stage  # type: ignore[misc]
-        self.weights_hash = self.method.weights_hash
+    label = "Replaced"
+    kind = "diagnostic"
+
+    def __init__(self, method: Pruner) -> None:
+        self.method = self.inner = method
+        self.reference, self.needs, self.stage = method.reference, method.needs, method.stage  # type: ignore[misc]
 
     def plan(self, budget: Budget) -> tuple[Cut, ...]:
         return self.method.plan(budget)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 from diffprune.core import registry
@@ -21,15 +20,8 @@ def from_pretrained(name: str | Path, revision: str = "main") -> Pruner:
     """
     folder = scorer_folder(str(name), revision)
     config = read_config(folder)
-    known = {spelling.replace("_", ""): spelling for spelling in registry.names("pruners")}
-    method = config.get("method")
-    if method not in known:
+    if config.get("method") not in registry.names("pruners") or not isinstance(config.get("spec"), str):
+        method = config.get("method")
         raise ValueError(f"{folder / CONFIG} names no method of ours but {method!r}; a scorer's folder is written by training")
-    options = config.get("options")
-    if not isinstance(options, dict):
-        raise ValueError(f"{folder / CONFIG}: options are missing; retrain this scorer")
-    accepted = inspect.signature(registry.find("pruners", known[method])).parameters
-    changed = {k: v for k, v in sorted(options.items()) if k in accepted and v != accepted[k].default}
-    given = "".join(f"{key}={value!r}, " for key, value in changed.items())
-    made: Pruner = registry.load("pruners", f"{known[method]}({given}weights={str(folder)!r})")
+    made: Pruner = registry.make("pruners", registry.spec("pruners", config["spec"]).at(weights=folder.absolute()))
     return made

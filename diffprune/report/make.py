@@ -50,7 +50,7 @@ def report(
 ) -> dict[str, Path]:
     """Write `report.html`, `report.md`, `report.tex`, `tables/*.csv` and `figures/*.svg` into the folder `out`.
 
-    scenes: {seed of the embedded world: {pruner spelling: keep mask, bool [N] or [rows, columns]}}, drawn side by side.
+    scenes: {seed of the embedded world: {label: keep mask, bool [N] or [rows, columns]}}, drawn side by side.
     command: how the run was started, printed under Provenance.
 
     Returns the paths by name ("html", "markdown", "latex", "csv/<table>", "svg/<figure>").
@@ -61,8 +61,8 @@ def report(
     found = records.read(store_root)
     parts = [_chapter(chapter) for chapter in chapters(found)]
     drawn = {
-        "tuning": curves.tuning(found.frames["curve"], found.frames["trials"], found.frames["choices"]),
-        "training": curves.training(found.frames["steps"]),
+        "tuning": curves.tuning(found),
+        "training": curves.training(found),
     }
     shared = {
         "tuned": speed_tables.tuned(found), "training": speed_tables.training(found), "failures": provenance.failures(found),

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import pandas as pd
 import pyarrow as pa
 
-from diffprune.core.records import Cell, Provenance
+from diffprune.core.cell import Cell
+from diffprune.core.records import Provenance
 from diffprune.core.registry import nearest
-from diffprune.store.columns import columns, row_key
+from diffprune.store.columns import columns
 from diffprune.store.commits import Commits, chosen
 from diffprune.store.manifest import Commit, Damaged, Part, sha256
 from diffprune.store.parts import check, decode, digest, encode, record_arrays
@@ -47,11 +48,7 @@ class Store:
         """The files put aside while reading, one sentence each: which, why, where it is now, what counts as not done."""
         return self._commits.problems
 
-    def append(self, table: str, rows: Sequence[Any], *, cell: Cell | None, provenance: Provenance) -> None:
-        """Publish the rows of one table; see `publish`."""
-        self.publish({table: rows}, cell=cell, provenance=provenance)
-
-    def publish(self, records: Mapping[str, Sequence[Any]], *, cell: Cell | None, provenance: Provenance) -> None:
+    def publish(self, records: Mapping[str, Sequence[Any]], *, cell: Cell, provenance: Provenance) -> None:
         """Make rows of several tables visible together or not at all. Publishing the same again changes nothing.
 
         A cell is published whole: of several commits of one cell only the first counts per table (an `ok` one before a failed one).
@@ -64,9 +61,8 @@ class Store:
         fence = partial(check_fence, self.root, provenance.run, provenance.attempt)
         fence()
         arrays = {table: record_arrays(table, rows) for table, rows in records.items()}
-        salt = cell.key if cell else f"{provenance.run} {provenance.attempt}"
-        owner = cell.key if cell else "rows"
-        name = f"{owner}-{digest(arrays, salt)}"
+        owner = cell.key
+        name = f"{owner}-{digest(arrays, owner)}"
         if not arrays or self._commits.holds(name):
             return
         data = {table: encode(table, arrays[table], cell, provenance) for table in arrays}
@@ -76,7 +72,7 @@ class Store:
         )
         outcomes = {row.status for row in records.get("outcomes", ())}
         status = "" if not outcomes else "ok" if outcomes == {"ok"} else "failed"
-        commit = Commit(name, cell.key if cell else "", provenance.run, provenance.attempt, status, time.time_ns(), parts)
+        commit = Commit(name, cell.key, provenance.run, provenance.attempt, status, time.time_ns(), parts)
         self._commits.add(commit, data, fence)
 
     def read(
@@ -84,8 +80,7 @@ class Store:
     ) -> pd.DataFrame:
         """All rows of a table, each once, ordered by cell and then as written; `versions` and `hardware` are categories.
 
-        Of a cell that was published twice the first commit counts, of a row without a cell the latest. A table nobody wrote is
-        an empty frame with its columns.
+        Of a cell that was published twice the first commit counts. A table nobody wrote is an empty frame with its columns.
 
         names, cells: only these columns, only rows of the cells with these keys; what is left out costs neither time nor memory.
         coded: all text as categories, in the order of the texts: a tenth of the memory where a million rows repeat themselves.
@@ -96,11 +91,9 @@ class Store:
         wanted = _known(table, names)
         while True:
             picked = [c for c in chosen(self._commits.all(), table) if cells is None or c.cell in cells]
-            free = row_key(table) if any(not commit.cell for commit in picked) else []
-            needed = list(dict.fromkeys([*wanted, *free, *(["cell"] if free else [])]))
-            parts = self._each(picked, partial(_part, table), partial(_decoded, needed, coded))
+            parts = self._each(picked, partial(_part, table), partial(_decoded, wanted, coded))
             if parts is not None:
-                return frame(table, parts, needed, coded, free)[wanted]
+                return frame(table, parts, wanted, coded)[wanted]
 
     def origins(self, table: str) -> pd.DataFrame:
         """Whose rows a table has and who made them: one row per part that counts, columns `columns.ORIGIN`, all of them objects.

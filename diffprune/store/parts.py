@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -13,27 +13,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffprune.core.cell import Cell
 from diffprune.core.errors import first_line
-from diffprune.core.records import TABLES, Cell, Provenance
-from diffprune.store.columns import Column, columns, version
+from diffprune.core.records import TABLES, Provenance
+from diffprune.store.columns import VERSION, Column, columns
 from diffprune.store.manifest import Damaged
 
 TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 TAKES: dict[type, Any] = {str: str, int: numbers.Integral, float: numbers.Real, bool: (bool, np.bool_)}  # of Python and numpy alike
 LONG = ("versions", "hardware")  # the same long text in all rows
 SMALL = 1_000_000  # bytes of a part that one thread reads sooner than several
-MIGRATIONS: dict[tuple[str, int], Callable[[pa.Table], pa.Table]] = {}  # (table, version) -> rows of the next version
-
-
-def schema(table: str) -> pa.Schema:
-    """Arrow schema with the table's name and version in its metadata. Cell columns may be null: not every row has a cell."""
-    return _schema(table, version(table))
 
 
 @cache
-def _schema(table: str, number: int) -> pa.Schema:
-    listed = [pa.field(c.name, TYPES[c.type], nullable=c.optional or c.owner == "cell") for c in columns(table)]
-    return pa.schema(listed, metadata={"diffprune.schema": f"{table} {number}"})
+def schema(table: str) -> pa.Schema:
+    """Arrow schema with the table's name and the columns' version in its metadata."""
+    listed = [pa.field(c.name, TYPES[c.type], nullable=c.optional) for c in columns(table)]
+    return pa.schema(listed, metadata={"diffprune.schema": f"{table} {VERSION}"})
 
 
 @cache
@@ -71,20 +67,16 @@ def record_arrays(table: str, rows: Sequence[Any]) -> list[pa.Array]:
     for row in rows:
         if type(row) is not TABLES[table]:
             raise ValueError(f"table {table!r} takes {TABLES[table].__name__} records, got {type(row).__name__}")
-    return [_array(table, column, [getattr(row, column.field) for row in rows]) for column in mine]
+    return [_array(table, column, [getattr(row, column.name) for row in rows]) for column in mine]
 
 
-def encode(table: str, records: list[pa.Array], cell: Cell | None, provenance: Provenance) -> bytes:
+def encode(table: str, records: list[pa.Array], cell: Cell, provenance: Provenance) -> bytes:
     """One part: Parquet with dictionaries, zstd and a checksum per page."""
-    count = len(records[0])
+    count, about = len(records[0]), cell.columns()
+    owners = {"cell": about, "provenance": provenance}
     constant: list[pa.Array] = []
     for column in columns(table)[len(records) :]:
-        if column.owner == "key":
-            value: Any = cell.key if cell else ""
-        elif column.owner == "cell":
-            value = getattr(cell, column.field) if cell else ("" if column.type is str else None)
-        else:
-            value = getattr(provenance, column.field)
+        value = cell.key if column.owner == "key" else getattr(owners[column.owner], column.name)
         one = pa.scalar(None, TYPES[column.type]) if value is None else _array(table, column, [value])[0]
         constant.append(pa.repeat(one, count))
     sink = pa.BufferOutputStream()
@@ -111,8 +103,8 @@ def check(table: str, data: bytes) -> None:
     _opened(table, data, coded=False)
 
 
-def _opened(table: str, data: bytes, coded: bool) -> tuple[pq.ParquetFile, int]:
-    """A part whose columns this program can read or migrate, and the version of them."""
+def _opened(table: str, data: bytes, coded: bool) -> pq.ParquetFile:
+    """A part whose columns this program can read."""
     expected = read_schema(table, coded)
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, read_dictionary=dictionaries(table, coded))
@@ -123,18 +115,16 @@ def _opened(table: str, data: bytes, coded: bool) -> tuple[pq.ParquetFile, int]:
     name, _, written = label.partition(" ")
     if name != table or not written.isdecimal():
         raise Damaged(f"is not a part of table {table!r}, its schema is {label!r:.60}")
-    if int(written) < version(table) and all((table, step) in MIGRATIONS for step in range(int(written), version(table))):
-        return file, int(written)
-    _compare(table, found, expected, int(written))
-    if int(written) != version(table):
-        raise Damaged(f"has version {written} of table {table!r}, this program reads {version(table)} and has no migration")
-    return file, int(written)
+    if int(written) != VERSION:
+        raise Damaged(f"has version {written} of table {table!r}, this program reads {VERSION}")
+    _compare(table, found, expected)
+    return file
 
 
-def _compare(table: str, found: pa.Schema, expected: pa.Schema, written: int) -> None:
+def _compare(table: str, found: pa.Schema, expected: pa.Schema) -> None:
     if found.equals(expected):
         return
-    where = f"(table {table!r}, version {written})"
+    where = f"(table {table!r}, version {VERSION})"
     for field in schema(table):
         place = found.get_field_index(field.name)
         if place < 0:
@@ -155,13 +145,11 @@ def decode(table: str, data: bytes, names: Sequence[str], coded: bool = False, f
     Raises:
         Damaged: the part cannot be used.
     """
-    file, written = _opened(table, data, coded)
+    file = _opened(table, data, coded)
     listed, many = list(names), len(data) > SMALL
     wanted = pa.schema([read_schema(table, coded).field(name) for name in names])
     try:
-        if written < version(table):
-            rows = _migrated(table, data, written).select(listed).cast(wanted)
-        elif first and file.metadata.num_rows > 1:
+        if first and file.metadata.num_rows > 1:
             rows = pa.Table.from_batches(islice(file.iter_batches(1, columns=listed, use_threads=False), 1))
         else:
             rows = file.read(columns=listed, use_threads=many)
@@ -169,12 +157,3 @@ def decode(table: str, data: bytes, names: Sequence[str], coded: bool = False, f
         raise Damaged(f"cannot be read: {first_line(error)}") from None
     rows = pa.Table.from_arrays(rows.select(listed).columns, schema=wanted)
     return rows.slice(0, 1) if first else rows
-
-
-def _migrated(table: str, data: bytes, written: int) -> pa.Table:
-    """All rows of a part of an older version in the columns of this one. Migrations see plain text, no dictionaries."""
-    rows = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-    for step in range(written, version(table)):
-        rows = MIGRATIONS[table, step](rows)
-    _compare(table, rows.schema, schema(table), version(table))
-    return rows

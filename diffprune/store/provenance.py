@@ -105,6 +105,6 @@ def collect(run: str, attempt: int, seed: int) -> Provenance:
         dirty=dirty,
         versions=json.dumps(versions(), sort_keys=True),
         hardware=json.dumps(hardware(), sort_keys=True, allow_nan=False),
-        seed=seed,
+        job_seed=seed,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -15,11 +15,11 @@ from diffprune.store.manifest import Part
 from diffprune.store.parts import decode, dictionaries, read_schema
 
 
-def frame(table: str, parts: list[pa.Table], names: Sequence[str], coded: bool, free: Sequence[str]) -> pd.DataFrame:
+def frame(table: str, parts: list[pa.Table], names: Sequence[str], coded: bool) -> pd.DataFrame:
     """The rows of `parts` (emptied on the way, so that they are not held twice): float NaN stays NaN; whole numbers stay whole, as
     `Int64` only where a value may be missing; dictionaries become categories in the order of their texts.
 
-    coded: as in `read_schema`; free: where rows without a cell occur, the columns that make two of them the same row.
+    coded: as in `read_schema`.
     """
     expected = read_schema(table, coded)
     whole = pa.concat_tables(parts) if parts else pa.schema([expected.field(name) for name in names]).empty_table()
@@ -34,7 +34,7 @@ def frame(table: str, parts: list[pa.Table], names: Sequence[str], coded: bool, 
     found = found.astype({name: "int64" for name in sure})
     for name in set(dictionaries(table, coded)).intersection(names):
         found[name] = _sorted(found[name])
-    return _once(found, free)
+    return found
 
 
 def _sorted(column: pd.Series) -> pd.Series:
@@ -46,19 +46,6 @@ def _sorted(column: pd.Series) -> pd.Series:
     categories = pd.Index(texts.take(order).to_pandas(), dtype="str")
     coded = pd.Categorical.from_codes(place[column.cat.codes], categories, validate=False)
     return pd.Series(coded, column.index, name=column.name)
-
-
-def _once(rows: pd.DataFrame, free: Sequence[str]) -> pd.DataFrame:
-    """A run that resumes rewrites rows that have no cell; what its latest attempt wrote is what its results came from."""
-    if not free:
-        return rows
-    mine = rows[rows["cell"] == ""]
-    again = mine.index[mine.duplicated(list(free), keep="last")]
-    if not len(again):
-        return rows
-    rows = rows.drop(again).reset_index(drop=True)
-    texts = rows.select_dtypes("category").columns
-    return rows.assign(**{name: rows[name].cat.remove_unused_categories() for name in texts})
 
 
 def origin(part: Part, data: bytes) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def _scores(pruner: Pruner, budget: Budget) -> Callable[[VisualTokens], Tensor]:
     served = own is not None and not pruner.needs - {Need.IDENTITY}
     if own is None or not served or [cut.stage for cut in pruner.plan(budget)] != [Stage.ENCODED]:
         raise ValueError(
-            f"{pruner.spelling or type(pruner).__name__}: mode graph serves methods that score the encoder's tokens "
+            f"{pruner.spec.name or type(pruner).__name__}: mode graph serves methods that score the encoder's tokens "
             "by their features, in one cut; use mode eager"
         )
     return own

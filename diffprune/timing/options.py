@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffprune.config.fields import BenchmarkSpec
+from diffprune.core.spec import Spec
+
 Span = Literal["encoder", "parts", "prefill", "ttft", "decode"]
 
 
@@ -31,7 +34,7 @@ class Measurement(BaseModel):
     spans: tuple[Span, ...] = ("encoder", "parts", "prefill", "ttft", "decode")
     inputs: int = Field(2, ge=1)
     threads: int | None = Field(None, ge=1)
-    benchmark: str = "world('gqa')"
+    benchmark: BenchmarkSpec = Spec("world", (("like", "gqa"),))
     split: str = "test"
     limit: int | None = Field(None, ge=1)
     seed: int = 0

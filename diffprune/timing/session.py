@@ -18,7 +18,7 @@ from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.errors import with_class
 from diffprune.core.pruner import Need, Pruner
-from diffprune.core.records import Cell, Cost, Timing
+from diffprune.core.records import Cost, Timing
 from diffprune.core.vlm import VLM
 from diffprune.timing import eager
 from diffprune.timing.clock import Clock
@@ -57,7 +57,7 @@ class Session:
     ) -> None:
         self.vlm, self.inputs, self.options, self.clock, self.host = vlm, inputs, options, clock, host
         self.mode, self.spans = mode, frozenset(options.spans) - mode.UNTIMED
-        none = registry.load("pruners", "none")
+        none = registry.load("pruners", "unpruned")
         self.full = Arm("full", none, Share(1))
         self.arms = [self.full]
         self.costs: dict[int, Cost] = {}  # by id of the arm
@@ -194,13 +194,13 @@ class Session:
         mean = sum(k for k, _, _ in counts) / len(counts)
         return min(counts, key=lambda c: (abs(c[0] - mean), c))[1:]
 
-    def timings(self, arm: Arm, cell: Cell, flags: Sequence[str]) -> list[Timing]:
+    def timings(self, arm: Arm, flags: Sequence[str]) -> list[Timing]:
         rows = []
         for span, values in arm.found.items():
             own = [*flags, *value_flags([v for _, v in values]), *self._excluded(arm, span)]
             for turn, value in values:
                 kept, sequence = arm.sizes[turn % len(self.inputs)]
-                rows.append(Timing(span, arm.name, turn, value, cell.batch, kept, sequence, " ".join(own)))
+                rows.append(Timing(span, arm.name, turn, value, kept, sequence, " ".join(own)))
         return rows
 
     def _excluded(self, arm: Arm, span: str) -> list[str]:

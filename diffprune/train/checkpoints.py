@@ -105,26 +105,26 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
     return None
 
 
-def as_step(line: Mapping[str, Any]) -> Step | None:
-    """A line of the step log as a record, None where it says something else."""
-    if line.keys() != {f.name for f in fields(Step)}:
+def as_step(line: Mapping[str, Any]) -> tuple[str, Step] | None:
+    """A line of the step log as (name of the scorer, record), None where it says something else."""
+    if line.keys() != {"scorer", *(f.name for f in fields(Step))}:
         return None
     values: dict[str, Any] = {name: math.nan if value is None else value for name, value in line.items()}
-    return Step(**values)
+    return values.pop("scorer"), Step(**values)
 
 
-def read_steps(folder: Path) -> list[Step]:
-    """The step records in a folder: each step once, as it was last run; a torn last line is left out."""
+def read_steps(folder: Path) -> dict[str, list[Step]]:
+    """The step records in a folder by scorer: each step once, as it was last run; a torn last line is left out."""
     path = folder / STEPS
-    found: dict[tuple[str, int, int], Step] = {}
+    found: dict[str, dict[int, Step]] = {}
     for text in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        if "begin" in line:  # a loop (re)starts here: what an earlier one did from this step on does not count
-            arm, seed, step = line["begin"]
-            found = {key: row for key, row in found.items() if key[:2] != (arm, seed) or key[2] < step}
+        if "begin" in line:  # a scorer's training (re)starts here: what an earlier one did from this step on does not count
+            scorer, step = line["begin"]
+            found[scorer] = {number: row for number, row in found.get(scorer, {}).items() if number < step}
         elif row := as_step(line):
-            found[row.arm, row.seed, row.step] = row
-    return list(found.values())
+            found.setdefault(row[0], {})[row[1].step] = row[1]
+    return {scorer: list(rows.values()) for scorer, rows in found.items()}

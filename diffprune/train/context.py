@@ -48,15 +48,15 @@ class Context(ABC):
     def progress(self, text: str) -> None:
         """Tell the user, unless another worker or process does."""
 
-    def begin(self, arm: str, seed: int, step: int) -> None:
+    def begin(self, scorer: str, step: int) -> None:
         """A loop starts, or goes on, at this step."""
         if self.rank == 0:
-            self.files.append({"begin": [arm, seed, step]})
+            self.files.append({"begin": [scorer, step]})
 
-    def report(self, step: Step) -> None:
+    def report(self, scorer: str, step: Step) -> None:
         """Log one step. Not on the disk before the next `save`, and then redone if the machine fails."""
         if self.rank == 0:
-            values = asdict(step)
+            values = {"scorer": scorer, **asdict(step)}
             self.files.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()})
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ from torch import nn
 
 from diffprune.core import registry
 from diffprune.core.pruner import Need
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM, Shape
 from diffprune.timing import flops
 from diffprune.train.recipe import Recipe
@@ -72,13 +73,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One arm of a recipe on one model; bytes per GPU, FLOPs over all workers.
+    """One method of a recipe on one model; bytes per GPU, FLOPs over all workers.
 
     frozen, trained: parameters; weights: bytes of the frozen ones on one GPU; optimizer: of values, gradients and moments trained.
     stored, recomputed: activations of one image, with the decoder's layers stored or computed again; image: rows of one.
     """
 
-    arm: str
+    pruner: str
     frozen: int
     trained: int
     weights: float
@@ -127,17 +128,17 @@ def scorer_flops(networks: nn.ModuleDict, visual: int) -> float:
 
 
 def estimate(recipe: Recipe, config: Mapping[str, Any], assumed: Assumed | None = None) -> list[Estimate]:
-    """One estimate per arm. config: what the model's config.json says.
+    """One estimate per method. config: what the model's config.json says.
 
     Raises:
         ValueError: no such configuration.
     """
     vlm, assumed = outline(config), assumed or Assumed()
-    return [_arm(recipe, vlm, assumed, arm) for arm in recipe.arms]
+    return [_scorer(recipe, vlm, assumed, spec) for spec in recipe.pruners]
 
 
-def _arm(recipe: Recipe, vlm: VLM, assumed: Assumed, arm: str) -> Estimate:
-    usual, pruner = vlm.num_visual_tokens, registry.load("pruners", arm)
+def _scorer(recipe: Recipe, vlm: VLM, assumed: Assumed, spec: Spec) -> Estimate:
+    usual, pruner = vlm.num_visual_tokens, registry.make("pruners", spec)
     visual = assumed.visual or usual
     shape = replace(vlm.shape, patches=round(vlm.shape.patches * visual / usual))
     networks = pruner.outline(projector_input_width(vlm), shape.width)
@@ -156,7 +157,7 @@ def _arm(recipe: Recipe, vlm: VLM, assumed: Assumed, arm: str) -> Estimate:
     peak = weights + optimizer + max(training, recipe.calibration_images * encoder)
     step = flops.encoder_flops(shape) + scored * (2 * flops.projector_flops(shape, visual) + scorer_flops(networks, visual))
     step += decoder_flops(shape, image, recipe.checkpointing)
-    return Estimate(arm, frozen, trained, weights, optimizer, stored, recomputed, peak, recipe.images * step, image)
+    return Estimate(str(spec), frozen, trained, weights, optimizer, stored, recomputed, peak, recipe.images * step, image)
 
 
 def rows(recipe: Recipe, assumed: Assumed, visual: int, packed: bool, aware: bool) -> Rows:
@@ -194,7 +195,7 @@ def lines(recipe: Recipe, found: Estimate) -> list[str]:
     how = f"{_at_once(recipe)} images at once" + (", layers computed again" if recipe.checkpointing else "")
     how += f", decoder spread over {recipe.workers} GPUs" if recipe.shard else ""
     said = [
-        f"estimate for {found.arm}, from the configuration alone (formulas: diffprune/estimate.py)",
+        f"estimate for {found.pruner}, from the configuration alone (formulas: diffprune/train/estimate.py)",
         f"  frozen   {found.frozen:,} parameters, {found.weights / GIB:.1f} GiB in {kind} per GPU",
         f"  trained  {found.trained:,} parameters, {found.optimizer / GIB:.1f} GiB with gradients and AdamW in float32",
         f"  image    {image.rows} x {image.length} positions ({image.visual} visual); "

@@ -13,6 +13,7 @@ import torch
 
 from diffprune import data as training
 from diffprune.core.records import Step
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.io import checkpoint
@@ -22,25 +23,25 @@ from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import Arm, drawn, name
 
 
-def scorers(recipe: Recipe, folder: Path | str) -> dict[tuple[str, int], Path]:
-    """Where each arm and seed is, or will be, saved."""
-    return {(arm, seed): Path(folder) / "scorers" / name(arm, seed) for seed in recipe.seeds for arm in recipe.arms}
+def scorers(recipe: Recipe, folder: Path | str) -> dict[tuple[Spec, int], Path]:
+    """Where the scorer of each method and seed is, or will be, saved."""
+    return {(spec, seed): Path(folder) / "scorers" / name(spec, seed) for seed in recipe.seeds for spec in recipe.pruners}
 
 
-def missing(recipe: Recipe, folder: Path | str) -> list[tuple[str, int]]:
-    """The arms and seeds that `folder` does not hold yet, or holds damaged.
+def missing(recipe: Recipe, folder: Path | str) -> list[tuple[Spec, int]]:
+    """The methods and seeds that `folder` does not hold yet, or holds damaged.
 
     Raises:
         ValueError: it holds one that another recipe made; training would silently replace it.
     """
     left = []
-    for (arm, seed), place in scorers(recipe, folder).items():
+    for (spec, seed), place in scorers(recipe, folder).items():
         try:
             facts = checkpoint.read(place)[1].get("facts", {})
         except ValueError:
-            left.append((arm, seed))
+            left.append((spec, seed))
             continue
-        if facts.get("key") != recipe.key(arm, seed):
+        if (facts.get("recipe_key"), facts.get("seed")) != (recipe.key(spec), seed):
             raise ValueError(f"{place} was trained by another recipe; choose another folder or remove it")
     return left
 
@@ -56,9 +57,9 @@ def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Pa
     left = missing(recipe, context.files.folder)
     options = {} if recipe.dtype == "auto" else {"dtype": recipe.dtype}
     vlm = load(recipe.model, **options) if left else None
-    for arm, seed in left:
+    for spec, seed in left:
         assert vlm is not None
-        _fit(Arm(context, vlm, recipe, arm, seed))
+        _fit(Arm(context, vlm, recipe, spec, seed))
     return list(scorers(recipe, context.files.folder).values())
 
 
@@ -70,17 +71,17 @@ def _fit(arm: Arm) -> None:
     """Train one arm to the end and save it."""
     context, recipe = arm.context, arm.recipe
     arm.resume()
-    context.begin(arm.spelling, arm.seed, arm.done)
+    context.begin(arm.name, arm.done)
     batches = _batches(arm)
     while arm.done < recipe.steps:
         batch, t = drawn(context, lambda: next(batches)), arm.done
-        probe = arm.coherence(batch, t) if recipe.grad_cosine_every and t % recipe.grad_cosine_every == 0 else math.nan
-        row = replace(arm.step(batch), coherence=probe)
+        probe = arm.grad_cosine(batch, t) if recipe.grad_cosine_every and t % recipe.grad_cosine_every == 0 else math.nan
+        row = replace(arm.step(batch), grad_cosine=probe)
         if arm.batch is not None and _due(recipe.validate_every, t, recipe.steps):
             soft, hard = arm.validate()
             row = replace(row, validation_soft=soft, validation_hard=hard)
-        context.report(row)
-        context.progress(line(row, recipe.steps))
+        context.report(arm.name, row)
+        context.progress(line(arm.name, row, recipe.steps))
         if _due(recipe.checkpoint_every, t, recipe.steps):
             context.save(arm.name, arm.state())
     _finish(arm)
@@ -100,25 +101,26 @@ def _finish(arm: Arm) -> None:
     context, recipe = arm.context, arm.recipe
     broken = context.sum(torch.tensor(float(arm.tally.broken), device=context.device))
     if context.rank == 0:
-        rows = [r for r in read_steps(context.files.folder) if (r.arm, r.seed) == (arm.spelling, arm.seed)]
+        rows = read_steps(context.files.folder).get(arm.name, [])
         last = next((r for r in reversed(rows) if math.isfinite(r.validation_hard)), None)
         facts: dict[str, Any] = {
-            "model": recipe.model, "model_hash": arm.vlm.weights_hash, "features": arm.pruner.dims["features"],
+            "model": arm.vlm.name, "model_hash": arm.vlm.weights_hash, "dtype": arm.vlm.dtype,
+            "features": arm.pruner.dims["features"],
             "seed": arm.seed, "steps": arm.done,
             "skipped_steps": arm.skips, "workers": context.world, "median_step_ms": round(median(r.step_ms for r in rows), 1),
             "validation_soft_nll": round(last.validation_soft, 4) if last else None,
             "validation_hard_nll": round(last.validation_hard, 4) if last else None,
             "broken_rows": int(broken), "first_broken": arm.tally.first,  # since the last (re)start; the first of this worker
-            "recipe": recipe.model_dump(mode="json"), "key": recipe.key(arm.spelling, arm.seed),
+            "recipe": recipe.model_dump(mode="json"), "recipe_key": recipe.key(arm.spec),
         }  # fmt: skip
         arm.networks.eval()
         context.files.check()
-        arm.pruner.save_pretrained(scorers(recipe, context.files.folder)[arm.spelling, arm.seed], **facts)
+        arm.pruner.save_pretrained(scorers(recipe, context.files.folder)[arm.spec, arm.seed], **facts)
     context.discard(arm.name)
 
 
-def line(row: Step, steps: int) -> str:
+def line(scorer: str, row: Step, steps: int) -> str:
     """One step as the user sees it."""
-    shown = f"train {row.arm} seed {row.seed}  step {row.step + 1}/{steps}  loss {row.loss:.3f}"
+    shown = f"train {scorer}  step {row.step + 1}/{steps}  loss {row.loss:.3f}"
     checked = f"  validation {row.validation_hard:.3f}" if math.isfinite(row.validation_hard) else ""
     return f"{shown}  keep {row.kept:.0f}  tau {row.temperature:.2f}  {row.step_ms:.0f} ms{checked}"

@@ -11,9 +11,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from diffprune import data as training
-from diffprune.core import budget as budgets
+from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec
 from diffprune.core import registry
-from diffprune.core.budget import Budget
+from diffprune.core.budget import Budget, Share
+from diffprune.core.pruner import TrainablePruner
+from diffprune.core.spec import Spec
+from diffprune.vlm.load import fingerprint
 
 DRAW, NOISE, PROBE, CHECK = range(4)  # streams of random numbers that never meet
 
@@ -21,16 +24,16 @@ DRAW, NOISE, PROBE, CHECK = range(4)  # streams of random numbers that never mee
 class Recipe(BaseModel):
     """What to train and how. The defaults fit the embedded model; METHODS 2.6 lists the paper's for large ones.
 
-    arms:       spellings of learned pruners; every arm is trained with every seed on the same batches and budgets.
+    pruners:    methods to train, as spelled; each is trained with every seed on the same batches and budgets.
     images:     per step, over all workers; questions: per image, packed in one row.
     questions_alone: per image for question-aware arms, whose tokens depend on the question, so each has a row of its own.
     budgets:    one is drawn per step, the same for the whole batch, so that one scorer serves all.
     temperature_start, _end, anneal_share: of the relaxation, over that share of the steps, then constant. Methods whose
                 `schedule` is "geometric" go from 1 to `temperature_end` over all steps instead (METHODS 3.2).
-    max_skips:  steps of an arm that may be skipped because the loss was not finite.
+    max_skips:  steps of a scorer that may be skipped because the loss was not finite.
     data:       what to train on, such as "world" or "jsonl('chats.jsonl', images='pictures')" (`data/spelling.py`).
     max_broken_share: of the rows a worker draws that may be broken; they are skipped and counted.
-    checkpoint_every, validate_every, grad_cosine_every: in steps; 0 never (a state is always saved at the end of an arm).
+    checkpoint_every, validate_every, grad_cosine_every: in steps; 0 never (a state is always saved at the end).
     dtype:      of the frozen model: "auto" as `load` has it, or "bfloat16" ...; scorer, throttle and loss are float32 always.
     micro_images: per worker that are in memory at once; a step adds up gradients over such parts, 0: all of its share at once.
     checkpointing: decoder layers are computed again in the backward pass instead of stored.
@@ -39,8 +42,8 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = "embedded"
-    arms: tuple[str, ...] = ("diffprune", "gumbel_topk", "gumbel_keepdrop")
+    model: ModelSpec = Spec("embedded")
+    pruners: tuple[PrunerSpec, ...] = (Spec("diffprune"), Spec("gumbel_topk"), Spec("gumbel_keepdrop"))
     seeds: tuple[int, ...] = (0,)
     data: str = "world"
     steps: int = 200
@@ -54,7 +57,7 @@ class Recipe(BaseModel):
     temperature_start: float = 2.0
     temperature_end: float = 0.1
     anneal_share: float = 0.5
-    budgets: tuple[str, ...] = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
+    budgets: tuple[BudgetValue, ...] = (Share(1 / 3), Share(2 / 9), Share(1 / 9), Share(1 / 20))
     calibration_images: int = 64
     validation_images: int = 12
     max_skips: int = 3
@@ -80,19 +83,19 @@ class Recipe(BaseModel):
             reason = str(first.get("ctx", {}).get("error", first["msg"]))
             raise ValueError(f"recipe, {where}: {reason}" if where else f"recipe: {reason}") from None
 
-    @field_validator("arms")
+    @field_validator("pruners")
     @classmethod
-    def _arms(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
-        loaded = [registry.load("pruners", arm) for arm in arms]
-        for pruner in loaded:
-            if not hasattr(pruner, "throttle"):
-                raise ValueError(f"{pruner.spelling!r} learns nothing and cannot be trained; 'diffprune' can")
-        return tuple(pruner.spelling for pruner in loaded)
+    def _trainable(cls, found: tuple[Spec, ...]) -> tuple[Spec, ...]:
+        for spec in found:
+            if not issubclass(registry.find("pruners", spec.name), TrainablePruner):
+                raise ValueError(f"{str(spec)!r} learns nothing and cannot be trained; 'diffprune' can")
+            registry.make("pruners", spec)
+        return found
 
     @field_validator("budgets")
     @classmethod
-    def _budgets(cls, found: tuple[str, ...]) -> tuple[str, ...]:
-        for budget in (budgets.parse(text) for text in found):
+    def _counts(cls, found: tuple[Budget, ...]) -> tuple[Budget, ...]:
+        for budget in found:
             budget.count(10**6)  # a threshold keeps a different number of every image and refuses
         return found
 
@@ -103,9 +106,10 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _ranges(self) -> Recipe:
-        for name in ("arms", "seeds", "budgets"):
-            if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"{name} must be given, and each once; got {getattr(self, name)}")
+        for name in ("pruners", "seeds", "budgets"):
+            given = getattr(self, name)
+            if not given or len(set(given)) != len(given):
+                raise ValueError(f"{name} must be given, and each once; got {', '.join(map(str, given)) or 'none'}")
         for name in ("steps", "images", "questions", "questions_alone", "workers", "calibration_images", "validation_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
@@ -130,20 +134,18 @@ class Recipe(BaseModel):
             raise ValueError("shard=True loads the model on the CPU first, so its type must be said: dtype='bfloat16'")
         return self
 
-    def key(self, arm: str, seed: int) -> str:
-        """20 hexadecimal digits of all that shapes one arm's result: not the other arms, the seeds, how often to look, or what is
-        in memory at once.
-
-        Of data in files their contents count, not where they lie.
+    def key(self, pruner: Spec) -> str:
+        """20 hexadecimal digits of all that shapes one method's scorers, seeds aside: not the other methods, how often to look, or
+        what is in memory at once. Of models and data in files their contents count, not where they lie.
 
         Raises:
             ValueError: those files cannot be read here.
         """
-        silent = {"arms", "seeds", "workers", "checkpoint_every", "validate_every", "grad_cosine_every", "validation_images"}
-        silent |= {"micro_images", "checkpointing", "shard", *(["dtype"] if self.dtype == "auto" else [])}
-        read = {"data": training.source(self.data).identity or self.data}
-        dump = self.model_dump(exclude=silent | {"max_broken_share"})
-        text = json.dumps({**dump, **read, "arm": arm, "seed": seed}, sort_keys=True)
+        silent = {"pruners", "seeds", "workers", "checkpoint_every", "validate_every", "grad_cosine_every", "validation_images"}
+        silent |= {"micro_images", "checkpointing", "shard", "max_broken_share", *(["dtype"] if self.dtype == "auto" else [])}
+        dump = self.model_dump(mode="json", exclude=silent)
+        read = {"data": training.source(self.data).identity or self.data, "model": [str(self.model), fingerprint(self.model)]}
+        text = json.dumps({**dump, **read, "pruner": pruner.identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -176,6 +178,6 @@ def generator(*key: int) -> torch.Generator:
 
 
 def drawn_budget(recipe: Recipe, seed: int, step: int) -> Budget:
-    """The budget of a step: the same on all workers and in all arms of a seed."""
+    """The budget of a step: the same on all workers and for all methods of a seed."""
     index = torch.randint(len(recipe.budgets), (), generator=generator(DRAW, seed, step))
-    return budgets.parse(recipe.budgets[int(index)])
+    return recipe.budgets[int(index)]

@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from diffprune import data as training
 from diffprune import pruning
-from diffprune.core import budget as budgets
 from diffprune.core import registry
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Need
 from diffprune.core.records import Step
+from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
@@ -60,19 +60,19 @@ def drawn(context: Context, draw: Callable[[], TrainBatch]) -> TrainBatch:
     return found
 
 
-def name(spelling: str, seed: int) -> str:
-    """Folder name of a trained arm: `diffprune(question_aware=True)`, 0 -> `diffprune-question_aware-true-0`."""
-    return f"{re.sub(r'[^a-z0-9_.]+', '-', spelling.lower()).strip('-')}-{seed}"
+def name(pruner: Spec, seed: int) -> str:
+    """Folder name of a scorer: `diffprune(question_aware=True)`, 0 -> `diffprune-question_aware-true-0`."""
+    return f"{re.sub(r'[^a-z0-9_.]+', '-', str(pruner).lower()).strip('-')}-{seed}"
 
 
 class Arm:
     """One learned pruner in training with one seed."""
 
-    def __init__(self, context: Context, vlm: VLM, recipe: Recipe, spelling: str, seed: int) -> None:
-        self.context, self.vlm, self.recipe, self.spelling, self.seed = context, vlm, recipe, spelling, seed
-        self.pruner = registry.load("pruners", spelling)
+    def __init__(self, context: Context, vlm: VLM, recipe: Recipe, spec: Spec, seed: int) -> None:
+        self.context, self.vlm, self.recipe, self.spec, self.seed = context, vlm, recipe, spec, seed
+        self.pruner = registry.make("pruners", spec)
         self.aware = Need.TEXT in self.pruner.needs
-        self.name, self.tally = name(spelling, seed), training.BrokenRows(recipe.max_broken_share)
+        self.name, self.tally = name(spec, seed), training.BrokenRows(recipe.max_broken_share)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             networks = self.pruner.build(self._calibration())
@@ -154,8 +154,8 @@ class Arm:
             self._skip(t)
         self.done += 1
         return Step(
-            arm=self.spelling, seed=self.seed, step=t, loss=nll_sum / float(total), penalty=penalty_sum / world, temperature=tau,
-            budget=str(budget), kept=kept_sum / world, grad_norm=norm_sum / world, coherence=math.nan, step_ms=step_ms,
+            step=t, loss=nll_sum / float(total), penalty=penalty_sum / world, temperature=tau,
+            drawn_budget=str(budget), kept=kept_sum / world, grad_norm=norm_sum / world, grad_cosine=math.nan, step_ms=step_ms,
             workers=world, validation_soft=math.nan, validation_hard=math.nan,
         )  # fmt: skip
 
@@ -184,11 +184,11 @@ class Arm:
         self.skips += 1
         if self.skips > self.recipe.max_skips:
             raise Diverged(
-                f"{self.spelling}, seed {self.seed}: loss or gradient was NaN or infinite at {self.skips} steps, last at step "
+                f"{self.spec}, seed {self.seed}: loss or gradient was NaN or infinite at {self.skips} steps, last at step "
                 f"{step}; lower the learning rate ({self.recipe.learning_rate:g}) or check the data"
             )
 
-    def coherence(self, batch: TrainBatch, step: int, parts: int = 4) -> float:
+    def grad_cosine(self, batch: TrainBatch, step: int, parts: int = 4) -> float:
         """Mean pairwise cosine of scorer gradients on `parts` disjoint sets of images, one noise draw each (METHODS 2.12).
 
         With unit vectors g, |mean g|^2 = 1/M + (1 - 1/M) C. NaN when there are fewer than two sets.
@@ -218,7 +218,7 @@ class Arm:
         tau = self.temperature(max(self.done - 1, 0))
         sums = torch.zeros(3, device=self.vlm.device)
         self.networks.eval()
-        tried = [(budgets.parse(text), generator(CHECK, i, self.context.rank)) for i, text in enumerate(self.recipe.budgets)]
+        tried = [(budget, generator(CHECK, i, self.context.rank)) for i, budget in enumerate(self.recipe.budgets)]
         for part in self._parts(self.batch):
             tokens = self._encode(part)[part.image]
             for budget, source in tried:
@@ -232,7 +232,7 @@ class Arm:
     def state(self) -> dict[str, Any]:
         """What goes on after a failure. Randomness needs no state: it is a function of seed, step and rank."""
         return {
-            "key": self.recipe.key(self.spelling, self.seed), "model_hash": self.vlm.weights_hash,
+            "key": self.recipe.key(self.spec), "model_hash": self.vlm.weights_hash,
             "step": self.done, "skips": self.skips,
             "networks": self.networks.state_dict(), "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
@@ -246,7 +246,7 @@ class Arm:
         state, wanted = self.context.load(self.name), self.networks.state_dict()
         fits = (
             state is not None
-            and (state["key"], state["model_hash"]) == (self.recipe.key(self.spelling, self.seed), self.vlm.weights_hash)
+            and (state["key"], state["model_hash"]) == (self.recipe.key(self.spec), self.vlm.weights_hash)
             and {k: v.shape for k, v in state["networks"].items()}
             == {k: v.shape for k, v in wanted.items()}  # other code, other shapes
         )

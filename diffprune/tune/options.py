@@ -6,7 +6,10 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from diffprune.tune.solver import STEPS, Kind
+from diffprune.config.fields import BenchmarkSpec
+from diffprune.core.cell import TuneKind
+from diffprune.core.spec import Spec
+from diffprune.tune.solver import STEPS
 
 
 class Tuning(BaseModel):
@@ -19,11 +22,13 @@ class Tuning(BaseModel):
     batch; curve_repeats: of each length. threads: of torch; none leaves them as they are.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, validate_default=True)
 
     targets: tuple[float, ...] = Field((1.5, 2.0, 2.85), min_length=1)
-    kinds: tuple[Kind, ...] = Field(("threshold", "count"), min_length=1)
-    benchmarks: tuple[str, ...] = Field(("world('gqa')", "world('textvqa')", "world('pope')"), min_length=1)
+    kinds: tuple[TuneKind, ...] = Field(("threshold", "count"), min_length=1)
+    benchmarks: tuple[BenchmarkSpec, ...] = Field(
+        tuple(Spec("world").with_options(like=name) for name in ("gqa", "textvqa", "pope")), min_length=1
+    )
     split: str = "calibration"
     protocol: str = "llava"
     batch: int = Field(8, ge=1)

@@ -1,4 +1,4 @@
-"""Budgets for a target speedup: what to tune for, on which images, and everything that has to be timed for it.
+"""What a tuning times and measures: calibration and held-out batches, the latency curve, overheads, the verification.
 
 Scores do not depend on the threshold, so what a threshold keeps is known without running the model (`scored`), and latency is one
 monotone curve of the sequence length with a floor (MEASURING 8): the answer is arithmetic (`solver`). What remains to be run is the
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from diffprune.core.benchmark import Benchmark, Sample
-from diffprune.core.budget import Budget, Keep, Share
+from diffprune.core.budget import Budget, Share
 from diffprune.core.pruner import Need, Pruner
-from diffprune.core.records import Cell, CurvePoint, Timing
-from diffprune.core.registry import load
+from diffprune.core.records import CurvePoint, Timing
+from diffprune.core.registry import load, make
 from diffprune.core.vlm import VLM
 from diffprune.statistics import interval_of
 from diffprune.timing import eager
@@ -26,31 +26,6 @@ from diffprune.timing.clock import Clock
 from diffprune.timing.eager import Inputs
 from diffprune.tune.options import Tuning
 from diffprune.tune.solver import MeasuredSpeedup, monotone
-
-
-def cells(vlm: VLM, methods: Sequence[str], options: Tuning) -> list[Cell]:
-    """One cell per method, kind and target. `budget` carries the target, `mode` every other option that changes the answer.
-
-    Raises:
-        ValueError: unknown method or benchmark, or guards the model cannot meet.
-    """
-    Keep(options.least).check(vlm.num_visual_tokens)
-    pruners = [p for p in (load("pruners", text) for text in methods) if p.plan(Share(1))]
-    benchmarks: list[Benchmark] = [load("benchmarks", text) for text in options.benchmarks]
-    elsewhere = {"targets", "kinds", "benchmarks", "split", "protocol", "batch", "calibration", "threads", "seed"}
-    rest = options.model_dump(exclude=elsewhere)
-    words = " ".join(f"{k}={v}" for k, v in sorted(rest.items()) if v is not None)
-    return [
-        Cell(
-            verb="tune", model=vlm.name, model_hash=vlm.weights_hash, pruner=p.spelling, pruner_hash=p.weights_hash,
-            budget=f"target={target:g}", benchmark="+".join(b.spelling for b in benchmarks),
-            revision="+".join(dict.fromkeys(b.revision for b in benchmarks)), protocol=options.protocol, split=options.split,
-            limit=options.calibration, batch=options.batch, dtype=str(vlm.model.dtype).removeprefix("torch."), seed=options.seed,
-            mode=f"{kind} {words}",
-        )
-        for p in pruners for kind in options.kinds for target in options.targets
-    ]  # fmt: skip
-
 
 # --- images and questions --------------------------------------------------------------------------------------------
 
@@ -68,7 +43,7 @@ def splits(vlm: VLM, options: Tuning, needs: frozenset[Need]) -> tuple[list[Inpu
     Raises:
         ValueError: no image is left to hold out.
     """
-    benchmarks: list[Benchmark] = [load("benchmarks", text) for text in options.benchmarks]
+    benchmarks: list[Benchmark] = [make("benchmarks", one) for one in options.benchmarks]
     share = [math.ceil(n / len(benchmarks)) for n in (options.calibration, options.held_out)]
     first = [b.samples(options.split, share[0], options.protocol) for b in benchmarks]
     used = {s.image_id for samples in first for s in samples}
@@ -108,7 +83,7 @@ def time_curve(vlm: VLM, inputs: Inputs, counts: Sequence[int], options: Tuning,
     places, fitted = monotone(lengths, medians)
     return [
         CurvePoint(
-            batch=len(inputs.questions), sequence=r.sequence, visual_kept=c, prefill_ms=m, p10_ms=float(np.quantile(f, 0.1)),
+            num_rows=len(inputs.questions), sequence=r.sequence, visual_kept=c, prefill_ms=m, p10_ms=float(np.quantile(f, 0.1)),
             p90_ms=float(np.quantile(f, 0.9)), repeats=len(f), fitted_ms=float(np.interp(r.sequence, places, fitted)),
         )
         for r, c, m, f in zip(ready, counts, medians, found, strict=True)
@@ -137,7 +112,7 @@ def time_overhead(vlm: VLM, inputs: Inputs, pruner: Pruner, budgets: Sequence[Bu
             eager.prefill(vlm, ready, clock)
             if turn >= 0:
                 spent, kept = added + spans["overhead"], float(ready.packed.kept.float().mean())
-                found.append(Timing("overhead", "pruned", turn, spent, len(inputs.questions), kept, ready.sequence, ""))
+                found.append(Timing("overhead", "pruned", turn, spent, kept, ready.sequence, ""))
     return found
 
 
@@ -150,18 +125,18 @@ def check(
     Every batch brings new lengths, so every arm is warmed up on each. The unpruned run is in every ratio, so that its noise would
     move all answers together: of k methods it is timed sqrt(k) times as often as each of them (Dunnett 1955).
     """
-    arms: list[tuple[Pruner, Budget]] = [(load("pruners", "none"), Share(1)), *asked]
+    arms: list[tuple[Pruner, Budget]] = [(load("pruners", "unpruned"), Share(1)), *asked]
     often = np.array([max(1, round(math.sqrt(len(asked)))), *[1] * len(asked)])
     order, shuffled = np.repeat(np.arange(len(arms)), often).tolist(), random.Random(options.seed)
     sums = np.zeros((len(batches), len(arms)))
     for row, inputs in enumerate(batches):
-        added = {pruner.spelling: _added(vlm, inputs, pruner, clock, 3) for pruner, _ in arms}
+        added = {pruner.spec: _added(vlm, inputs, pruner, clock, 3) for pruner, _ in arms}
         spent = np.zeros((1 + options.repeats, len(arms)))  # the first turn warms up
         for turn in spent:
             shuffled.shuffle(order)
             for index in order:
                 ready, spans = eager.shrink(vlm, inputs, *arms[index], clock)
-                extra = spans["overhead"] + added[arms[index][0].spelling] if index else 0.0
+                extra = spans["overhead"] + added[arms[index][0].spec] if index else 0.0
                 turn[index] += (eager.prefill(vlm, ready, clock)[0] + extra) / often[index]
         sums[row] = np.median(spent[1:], axis=0)
     num = sum(len(inputs.questions) for inputs in batches)

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
 from diffprune.core.budget import Above, Budget, Keep
+from diffprune.core.cell import TuneKind
 from diffprune.core.records import Choice, Trial
 from diffprune.tune.calibration import Array, Scored
 
-Kind = Literal["threshold", "count"]
 STEPS = (1.0, 1.1, 1.25, 1.5, 0.9)  # candidates aim at the target times these; the last shows what lies just out of reach
 TOLERANCE = 0.02  # a verified speedup this share below its target still counts as reached
 DIGITS = 6  # of a threshold, as budgets are spelled
@@ -79,7 +78,7 @@ class Solver:
     least, most: guards of a threshold; `least` also bounds counts.
     """
 
-    def __init__(self, data: Scored, latency: Latency, kind: Kind, least: int = 1, most: int | None = None) -> None:
+    def __init__(self, data: Scored, latency: Latency, kind: TuneKind, least: int = 1, most: int | None = None) -> None:
         self.data, self.latency, self.kind, self.least, self.most = data, latency, kind, least, most
         self.values: Array
         if kind == "count":
@@ -131,10 +130,10 @@ class Solver:
         aims = [min(target * (1 + margin) * step, best) for step in (*STEPS[:number], STEPS[-1])]
         return list(dict.fromkeys(v for v in map(self.solve, aims) if v is not None))
 
-    def trial(self, method: str, target: float, value: float, accuracy: float = math.nan) -> Trial:
+    def trial(self, target: float, value: float, accuracy: float = math.nan) -> Trial:
         """The record of one candidate."""
         speedup = self.speedup(value)
-        return Trial(method, self.kind, target, float(value), float(self.kept(value).mean()), speedup, speedup >= target, accuracy)
+        return Trial(float(value), float(self.kept(value).mean()), speedup, speedup >= target, accuracy)
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
@@ -144,7 +143,7 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
     return max(able, key=lambda t: (t.accuracy, t.kept))
 
 
-def unreachable(solver: Solver, method: str, target: float) -> Choice:
+def unreachable(solver: Solver) -> Choice:
     """The answer where even the fewest tokens are not fast enough: no budget, but the best there is, and why."""
     best, value, nan = solver.best, solver.values[-1], math.nan
     note = (
@@ -152,8 +151,8 @@ def unreachable(solver: Solver, method: str, target: float) -> Choice:
         f"{float(solver.data.text.mean()):.0f} text tokens and the method's overhead remain"
     )
     return Choice(
-        method=method, kind=solver.kind, target_speedup=target, verdict="unreachable", budget="", value=nan, kept=nan,
-        predicted_speedup=nan, measured_speedup=nan, low=nan, high=nan, held_out=0, accuracy=nan, best_speedup=best, note=note,
+        verdict="unreachable", chosen_budget="", value=nan, kept=nan, predicted_speedup=nan, measured_speedup=nan,
+        measured_low=nan, measured_high=nan, num_held_out=0, accuracy=nan, best_speedup=best, note=note,
     )  # fmt: skip
 
 
@@ -172,41 +171,41 @@ class MeasuredSpeedup:
 
 @dataclass(frozen=True)
 class Verified:
-    """One tried answer: the candidate, what was measured, and the accuracy of that candidate."""
+    """One tried answer to a target: the candidate with its accuracy, and what was measured."""
 
+    target_speedup: float
     trial: Trial
     checked: MeasuredSpeedup
 
     @property
     def reached(self) -> bool:
-        return self.checked.speedup >= self.trial.target_speedup * (1 - TOLERANCE)
+        return self.checked.speedup >= self.target_speedup * (1 - TOLERANCE)
 
     @property
     def settled(self) -> bool:
         """Close to the target from above: nothing to correct."""
-        return self.reached and self.checked.speedup <= self.trial.target_speedup * (1 + 3 * TOLERANCE)
+        return self.reached and self.checked.speedup <= self.target_speedup * (1 + 3 * TOLERANCE)
 
 
 def correction(solver: Solver, tried: Sequence[Verified], margin: float) -> float | None:
     """The next value to try: T multiplied by the bias the last verification found. None where there is none left to try."""
     last = tried[-1]
     bias = last.trial.predicted_speedup / last.checked.speedup
-    value = solver.solve(min(last.trial.target_speedup * (1 + margin) * bias, solver.best))
+    value = solver.solve(min(last.target_speedup * (1 + margin) * bias, solver.best))
     if value is None or any(value == t.trial.value for t in tried):
         return None
     return value
 
 
-def choice(solver: Solver, tried: Sequence[Verified], method: str) -> Choice:
+def choice(solver: Solver, tried: Sequence[Verified]) -> Choice:
     """Of all verified candidates: the most accurate that measured up, else the fastest, with how much it missed by."""
     able = [t for t in tried if t.reached]
     best = max(able, key=lambda t: (t.trial.accuracy, t.trial.kept)) if able else max(tried, key=lambda t: t.checked.speedup)
     trial, found = best.trial, best.checked
-    off = found.speedup / trial.target_speedup - 1
+    off = found.speedup / best.target_speedup - 1
     note = "" if abs(off) <= TOLERANCE else f"measured {abs(off):.1%} {'above' if off > 0 else 'below'} the target"
     return Choice(
-        method=method, kind=solver.kind, target_speedup=trial.target_speedup, verdict="reached" if able else "missed",
-        budget=str(solver.budget(trial.value)), value=trial.value, kept=trial.kept, predicted_speedup=trial.predicted_speedup,
-        measured_speedup=found.speedup, low=found.low, high=found.high, held_out=found.num, accuracy=trial.accuracy,
-        best_speedup=solver.best, note=note,
+        verdict="reached" if able else "missed", chosen_budget=str(solver.budget(trial.value)), value=trial.value,
+        kept=trial.kept, predicted_speedup=trial.predicted_speedup, measured_speedup=found.speedup, measured_low=found.low,
+        measured_high=found.high, num_held_out=found.num, accuracy=trial.accuracy, best_speedup=solver.best, note=note,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from diffprune.core.pruner import Need
+from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts, Shape
 from diffprune.vlm.tokenize import identities, tokenise, weights_hash
@@ -37,8 +38,9 @@ class Family(VLM):
     token_types: ClassVar[str] = ""
     stacked: ClassVar[bool] = False
 
-    def __init__(self, model: Any, processor: Any, name: str) -> None:
-        self.model, self.processor, self.name = model, processor, name
+    def __init__(self, model: Any, processor: Any, asked: Spec | str) -> None:
+        self.model, self.processor = model, processor
+        self.asked = Spec(asked) if isinstance(asked, str) else asked
         self.device = next(model.parameters()).device
         self.image_token_id: int = model.config.image_token_id
         self.shape = self._shape()

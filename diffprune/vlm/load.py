@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from transformers.utils import is_flash_attn_2_available, logging
 
 from diffprune.core import registry
 from diffprune.core.errors import first_line
+from diffprune.core.spec import Spec, parse
 from diffprune.core.vlm import VLM
 from diffprune.io import checkpoint
 from diffprune.vlm.processor import Absent, read
@@ -22,11 +24,13 @@ from diffprune.vlm.processor import Absent, read
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "checkpoint"
+ENDS = 2**20  # bytes of a weight file that its fingerprint reads at either end
+EMBEDDED_NAME, TINY = "embedded", "tiny"
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 def load(
-    name: str = "embedded",
+    name: str | Spec = "embedded",
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
@@ -40,7 +44,7 @@ def load(
 
     name:       "embedded", a folder, or a hub name such as "llava-hf/llava-1.5-7b-hf" (fetched at `revision`), or "tiny(llava)", a
                 small random instance of a family. Options of the family may stand behind it, as in
-                "llava-hf/llava-1.5-7b-hf(image_mode='pad')"; this spelling is `VLM.name`.
+                "llava-hf/llava-1.5-7b-hf(image_mode='pad')"; this spelling is `VLM.name`; or a value of `model_spec`.
     device:     "auto" is the first GPU, else the CPU.
     dtype:      "auto" is float32 on the CPU and the checkpoint's own elsewhere.
     attention:  implementation of encoder and decoder: "sdpa", "eager" or "flash_attention_2".
@@ -53,58 +57,49 @@ def load(
     """
     if trust_remote_code:
         raise ValueError(f"{name}: trust_remote_code is refused; code from a checkpoint never runs here")
-    place = _place(device, device_map)
+    asked, place = model_spec(name).with_options(**options), _place(device, device_map)
     kind = _dtype(dtype, place)
     _check_attention(attention, place)
-    if _is_tiny(name):
-        return _tiny(name, place or torch.device("cpu"), torch.float32 if isinstance(kind, str) else kind, attention)
-    name, spelled = spelling(name)
-    options = spelled | options
-    source = _source(name, revision)
+    if asked.name == TINY:
+        return _tiny(asked, place or torch.device("cpu"), torch.float32 if isinstance(kind, str) else kind, attention)
+    source = _source(asked, revision)
     hub: dict[str, Any] = {"revision": revision or "main"}
-    family: Any = _family(name, _config(name, source, hub))
-    _check_options(family, options)
+    family: Any = _family(asked.name, _config(asked.name, source, hub))
+    given = dict(asked.options)
+    _check_options(family, given)
     if isinstance(source, Path):
         check(source)
     more = {"device_map": dict(device_map) if isinstance(device_map, Mapping) else device_map} if device_map else {}
-    model = _model(name, source, dtype=kind, attn_implementation=attention, **more, **hub)
+    model = _model(asked.name, source, dtype=kind, attn_implementation=attention, **more, **hub)
     if place is not None:
         model.to(place)
     parts = read(source, model.config.image_token_id, trust_remote_code=False, **hub)
-    vlm: VLM = family(model.eval().requires_grad_(False), parts, spelled_name(name, options), **options)
+    vlm: VLM = family(model.eval().requires_grad_(False), parts, asked, **given)
     return vlm
 
 
-def described(name: str) -> None:
+def described(name: str | Spec) -> None:
     """Look at a model's name, options and configuration, not at its weights.
 
     Raises:
         ValueError: `load` would refuse it.
     """
-    if _is_tiny(name):
-        _tiny(name, torch.device("cpu"), torch.float32, "sdpa")
+    asked = model_spec(name)
+    if asked.name == TINY:
+        _tiny(asked, torch.device("cpu"), torch.float32, "sdpa")
         return
-    bare, options = spelling(name)
-    source = _source(bare, None)
-    _check_options(_family(bare, _config(bare, source, {"revision": "main"})), options)
+    source = _source(asked, None)
+    _check_options(_family(asked.name, _config(asked.name, source, {"revision": "main"})), dict(asked.options))
 
 
-def _is_tiny(name: str) -> bool:
-    """Whether a name asks for a tiny instance and is no folder that happens to be called so."""
-    return name.startswith("tiny(") and not Path(name).exists()
-
-
-def _tiny(name: str, place: torch.device, kind: torch.dtype, attention: str) -> VLM:
+def _tiny(asked: Spec, place: torch.device, kind: torch.dtype, attention: str) -> VLM:
     """`tiny(llava)`, `tiny(llava, image_mode='pad')`: a family's random instance of a few narrow layers; needs no files."""
-    _, given, options = registry.parse_call(name)
-    if len(given) != 1 or not isinstance(given[0], str):
-        raise ValueError(f"{name!r}: write tiny(family), as in tiny(llava)")
-    family: Any = registry.find("models", given[0])
+    options = dict(asked.options)
+    family: Any = registry.find("models", options.pop("family"))
     _check_options(family, options)
     parts = family.tiny()
     parts.model.set_attn_implementation(attention)
-    spelled = ", ".join([given[0], *(f"{key}={options[key]!r}" for key in sorted(options))])
-    vlm: VLM = family(parts.model.to(place, kind), parts.processor, f"tiny({spelled})", **options)
+    vlm: VLM = family(parts.model.to(place, kind), parts.processor, asked, **options)
     return vlm
 
 
@@ -124,44 +119,70 @@ def wrap(model: Any, processor: Any = None, name: str = "", **options: Any) -> V
         )
     if processor is not None and not all(hasattr(processor, part) for part in ("image_processor", "tokenizer")):
         raise ValueError(f"{type(processor).__name__} is no processor of images and text; give what AutoProcessor loads")
-    name = name or getattr(model, "name_or_path", "") or kind
+    name = name or Path(getattr(model, "name_or_path", "") or kind).name
     family: Any = _family(name, {"model_type": kind})
     _check_options(family, options)
     processor = Absent() if processor is None else processor
-    vlm: VLM = family(model, processor, spelled_name(name, options), **options)
+    vlm: VLM = family(model, processor, Spec(name).with_options(**options), **options)
     return vlm
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
-def spelling(name: str) -> tuple[str, dict[str, Any]]:
-    """`folder-or-hub-name(option=value)` -> the name and the options.
+def model_spec(name: str | Spec) -> Spec:
+    """A model by its spelling: `embedded`, a folder, `owner/name`, `tiny(family)`, each with options of its family in brackets.
+
+    A folder is called by its own name, wherever it lies.
 
     Raises:
         ValueError: what stands in the brackets is no list of options.
     """
-    if not name.endswith(")") or "(" not in name or Path(name).exists():
-        return name, {}
-    bare, inside = name[:-1].split("(", 1)
-    _, given, options = registry.parse_call(f"model({inside})")
-    if given:
-        raise ValueError(f"{name!r}: options have names, as in {bare}(image_mode='pad')")
-    return bare, options
+    if isinstance(name, Spec):
+        return name
+    bare, options = name, dict[str, Any]()
+    if name.endswith(")") and "(" in name and not Path(name).exists():
+        bare, inside = name[:-1].split("(", 1)
+        call = parse(f"model({inside})")
+        options = dict(call.options)
+        if bare == TINY and len(call.args) == 1 and isinstance(call.args[0], str):
+            options["family"] = call.args[0]
+        elif call.args or bare == TINY:
+            hint = (
+                "write tiny(family), as in tiny(llava)" if bare == TINY else f"options have names, as in {bare}(image_mode='pad')"
+            )
+            raise ValueError(f"{name!r}: {hint}")
+    folder = Path(bare).expanduser()
+    if bare != EMBEDDED_NAME and folder.is_dir():
+        return Spec(folder.resolve().name).with_options(**options).at(folder=folder.absolute())
+    return Spec(bare).with_options(**options)
 
 
-def spelled_name(name: str, options: Mapping[str, Any]) -> str:
-    """The name with the options behind it, keywords sorted."""
-    return name + (f"({', '.join(f'{key}={options[key]!r}' for key in sorted(options))})" if options else "")
+def fingerprint(asked: Spec) -> str:
+    """Of a checkpoint in a folder: a hash of its configuration, and of size, header and ends of its weight files, read in an
+    instant. "" for models that are known by name alone.
+    """
+    folder = EMBEDDED if asked.name == EMBEDDED_NAME else asked.place("folder")
+    if folder is None:
+        return ""
+    digest = hashlib.sha256()
+    for path in [folder / checkpoint.CONFIG, *sorted(folder.glob("*.safetensors"))]:
+        with path.open("rb") as stream:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + stream.read(ENDS))
+            stream.seek(max(0, path.stat().st_size - ENDS))
+            digest.update(stream.read())
+    return digest.hexdigest()[:20]
 
 
-def _source(name: str, revision: str | None) -> Path | str:
-    folder = EMBEDDED if name == "embedded" else Path(name)
-    if folder.is_dir():
+def _source(asked: Spec, revision: str | None) -> Path | str:
+    name, folder = asked.name, EMBEDDED if asked.name == EMBEDDED_NAME else asked.place("folder")
+    if folder is not None:
+        if not folder.is_dir():
+            raise ValueError(f"no model {name!r}: there is no folder {folder} any more")
         if revision:
             raise ValueError(f"{name} is a folder; revision {revision!r} exists for hub checkpoints only")
         return folder
-    if name.startswith((".", "/")) or name.count("/") != 1:
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(
             f"no model {name!r}: write 'embedded', a folder with a checkpoint, or a hub name such as 'llava-hf/llava-1.5-7b-hf'"
         )

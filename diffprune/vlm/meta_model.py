@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from diffprune.core import registry
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.io import checkpoint
-from diffprune.vlm.load import EMBEDDED, load, spelling
+from diffprune.vlm.load import EMBEDDED, EMBEDDED_NAME, TINY, load
 from diffprune.vlm.processor import Absent
 
 
@@ -37,13 +37,13 @@ def outline(config: Mapping[str, Any]) -> VLM:
     return vlm
 
 
-def configuration(name: str) -> dict[str, Any] | None:
+def configuration(asked: Spec) -> dict[str, Any] | None:
     """What config.json of a model says where no network is needed: a folder, "embedded", "tiny(llava)"; None for others."""
-    if name.startswith("tiny("):
-        found: dict[str, Any] = load(name, device="cpu").model.config.to_dict()
+    if asked.name == TINY:
+        found: dict[str, Any] = load(asked, device="cpu").model.config.to_dict()
         return found
-    source = EMBEDDED if name == "embedded" else Path(spelling(name)[0])
-    return checkpoint.read_config(source) if source.is_dir() else None
+    source = EMBEDDED if asked.name == EMBEDDED_NAME else asked.place("folder")
+    return checkpoint.read_config(source) if source else None
 
 
 def projector_input_width(vlm: VLM) -> int:

@@ -12,6 +12,7 @@ import pandas as pd
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark, Graded
 from diffprune.report.analysis import labels
+from diffprune.report.analysis.labels import Method, Style
 from diffprune.report.analysis.native_metrics import Native
 from diffprune.report.analysis.panel import Arm, BootstrapTable
 from diffprune.report.analysis.records import SETTING, Records, where
@@ -47,7 +48,7 @@ def _coded(column: pd.Series) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 class Comparison:
-    """Accuracy of one setting (model, protocol, split, limit, dtype, mode, batch) and the timings of its model."""
+    """Accuracy of one setting (model, protocol, split, limit, dtype, answer tokens, batch) and the timings of its model."""
 
     def __init__(self, records: Records, setting: dict[str, object]) -> None:
         """setting: values of `SETTING`, or only model and dtype where nothing was evaluated."""
@@ -121,15 +122,14 @@ class Comparison:
         return float(np.mean([self.kept.loc[c, "visual_kept"] for r in self.arms[label, budget].values() for c in r.values()]))
 
     @cached_property
-    def methods(self) -> dict[str, labels.Method]:
-        """Pruned methods, in the order of tables."""
-        found = {}
-        for cells in (self.evaluated, self.measured):
-            for spelling in sorted(set(cells["pruner"])):
-                made = labels.method(spelling)
-                if made.label not in BOUNDS and not made.replaced:
-                    found[made.label] = made
-        return dict(sorted(found.items(), key=lambda item: item[1].order))
+    def methods(self) -> dict[str, Method]:
+        """Methods that prune, in the order of tables."""
+        here = {*self.evaluated["label"], *self.measured["label"]}
+        return {x: method for x, method in self.records.methods.items() if x in here and method.kind != "bound"}
+
+    def style(self, label: str) -> Style:
+        """Colour, marker and dash of a method."""
+        return self.records.styles[label]
 
     def order(self, label: str) -> int:
         """Place of a method in tables; the unpruned model is first."""
@@ -138,9 +138,18 @@ class Comparison:
     @cached_property
     def benchmarks(self) -> list[str]:
         """Spellings, in the order of the columns."""
-        order = list(labels.BENCHMARKS.values())
-        found = {str(b) for b in self._labelled["benchmark"]}
-        return sorted(found, key=lambda b: (order.index(labels.benchmark(b)) if labels.benchmark(b) in order else 99, b))
+        return sorted(self._headings, key=lambda b: (self._headings[b].lower(), b))
+
+    @cached_property
+    def _headings(self) -> dict[str, str]:
+        """Column heading by benchmark; where two have one heading, how each was asked for."""
+        cells = self._labelled.drop_duplicates("benchmark")
+        found = {str(b): str(label) or str(b) for b, label in zip(cells["benchmark"], cells["benchmark_label"], strict=True)}
+        return {b: label if list(found.values()).count(label) == 1 else b for b, label in found.items()}
+
+    def heading(self, benchmark: str) -> str:
+        """What stands above a benchmark's column."""
+        return self._headings[benchmark]
 
     @cached_property
     def panel(self) -> BootstrapTable:
@@ -154,12 +163,12 @@ class Comparison:
         cells = self._labelled[~self._labelled["replaced"].astype(bool)]
         replicate = cells["replicate"].where(cells["label"] != FULL, "")
         column = cells["label"] + "\t" + cells["budget"] + "\t" + replicate
-        rows = self.rows[["cell", "group", "kind", "credit"]]
+        rows = self.rows[["cell", "group", "question_type", "credit"]]
         rows = rows[rows["cell"].isin(cells.index)]
         group = rows["group"].astype(object)
         if not self.panel.together:  # keys of unrelated benchmarks may collide
             group = rows["cell"].map(cells["benchmark"]).astype(object) + "\t" + group
-        kind = rows["kind"].astype(object).replace("", "other")
+        kind = rows["question_type"].astype(object).replace("", "other")
         coded = {"cell": rows["cell"].map(column), "group": group, "kind": kind}
         return BootstrapTable(
             pd.DataFrame({k: v.astype("category") for k, v in coded.items()}).assign(credit=rows["credit"]), "kind"

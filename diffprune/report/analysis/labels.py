@@ -1,109 +1,87 @@
-"""How methods, budgets and benchmarks are written and drawn: one label, one colour, one place in the order."""
+"""How methods are ordered and drawn, from what their rows say of them: one place in the order, one colour, marker and dash each.
+
+No plug-in is known by name: label, kind and what a method reads are columns of every row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from typing import Any
 
 from diffprune.core import budget as budgets
-from diffprune.core.registry import parse_call
 
-NAMES = {
-    "none": "Unpruned",
-    "blind": "No image",
-    "diffprune": "DiffPrune",
-    "gumbel_topk": "Gumbel top-K",
-    "gumbel_keepdrop": "Gumbel keep/drop",
-    "random": "Random",
-    "grid": "Grid",
-    "attention": "Attention",
-}
-WORDS = {"attention": "self-attention"}  # options that would read wrong in a label
-RULES = ("attention", "grid", "random")  # training-free and image-only
-SEEDS = frozenset({"weights", "seed"})  # options that make another seed of one method, not another method
-BENCHMARKS = {
-    "gqa": "GQA", "mmbench": "MMBench", "mmbench_cn": "MMBench-CN", "mme": "MME", "pope": "POPE", "scienceqa": "ScienceQA",
-    "vqav2": "VQAv2", "textvqa": "TextVQA", "seed": "SEED", "vizwiz": "VizWiz", "world": "World",
-}  # fmt: skip
+SUBJECT = "DiffPrune"  # whom the report is about
+KINDS = ("bound", "trained", "calibrated", "rule", "control", "diagnostic")
 
-# Okabe and Ito's palette: told apart with every common colour blindness, and in grey by marker and dash.
-_STYLES = {
-    "Unpruned": ("#1a1a1a", "none", "-"),
-    "DiffPrune": ("#0072B2", "o", "-"),
-    "DiffPrune, question-aware": ("#56B4E9", "D", "-"),
-    "Gumbel top-K": ("#D55E00", "s", "--"),
-    "Gumbel keep/drop": ("#E69F00", "^", "--"),
-    "Attention": ("#009E73", "v", ":"),
-    "Grid": ("#CC79A7", "P", ":"),
-    "Random": ("#808080", "x", ":"),
-}
-_SPARE = (("#8C564B", "<", "-."), ("#7B4FA3", ">", "-."), ("#B8860B", "h", "-."), ("#3B6E6E", "*", "-."), ("#A03030", "p", "-."))
+# Okabe and Ito's palette and three more: told apart with every common colour blindness, and in grey by marker and dash.
+COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C564B", "#7B4FA3", "#B8860B", "#3B6E6E", "#A03030")
+MARKERS = ("o", "s", "^", "v", "P", "D", "<", ">", "h", "*", "p", "X", "d")  # as many as no multiple of the colours
+DASHES = {"trained": "-", "calibrated": "--", "rule": ":", "control": ":", "diagnostic": "-."}
+BOUND = ("#1a1a1a", "none", "-")
+Style = tuple[str, str, str]  # colour, marker, dash
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method apart from its seeds: `name` is the plug-in, `options` the words that tell variants apart."""
+    """A method as the rows tell of it. base: its label without options; plugin: its name, as in `fastv(after=2)`."""
 
-    name: str
-    options: tuple[str, ...]
-    replaced: bool = False
-
-    @property
-    def label(self) -> str:
-        return ", ".join((NAMES.get(self.name, self.name[:40]), *self.options))
+    label: str
+    base: str
+    kind: str
+    reads_question: bool
+    plugin: str = ""
 
     @property
-    def order(self) -> tuple[int, int, str]:
-        """Unpruned, DiffPrune, Gumbel-Softmax, the rules, others; then what also reads the question; then variants."""
-        families = ("none", "diffprune", "gumbel_topk", "gumbel_keepdrop", "gumbel", "", *RULES)
-        family = self.name if self.name in families else "gumbel" if self.gumbel else ""
-        special = 1 if self.options == ("question-aware",) else 2 if self.options and not self.gumbel else 0
-        return special, families.index(family), self.label
+    def variant(self) -> bool:
+        """A trained method with options, to be held against the plain one."""
+        return self.kind == "trained" and self.label != self.base
 
     @property
-    def gumbel(self) -> bool:
-        return self.name.startswith("gumbel")
-
-    @property
-    def reads_question(self) -> bool:
-        return "question-aware" in self.options
+    def image_only(self) -> bool:
+        """Whether it stands in a table's main part: sees what the subject sees."""
+        return not self.reads_question and not self.variant
 
     @property
     def rule(self) -> bool:
-        return self.name in RULES
+        """Whether it needs no training and does not look at the question."""
+        return self.kind in ("rule", "control") and not self.reads_question
+
+    @property
+    def order(self) -> tuple[int, int, bool, str]:
+        """Image-only methods, those that also read the question, other variants; in each by kind, the subject first."""
+        special = 0 if self.image_only else 1 if self.reads_question and self.label.count(",") < 2 else 2
+        place = KINDS.index(self.kind) if self.kind in KINDS else len(KINDS)
+        return special, place, self.base != SUBJECT, self.label
 
 
-def _option(key: str, value: object) -> str:
-    words = WORDS.get(key, key.replace("_", "-"))
-    if value is True:
-        return words
-    if value is False or value is None:
-        return f"without {words}"
-    return f"{words} {value}"
+def of_row(row: Mapping[str, Any], label: str = "") -> Method:
+    """The method of a row that has the columns of a cell. label: in place of the row's own."""
+    return Method(
+        label or str(row["method"]), str(row["base_method"]), str(row["method_kind"]), bool(row["reads_question"]),
+        str(row["pruner"]).partition("(")[0],
+    )  # fmt: skip
 
 
-@lru_cache(maxsize=4096)
-def method(spelling: str) -> Method:
-    """The method a spelling belongs to; weights and seeds are dropped, `replaced(...)` is looked through.
-
-    A spelling that is no call (a foreign row) is its own method, cut to 40 characters.
-    """
-    try:
-        name, args, kwargs = parse_call(spelling)
-    except ValueError:
-        return Method(spelling[:40] or "?", ())
-    if name == "replaced":
-        inner = method(str(kwargs.get("method", args[0] if args else "")))
-        return Method(inner.name, inner.options, replaced=True)
-    return Method(name, tuple(_option(k, v) for k, v in sorted(kwargs.items()) if k not in SEEDS))
+def ordered(methods: Iterable[Method]) -> list[Method]:
+    """Each once, in the order of tables."""
+    return sorted(set(methods), key=lambda method: method.order)
 
 
-def ordered(spellings: Iterable[object]) -> list[str]:
-    """Labels of the methods spelled, each once, in the order of tables."""
-    orders = {made.label: made.order for made in map(method, map(str, spellings))}
-    return sorted(orders, key=orders.__getitem__)
+def styles(methods: Iterable[Method]) -> dict[str, Style]:
+    """Colour, marker and dash by label, no two alike; the same in every figure of a report."""
+    found: dict[str, Style] = {}
+    for method in ordered(methods):
+        if method.kind == "bound":
+            found.setdefault(method.label, BOUND)
+    number = 0
+    for method in ordered(methods):
+        if method.label not in found:
+            dash = DASHES.get(method.kind, "-.")
+            found[method.label] = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)], dash
+            number += 1
+    return found
 
 
 @lru_cache(maxsize=4096)
@@ -117,23 +95,3 @@ def budget(spelling: str) -> tuple[str, float]:
 
 
 _FIELDS = {budgets.Keep: "num", budgets.Share: "share", budgets.Above: "threshold"}
-
-
-@lru_cache(maxsize=4096)
-def benchmark(spelling: str) -> str:
-    """`world(like='pope')` -> `POPE`, `custom(path='data/shop')` -> `shop`: the column heading."""
-    try:
-        name, args, kwargs = parse_call(spelling)
-    except ValueError:
-        return spelling[:24] or "?"
-    if name in ("custom", "lmms"):
-        return Path(str(kwargs.get("path") or kwargs.get("task") or (args or [name])[0])).stem
-    like = kwargs.get("like", args[0] if args else None) if name == "world" else None
-    return BENCHMARKS.get(str(like), str(like)) if like else BENCHMARKS.get(name, name)
-
-
-def style(label: str) -> tuple[str, str, str]:
-    """Colour, marker and dash of a method, the same in every figure of every report."""
-    if label in _STYLES:
-        return _STYLES[label]
-    return _SPARE[sum(map(ord, label)) % len(_SPARE)]

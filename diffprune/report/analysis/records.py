@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from diffprune.core.records import TABLES, Cell, Provenance
+from diffprune.core.cell import CellColumns
+from diffprune.core.records import TABLES, Provenance
 from diffprune.report.analysis import labels
+from diffprune.report.analysis.labels import Method, Style
 from diffprune.store import Store
 
-SETTING = ("model", "protocol", "split", "limit", "dtype", "mode", "batch")  # accuracies of one chapter share these
-_LEARNT = ("model_hash", "pruner_hash", "revision")  # what changes when weights or data change under the same name
-_CELL = tuple(f.name for f in fields(Cell))
+# Accuracies of one chapter share these.
+SETTING = ("model", "protocol", "split", "limit", "dtype", "answer_tokens", "batch")
+_LEARNT = ("model_sha256", "weights_sha256", "revision")  # what changes when weights or data change under the same name
+_CELL = tuple(f.name for f in fields(CellColumns))
 _SOURCE = tuple(f.name for f in fields(Provenance))
-_CODED = ("kind", "arm")
+_MADE = ("started", "run", "dirty")
 TEXTS = ("question", "answer")  # of predictions: most of their bytes, and a page shows a dozen
-_OF_CELLS = ("predictions", "timings", "costs", "outcomes")
 
 
 @dataclass(frozen=True)
 class Records:
     """Frames by table, without provenance, and two frames about them.
 
-    frames:  rows name their cell in `cell`, and predictions come without `TEXTS`; tables of no cell (steps, curve, trials,
-             choices) have `run` and `hardware`.
-    cells:   index `cell`; a cell's fields, `label` (method), `replaced`, `replicate` (scorer seed), `started`.
+    frames:  rows name their cell in `cell`; predictions come without `TEXTS`.
+    cells:   index `cell`; a cell's columns, `label` (method, and its recipe where several recipes share a label), `replaced`,
+             `replicate` (scorer seed), `started`.
     sources: distinct provenance with the table it is of.
     problems: files the store set aside and results that newer ones replaced, one sentence each.
     """
@@ -37,6 +40,18 @@ class Records:
     problems: tuple[str, ...]
     store: Store
 
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """Every method of the store by label, in the order of tables; diagnostics are left out."""
+        rows = self.cells[~self.cells["replaced"].astype(bool) & (self.cells["label"] != "")].drop_duplicates("label")
+        found = [labels.of_row(row, str(row["label"])) for row in rows.to_dict("records")]
+        return {method.label: method for method in labels.ordered(found)}
+
+    @cached_property
+    def styles(self) -> dict[str, Style]:
+        """Colour, marker and dash of every method."""
+        return labels.styles(self.methods.values())
+
     def texts(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Rows of predictions with their `TEXTS`, in the same order; only the parts of their cells are read."""
         found = self.store.read("predictions", ["cell", "sample", *TEXTS], cells=set(rows["cell"]))
@@ -46,6 +61,10 @@ class Records:
         """Rows of `table` that belong to `cells`."""
         frame = self.frames[table]
         return where(frame, frame["cell"].isin(cells.index))
+
+    def told(self, table: str, *columns: str) -> pd.DataFrame:
+        """All rows of a table with columns of their cells beside them, those of current cells only."""
+        return self.frames[table].join(self.cells[list(columns)], on="cell", how="inner")
 
 
 def where(frame: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:
@@ -59,62 +78,38 @@ def read(root: Path | str) -> Records:
     frames: dict[str, pd.DataFrame] = {}
     cells: list[pd.DataFrame] = []
     sources: list[pd.DataFrame] = []
-    for table in TABLES:
+    for table in TABLES:  # a million rows: only what they say of their own, and who made them once per part
         own = [f.name for f in fields(TABLES[table])]
-        if table in _OF_CELLS:  # a million rows: only what they say of their own, and who made them once per part
-            frames[table] = store.read(table, ["cell", *(c for c in own if c not in TEXTS)], coded=True)
-            made = store.origins(table)
-            cells.append(_cells(made))
-        else:
-            made = store.read(table)
-            frames[table] = _small(made, own)
-        sources.append(_sources(table, made))
+        frames[table] = store.read(table, ["cell", *(c for c in own if c not in TEXTS)], coded=True)
+        made = store.origins(table)
+        cells.append(made.drop_duplicates("cell", keep="last").set_index("cell")[[*_CELL, *_MADE]])
+        found = made[list(_SOURCE)].drop_duplicates()
+        sources.append(found.assign(table=table))
     every = pd.concat([c for c in cells if len(c)] or cells[:1])
-    known, replaced = _newest(every[~every.index.duplicated()].sort_index())
+    known, replaced = _newest(_labelled(every[~every.index.duplicated()].sort_index()))
     return Records(frames, known, pd.concat(sources, ignore_index=True), (*map(str, store.problems), *replaced), store)
 
 
-def _column(frame: pd.DataFrame, owner: str, name: str) -> str:
-    """Where a field stands: `<owner>_<name>` when another record of the row has a field of that name, else `name`."""
-    return f"{owner}_{name}" if f"{owner}_{name}" in frame.columns else name
-
-
-def _cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell of a frame: its fields, method and replicate."""
-    one = frame.drop_duplicates("cell", keep="last")
-    one = one[one["cell"] != ""]
-    index = pd.Index(one["cell"].astype(str).to_numpy(object))
-    cells = pd.DataFrame({name: one[_column(one, "cell", name)].to_numpy(object) for name in _CELL}, index=index)
-    for name in ("started", "run", "dirty"):
-        cells[name] = one[_column(one, "provenance", name)].to_numpy(object)
-    methods = [labels.method(str(p)) for p in cells["pruner"]]
-    cells["label"] = [m.label for m in methods]
-    cells["replaced"] = [m.replaced for m in methods]
-    cells["replicate"] = [f"{p} seed {s}" for p, s in zip(cells["pruner"], cells["seed"], strict=True)]
-    cells["limit"] = ["all" if pd.isna(x) else str(x) for x in cells["limit"]]
+def _labelled(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells with the method's label, whether its tokens were replaced instead of removed, and the replicate."""
+    cells = cells.copy()
+    for column in ("limit", "answer_tokens"):
+        cells[column] = ["all" if pd.isna(x) else str(int(x)) for x in cells[column]]
+    several = cells[cells["recipe"] != ""].groupby("method")["recipe"].nunique()
+    ambiguous = cells["method"].isin(several.index[several > 1]) & (cells["recipe"] != "")
+    told = zip(cells["method"], cells["recipe"], ambiguous, strict=True)
+    cells["label"] = [f"{method} (recipe {recipe[:6]})" if several else method for method, recipe, several in told]
+    cells["replaced"] = cells["method_kind"] == "diagnostic"
+    seeds = ["" if pd.isna(s) else f"{int(s):09d}" for s in cells["scorer_seed"]]
+    cells["replicate"] = [f"{seed} {sha}".strip() for seed, sha in zip(seeds, cells["weights_sha256"], strict=True)]
     return cells
 
 
-def _sources(table: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Distinct provenance of a frame."""
-    columns = [_column(frame, "provenance", name) for name in _SOURCE]
-    one = frame.drop_duplicates([c for c in ("cell", "run", "attempt", "provenance_seed") if c in frame.columns])
-    found = one[columns].astype(object).set_axis(list(_SOURCE), axis=1).drop_duplicates()
-    found["table"] = table
-    return found
-
-
-def _small(frame: pd.DataFrame, own: list[str]) -> pd.DataFrame:
-    """The record's own fields, the run and the hardware; strings that repeat become categories."""
-    frame = frame[["run", "hardware", *(c for c in own if c not in ("run", "hardware"))]]
-    return frame.astype({name: "category" for name in _CODED if name in frame.columns})
-
-
 def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Only the newest of cells that differ in nothing but weights or data; a sentence per pruner that lost some."""
+    """Only the newest of cells that differ in nothing but weights or data; a sentence per method that lost some."""
     if cells.empty:
         return cells, []
-    same = ["verb", *SETTING, "pruner", "seed"]
+    same = ["verb", *SETTING, "mode", "pruner", "recipe", "scorer_seed"]
     last = (
         cells.sort_values("started", kind="stable")
         .groupby([*same, "benchmark"], sort=False, dropna=False)[list(_LEARNT)]
@@ -122,8 +117,8 @@ def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     )
     current = (last == cells[list(_LEARNT)].loc[last.index]).all(axis=1).reindex(cells.index)
     notes = [
-        f"{len(old)} older {'cell' if len(old) == 1 else 'cells'} of {labels.method(str(pruner)).label} left out: weights or "
-        f"data changed under the same name"
-        for pruner, old in cells[~current].groupby("pruner", sort=True)
+        f"{len(old)} older {'cell' if len(old) == 1 else 'cells'} of {label or 'the model'} left out: weights or data changed under "
+        "the same name"
+        for label, old in cells[~current].groupby("label", sort=True)
     ]
     return cells[current], notes

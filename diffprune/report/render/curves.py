@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from diffprune.report.analysis import labels
+from diffprune.report.analysis.records import Records
 from diffprune.report.render.svg import INK, SHOWN, WIDTH, axes, styled, svg
 
 
@@ -22,30 +22,30 @@ def _smooth(part: pd.DataFrame, column: str, points: int = 120) -> tuple[np.ndar
     return mean["step"].to_numpy(float), mean[column].to_numpy(float)
 
 
-def training(steps: pd.DataFrame) -> str | None:
+def training(records: Records) -> str | None:
     """Loss, hard validation, temperature, kept tokens, gradient cosine per step; step cost per arm."""
+    steps = records.told("steps", "label")
     if steps.empty:
         return None
-    steps = steps.assign(label=[labels.method(str(a)).label for a in steps["arm"]])
-    shown = labels.ordered(steps["arm"].unique())[:SHOWN]
+    shown = [x for x in records.methods if (steps["label"] == x).any()][:SHOWN]
     wanted = (
         ("loss", "loss, nats per token"),
         ("validation_hard", "validation, tokens removed, nats"),
         ("temperature", "temperature"),
         ("kept", "kept tokens (throttle)"),
-        ("coherence", "gradient cosine"),
+        ("grad_cosine", "gradient cosine"),
     )
     with styled():
         figure, panels = axes(WIDTH, 4.4, 2, 3)
         for ax, (column, title) in zip(panels, wanted, strict=False):
             for label in shown:
                 x, y = _smooth(steps[steps["label"] == label], column)
-                color, _, dash = labels.style(label)
+                color, _, dash = records.styles[label]
                 ax.plot(x, y, color=color, ls=dash, lw=1.3, label=label, marker="o" if 0 < len(x) < 15 else None, ms=3)
             ax.set_title(title, fontsize=8.5)
             if not any(np.size(line.get_xdata()) for line in ax.lines):
                 ax.annotate("not recorded", (0.5, 0.5), xycoords="axes fraction", ha="center", color="#888888")
-        _costs(panels[5], steps, shown)
+        _costs(panels[5], steps, {x: records.styles[x][0] for x in shown})
         handles, words = panels[0].get_legend_handles_labels()
         figure.legend(handles, words, loc="outside lower center", ncols=4)
         for ax in panels[3:5]:
@@ -53,10 +53,10 @@ def training(steps: pd.DataFrame) -> str | None:
         return svg(figure)
 
 
-def _costs(ax: Axes, steps: pd.DataFrame, shown: list[str]) -> None:
+def _costs(ax: Axes, steps: pd.DataFrame, shown: dict[str, str]) -> None:
     place = np.arange(len(shown))[::-1]
     spread = [steps.loc[steps["label"] == x, "step_ms"].quantile([0.1, 0.5, 0.9]).to_numpy() for x in shown]
-    ax.barh(place, [s[1] for s in spread], color=[labels.style(x)[0] for x in shown], height=0.6,
+    ax.barh(place, [s[1] for s in spread], color=list(shown.values()), height=0.6,
             xerr=np.array([[s[1] - s[0], s[2] - s[1]] for s in spread]).T.clip(0), error_kw={"elinewidth": 0.8})  # fmt: skip
     for y, (_, middle, high) in zip(place, spread, strict=True):
         ax.annotate(f"{middle:.0f}", (high, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
@@ -66,23 +66,27 @@ def _costs(ax: Axes, steps: pd.DataFrame, shown: list[str]) -> None:
     ax.set_title("step cost, ms (median, p10–p90)", fontsize=8.5)
 
 
-def tuning(curve: pd.DataFrame, trials: pd.DataFrame, choices: pd.DataFrame) -> str | None:
+def tuning(records: Records) -> str | None:
     """Tokens -> prefill; threshold -> kept tokens; threshold -> speedup with the tuned points and their measurements."""
-    trials = trials[trials["kind"] == "threshold"]
+    curve = records.told("curve", "batch")
+    trials, choices = (records.told(table, "label", "tuned_kind", "target_speedup") for table in ("trials", "choices"))
+    trials = trials[trials["tuned_kind"] == "threshold"]
     if curve.empty and trials.empty:
         return None
-    trials = trials.assign(label=[labels.method(str(m)).label for m in trials["method"]])
-    choices = choices.assign(label=[labels.method(str(m)).label for m in choices["method"]])
     with styled():
         figure, (left, middle, right) = axes(WIDTH, 2.9, 1, 3)
         _latency_curve(left, curve)
-        for label in labels.ordered(trials["method"].unique()):
-            color, marker, dash = labels.style(label)
+        for label in [x for x in records.methods if (trials["label"] == x).any()]:
+            color, marker, dash = records.styles[label]
             part = trials[trials["label"] == label].groupby("value")[["kept", "predicted_speedup"]].mean()
             middle.plot(part.index, part["kept"], color=color, ls=dash, lw=1.3, label=label)
             right.plot(part.index, part["predicted_speedup"], color=color, ls=dash, lw=1.3)
-            tuned = choices[(choices["label"] == label) & (choices["kind"] == "threshold") & choices["measured_speedup"].notna()]
-            error = np.array([tuned["measured_speedup"] - tuned["low"], tuned["high"] - tuned["measured_speedup"]]).clip(0)
+            tuned = choices[
+                (choices["label"] == label) & (choices["tuned_kind"] == "threshold") & choices["measured_speedup"].notna()
+            ]
+            error = np.array(
+                [tuned["measured_speedup"] - tuned["measured_low"], tuned["measured_high"] - tuned["measured_speedup"]]
+            ).clip(0)
             right.errorbar(
                 tuned["value"],
                 tuned["measured_speedup"],

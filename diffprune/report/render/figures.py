@@ -7,7 +7,6 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from diffprune.report.analysis import labels
 from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.speed import Speed
 from diffprune.report.render.escape import plain
@@ -20,16 +19,18 @@ def _shown(chapter: Comparison) -> list[str]:
     return [label for label, m in chapter.methods.items() if m.order[0] < 2][:SHOWN]
 
 
-def _line(ax: Axes, label: str, x: list[float], y: list[Interval], across: list[Interval] | None = None) -> None:
+def _line(
+    chapter: Comparison, ax: Axes, label: str, x: list[float], y: list[Interval], across: list[Interval] | None = None
+) -> None:
     """One method's line with intervals in both directions."""
-    color, marker, dash = labels.style(label)
+    color, marker, dash = chapter.style(label)
     up = np.array([[max(0.0, i.estimate - i.low), max(0.0, i.high - i.estimate)] for i in y]).T
     side = np.array([[i.estimate - i.low, i.high - i.estimate] for i in across]).T.clip(0) if across else None
     ax.errorbar(x, [i.estimate for i in y], yerr=up, xerr=side, color=color, marker=marker, ls=dash, elinewidth=0.8, capsize=1.5,
                 markeredgewidth=1.2, label=label)  # fmt: skip
 
 
-def _end_labels(ax: Axes, ends: list[tuple[str, float, float]]) -> None:
+def _end_labels(chapter: Comparison, ax: Axes, ends: list[tuple[str, float, float]]) -> None:
     """Names beside the ends of lines, moved apart where they would overlap."""
     if not ends:
         return
@@ -48,17 +49,17 @@ def _end_labels(ax: Axes, ends: list[tuple[str, float, float]]) -> None:
     edge = ax.get_xlim()[1]
     for (label, end, y), place in zip(ends, places, strict=True):
         x = edge if math.isnan(end) else end
-        color = labels.style(label)[0]
+        color = chapter.style(label)[0]
         leader = {"arrowstyle": "-", "color": color, "lw": 0.4, "alpha": 0.6, "shrinkA": 0, "shrinkB": 4}
         ax.annotate(f" {label}", (x, y), xytext=(edge, place), textcoords="data", color=color, fontsize=8, va="center", ha="left",
                     annotation_clip=False, arrowprops=None if math.isnan(end) else leader)  # fmt: skip
 
 
-def _bound(ax: Axes, found: Interval | None) -> list[tuple[str, float, float]]:
+def _bound(chapter: Comparison, ax: Axes, found: Interval | None) -> list[tuple[str, float, float]]:
     """The unpruned model as a line with its interval; what `_end_labels` needs to name it."""
     if not found:
         return []
-    ax.axhline(found.estimate, color=labels.style(FULL)[0], lw=1)
+    ax.axhline(found.estimate, color=chapter.style(FULL)[0], lw=1)
     ax.axhspan(found.low, found.high, color="#000000", alpha=0.06, lw=0)
     return [(FULL, math.nan, found.estimate)]
 
@@ -78,16 +79,16 @@ def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
         return None
     with styled():
         figure, (ax,) = axes(WIDTH, 4.3)
-        full = _bound(ax, chapter.accuracy(FULL, ""))
+        full = _bound(chapter, ax, chapter.accuracy(FULL, ""))
         for label, points in lines.items():
-            _line(ax, label, [n.estimate for n, _, _ in points], [a for _, a, _ in points], [n for n, _, _ in points])
+            _line(chapter, ax, label, [n.estimate for n, _, _ in points], [a for _, a, _ in points], [n for n, _, _ in points])
         for net, found, kept in next(iter(lines.values())):
             ax.annotate(kept, (net.estimate, found.estimate), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=INK)
         ax.set(
             xlabel=f"measured net prefill speedup, × (overhead charged, batch {batch})", ylabel="accuracy, % (mean over benchmarks)"
         )
         ax.margins(x=0.04)
-        _end_labels(ax, [(label, p[-1][0].estimate, p[-1][1].estimate) for label, p in lines.items()] + full)
+        _end_labels(chapter, ax, [(label, p[-1][0].estimate, p[-1][1].estimate) for label, p in lines.items()] + full)
         return svg(figure)
 
 
@@ -99,14 +100,14 @@ def accuracy(chapter: Comparison) -> str | None:
         return None
     with styled():
         figure, (ax,) = axes(WIDTH, 3.8)
-        full = _bound(ax, chapter.accuracy(FULL, ""))
+        full = _bound(chapter, ax, chapter.accuracy(FULL, ""))
         for label, points in lines.items():
-            _line(ax, label, [_place(k) for k, _ in points], [a for _, a in points])
+            _line(chapter, ax, label, [_place(k) for k, _ in points], [a for _, a in points])
         _token_axis(ax, chapter)
         ax.set(
             xlabel=f"visual tokens kept, of {chapter.budgets[0].total:.0f} (log scale)", ylabel="accuracy, % (mean over benchmarks)"
         )
-        _end_labels(ax, [(label, _place(p[-1][0]), p[-1][1].estimate) for label, p in lines.items()] + full)
+        _end_labels(chapter, ax, [(label, _place(p[-1][0]), p[-1][1].estimate) for label, p in lines.items()] + full)
         return svg(figure)
 
 
@@ -135,11 +136,11 @@ def retention(chapter: Comparison) -> str | None:
         for ax, kind in zip(panels, kinds, strict=False):
             full = curves.get((kind, FULL))
             if full:
-                ax.axhline(full[0][1].estimate, color=labels.style(FULL)[0], lw=1)
+                ax.axhline(full[0][1].estimate, color=chapter.style(FULL)[0], lw=1)
             for label in _shown(chapter):
                 points = curves.get((kind, label), [])
                 if points:
-                    color, marker, dash = labels.style(label)
+                    color, marker, dash = chapter.style(label)
                     ax.plot(
                         [_place(k) for k, _ in points],
                         [i.estimate for _, i in points],

@@ -14,7 +14,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from diffprune.embedded.world import scene
-from diffprune.report.analysis import labels
 
 Masks = Mapping[int, Mapping[str, Any]]
 LIMIT = 12  # scenes on one page
@@ -29,9 +28,9 @@ class Picture:
 
 
 def strips(scenes: Masks) -> list[list[Picture]]:
-    """One row per scene: the picture, then each method's choice, in the order of tables.
+    """One row per scene: the picture, then each method's choice, in the order given.
 
-    scenes: {seed of the embedded world: {pruner spelling: keep mask, bool [N] or [rows, columns]}}.
+    scenes: {seed of the embedded world: {label: keep mask, bool [N] or [rows, columns]}}.
 
     Raises:
         ValueError: a mask that is no square of tokens.
@@ -40,23 +39,21 @@ def strips(scenes: Masks) -> list[list[Picture]]:
     for seed in sorted(scenes)[:LIMIT]:
         image = scene(int(seed)).image
         row = [Picture(f"scene {seed}", _svg(image, None))]
-        for spelling in sorted(scenes[seed], key=lambda s: (labels.method(s).order, s)):
-            keep = _mask(scenes[seed][spelling], spelling)
-            row.append(Picture(f"{labels.method(spelling).label}: {keep.sum()} of {keep.size}", _svg(image, keep)))
+        for label, mask in scenes[seed].items():
+            keep = _mask(mask, label)
+            row.append(Picture(f"{label}: {keep.sum()} of {keep.size}", _svg(image, keep)))
         rows.append(row)
     return rows
 
 
-def _mask(mask: Any, spelling: str) -> np.ndarray:
+def _mask(mask: Any, label: str) -> np.ndarray:
     keep = np.asarray(mask)
     if keep.dtype != bool:
-        raise ValueError(f"scenes: the mask of {spelling} has type {keep.dtype}, it must be bool with one entry per token")
+        raise ValueError(f"scenes: the mask of {label} has type {keep.dtype}, it must be bool with one entry per token")
     if keep.ndim == 1:
         side = math.isqrt(keep.size)
         if side * side != keep.size:
-            raise ValueError(
-                f"scenes: the mask of {spelling} has {keep.size} tokens, which is no square; give it as [rows, columns]"
-            )
+            raise ValueError(f"scenes: the mask of {label} has {keep.size} tokens, which is no square; give it as [rows, columns]")
         keep = keep.reshape(side, side)
     return keep
 

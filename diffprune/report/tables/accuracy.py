@@ -10,12 +10,12 @@ from itertools import pairwise
 
 from diffprune.report.analysis import labels
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
+from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.speed import Speed, common_flags, own_flags
 from diffprune.report.render.table import Entry, Number, Table
 from diffprune.report.tables.caveats import caveats
 from diffprune.statistics import Difference, Interval
 
-SUBJECT = "DiffPrune"
 PAIRED = (
     "Differences are paired: the same questions, {draws:,} bootstrap draws of whole groups (pictures), scorer seeds drawn as well. "
     "Every interval is a 95 % interval for one comparison; none is corrected for the number of comparisons. "
@@ -34,8 +34,8 @@ def difference_entry(found: Difference | None) -> Number | None:
 
 
 def rivals(chapter: Comparison) -> list[str]:
-    """Gumbel-Softmax methods that see what the subject sees."""
-    return [label for label, m in chapter.methods.items() if m.gumbel and not m.options]
+    """Other trained methods that see what the subject sees."""
+    return [label for label, m in chapter.methods.items() if m.kind == "trained" and m.image_only and m.base != SUBJECT]
 
 
 def best_rule(chapter: Comparison, budget: str) -> str | None:
@@ -62,8 +62,8 @@ def _best(
 def per_budget(chapter: Comparison, budget: Budget) -> Table:
     """Columns: the benchmarks in native units, mean credit, average relative accuracy; the unpruned bound first."""
     there = [x for x in chapter.methods if (x, budget.spelling) in chapter.arms]
-    columns = [labels.benchmark(b) for b in chapter.benchmarks]
-    fair = [x for x in there if not chapter.methods[x].reads_question and chapter.order(x) <= _plain(chapter)]
+    columns = [chapter.heading(b) for b in chapter.benchmarks]
+    fair = [x for x in there if chapter.methods[x].image_only]
     winners = {}
     for b in chapter.benchmarks:
         values = {x: chapter.native_of(x, budget.spelling, b)[1] for x in fair}
@@ -77,11 +77,6 @@ def per_budget(chapter: Comparison, budget: Budget) -> Table:
         f"budget_{_file(budget.spelling)}", f"Accuracy with {budget.label}", ("Method", "seeds", *columns, "mean credit", "avg %"),
         tuple(rows), tuple(_notes(chapter)), frozenset({1} | {b + 1 for b in breaks}),
     )  # fmt: skip
-
-
-def _plain(chapter: Comparison) -> int:
-    """How many methods stand in the table's main part: image-only, without variants."""
-    return sum(m.order[0] == 0 for m in chapter.methods.values())
 
 
 def _file(spelling: str) -> str:
@@ -105,11 +100,9 @@ def _row(chapter: Comparison, label: str, budget: str, winners: dict[str, str | 
 
 
 def _notes(chapter: Comparison) -> Iterable[str]:
-    figures = {labels.benchmark(b): chapter.native_of(FULL, "", b)[0] for b in chapter.benchmarks}
+    figures = {chapter.heading(b): chapter.native_of(FULL, "", b)[0] for b in chapter.benchmarks}
     units = "; ".join(f"{b}: {figure.replace('_', ' ')}" for b, figure in figures.items() if figure and figure != "accuracy")
     yield "Native units, other than plain accuracy in percent: " + units + "." if units else "Accuracy in percent."
-    if any(b.startswith("world") for b in chapter.benchmarks):
-        yield "These are the embedded world's benchmarks: answer format and grading rule of the namesake, not its pictures."
     yield (
         "Mean credit: percent, unweighted over the benchmarks, with its 95 % interval. avg %: mean over benchmarks of pruned "
         "/ unpruned, "
@@ -119,7 +112,7 @@ def _notes(chapter: Comparison) -> Iterable[str]:
     )
     yield from (f"{flag}: {says}" for flag, says in caveats(chapter))
     if chapter.unknown:
-        yield f"Not installed here, shown as mean credit: {', '.join(sorted(map(labels.benchmark, chapter.unknown)))}."
+        yield f"Not installed here, shown as mean credit: {', '.join(sorted(map(chapter.heading, chapter.unknown)))}."
 
 
 def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
@@ -180,8 +173,8 @@ def variants(chapter: Comparison) -> Table | None:
     """Every variant of a method minus the plain one (question-aware, without denoiser, ...); one column per budget."""
     rows: list[tuple[Entry, ...]] = []
     for label, made in chapter.methods.items():
-        plain = labels.Method(made.name, ()).label
-        if made.options and plain in chapter.methods:
+        plain = made.base
+        if label != plain and plain in chapter.methods:
             found = [chapter.difference(label, plain, b.spelling) for b in chapter.budgets]
             if any(found):
                 rows.append((label, plain, *map(difference_entry, found), str(max(f.num_seeds for f in found if f))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from diffprune.io.dataset_manifest import FIXTURE
-from diffprune.report.analysis import labels
 from diffprune.report.analysis.comparison import Comparison
 
 SAYS = {
@@ -11,7 +10,8 @@ SAYS = {
     FIXTURE: "A few rows of our own in the published schema, not the published data: {}.",
     "incomplete": "Not all rows of the published split, so no full run: {}.",
     "limit": "No full run: at most {} questions per benchmark, rounded up to whole groups.",
-    "cut": "No full run: {}, where the benchmarks allow more.",
+    "cut": "No full run: answers are cut at {} tokens, where the benchmarks allow more.",
+    "embedded": "Benchmarks of the embedded world: answer format and grading rule of the namesakes, not their pictures: {}.",
     "substitute": "Other data or another rule than the numbers papers print rest on, for want of published answers: {}.",
 }
 
@@ -23,11 +23,11 @@ def caveats(chapter: Comparison) -> list[tuple[str, str]]:
     by_flag: dict[str, list[str]] = {}
     for benchmark in chapter.benchmarks:
         for flag in benchmark_flags(chapter, benchmark):
-            by_flag.setdefault(flag, []).append(labels.benchmark(benchmark))
+            by_flag.setdefault(flag, []).append(chapter.heading(benchmark))
     if str(setting.get("limit", "all")) != "all":
         found["limit"] = str(setting["limit"])
-    if "cut" in (mode := str(setting.get("mode", ""))):
-        found["cut"] = mode.rpartition(", ")[2]
+    if str(setting.get("answer_tokens", "all")) != "all":
+        found["cut"] = str(setting["answer_tokens"])
     found |= {flag: ", ".join(there) for flag, there in by_flag.items()}
     order = list(SAYS)
     return [

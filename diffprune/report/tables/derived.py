@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from diffprune.report.analysis import labels
 from diffprune.report.analysis.comparison import BLIND, FULL, Comparison
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.render.table import Entry, Number, Table
@@ -39,7 +38,7 @@ def relative(chapter: Comparison, derived: Derived) -> Table | None:
         worst = derived.worst(label, budget)
         row: list[Entry] = [label, Number(kept, digits=0), shown(derived.relative(label, budget))]
         row += [shown(derived.relative(label, budget, capped=True))]
-        row += [shown(worst[1], note=labels.benchmark(worst[0])) if worst else None]
+        row += [shown(worst[1], note=chapter.heading(worst[0])) if worst else None]
         rows.append((*row, *([shown(derived.retention(label, budget))] if blind else [])))
     columns = (
         "Method",
@@ -86,7 +85,7 @@ def blind(chapter: Comparison, derived: Derived) -> Table | None:
             kept.append(shown(found.interval()) if found else None)
         says = "" if gap.image_bound else "not image-bound" if math.isfinite(gap.low) else "no interval"
         rows.append((
-            labels.benchmark(benchmark), Number(full, digits=digits), Number(without, digits=digits),
+            chapter.heading(benchmark), Number(full, digits=digits), Number(without, digits=digits),
             shown(gap, digits, signed=True, note=says), *kept,
         ))  # fmt: skip
     columns = ("Benchmark", FULL, BLIND, "the image's part", *(f"{SUBJECT}, {b.short}: % kept" for b in chapter.budgets))
@@ -111,8 +110,8 @@ def tested(chapter: Comparison, derived: Derived) -> list[Table]:
             figure = chapter.native_of(FULL, "", benchmark)[0].replace("_", " ")
             digits = 0 if figure.startswith("mme") else 1
             entries = [shown(t, digits, signed=True, word=t.verdict, note=_p(t.p_holm)) if t else None for t in cells]
-            rows.append((labels.benchmark(benchmark), figure, *entries))
-            tests |= {f"{t.test} ({labels.benchmark(benchmark)})" for t in cells if t}
+            rows.append((chapter.heading(benchmark), figure, *entries))
+            tests |= {f"{t.test} ({chapter.heading(benchmark)})" for t in cells if t}
         if rows:
             columns = ("Benchmark", "figure", *(b.short for b in chapter.budgets))
             name = "benchmarks_" + "".join(c if c.isalnum() else "_" for c in against.lower())

@@ -6,7 +6,6 @@ import json
 
 import pandas as pd
 
-from diffprune.report.analysis import labels
 from diffprune.report.analysis.records import Records
 from diffprune.report.render.table import Entry, Table
 
@@ -39,13 +38,14 @@ def facts(records: Records) -> Table:
             ("run", f"{r}, attempts {', '.join(str(a) for a in sorted(set(s.loc[s['run'] == r, 'attempt'])))}")
             for r in sorted(set(s["run"]))
         ]
-        rows.append(("job seeds", ", ".join(str(x) for x in sorted(set(s["seed"])))))
+        rows.append(("job seeds", ", ".join(str(x) for x in sorted(set(s["job_seed"])))))
         rows += [("versions", _facts(v)) for v in sorted(set(s["versions"]))]
         rows += [("hardware", _facts(v)) for v in sorted(set(s["hardware"]))]
         rows.append(("made", f"{s['started'].min()} to {s['started'].max()}"))
-    for model, sha in sorted(set(zip(cells["model"], cells["model_hash"], strict=True))):
+    for model, sha in sorted(set(zip(cells["model"], cells["model_sha256"], strict=True))):
         rows.append(("model", f"{model}, weights {_short(sha)}"))
-    for benchmark, revision in sorted(set(zip(cells["benchmark"], cells["revision"], strict=True))):
+    single = cells[cells["verb"].isin(("evaluate", "measure"))]
+    for benchmark, revision in sorted(set(zip(single["benchmark"], single["revision"], strict=True))):
         if benchmark:
             rows.append(("benchmark", f"{benchmark}, revision {_short(revision, 40)}"))
     return Table("provenance", "Provenance", ("what", "value"), tuple(rows))
@@ -53,16 +53,17 @@ def facts(records: Records) -> Table:
 
 def weights(records: Records) -> Table | None:
     """What each method had learnt: one row per scorer."""
-    cells = records.cells
-    learnt = cells[cells["pruner_hash"].astype(str) != ""]
-    found = sorted(
-        {
-            (labels.method(p).order, labels.method(p).label, h, str(s))
-            for p, h, s in zip(learnt["pruner"], learnt["pruner_hash"], learnt["seed"], strict=True)
-        }
-    )
-    rows = tuple((label, _short(sha, 20), seed) for _, label, sha, seed in found)
-    return Table("weights", "Scorer weights", ("Method", "sha256, first 20 digits", "evaluation seed"), rows) if rows else None
+    learnt = records.cells[(records.cells["weights_sha256"] != "") & ~records.cells["replaced"].astype(bool)]
+    columns = ["label", "weights_sha256", "recipe", "scorer_seed"]
+    found = learnt.drop_duplicates(columns)[columns].to_dict("records")
+    place = list(records.methods)
+    found.sort(key=lambda r: (place.index(r["label"]), str(r["recipe"]), str(r["scorer_seed"]), r["weights_sha256"]))
+    rows = tuple((r["label"], str(r["weights_sha256"]), str(r["recipe"]), _seed(r["scorer_seed"])) for r in found)
+    return Table("weights", "Scorer weights", ("Method", "sha256, first 20 digits", "recipe", "seed"), rows) if rows else None
+
+
+def _seed(value: object) -> str:
+    return "" if pd.isna(value) else str(int(value))  # type: ignore[call-overload]
 
 
 def failures(records: Records) -> Table | None:

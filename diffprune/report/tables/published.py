@@ -19,13 +19,14 @@ COLUMNS = (
     "source", "table", "model", "method", "num_kept", "total", "share", "benchmark", "value", "unit", "protocol", "note",
 )  # fmt: skip
 UNPRUNED = "unpruned"
+NO_BENCHMARK = ("average", "latency")
 MODELS = {  # the last part of a checkpoint's name -> what papers call it
     r"(llava-)?llava-(v)?1\.5-7b(-hf)?": "LLaVA-1.5-7B",
     r"(llava-)?llava-(v)?1\.5-13b(-hf)?": "LLaVA-1.5-13B",
     r"llava-v1\.6-vicuna-7b(-hf)?": "LLaVA-NeXT-7B",
     r"qwen2\.5-vl-7b(-instruct)?": "Qwen2.5-VL-7B",
 }
-SAME = {"pdrop": "pyramiddrop", "gumbeltopk": "gumbeldiffprune", "none": UNPRUNED}  # our names -> the papers'
+SAME = {"pdrop": "pyramiddrop", "gumbeltopk": "gumbeldiffprune"}  # our names -> the papers'
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ def _key(method: str) -> str:
 def beside(chapter: Comparison, folder: Path = FOLDER) -> Table | None:
     """Published rows of this model, unpruned and at the budgets we ran, each method followed by ours; None for another model."""
     model = model_of(str(chapter.setting["model"]))
-    theirs = [p for p in read(folder) if p.model == model and p.benchmark in labels.BENCHMARKS and p.unit != "mme_cognition"]
-    benchmarks = {b: key for b in chapter.benchmarks if (key := _benchmark(b))}
+    theirs = [p for p in read(folder) if p.model == model and p.benchmark not in NO_BENCHMARK and p.unit != "mme_cognition"]
+    names = {p.benchmark for p in theirs}
+    benchmarks = {b: key for b in chapter.benchmarks if (key := b.partition("(")[0]) in names}
     if model is None or not benchmarks:
         return None
     rows: list[tuple[Entry, ...]] = []
@@ -117,7 +119,7 @@ def beside(chapter: Comparison, folder: Path = FOLDER) -> Table | None:
                 rows.append((label, "ours", Number(chapter.kept_by(label, budget), digits=0), *cells))
     if not rows:
         return None
-    columns = ("Method", "from", "kept", *map(labels.benchmark, benchmarks))
+    columns = ("Method", "from", "kept", *map(chapter.heading, benchmarks))
     notes = tuple(_notes(chapter, used))
     return Table("published", "Beside published numbers", columns, tuple(rows), notes, frozenset(breaks - {0}))
 
@@ -130,18 +132,10 @@ def _at(theirs: list[Printed], budget: str, share: float, tolerance: float) -> l
     return [p for p in theirs if abs(p.share - share) < tolerance + 1e-6]
 
 
-def _benchmark(spelling: str) -> str | None:
-    """The benchmark a spelling is a setting of; None for the embedded world's and for a user's own."""
-    name = spelling.partition("(")[0]
-    return name if name in labels.BENCHMARKS and name != "world" else None
-
-
 def _ours_called(chapter: Comparison, method: str, budget: str) -> str | None:
     """The label of our plain form of a published method, if it was evaluated."""
-    labels = (
-        [FULL] if method == UNPRUNED else [x for x, m in chapter.methods.items() if not m.options and _key(m.name) == _key(method)]
-    )
-    return next((x for x in labels if (x, budget) in chapter.arms), None)
+    plain = [x for x, m in chapter.methods.items() if x == m.base and _key(m.plugin) == _key(method)]
+    return next((x for x in ([FULL] if method == UNPRUNED else plain) if (x, budget) in chapter.arms), None)
 
 
 def _printed_rows(printed: list[Printed], benchmarks: list[str], kept: float, protocol: str) -> list[tuple[Entry, ...]]:

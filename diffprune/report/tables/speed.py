@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from diffprune.report.analysis import labels
 from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.records import Records
 from diffprune.report.analysis.speed import SLOW, Speed, Spread, common_flags, own_flags
@@ -176,15 +175,14 @@ def cost(chapter: Comparison) -> Table | None:
 
 def tuned(records: Records) -> Table | None:
     """The tuner's answers: target, verdict, budget, predicted and measured speedup, accuracy, note."""
-    frame = records.frames["choices"]
+    frame = records.told("choices", "label", "tuned_kind", "target_speedup")
     if frame.empty:
         return None
-    frame = frame.assign(
-        label=[labels.method(m).label for m in frame["method"]], order=[labels.method(m).order for m in frame["method"]]
-    )
+    order = list(records.methods)
+    frame = frame.assign(order=[order.index(x) for x in frame["label"]])
     rows: list[tuple[Entry, ...]] = []
     breaks, target = set(), None
-    for r in frame.sort_values(["target_speedup", "order", "kind"], kind="stable").to_dict("records"):
+    for r in frame.sort_values(["target_speedup", "order", "tuned_kind"], kind="stable").to_dict("records"):
         if target not in (None, r["target_speedup"]):
             breaks.add(len(rows))
         target = r["target_speedup"]
@@ -192,9 +190,9 @@ def tuned(records: Records) -> Table | None:
         if r["verdict"] == "unreachable" and "unreachable" not in note:
             note = f"unreachable here, best is {r['best_speedup']:.2f}× at the floor" + (f"; {note}" if note else "")
         rows.append((
-            Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["kind"], r["verdict"], r["budget"], Number(r["kept"]),
-            Number(r["predicted_speedup"], digits=2, unit="×"), _measured(r),
-            Number(100 * r["accuracy"]), Number(r["held_out"], digits=0), note,
+            Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["tuned_kind"], r["verdict"], r["chosen_budget"],
+            Number(r["kept"]), Number(r["predicted_speedup"], digits=2, unit="×"), _measured(r),
+            Number(100 * r["accuracy"]), Number(r["num_held_out"], digits=0), note,
         ))  # fmt: skip
     columns = ("target", "Method", "kind", "verdict", "budget", "kept", "predicted", "measured", "accuracy %", "held out", "note")
     notes = (
@@ -205,7 +203,11 @@ def tuned(records: Records) -> Table | None:
 
 
 def _measured(row: dict[str, Any]) -> Number | None:
-    return Number(row["measured_speedup"], row["low"], row["high"], 2, "×") if math.isfinite(row["measured_speedup"]) else None
+    return (
+        Number(row["measured_speedup"], row["measured_low"], row["measured_high"], 2, "×")
+        if math.isfinite(row["measured_speedup"])
+        else None
+    )
 
 
 def thresholds(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table | None:
@@ -229,34 +231,33 @@ def thresholds(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table
 
 
 def training(records: Records) -> Table | None:
-    """What a training step costs in each arm, and where the arm ended."""
-    frame = records.frames["steps"]
+    """What a training step costs of each method, and where it ended."""
+    frame = records.told("steps", "label", "scorer_seed")
     if frame.empty:
         return None
-    frame = frame.assign(label=[labels.method(str(a)).label for a in frame["arm"]])
     rows: list[tuple[Entry, ...]] = []
-    for label in labels.ordered(frame["arm"].unique()):
+    for label in [x for x in records.methods if (frame["label"] == x).any()]:
         part = frame[frame["label"] == label]
-        last = part.sort_values("step", kind="stable").groupby("seed").tail(max(1, int(part["step"].max()) // 10))
+        last = part.sort_values("step", kind="stable").groupby("scorer_seed").tail(max(1, int(part["step"].max()) // 10))
         ms = part["step_ms"].quantile([0.1, 0.5, 0.9])
         rows.append(
             (
                 label,
-                Number(part["seed"].nunique(), digits=0),
+                Number(part["scorer_seed"].nunique(), digits=0),
                 Number(part["step"].nunique(), digits=0),
                 Number(ms[0.5], ms[0.1], ms[0.9], 0),
                 Number(last["loss"].mean(), digits=3),
-                Number(part["coherence"].mean(), digits=3),
-                Number(part["validation_soft"].dropna().tail(part["seed"].nunique()).mean(), digits=3),
-                Number(part["validation_hard"].dropna().tail(part["seed"].nunique()).mean(), digits=3),
+                Number(part["grad_cosine"].mean(), digits=3),
+                Number(part["validation_soft"].dropna().tail(part["scorer_seed"].nunique()).mean(), digits=3),
+                Number(part["validation_hard"].dropna().tail(part["scorer_seed"].nunique()).mean(), digits=3),
                 Number(part["workers"].max(), digits=0),
             )
         )
-    columns = ("Method", "seeds", "steps", "step ms", "loss", "coherence", "validation soft", "validation hard", "workers")
+    columns = ("Method", "seeds", "steps", "step ms", "loss", "gradient cosine", "validation soft", "validation hard", "workers")
     notes = (
         "step ms: median [p10, p90]. Loss and validation: answer NLL, nats per token; loss over the last tenth. Losses "
         "through different throttles are "
-        "not comparable between arms; accuracy after hard pruning is. Coherence: mean pairwise cosine of micro-batch gradients.",
+        "not comparable between methods; accuracy after hard pruning is. Gradient cosine: mean over pairs of micro-batches.",
         NO_FUSED,
     )
     return Table("training", "Training", columns, tuple(rows), notes)

@@ -7,8 +7,11 @@ from diffprune.core.pruner import Cut, Pruner
 from diffprune.core.tokens import Selection, VisualTokens
 
 
-class None_(Pruner):
+class Unpruned(Pruner):
     """Keeps every token, whatever the budget."""
+
+    label = "Unpruned"
+    kind = "bound"
 
     def plan(self, budget: Budget) -> tuple[Cut, ...]:
         return ()

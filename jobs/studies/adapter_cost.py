@@ -1,6 +1,6 @@
 """What our path costs beside a family's own: every family at full budget, and pruned against natively short rows.
 
-    python jobs/adapter_cost.py --out reports/adapter_cost
+    python jobs/studies/adapter_cost.py --out reports/adapter_cost
 
 Random models of a middling decoder (384 wide, 6 layers), eight prompts about eight pictures, one thread, four arms in shuffled
 turns: `own` is the family's own forward over its own encoder output, positions left to it; `full` is our path with nothing
@@ -59,7 +59,7 @@ def once(
     if arm == "native":
         ready = eager.shrink(vlm, inputs, *method, clock)[0]  # untimed: rows of the very length, also where newlines differ
         return 0.0, eager.prefill(vlm, ready, clock)[0]
-    chosen = method if arm == "pruned" else (registry.load("pruners", "none"), Share(1))
+    chosen = method if arm == "pruned" else (registry.load("pruners", "unpruned"), Share(1))
     ready, spans = eager.shrink(vlm, inputs, chosen[0], chosen[1], clock)
     return spans["overhead"], eager.prefill(vlm, ready, clock)[0]
 

@@ -1,7 +1,7 @@
 """Prefill, overhead, TTFT and KV bytes of three 7B shapes with random weights, launched one by one and as CUDA graphs.
 
-    python jobs/latency_7b.py --out reports/latency_7b           on a CUDA device; resumes, so it may be stopped and called again
-    python jobs/latency_7b.py --tiny --out runs/latency_tiny     the same code on tiny instances, on a CPU, in seconds
+    python jobs/studies/latency_7b.py --out reports/latency_7b       on a CUDA device; resumes, so it may be stopped and called again
+    python jobs/studies/latency_7b.py --tiny --out runs/latency_tiny  the same on tiny instances, on a CPU, in seconds
 
 Time depends on shapes, not on the values of weights: they are random, and the records say so. Pictures are random pixels of the
 model's own size, prompts have 64 text tokens, the scorer is untrained at the paper's shape. Prefill in mode eager is the model's
@@ -26,8 +26,10 @@ from PIL import Image
 
 from diffprune.core import registry
 from diffprune.core.budget import Share
+from diffprune.core.cell import Cell, MeasureSpec, Questions, describe
 from diffprune.core.pruner import Need, Pruner
-from diffprune.core.records import Cell, Outcome
+from diffprune.core.records import Outcome
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.measure import measure
 from diffprune.report.tables import latency
@@ -106,7 +108,7 @@ def build(name: str, tiny: bool, device: torch.device) -> VLM:
     if tiny:
         vlm: VLM = registry.find("models", subject.family).tiny()  # type: ignore[attr-defined]
         vlm.model.to(device)
-        vlm.device, vlm.name, vlm.weights_hash = device, label(name, tiny), f"random {SEED}"
+        vlm.device, vlm.asked, vlm.weights_hash = device, Spec(label(name, tiny)), f"random {SEED}"
         return vlm
     config = {"model_type": subject.family, **subject.config}
     vlm = randomised(config, subject.pictures, label(name, tiny), device, torch.bfloat16, SEED)
@@ -157,11 +159,12 @@ def requests(vlm: VLM, size: tuple[int, int], batch: int) -> eager.Inputs:
 
 
 def scorer(inputs: eager.Inputs, dtype: torch.dtype) -> Pruner:
-    """DiffPrune, untrained, at the paper's shape; `pruner_hash` of its cells says so, and which arithmetic it runs in."""
+    """DiffPrune, untrained, at the paper's shape; `weights_sha256` of its cells says so, and which arithmetic it runs in."""
     torch.manual_seed(SEED)
     pruner: Any = registry.load("pruners", "diffprune")
     pruner.build(inputs.tokens).eval().requires_grad_(False)
-    pruner.weights_hash = f"random {str(dtype).removeprefix('torch.')}"
+    weights = f"random {str(dtype).removeprefix('torch.')}"
+    pruner.spec = replace(pruner.spec, weights_sha256=weights)
     if dtype != torch.float32:
         network = pruner.networks["scorer"].to(dtype)
         network.register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
@@ -172,15 +175,14 @@ def cells(vlm: VLM, inputs: eager.Inputs, mode: str) -> dict[Cell, tuple[Pruner,
     """What one session times, beside the unpruned request that every session has."""
     kinds = dict.fromkeys((torch.float32, vlm.model.dtype))
     methods: list[Pruner] = [registry.load("pruners", "random"), *(scorer(inputs, kind) for kind in kinds)]
-    size = inputs.images[0].size
-    return {
-        Cell(
-            verb="measure", model=vlm.name, model_hash=vlm.weights_hash, pruner=m.spelling, pruner_hash=m.weights_hash,
-            budget=str(share), benchmark="random pixels", revision=f"{size[0]} x {size[1]} px", protocol=f"{TEXT} text tokens",
-            split="", batch=len(inputs.images), dtype=str(vlm.model.dtype).removeprefix("torch."), seed=SEED, mode=mode,
-        ): (m, share)
-        for share in SHARES for m in methods
-    }  # fmt: skip
+    width, height = inputs.images[0].size
+    questions = Questions(Spec("random_pixels"), f"{width} x {height} px", f"{TEXT} text tokens", split="")
+    found = {}
+    for share in SHARES:
+        for m in methods:
+            subject = MeasureSpec(m.spec, share, questions, len(inputs.images), mode, SEED)
+            found[Cell(vlm.spec, vlm.dtype, subject, describe(m), "Random pixels")] = m, share
+    return found
 
 
 @torch.inference_mode()
@@ -231,7 +233,7 @@ def modes(device: torch.device) -> tuple[str, ...]:
 def complain(cell: Cell, outcome: Outcome) -> bool:
     """Whether it failed, which is said."""
     if outcome.status != "ok":
-        print(f"    {cell.pruner} {cell.pruner_hash} {cell.budget}: {outcome.reason}", file=sys.stderr)
+        print(f"    {cell.method.label} {cell.columns().weights_sha256} {cell.columns().budget}: {outcome.reason}", file=sys.stderr)
     return outcome.status != "ok"
 
 

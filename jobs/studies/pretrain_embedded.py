@@ -1,6 +1,6 @@
 """Make the VLM that ships with the package: train it, measure it on held-out questions, write its folder and model card.
 
-    python jobs/train_embedded.py --seed 0 --out /tmp/embedded
+    python jobs/studies/pretrain_embedded.py --seed 0 --out /tmp/embedded
 
 One thread, steps not seconds: the same seed gives the same figures within their intervals. `--tower-steps` and
 `--language-steps` shorten a run for a test of the job; the shipped weights used the defaults.
@@ -54,7 +54,7 @@ model = LlavaForConditionalGeneration.from_pretrained(diffprune.embedded.vlm.che
 
 ## How it was made
 
-`python jobs/train_embedded.py --seed {seed} --out diffprune/embedded/checkpoint`
+`python jobs/studies/pretrain_embedded.py --seed {seed} --out diffprune/embedded/checkpoint`
 
 One CPU thread ({machine}, torch {torch}): tower {tower_cpu_s} CPU s, projector and language model {language_cpu_s} CPU s,
 {wall_s} s of wall clock with the measurements below, {peak_mib} MiB at most. Lengths are counted in steps, so a seed repeats

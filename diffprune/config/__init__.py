@@ -1,0 +1,1 @@
+"""Fields of configurations: text at the door, values inside."""

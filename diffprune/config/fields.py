@@ -1,0 +1,36 @@
+"""Where text enters: pydantic fields that take the spelling of a plug-in, a model or a budget, and hold the value."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from diffprune.core import budget, registry
+from diffprune.core.budget import Budget
+from diffprune.core.spec import Spec
+from diffprune.vlm.load import model_spec
+
+
+def _spec(kind: str, value: Any) -> Spec:
+    if isinstance(value, (str, Spec)):
+        return registry.spec(kind, value)
+    raise ValueError(f"{value!r:.100} is no {kind.rstrip('s')}: write its name, as text")
+
+
+def _model(value: Any) -> Spec:
+    if isinstance(value, (str, Spec)):
+        return model_spec(value)
+    raise ValueError(f"{value!r:.100} is no model: write its name, as text")
+
+
+def _budget(value: Any) -> Any:
+    return budget.parse(str(value)) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
+
+
+TEXT = PlainSerializer(str, return_type=str, when_used="json")
+PrunerSpec = Annotated[Spec, BeforeValidator(partial(_spec, "pruners")), TEXT]
+BenchmarkSpec = Annotated[Spec, BeforeValidator(partial(_spec, "benchmarks")), TEXT]
+ModelSpec = Annotated[Spec, BeforeValidator(_model), TEXT]
+BudgetValue = Annotated[Budget, BeforeValidator(_budget), TEXT]

@@ -1,0 +1,231 @@
+"""One tuning from beginning to end: what is known, what is asked of the resident model, what is published.
+
+It knows neither Ray nor the model: `Probes` is a process that holds the model, `trials` runs the candidates whose accuracy nobody
+knows yet. Every answer is published as soon as it is found, so a run that dies repeats none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import median
+from typing import Any, Protocol
+
+from diffprune.core.budget import Budget, parse
+from diffprune.core.cell import Cell, CurveSpec, OverheadSpec, TrialSpec, TuneKind, TuneSpec
+from diffprune.core.records import TABLES, Choice, CurvePoint, Outcome, Provenance, Timing, Trial
+from diffprune.core.spec import Spec
+from diffprune.store import Store
+from diffprune.tune.calibration import Scored
+from diffprune.tune.options import Tuning
+from diffprune.tune.solver import Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
+
+Candidate = tuple[Spec, Budget]  # whose accuracy on the calibration questions is asked
+Trials = Callable[[Sequence[Candidate], Callable[[Candidate, float], None]], None]  # runs candidates, tells each accuracy
+
+
+class Probes(Protocol):
+    """A process with the model, the encoded images and the scores."""
+
+    def curve(self) -> list[CurvePoint]:
+        """Prefill latency on a grid of lengths."""
+
+    def overhead(self, pruner: Spec) -> list[Timing]:
+        """What a method adds before prefill, at a few kept counts."""
+
+    def scores(self, pruner: Spec) -> Scored:
+        """Scores and counts of the calibration images."""
+
+    def accuracy(self, pruner: Spec, budget: Budget) -> float:
+        """Mean credit of the calibration questions."""
+
+    def check(self, asked: Sequence[Candidate]) -> list[MeasuredSpeedup]:
+        """Measured speedups on held-out images, all of them in one interleaved session."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One candidate for one question. cell: of the question it belongs to."""
+
+    cell: Cell
+    record: Trial
+    budget: Budget
+
+    @property
+    def candidate(self) -> Candidate:
+        return tuned(self.cell).pruner, self.budget
+
+    @property
+    def own(self) -> Cell:
+        """Of the trial's own record."""
+        return replace(self.cell, subject=TrialSpec(tuned(self.cell), self.budget))
+
+
+def tuned(cell: Cell) -> TuneSpec:
+    """What a cell to tune asks. Raises ValueError: it asks for something else."""
+    if not isinstance(cell.subject, TuneSpec):
+        raise ValueError(f"a cell to {cell.verb} was given where budgets are tuned")
+    return cell.subject
+
+
+class Search:
+    """Cells that share model, questions and options, answered together."""
+
+    def __init__(
+        self, asked: Sequence[Cell], options: Tuning, store: Store, provenance: Provenance, probes: Probes, trials: Trials
+    ) -> None:
+        self.asked, self.options, self.store, self.provenance = asked, options, store, provenance
+        self.probes, self.run_trials = probes, trials
+        self.solvers: dict[tuple[Spec, TuneKind], Solver | None] = {}
+        self.trials: list[_Trial] = []
+        self.labels = {tuned(cell).pruner: cell.method.label for cell in asked}
+        self.accuracies = self._known()
+
+    def _known(self) -> dict[Candidate, float]:
+        """Accuracies an earlier run has found for these very models, methods and questions."""
+        table, first = self.store.read("trials"), self.asked[0].columns()
+        for name in ("model_sha256", "benchmark", "revision", "split", "limit", "protocol"):
+            table = table[table[name] == getattr(first, name)]
+        table = table[table["accuracy"].notna()]
+        mine = {(c.pruner, c.weights_sha256): tuned(cell).pruner for cell in self.asked for c in [cell.columns()]}
+        rows = zip(table["pruner"], table["weights_sha256"], table["budget"], table["accuracy"], strict=True)
+        found = {(mine[p, w], b): float(a) for p, w, b, a in rows if (p, w) in mine}
+        return {(pruner, parse(text)): accuracy for (pruner, text), accuracy in found.items()}
+
+    def go(self) -> None:
+        """Answer every cell."""
+        points = self._curve()
+        for pruner in self.labels:
+            self._solvers(pruner, points)
+        for cell in self.asked:
+            self._propose(cell)
+        self._run_trials()
+        self._verify()
+
+    def _once(self, table: str, cell: Cell, call: Callable[[], list[Any]]) -> list[Any]:
+        """What was timed for a cell, from the store where it is there: a run that goes on finds the candidates it had."""
+        if cell.key in self.store.done():
+            rows, record = self.store.read(table), TABLES[table]
+            rows = rows[rows["cell"] == cell.key][[field.name for field in fields(record)]]
+            return [record(**row) for row in rows.to_dict("records")]
+        found = call()
+        self._publish(cell, {table: found})
+        return found
+
+    def _publish(self, cell: Cell, rows: Mapping[str, Sequence[Any]]) -> None:
+        outcome = Outcome("ok", "", sum(map(len, rows.values())), 0.0)
+        self.store.publish({**rows, "outcomes": [outcome]}, cell=cell, provenance=self.provenance)
+
+    def _curve(self) -> list[CurvePoint]:
+        first = self.asked[0]
+        cell = Cell(first.model, first.dtype, CurveSpec(tuned(first).settings), benchmark_label=first.benchmark_label)
+        found: list[CurvePoint] = self._once("curve", cell, self.probes.curve)
+        low, high = found[0], found[-1]
+        print(f"tune: prefill takes {low.prefill_ms:.2f} ms at {low.sequence} tokens, {high.prefill_ms:.2f} at {high.sequence}")
+        return found
+
+    def _solvers(self, pruner: Spec, points: Sequence[CurvePoint]) -> None:
+        asked = next(cell for cell in self.asked if tuned(cell).pruner == pruner)
+        cell = replace(asked, subject=OverheadSpec(pruner, tuned(asked).settings))
+        spent: dict[float, list[float]] = {}
+        for row in self._once("timings", cell, lambda: self.probes.overhead(pruner)):
+            spent.setdefault(row.visual_kept, []).append(row.value_ms)
+        data = self.probes.scores(pruner)
+        medians = [median(values) for values in spent.values()]
+        latency = Latency.fit([p.sequence for p in points], [p.prefill_ms for p in points], list(spent), medians)
+        for kind in self.options.kinds:
+            able = kind == "count" or data.scores is not None
+            self.solvers[pruner, kind] = Solver(data, latency, kind, self.options.least, self.options.most) if able else None
+
+    def _solver(self, cell: Cell) -> Solver | None:
+        return self.solvers[tuned(cell).pruner, tuned(cell).kind]
+
+    def _propose(self, cell: Cell) -> None:
+        """Candidates of one question; the answer at once where there can be none."""
+        solver, target = self._solver(cell), tuned(cell).target_speedup
+        if solver is None:  # a method without scores has no threshold: nothing to answer
+            return self._answer(cell, None)
+        values = solver.candidates(target, self.options.margin, self.options.candidates)
+        if not values:
+            return self._answer(cell, unreachable(solver))
+        self.trials += [_Trial(cell, solver.trial(target, value), solver.budget(value)) for value in values]
+
+    def _run_trials(self) -> None:
+        """The candidates whose accuracy nobody knows yet; those that miss the target are recorded without one."""
+        for trial in self.trials:
+            if not trial.record.feasible or trial.candidate in self.accuracies:
+                self._record(trial)
+        unknown = [t.candidate for t in self.trials if t.record.feasible and t.candidate not in self.accuracies]
+        if unknown:
+            self.run_trials(list(dict.fromkeys(unknown)), self._found)
+
+    def _found(self, candidate: Candidate, accuracy: float) -> None:
+        """One accuracy: written for every question it answers."""
+        self.accuracies[candidate] = accuracy
+        pruner, budget = candidate
+        print(f"tune: {self.labels[pruner]} {budget} answers {accuracy:.1%} of the calibration questions", flush=True)
+        for trial in self.trials:
+            if trial.candidate == candidate:
+                self._record(trial)
+
+    def _record(self, trial: _Trial) -> None:
+        accuracy = self.accuracies.get(trial.candidate, math.nan) if trial.record.feasible else math.nan
+        self._publish(trial.own, {"trials": [replace(trial.record, accuracy=accuracy)]})
+
+    def _verify(self) -> None:
+        """Measure the best candidate of every question, correct those that missed, answer."""
+        tried: dict[Cell, list[Verified]] = {}
+        todo: dict[Cell, Trial] = {}
+        for cell in dict.fromkeys(t.cell for t in self.trials):
+            mine = [t for t in self.trials if t.cell == cell]
+            todo[cell] = best_trial([replace(t.record, accuracy=self.accuracies.get(t.candidate, math.nan)) for t in mine])
+        for turn in range(self.options.corrections + 1):
+            if not todo:
+                break
+            found = self.probes.check([(tuned(cell).pruner, self._budget(cell, t)) for cell, t in todo.items()])
+            for (cell, trial), checked in zip(todo.items(), found, strict=True):
+                tried.setdefault(cell, []).append(Verified(tuned(cell).target_speedup, trial, checked))
+            last = turn == self.options.corrections
+            todo = {} if last else {cell: t for cell in todo if (t := self._corrected(cell, tried[cell])) is not None}
+        for cell, attempts in tried.items():
+            solver = self._solver(cell)
+            assert solver is not None
+            self._answer(cell, choice(solver, attempts))
+
+    def _budget(self, cell: Cell, trial: Trial) -> Budget:
+        solver = self._solver(cell)
+        assert solver is not None
+        return solver.budget(trial.value)
+
+    def _corrected(self, cell: Cell, tried: Sequence[Verified]) -> Trial | None:
+        """The next candidate of a question whose verification missed, its accuracy known."""
+        solver = self._solver(cell)
+        assert solver is not None
+        value = None if tried[-1].settled else correction(solver, tried, self.options.margin)
+        if value is None:
+            return None
+        candidate = tuned(cell).pruner, solver.budget(value)
+        if candidate not in self.accuracies:
+            self.accuracies[candidate] = self.probes.accuracy(*candidate)
+        record = replace(solver.trial(tuned(cell).target_speedup, value), accuracy=self.accuracies[candidate])
+        self._publish(_Trial(cell, record, candidate[1]).own, {"trials": [record]})
+        return record
+
+    def _answer(self, cell: Cell, answer: Choice | None) -> None:
+        self._publish(cell, {"choices": [answer]} if answer else {})
+        if answer:
+            asked = tuned(cell)
+            told = f"{answer.chosen_budget} measures {answer.measured_speedup:.2f}x" if answer.chosen_budget else answer.note
+            print(
+                f"tune: {cell.method.label}, {asked.kind}, {asked.target_speedup:g}x: {answer.verdict}, {told}",
+                flush=True,
+            )
+
+
+def answers(store: Store, asked: Sequence[Cell]) -> list[Choice]:
+    """The choices the store has for these cells, in their order."""
+    table = store.read("choices")
+    by_cell = {row["cell"]: row for row in table.to_dict("records")}
+    columns = [field.name for field in fields(Choice)]
+    return [Choice(**{column: by_cell[c.key][column] for column in columns}) for c in asked if c.key in by_cell]
