@@ -196,6 +196,33 @@ def fetch(names: tuple[str, ...], out: Path | None) -> None:
             click.echo(benchmark.fetch(out / source.name if out and source else None))
 
 
+@app.command("list")
+@click.argument("kind", metavar="pruners|models|benchmarks|jobs")
+def list_(kind: str) -> None:
+    """What there is, one line each: of the package, of the folders `pruners/`, `models/`, `benchmarks/` and `jobs/` here, and of
+    installed distributions."""
+    from diffprune.cli.listing import listed
+
+    lines = listed(kind)
+    widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1, 2)]
+    for line in lines:
+        click.echo("  ".join([*(text.ljust(width) for text, width in zip(line[:3], widths, strict=True)), line.origin]).rstrip())
+
+
+@app.command("show")
+@click.argument("spec")
+def show(spec: str) -> None:
+    """Options of a pruner, a model family or a benchmark with their meaning; of `train`, `tune`, `evaluate`, `measure` or `job` the
+    settings that --set changes."""
+    from diffprune.cli.listing import shown
+
+    for heading, description, options in shown(spec):
+        click.echo(f"{heading}\n  {description}")
+        for option in options:
+            default = f" [{option.default}]" if option.default else ""
+            click.echo(f"    {option.name}{default}" + (f": {option.meaning}" if option.meaning else ""))
+
+
 @app.command("doctor")
 def doctor() -> None:
     """What this machine can do: versions, GPU, attention kernels, families, extras. Exit code 1 if something is missing."""
