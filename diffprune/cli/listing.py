@@ -81,10 +81,8 @@ def shown(text: str) -> list[tuple[str, str, list[Option]]]:
         ValueError: there is nothing of that name; the nearest is named.
     """
     if text in (*SECTIONS, "job"):
-        section = SECTIONS.get(text, Job)
-        return [
-            (f"settings of {text}, as in --set {'' if text == 'job' else text + '.'}NAME=VALUE", _whole(section), _fields(section))
-        ]
+        section, path = SECTIONS.get(text, Job), "" if text == "job" else f"{text}."
+        return [(f"settings of {text}, as in --set {path}NAME=VALUE", _first(section), _fields(section))]
     name = parse(text).name if re.fullmatch(r"\w+\(.*\)", text, re.S) else text
     found = []
     for kind in registry.KINDS:
@@ -92,7 +90,7 @@ def shown(text: str) -> list[tuple[str, str, list[Option]]]:
             plugin = registry.find(kind, name)
             if text != name and kind != "models":
                 registry.make(kind, registry.spec(kind, text))
-            found.append((f"{kind.rstrip('s')} {name}", _whole(plugin), list(_options(plugin))))
+            found.append((f"{kind.rstrip('s')} {name}", _first(plugin), list(_options(plugin))))
     if not found:
         known = [n for kind in registry.KINDS for n in registry.names(kind)]
         jobs = [file.stem for folder in folders() if folder.is_dir() for file in folder.glob("*.py")]
@@ -109,7 +107,7 @@ def _options(plugin: type) -> Iterator[Option]:
         meanings |= _meanings(parent.__doc__ or "")
     for name, parameter in inspect.signature(plugin).parameters.items():
         if name not in LOADER and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            default = "" if parameter.default is parameter.empty else repr(parameter.default)
+            default = "" if parameter.default in (parameter.empty, None) else repr(parameter.default)
             yield Option(name, default, meanings.get(name, ""))
 
 
@@ -124,8 +122,8 @@ def _fields(section: type[BaseModel]) -> list[Option]:
 
 
 def _meanings(text: str) -> dict[str, str]:
-    """`name: meaning` and `one, two: meaning` of a docstring; several may stand in one line, and a meaning may go on in the next."""
-    flat = " ".join(line.strip() for line in inspect.cleandoc(text).splitlines())
+    """`name: meaning` and `one, two: meaning` of a docstring; several may stand in one line, a meaning may go on in the next."""
+    flat = " ".join(line.strip() for line in inspect.cleandoc(text).partition("Raises:")[0].splitlines())
     found: dict[str, str] = {}
     pieces = re.split(r"(?:(?<=^)|(?<=\. )|(?<=; )|(?<=\s))((?:[a-z_]+, )*[a-z_]+):\s+", flat)
     for names, meaning in zip(pieces[1::2], pieces[2::2], strict=True):
@@ -137,7 +135,3 @@ def _meanings(text: str) -> dict[str, str]:
 def _first(plugin: type) -> str:
     """The first sentence of a docstring."""
     return inspect.cleandoc(plugin.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-
-
-def _whole(plugin: type) -> str:
-    return _first(plugin)

@@ -1,6 +1,6 @@
 """Prefill, overhead, TTFT and KV bytes of three 7B shapes with random weights, launched one by one and as CUDA graphs.
 
-    python jobs/studies/latency_7b.py --out reports/latency_7b       on a CUDA device; resumes, so it may be stopped and called again
+    python jobs/studies/latency_7b.py --out reports/latency_7b       on a CUDA device; resumes, so it may be stopped at any time
     python jobs/studies/latency_7b.py --tiny --out runs/latency_tiny  the same on tiny instances, on a CPU, in seconds
 
 Time depends on shapes, not on the values of weights: they are random, and the records say so. Pictures are random pixels of the

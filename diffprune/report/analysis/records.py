@@ -117,8 +117,8 @@ def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     )
     current = (last == cells[list(_LEARNT)].loc[last.index]).all(axis=1).reindex(cells.index)
     notes = [
-        f"{len(old)} older {'cell' if len(old) == 1 else 'cells'} of {label or 'the model'} left out: weights or data changed under "
-        "the same name"
+        f"{len(old)} older {'cell' if len(old) == 1 else 'cells'} of {label or 'the model'} left out: weights or data changed "
+        "under the same name"
         for label, old in cells[~current].groupby("label", sort=True)
     ]
     return cells[current], notes
