@@ -125,7 +125,7 @@ def _chapter(chapter: Comparison) -> dict[str, Any]:
 
 
 def _examples(chapter: Comparison) -> Table | None:
-    """At the middle budget: the unpruned model, DiffPrune and its Gumbel-Softmax rivals, first scorer seed each."""
+    """At the middle budget: the unpruned model, DiffPrune and the other trained methods, first scorer seed each."""
     if not chapter.budgets:
         return None
     budget = chapter.budgets[len(chapter.budgets) // 2].spelling

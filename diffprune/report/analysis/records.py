@@ -82,7 +82,7 @@ def read(root: Path | str) -> Records:
         own = [f.name for f in fields(TABLES[table])]
         frames[table] = store.read(table, ["cell", *(c for c in own if c not in TEXTS)], coded=True)
         made = store.origins(table)
-        cells.append(made.drop_duplicates("cell", keep="last").set_index("cell")[[*_CELL, *_MADE]])
+        cells.append(made.drop_duplicates("cell", keep="last").set_index("cell").rename_axis(None)[[*_CELL, *_MADE]])
         found = made[list(_SOURCE)].drop_duplicates()
         sources.append(found.assign(table=table))
     every = pd.concat([c for c in cells if len(c)] or cells[:1])

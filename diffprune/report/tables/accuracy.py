@@ -146,7 +146,7 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
 
 
 def differences(chapter: Comparison, draws: int) -> Table:
-    """DiffPrune minus each Gumbel-Softmax method, the best training-free rule and the unpruned model; one column per budget."""
+    """DiffPrune minus each other trained method, the best training-free rule and the unpruned model; one column per budget."""
     rows: list[tuple[Entry, ...]] = []
     for against in [*rivals(chapter), None, FULL]:
         cells: list[Entry] = []

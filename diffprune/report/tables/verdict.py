@@ -56,7 +56,7 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
         found = [(b, d, "") for b in chapter.budgets if (d := chapter.difference(SUBJECT, rival, b.spelling))]
         said.append(verdict(rival, found))
     if not rivals(chapter):
-        said.append("No Gumbel-Softmax method was evaluated, so nothing is said about it.")
+        said.append("No other trained method was evaluated, so nothing is said about one.")
     rules = [
         (b, d, rule)
         for b in chapter.budgets
@@ -90,11 +90,11 @@ def _bargain(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
 
 
 def short(chapter: Comparison) -> str:
-    """One line: the sum of the verdicts against Gumbel-Softmax, for the top of the page."""
+    """One line: the sum of the verdicts against the other trained methods, for the top of the page."""
     found = [(b, r, d) for r in rivals(chapter) for b in chapter.budgets if (d := chapter.difference(SUBJECT, r, b.spelling))]
     if not found:
-        return "No comparison with Gumbel-Softmax in this store."
+        return "No comparison with another trained method in this store."
     counts = {w: sum(d.verdict == w for _, _, d in found) for w in ("better", "tie", "worse")}
     names = {"better": "better in {}", "tie": "a tie in {}", "worse": "worse in {}"}
     parts = [names[w].format(n) for w, n in counts.items() if n]
-    return f"DiffPrune against Gumbel-Softmax, {len(found)} comparisons: {_list(parts)}."
+    return f"DiffPrune against the other trained methods, {len(found)} comparisons: {_list(parts)}."
