@@ -18,7 +18,7 @@ from transformers import LlavaNextProcessor, LlavaOnevisionProcessor
 from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Keep
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import IDENTITY, encoder_attention
 from diffprune.models.llava_next import LlavaNext
 from diffprune.models.llava_onevision import LlavaOnevision, part_of_groups
 from diffprune.timing.flops import encoder_flops
@@ -68,7 +68,7 @@ def test_rows_are_those_of_the_familys_processor(family: str, monkeypatch: pytes
     vlm = tiny(family)
     made = processor(family)(images=pictures(), text=list(TEXTS), return_tensors="pt", padding=True)
     tokens = vlm.encode(vlm.pixels(pictures()))
-    monkeypatch.setattr(vlm, "frame", lambda question, images: question)
+    monkeypatch.setattr(vlm, "chat_prompt", lambda question, images: question)
     ours = vlm.prompts(TEXTS, tokens.present.sum(1).tolist(), tokens.layout, [2, 1, 1])
     assert torch.equal(ours.input_ids, made["input_ids"]) and torch.equal(ours.attention_mask, made["attention_mask"])
 
@@ -103,9 +103,9 @@ def test_parts_of_groups_keep_what_is_tiled() -> None:
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
 def test_a_newline_ends_its_line_and_goes_with_its_last_token(family: str) -> None:
     tokens = tiny(family).encode(tiny(family).pixels(pictures()))
-    assert tokens.line is not None
+    assert tokens.row_id is not None
     for image in range(len(tokens)):
-        line = tokens.line[image][: int(tokens.present[image].sum())].tolist()
+        line = tokens.row_id[image][: int(tokens.present[image].sum())].tolist()
         assert line[:16] == [0] * 16, "the overview has no lines"
         number, run = 1, 0
         for entry in line[16:]:
@@ -134,7 +134,7 @@ def test_attention_of_the_encoder_follows_its_tokens() -> None:
     """Oracle: eager attention of each tile's [CLS]; which token is which is found by its features."""
     vlm = tiny("llava_next")
     pixels = vlm.pixels(pictures())
-    tokens = vlm.encode(pixels, frozenset({Need.ENCODER_ATTENTION, Need.IDENTITY}))
+    tokens = vlm.encode(pixels, frozenset({encoder_attention(), IDENTITY}))
     tiles = torch.cat([own[:count] for own, count in zip(pixels["pixel_values"], vlm._tiles(pixels), strict=True)])
     tower, before = vlm.model.model.vision_tower, vlm.model.config._attn_implementation
     vlm.model.set_attn_implementation("eager")
@@ -146,11 +146,11 @@ def test_attention_of_the_encoder_follows_its_tokens() -> None:
     attention = seen.attentions[-2][:, :, 0, 1:].mean(1).flatten()
     nearest = torch.cdist(tokens.features[tokens.valid], features).argmin(-1)
     assert len(set(nearest.tolist())) == len(nearest)
-    assert tokens.attention is not None and tokens.identity is not None
-    torch.testing.assert_close(tokens.attention[tokens.valid], attention[nearest], rtol=0, atol=1e-5)
+    assert tokens.given(encoder_attention()) is not None and tokens.given(IDENTITY) is not None
+    torch.testing.assert_close(tokens.given(encoder_attention())[tokens.valid], attention[nearest], rtol=0, atol=1e-5)
     assert not tower.encoder.layers[1]._forward_pre_hooks
-    alone = vlm.encode(vlm.pixels(pictures()[:2][1:]), frozenset({Need.IDENTITY}))
-    assert torch.equal(alone.identity, tokens.identity[1:2]), "tiles of padding do not count as the picture"
+    alone = vlm.encode(vlm.pixels(pictures()[:2][1:]), frozenset({IDENTITY}))
+    assert torch.equal(alone.given(IDENTITY), tokens.given(IDENTITY)[1:2]), "tiles of padding do not count as the picture"
 
 
 @pytest.mark.parametrize(
@@ -185,5 +185,7 @@ def test_refusals() -> None:
         vlm.read({"input_ids": ids, "pixel_values": pixels["pixel_values"][0], "image_sizes": pixels["image_sizes"]})
     with pytest.raises(ValueError, match="takes images, not videos"):
         onevision.read({"input_ids": ids, "pixel_values_videos": pixels["pixel_values"]})
-    with pytest.raises(ValueError, match=r"encoder of llava_onevision has no \[CLS\]"):
-        onevision.encode(pixels, frozenset({Need.ENCODER_ATTENTION}))
+    with pytest.raises(
+        ValueError, match=r"llava_onevision cannot give attention in the vision encoder: its encoder has no \[CLS\]"
+    ):
+        onevision.encode(pixels, frozenset({encoder_attention()}))

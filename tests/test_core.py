@@ -11,7 +11,10 @@ import torch
 
 from diffprune.core import registry
 from diffprune.core.budget import Above, Budget, Keep, Share, parse, standardise, top
-from diffprune.core.pruner import Need, Pruner, ScorePruner, TrainablePruner
+from diffprune.core.evidence import IDENTITY, QUESTION, Evidence, Question, encoder_attention
+from diffprune.core.fitted import TrainablePruner
+from diffprune.core.pruner import Kind, Pruner, Reference, ScorePruner
+from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 
 PRUNERS = registry.names("pruners")
@@ -30,10 +33,13 @@ def tokens(num_images: int = 3, seed: int = 0, dtype: torch.dtype = torch.float3
         features=torch.randn(num_images, num, WIDTH, generator=chance).to(dtype),
         valid=valid,
         grid=(ROWS, COLUMNS),
-        attention=torch.rand(num_images, num, generator=chance).to(dtype),
-        text=torch.randn(num_images, 6, 2 * WIDTH, generator=chance).to(dtype),
-        text_valid=torch.ones(num_images, 6, dtype=torch.bool),
-        identity=torch.arange(num_images) + 100 * seed,
+        evidence={
+            encoder_attention(): torch.rand(num_images, num, generator=chance).to(dtype),
+            QUESTION: Question(
+                torch.randn(num_images, 6, 2 * WIDTH, generator=chance).to(dtype), torch.ones(num_images, 6, dtype=torch.bool)
+            ),
+            IDENTITY: torch.arange(num_images) + 100 * seed,
+        },
     )
 
 
@@ -56,7 +62,7 @@ def expected(budget: Budget, valid: int) -> int:
 def test_budget_is_met_and_padding_never_selected(name: str, budget: Budget) -> None:
     seen = tokens()
     with torch.no_grad():
-        chosen = make(name).select(seen, budget)
+        chosen = make(name).select(seen, Cut(ENCODED, budget))
     assert not (chosen.keep & ~seen.valid).any()
     assert chosen.keep.sum(1).tolist() == [expected(budget, n) for n in seen.counts.tolist()]
 
@@ -64,7 +70,7 @@ def test_budget_is_met_and_padding_never_selected(name: str, budget: Budget) -> 
 @pytest.mark.parametrize("name", sorted(KEEPS_ALL & set(PRUNERS)))
 def test_exceptions_keep_every_living_token(name: str) -> None:
     seen = tokens()
-    assert torch.equal(make(name).select(seen, Keep(3)).keep, seen.valid)
+    assert torch.equal(make(name).select(seen, Cut(ENCODED, Keep(3))).keep, seen.valid)
 
 
 @pytest.mark.parametrize("name", PRUNERS)
@@ -73,10 +79,10 @@ def test_a_threshold_keeps_at_least_one_or_is_refused(name: str) -> None:
     with torch.no_grad():
         if name != "replaced" and not isinstance(pruner, ScorePruner) and name not in KEEPS_ALL:
             with pytest.raises(ValueError, match="needs a count"):
-                pruner.select(seen, Above(99.0))
+                pruner.select(seen, Cut(ENCODED, Above(99.0)))
             return
         for threshold in (-99.0, 0.0, 99.0):
-            keep = pruner.select(seen, Above(threshold)).keep
+            keep = pruner.select(seen, Cut(ENCODED, Above(threshold))).keep
             assert not (keep & ~seen.valid).any()
             assert (keep.sum(1) >= 1).all()
 
@@ -85,12 +91,12 @@ def test_a_threshold_keeps_at_least_one_or_is_refused(name: str) -> None:
 def test_a_batch_equals_one_by_one_and_padding_changes_nothing(name: str) -> None:
     seen, pruner = tokens(), make(name)
     with torch.no_grad():
-        together = pruner.select(seen, Keep(5)).keep
+        together = pruner.select(seen, Cut(ENCODED, Keep(5))).keep
         for i, num in enumerate(seen.counts.tolist()):
             alone = seen[torch.tensor([i])]
-            assert torch.equal(pruner.select(alone, Keep(5)).keep[0], together[i]), f"image {i} alone"
+            assert torch.equal(pruner.select(alone, Cut(ENCODED, Keep(5))).keep[0], together[i]), f"image {i} alone"
             loud = replace(alone, features=alone.features.where(alone.valid[..., None], 1e3))
-            assert torch.equal(pruner.select(loud, Keep(5)).keep[0], together[i]), (
+            assert torch.equal(pruner.select(loud, Cut(ENCODED, Keep(5))).keep[0], together[i]), (
                 f"values in the padding of image {i} ({num} valid)"
             )
 
@@ -101,19 +107,21 @@ def test_dtype_device_and_survivors_are_kept(name: str, dtype: torch.dtype) -> N
     seen, pruner = tokens(dtype=dtype), make(name)
     before = seen.features.clone()
     with torch.no_grad():
-        chosen = pruner.select(seen, Keep(5))
-    assert (chosen.features.dtype, chosen.features.device, chosen.keep.dtype) == (dtype, before.device, torch.bool)
+        chosen = pruner.select(seen, Cut(ENCODED, Keep(5)))
+    assert (chosen.keep.dtype, chosen.keep.device) == (torch.bool, before.device)
     assert torch.equal(seen.features, before), "the input was changed in place"
-    if name != "replaced":
-        assert torch.equal(chosen.features[chosen.keep], before[chosen.keep])
+    if pruner.kind is Kind.DIAGNOSTIC:
+        assert chosen.features is not None and chosen.features.dtype == dtype
+    else:
+        assert chosen.features is None, "features are changed by the path, from where tokens go"
 
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_the_same_tokens_give_the_same_answer(name: str) -> None:
     with torch.no_grad():
-        first = make(name).select(tokens(), Keep(5)).keep
+        first = make(name).select(tokens(), Cut(ENCODED, Keep(5))).keep
         torch.rand(3)  # the global generator must not matter
-        assert torch.equal(make(name).select(tokens(), Keep(5)).keep, first)
+        assert torch.equal(make(name).select(tokens(), Cut(ENCODED, Keep(5))).keep, first)
 
 
 @pytest.mark.parametrize("name", PRUNERS)
@@ -121,7 +129,34 @@ def test_the_file_is_the_registration(name: str) -> None:
     pruner = make(name)
     assert isinstance(pruner, Pruner) and pruner.spelling.partition("(")[0] == name
     assert inspect.getdoc(type(pruner)), "tables and --help print the first line"
-    assert pruner.needs <= set(Need)
+    assert all(isinstance(evidence, Evidence) for evidence in pruner.needs)
+    assert pruner.label and isinstance(pruner.kind, Kind) and isinstance(pruner.reference, Reference)
+    assert {*pruner.option_labels, *pruner.replicate_options} <= set(inspect.signature(type(pruner)).parameters)
+
+
+def test_a_plug_in_says_of_itself_what_tables_need() -> None:
+    found = {name: make(name) for name in PRUNERS}
+    assert found["diffprune"].label == "DiffPrune" and found["diffprune"].kind is Kind.TRAINED
+    assert {name for name, pruner in found.items() if pruner.kind is Kind.BOUND} == {"none"}
+    assert found["random"].kind is Kind.CONTROL and found["random"].replicate_options == {"seed"}
+    assert not found["diffprune"].reads_question and registry.load("pruners", "diffprune(question_aware=True)").reads_question
+
+
+def test_the_label_of_a_plug_in_is_its_file_name_unless_it_says_another() -> None:
+    class Fresh(ScorePruner):
+        def score(self, tokens: VisualTokens) -> torch.Tensor:
+            return tokens.features.norm(dim=-1)
+
+    assert Fresh.label == "test_core" and Fresh.kind is Kind.RULE and not Fresh().reads_question
+
+
+def test_a_wrapper_never_loses_its_inner_method() -> None:
+    inner, outer = (
+        registry.load("pruners", text) for text in ("diffprune(question_aware=True)", "replaced(diffprune(question_aware=True))")
+    )
+    assert outer.kind is Kind.DIAGNOSTIC and outer.label == "DiffPrune, replaced"
+    for name in ("reference", "needs", "reads_question", "option_labels", "weights_hash"):
+        assert getattr(outer, name) == getattr(inner, name), name
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------------

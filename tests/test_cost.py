@@ -1,12 +1,14 @@
 """FLOPs and bytes against a hand count, the specification's table, and torch's own counter on a real model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffprune.core.budget import Above, Keep, Share
-from diffprune.core.pruner import Cut, Stage
+from diffprune.core.site import ENCODED, PROJECTED, Cut, Site, Stage, in_order, layer_average, share_per_cut, staged
 from diffprune.core.vlm import Shape
 from diffprune.embedded import vlm as embedded
 from diffprune.models.llava import Llava
@@ -83,12 +85,71 @@ def test_the_parts_of_a_roofline_sum_to_the_flops() -> None:
 
 
 def test_tokens_follow_from_the_plan_alone() -> None:
-    cuts = (Cut(Stage.ENCODED, Share(0.5)), Cut(Stage.PROJECTED, Keep(20)))
+    cuts = (Cut(ENCODED, Share(0.5)), Cut(PROJECTED, Keep(20)))
     assert flops.tokens_per_layer(cuts, 144, 4) == (20, 20, 20, 20)
     assert flops.tokens_per_layer((), 144, 2) == (144, 144)
     assert flops.layer_average((576, 576, 64, 64)) == 320
     with pytest.raises(ValueError, match="different number"):
-        flops.tokens_per_layer((Cut(Stage.ENCODED, Above(0.0)),), 144, 4)
+        flops.tokens_per_layer((Cut(ENCODED, Above(0.0)),), 144, 4)
+
+
+def after(*layers: int) -> tuple[Site, ...]:
+    return tuple(Site(Stage.DECODER, layer) for layer in layers)
+
+
+def test_sites_are_ordered_along_the_model() -> None:
+    late, early = after(16, 2)
+    assert ENCODED < PROJECTED < early < late
+    plan = (Cut(late, Keep(4)), Cut(ENCODED, Keep(9)), Cut(early, Keep(6)))
+    assert [cut.site for cut in in_order(plan)] == [ENCODED, early, late]
+    for stage, layer in ((Stage.DECODER, 0), (Stage.ENCODED, 3), (Stage.DECODER, -1)):
+        with pytest.raises(ValueError, match="after layer 1 or later"):
+            Site(stage, layer)
+
+
+def test_cuts_inside_the_decoder_save_in_the_layers_behind_them() -> None:
+    two, three = after(2, 3)
+    cuts = (Cut(three, Share(0.5)), Cut(two, Keep(100)))
+    assert flops.tokens_per_layer(cuts, 144, 5) == (144, 144, 100, 50, 50)
+    assert flops.tokens_per_layer((Cut(PROJECTED, Keep(60)), *cuts), 144, 5) == (60, 60, 60, 30, 30)
+    with pytest.raises(ValueError, match="saves nothing in a decoder of 3 layers"):
+        flops.tokens_per_layer(cuts, 144, 3)
+
+
+def test_cost_of_a_staged_plan_is_the_sum_of_its_layers() -> None:
+    """Oracle: a decoder of one layer, once per layer, with as many tokens as that layer sees."""
+    shape, (two,) = replace(TOY, layers=4), after(2)
+    visual, one = flops.tokens_per_layer((Cut(two, Keep(3)),), 10, 4), replace(TOY, layers=1)
+    head = 2 * shape.width * shape.vocabulary
+    assert flops.prefill_flops(shape, visual, 2) == sum(flops.prefill_flops(one, (n,), 2) - head for n in (10, 10, 3, 3)) + head
+    assert flops.kv_bytes(shape, visual, 2, 2) == sum(flops.kv_bytes(one, (n,), 2, 2) for n in (10, 10, 3, 3))
+
+
+@pytest.mark.parametrize("layers, cuts", [(32, (2,)), (32, (8, 16, 24)), (28, (1, 5, 9, 20)), (2, (1,))])
+@pytest.mark.parametrize("average", [0.2, 1 / 3, 0.64, 1.0])
+def test_the_budget_of_a_staged_plan_is_its_layer_average(layers: int, cuts: tuple[int, ...], average: float) -> None:
+    """Oracle: the mean, layer by layer, of the share that is left there."""
+    if cuts[0] / layers >= average:
+        with pytest.raises(ValueError, match="cannot be met by a cut after layer"):
+            share_per_cut(average, layers, cuts)
+        return
+    share = share_per_cut(average, layers, cuts)
+    left = [share ** sum(layer >= cut for cut in cuts) for layer in range(layers)]
+    assert sum(left) / layers == pytest.approx(average, abs=1e-12) == pytest.approx(layer_average(share, layers, cuts), abs=1e-12)
+    if len(cuts) == 1:  # closed form
+        assert share == pytest.approx((average * layers - cuts[0]) / (layers - cuts[0]))
+    for budget in (Share(average), Keep(round(576 * average))):
+        seen = flops.tokens_per_layer(staged(budget, layers, cuts, 576), 576, layers)
+        assert flops.layer_average(seen) == pytest.approx(budget.count(576), abs=1.5)
+        assert list(seen) == sorted(seen, reverse=True) and seen[0] == 576
+
+
+def test_plans_that_make_no_sense_are_refused() -> None:
+    for cuts in ((), (0,), (5, 3), (2, 2), (32,)):
+        with pytest.raises(ValueError, match="give each layer once, in order, from 1 to 31"):
+            share_per_cut(0.5, 32, cuts)
+    with pytest.raises(ValueError, match="needs a count"):
+        staged(Above(0.5), 32, (2,), 576)
 
 
 @pytest.mark.parametrize("kept", [144, 32, 8])

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from diffprune import data as training
+from diffprune.core import registry
 from diffprune.data import spelling, stream, text
 from diffprune.data.order import WINDOW, Order, split
 from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex, TooManyBroken
@@ -25,7 +26,7 @@ from diffprune.embedded import vlm as embedded
 from diffprune.train import loop
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import Arm
+from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.load import load
 
 NUM = 40
@@ -450,7 +451,7 @@ def test_a_scorer_trains_on_files_with_broken_images() -> None:
         data="jsonl('rows.jsonl')", arms=("diffprune",), steps=3, images=4, questions=2, workers=1, calibration_images=1,
         validation_images=1, checkpoint_every=0, validate_every=3, grad_cosine_every=0, max_broken_share=0.2,
     )  # fmt: skip
-    arm = Arm(LocalContext("run"), load("model", device="cpu"), made, "diffprune", 0)
+    arm = ScorerTrainer(LocalContext("run"), load("model", device="cpu"), made, registry.load("pruners", "diffprune"), 0)
     rows = [arm.step(batch) for batch in itertools.islice(loop._batches(arm), made.steps)]
     assert all(np.isfinite(row.loss) for row in rows)
     assert arm.tally.broken >= 1 and "3.png" in arm.tally.first

@@ -21,7 +21,7 @@ def test_kept_places_are_untouched_and_others_fade(fit: str, size: tuple[int, in
     keep = torch.zeros(1, 16, dtype=torch.bool)
     keep[0, [0, 5, 10, 14]] = True
     image = picture(*size)
-    found = np.asarray(diffprune.overlay(image, Selection(keep, torch.zeros(1, 16, 2)), fit=fit)).astype(int)
+    found = np.asarray(diffprune.overlay(image, Selection(keep), fit=fit)).astype(int)
     before = np.asarray(image).astype(int)
     wide, high = size
     side = {"stretch": (wide, high), "pad": (max(size),) * 2, "crop": (min(size),) * 2}[fit]
@@ -36,13 +36,13 @@ def test_kept_places_are_untouched_and_others_fade(fit: str, size: tuple[int, in
 def test_what_cannot_be_drawn_is_named() -> None:
     image, keep = picture(8, 8), torch.ones(2, 6, dtype=torch.bool)
     with pytest.raises(ValueError, match="no square"):
-        diffprune.overlay(image, Selection(keep, keep))
+        diffprune.overlay(image, Selection(keep))
     with pytest.raises(ValueError, match="do not fill 2 rows of 4"):
-        diffprune.overlay(image, Selection(keep, keep), grid=(2, 4))
+        diffprune.overlay(image, Selection(keep), grid=(2, 4))
     with pytest.raises(ValueError, match="no image 2"):
-        diffprune.overlay(image, Selection(keep, keep, (2, 3)), index=2)
+        diffprune.overlay(image, Selection(keep, grid=(2, 3)), index=2)
     with pytest.raises(ValueError, match="fade is 2"):
-        diffprune.overlay(image, Selection(keep, keep, (2, 3)), fade=2)
+        diffprune.overlay(image, Selection(keep, grid=(2, 3)), fade=2)
     with pytest.raises(ValueError, match="fit is 'fill'"):
-        diffprune.overlay(image, Selection(keep, keep, (2, 3)), fit="fill")
-    assert np.array_equal(np.asarray(diffprune.overlay(image, Selection(keep, keep, (2, 3)), index=1)), np.asarray(image))
+        diffprune.overlay(image, Selection(keep, grid=(2, 3)), fit="fill")
+    assert np.array_equal(np.asarray(diffprune.overlay(image, Selection(keep, grid=(2, 3)), index=1)), np.asarray(image))

@@ -14,7 +14,7 @@ from diffprune.benchmarks.world import World
 from diffprune.core import budget, registry
 from diffprune.core.records import Cell
 from diffprune.core.vlm import VLM
-from diffprune.evaluate.cache import Tokenised
+from diffprune.evaluate.cache import TOKENISED_MIB, Tokenised
 from diffprune.evaluate.cells import Evaluation, cells
 from diffprune.evaluate.evaluator import Evaluator, gathered
 from diffprune.vlm.load import load
@@ -109,7 +109,7 @@ def test_answers_are_those_of_a_plain_loop(vlm: VLM, asked: list[Cell]) -> None:
             grade = benchmark.grade(sample, answer)
             assert (row.answer, row.credit, row.parsed) == (answer, grade.credit, grade.parsed)
             assert (row.visual_total, row.visual_kept, row.error) == (144, kept.count(144), "")
-            assert row.text_tokens == len(vlm.processor.tokenizer(vlm.frame(sample.question))["input_ids"]) - 1
+            assert row.text_tokens == len(vlm.processor.tokenizer(vlm.chat_prompt(sample.question))["input_ids"]) - 1
 
 
 def test_rows_do_not_depend_on_the_batch(vlm: VLM, asked: list[Cell]) -> None:
@@ -139,7 +139,7 @@ def test_answers_are_greedy_and_as_long_as_the_benchmark_says(vlm: VLM, asked: l
     assert {row.generated_tokens for row in found} == {length}, "a word and the end token are two"
     benchmark, tokenizer = registry.load("benchmarks", cell.benchmark), vlm.processor.tokenizer
     for row, sample in list(zip(found, benchmark.samples(cell.split, cell.limit), strict=True))[::5]:
-        inputs = dict(vlm.processor(images=[benchmark.image(sample)], text=[vlm.frame(sample.question)], return_tensors="pt"))
+        inputs = dict(vlm.processor(images=[benchmark.image(sample)], text=[vlm.chat_prompt(sample.question)], return_tensors="pt"))
         made: list[int] = []
         while len(made) < length and made[-1:] != [vlm.model.generation_config.eos_token_id]:
             ids = torch.cat([inputs["input_ids"], torch.tensor([made], dtype=torch.long)], 1)
@@ -221,7 +221,7 @@ def test_questions_are_tokenised_batch_by_batch_and_once(vlm: VLM, asked: list[C
     monkeypatch.setattr(vlm, "prompts", lambda questions, *rest: sizes.append(len(questions)) or true_prompts(questions, *rest))
     evaluator = Evaluator(vlm)
     assert [evaluator.run(cell) for cell in few] == rows and sizes == [5, 5, 5, 1]
-    assert 0 < evaluator.tokenised.held_bytes <= evaluator.tokenised.limit_bytes
+    assert 0 < evaluator.tokenised.held_bytes <= TOKENISED_MIB * 2**20
     for mebibytes, times in ((0.0, 4 * len(few)), (0.03, 4 * len(few))):  # no room at all; room for one batch
         sizes.clear()
         evaluator.tokenised = Tokenised(mebibytes)

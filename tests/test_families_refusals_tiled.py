@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffprune.core import registry
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import IDENTITY, encoder_attention
 from diffprune.core.vlm import VLM
 
 TILED = ("idefics3", "internvl", "smolvlm")
@@ -30,7 +30,7 @@ def tiny(family: str) -> VLM:
 def test_encoder_attention_is_refused(family: str) -> None:
     vlm = tiny(family)
     with pytest.raises(ValueError, match=r"\[CLS\] token in each tile" if family == "internvl" else r"has no \[CLS\] token"):
-        vlm.encode(vlm.pixels(pictures()[:1]), frozenset({Need.ENCODER_ATTENTION}))
+        vlm.encode(vlm.pixels(pictures()[:1]), frozenset({encoder_attention()}))
 
 
 @pytest.mark.parametrize("family", TILED)
@@ -46,12 +46,11 @@ def test_rows_and_pixels_of_different_pictures_are_refused(family: str) -> None:
 @pytest.mark.parametrize("family", TILED)
 def test_pictures_of_different_size_share_a_batch(family: str) -> None:
     vlm = tiny(family)
-    together = vlm.encode(vlm.pixels(pictures()), frozenset({Need.IDENTITY}))
+    together = vlm.encode(vlm.pixels(pictures()), frozenset({IDENTITY}))
     assert together.counts.tolist() == [20, 12], "four tokens a tile, the whole picture is one of the tiles"
-    assert together.identity is not None
     for i, picture in enumerate(pictures()):
-        alone = vlm.encode(vlm.pixels([picture]), frozenset({Need.IDENTITY})).identity
-        assert alone is not None and torch.equal(alone, together.identity[i : i + 1])
+        alone = vlm.encode(vlm.pixels([picture]), frozenset({IDENTITY})).given(IDENTITY)
+        assert torch.equal(alone, together.given(IDENTITY)[i : i + 1])
 
 
 @pytest.mark.parametrize(("family", "num"), [("idefics3", 20), ("smolvlm", 20), ("internvl", 4), ("gemma3", 16), ("paligemma", 16)])

@@ -15,9 +15,9 @@ from diffprune.core.tokens import Relaxation
 from diffprune.core.vlm import VLM
 from diffprune.data.batch import batch as batch_of
 from diffprune.train.context import LocalContext
-from diffprune.train.loss import throttled_nll
+from diffprune.train.loss import relaxed_nll
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import Arm
+from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.attention import decoder_attention
 from tests.test_families import FAMILIES, extended, pictures, tiny
 
@@ -56,7 +56,7 @@ def test_the_loss_is_what_the_model_says_token_by_token(family: str) -> None:
             batch = batch_of(vlm, drawn(), packed)
             tokens = vlm.encode(batch.pixels)
             nothing = Relaxation(tokens.features, tokens.counts.float())
-            found = throttled_nll(vlm, batch.prompts, tokens, nothing, batch.image)
+            found = relaxed_nll(vlm, batch.prompts, tokens, nothing, batch.image)
             assert float(found) == pytest.approx(wanted, rel=1e-5), f"packed={packed}"
             assert batch.num_labels == sum(len(a) + 1 for pairs in ASKED for _, a in pairs)
 
@@ -68,22 +68,22 @@ def test_retention_of_one_is_the_models_own_attention(family: str) -> None:
         batch = batch_of(vlm, drawn(), True)
         tokens = vlm.encode(batch.pixels)
         full = torch.ones(tokens.valid.shape)
-        plain = throttled_nll(vlm, batch.prompts, tokens, Relaxation(tokens.features, full.sum(1)), batch.image)
+        plain = relaxed_nll(vlm, batch.prompts, tokens, Relaxation(tokens.features, full.sum(1)), batch.image)
         with decoder_attention(vlm.model, "masked_softmax"):
-            found = throttled_nll(vlm, batch.prompts, tokens, Relaxation(tokens.features, full.sum(1), full), batch.image)
+            found = relaxed_nll(vlm, batch.prompts, tokens, Relaxation(tokens.features, full.sum(1), full), batch.image)
     assert float(found) == pytest.approx(float(plain), rel=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_scorer_trains_and_prunes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One real step through the throttle, the decoder and back, then a run with tokens removed."""
+    """One real step through the relaxation, the decoder and back, then a run with tokens removed."""
     vlm = tiny(family)
     source = training.SOURCES["world"]()
     monkeypatch.setattr(type(source), "draw", lambda self, place, questions, tally: drawn()[place.index % 2])
     recipe = Recipe(
         arms=("diffprune",), steps=1, images=2, questions=2, calibration_images=4, validation_images=2, workers=1, validate_every=0
     )
-    arm = Arm(LocalContext("run"), vlm, recipe, "diffprune", 0)
+    arm = ScorerTrainer(LocalContext("run"), vlm, recipe, registry.load("pruners", "diffprune"), 0)
     row = arm.step(batch_of(vlm, drawn(), vlm.packs))
     assert row.grad_norm > 0 and row.loss == row.loss
     answers = pruning.generate(vlm, pictures()[:2], ["what?", "where?"], pruner=arm.pruner, budget=Keep(3), max_new_tokens=2)

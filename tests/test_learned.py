@@ -1,4 +1,4 @@
-"""Learned methods: what the throttles do to tokens and gradients, and what their files promise."""
+"""Learned methods: what relaxations do to tokens and gradients, and what their files promise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from diffprune.core import registry
 from diffprune.core.budget import Keep, Share, parse
+from diffprune.core.evidence import QUESTION, Question
+from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._soft_topk import soft_top_k
 
@@ -25,8 +27,7 @@ def tokens(batch: int = 3, num: int = 20, width: int = 48, dead: int = 4) -> Vis
     return VisualTokens(
         3 + 2 * torch.randn(batch, num, width),
         valid,
-        text=torch.randn(batch, 6, 24),
-        text_valid=torch.ones(batch, 6, dtype=torch.bool),
+        evidence={QUESTION: Question(torch.randn(batch, 6, 24), torch.ones(batch, 6, dtype=torch.bool))},
     )
 
 
@@ -38,10 +39,10 @@ def made(spelling: str, seen: VisualTokens):
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_throttle_keeps_shapes_and_teaches_the_scorer(spelling: str) -> None:
+def test_a_relaxation_keeps_shapes_and_teaches_the_scorer(spelling: str) -> None:
     seen = tokens()
     pruner = made(spelling, seen)
-    out = pruner.throttle(seen, Share(0.25), 0.7, torch.Generator().manual_seed(0))
+    out = pruner.relax(seen, Share(0.25), 0.7, torch.Generator().manual_seed(0))
     weight = torch.randn_like(out.features)
     loss = (out.features * weight).sum() + out.penalty
     loss = loss + (0 if out.retention is None else (out.retention * torch.randn(3, 20)).sum())
@@ -55,7 +56,7 @@ def test_a_throttle_keeps_shapes_and_teaches_the_scorer(spelling: str) -> None:
 @pytest.mark.parametrize("spelling", ["diffprune", "gumbel_topk"])
 def test_the_budget_is_exact_per_image(spelling: str) -> None:
     seen = tokens()
-    out = made(spelling, seen).throttle(seen, Keep(7), 0.3, torch.Generator().manual_seed(0))
+    out = made(spelling, seen).relax(seen, Keep(7), 0.3, torch.Generator().manual_seed(0))
     torch.testing.assert_close(out.kept, torch.full((3,), 7.0), rtol=0, atol=1e-4)
 
 
@@ -63,7 +64,7 @@ def test_diffprune_is_the_papers_formula() -> None:
     """Eq. 2-5 written out: x~ = mean + std (sqrt(a) z + sqrt(1 - a) noise), with the denoiser still the identity."""
     seen = tokens(dead=0)
     pruner = made("diffprune", seen)
-    out = pruner.throttle(seen, Keep(5), 0.5, torch.Generator().manual_seed(3)).features
+    out = pruner.relax(seen, Keep(5), 0.5, torch.Generator().manual_seed(3)).features
     flat = seen.features.reshape(-1, 48)
     z = (seen.features - flat.mean(0)) / flat.std(0)
     alpha = soft_top_k(pruner.score(seen), seen.valid, torch.full((3,), 5.0), 0.5)[..., None]
@@ -73,10 +74,10 @@ def test_diffprune_is_the_papers_formula() -> None:
     )
 
 
-def test_the_throttle_preserves_variance() -> None:
+def test_the_relaxation_preserves_variance() -> None:
     torch.manual_seed(4)
     seen = VisualTokens(5 + 3 * torch.randn(8, 400, 48), torch.ones(8, 400, dtype=torch.bool))
-    out = made("diffprune", seen).throttle(seen, Share(0.2), 1.0, torch.Generator().manual_seed(0)).features
+    out = made("diffprune", seen).relax(seen, Share(0.2), 1.0, torch.Generator().manual_seed(0)).features
     assert float(out.detach().std()) == pytest.approx(float(seen.features.std()), rel=0.02)
 
 
@@ -120,7 +121,7 @@ def test_saved_weights_come_back_and_say_what_they_are(spelling: str, tmp_path: 
 
 def test_an_untrained_method_says_so() -> None:
     with pytest.raises(ValueError, match="no weights yet"):
-        registry.load("pruners", "diffprune").select(tokens(), parse("4"))
+        registry.load("pruners", "diffprune").select(tokens(), Cut(ENCODED, parse("4")))
 
 
 def test_damaged_or_foreign_weights_are_refused_with_file_and_reason(tmp_path: Path) -> None:

@@ -195,10 +195,10 @@ def test_the_vicuna_frame_is_llavas_sentence() -> None:
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
         "answers to the user's questions. USER: "
     )
-    assert vlm.frame("Is it {red}?") == start + "<image>\nIs it {red}? ASSISTANT:"
-    assert vlm.frame("a", images=2) == start + "<image>\n<image>\na ASSISTANT:"
+    assert vlm.chat_prompt("Is it {red}?") == start + "<image>\nIs it {red}? ASSISTANT:"
+    assert vlm.chat_prompt("a", images=2) == start + "<image>\n<image>\na ASSISTANT:"
     row = vlm.prompts(["Is it red?"], [16]).input_ids[0].tolist()
     encode = plain.processor.tokenizer
     wanted = [*encode(start)["input_ids"], *[3] * 16, *encode("\nIs it red? ASSISTANT:")["input_ids"]]
     assert row == wanted
-    assert type(plain)(plain.model, plain.processor, "x", frame="template").frame("a") == plain.frame("a")
+    assert type(plain)(plain.model, plain.processor, "x", frame="template").chat_prompt("a") == plain.chat_prompt("a")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers.models.pixtral import image_processing_pil_pixtral
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import encoder_attention
 from diffprune.models.mistral3 import Mistral3
 
 TEXTS = ("<image>and<image>?", "<image>what?")
@@ -46,7 +46,7 @@ def test_rows_and_pixels_are_those_of_the_familys_processor(monkeypatch: pytest.
     made = own(images=pictures(), text=list(TEXTS), return_tensors="pt", padding=True)
     pixels = vlm.pixels(pictures())
     tokens = vlm.encode(pixels)
-    monkeypatch.setattr(vlm, "frame", lambda question, images: question)
+    monkeypatch.setattr(vlm, "chat_prompt", lambda question, images: question)
     ours = vlm.prompts(TEXTS, tokens.present.sum(1).tolist(), tokens.layout, [2, 1])
     assert torch.equal(ours.input_ids, made["input_ids"]) and torch.equal(ours.attention_mask, made["attention_mask"])
     assert torch.equal(pixels["image_sizes"], torch.as_tensor(made["image_sizes"]))
@@ -56,8 +56,8 @@ def test_rows_and_pixels_are_those_of_the_familys_processor(monkeypatch: pytest.
 def test_breaks_are_text() -> None:
     """Two rows of three tokens: they are ended by a break and an end, which no budget counts."""
     vlm = tiny()
-    assert vlm.place(6, torch.tensor([2, 3])) == [3, 3, 3, 4, 3, 3, 3, 5]
-    assert vlm.place(4, None) == [3, 3, 4, 3, 3, 5]
+    assert vlm.placeholder_ids(6, torch.tensor([2, 3])) == [3, 3, 3, 4, 3, 3, 3, 5]
+    assert vlm.placeholder_ids(4, None) == [3, 3, 4, 3, 3, 5]
     tokens = vlm.encode(vlm.pixels(pictures((24, 16))))
     prompts = vlm.prompts(["what?"], [6], tokens.layout)
     assert tokens.counts.tolist() == [6] and int(prompts.slots.sum()) == 6 and tokens.grid == (2, 3)
@@ -81,5 +81,5 @@ def test_refusals() -> None:
     pixels = vlm.pixels(pictures())
     with pytest.raises(ValueError, match="mistral3 needs image_sizes"):
         vlm.read({"input_ids": torch.ones(1, 4, dtype=torch.long), "pixel_values": pixels["pixel_values"]})
-    with pytest.raises(ValueError, match=r"encoder of mistral3 has no \[CLS\]"):
-        vlm.encode(pixels, frozenset({Need.ENCODER_ATTENTION}))
+    with pytest.raises(ValueError, match=r"mistral3 cannot give attention in the vision encoder: its encoder has no \[CLS\]"):
+        vlm.encode(pixels, frozenset({encoder_attention()}))

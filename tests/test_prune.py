@@ -13,6 +13,7 @@ from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Budget, parse
 from diffprune.core.pruner import Pruner
+from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts
 from diffprune.embedded.vlm import build
@@ -163,8 +164,8 @@ def test_without_an_image_nothing_but_text_is_left(vlm: Llava, batch) -> None:
 
 def test_replaced_keeps_every_slot_and_changes_only_the_others(vlm: Llava, batch) -> None:
     pruner, tokens = method(vlm, "replaced(random(seed=4))", batch)
-    chosen = pruner.method.select(tokens, parse("Keep(5)")).keep
-    answer = pruner.select(tokens, parse("Keep(5)"))
+    chosen = pruner.method.select(tokens, Cut(ENCODED, parse("Keep(5)"))).keep
+    answer = pruner.select(tokens, Cut(ENCODED, parse("Keep(5)")))
     assert answer.keep.all() and torch.equal(answer.features[chosen], tokens.features[chosen])
     torch.testing.assert_close(answer.features[0][~chosen[0]][0], tokens.features[0].mean(0))
 
@@ -178,7 +179,7 @@ def test_masked_softmax_is_attention_at_one_and_removal_at_zero(vlm: Llava, batc
     with decoder_attention(vlm.model, "masked_softmax"):
         same = pruning.forward(vlm, full, retention=retention).logits[:, -1]
         pruner, tokens = method(vlm, "random(seed=5)", batch)
-        kept = pruner.select(tokens, parse("Keep(20)")).keep
+        kept = pruner.select(tokens, Cut(ENCODED, parse("Keep(20)"))).keep
         retention[full.prompts.slots] = kept.flatten().float()
         dropped = pruning.forward(vlm, full, retention=retention).logits[:, -1]
     torch.testing.assert_close(same, plain, rtol=0, atol=1e-4)

@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
 
 from diffprune import pruning
 from diffprune.core.budget import Keep
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import IDENTITY, encoder_attention
 from diffprune.core.vlm import Prompts
 from diffprune.data import batch as batches
 from tests.test_families import IMAGES, QUESTIONS, Features, batch, close, own, pictures, tiny
@@ -43,7 +43,7 @@ def processor(family: str) -> Any:
 
 def processed(family: str) -> dict[str, Any]:
     """What a user's code hands to the model: three prompts over four images, by the family's own processor."""
-    texts = [tiny(family).frame(question, count) for question, count in zip(QUESTIONS, IMAGES, strict=True)]
+    texts = [tiny(family).chat_prompt(question, count) for question, count in zip(QUESTIONS, IMAGES, strict=True)]
     made = processor(family)(text=texts, images=pictures(), return_tensors="pt", padding=True)
     return dict(made)
 
@@ -106,13 +106,14 @@ def test_parts_and_identities_are_of_each_image_alone(family: str) -> None:
     images = [*pictures()[:2], pictures()[0]]
     pixels = vlm.pixels(images)
     assert len(pixels["image_grid_thw"].unique(dim=0)) == 2, "images of two grids"
-    tokens = vlm.encode(pixels, frozenset({Need.IDENTITY}))
-    assert tokens.identity is not None and tokens.identity[0] == tokens.identity[2] != tokens.identity[1]
+    tokens = vlm.encode(pixels, frozenset({IDENTITY}))
+    first, second, third = tokens.given(IDENTITY).tolist()[:3]
+    assert first == third != second
     for i, image in enumerate(images):
         alone, part = vlm.pixels([image]), vlm.part(pixels, i, i + 1)
         assert all(torch.equal(alone[name], part[name]) for name in alone)
-        seen = vlm.encode(part, frozenset({Need.IDENTITY}))
-        assert torch.equal(seen.identity, tokens.identity[i : i + 1])
+        seen = vlm.encode(part, frozenset({IDENTITY}))
+        assert torch.equal(seen.given(IDENTITY), tokens.given(IDENTITY)[i : i + 1])
         rows, columns = seen.grid or (0, 0)
         assert rows * columns == int(tokens.counts[i]) and (rows, columns) == (image.height // 8, image.width // 8)
     assert tokens.grid is None, "no common raster"
@@ -124,8 +125,8 @@ def test_another_grid_of_the_same_patches_is_another_image(family: str) -> None:
     grey = vlm.pixels([Image.new("RGB", size, "grey") for size in ((32, 64), (64, 32))])
     halves = grey["pixel_values"].chunk(2)
     assert torch.equal(halves[0], halves[1])
-    identity = vlm.encode(grey, frozenset({Need.IDENTITY})).identity
-    assert identity is not None and identity[0] != identity[1]
+    identity = vlm.encode(grey, frozenset({IDENTITY})).given(IDENTITY)
+    assert identity[0] != identity[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,7 +156,7 @@ def test_what_the_families_refuse(family: str) -> None:
     vlm, prompts, pixels, _ = batch(family)
     inputs = own(vlm, prompts, pixels)
     with pytest.raises(ValueError, match=r"no \[CLS\] token"):
-        vlm.encode(pixels, frozenset({Need.ENCODER_ATTENTION}))
+        vlm.encode(pixels, frozenset({encoder_attention()}))
     with pytest.raises(ValueError, match="images, not videos"):
         vlm.read(inputs | {"pixel_values_videos": torch.zeros(1)})
     with pytest.raises(ValueError, match="needs image_grid_thw"):

@@ -14,6 +14,7 @@ from diffprune import data as training
 from diffprune.cli import commands
 from diffprune.core import budget as budgets
 from diffprune.core import registry
+from diffprune.core.fitted import Progress
 from diffprune.core.vlm import VLM
 from diffprune.distributed import train as on_ray
 from diffprune.job import pipeline
@@ -21,7 +22,7 @@ from diffprune.job.files import load_job
 from diffprune.train import estimate, loop
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import Arm
+from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.activation_checkpointing import decoder_layers, recomputed
 from diffprune.vlm.load import load
 from diffprune.vlm.meta_model import outline, projector_input_width
@@ -33,8 +34,9 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def arm(vlm: VLM, folder: str, spelling: str = "diffprune", **options: Any) -> Arm:
-    return Arm(LocalContext(folder), vlm, Recipe(**{**SMALL, "arms": (spelling,), **options}), spelling, 0)
+def arm(vlm: VLM, folder: str, spelling: str = "diffprune", **options: Any) -> ScorerTrainer:
+    recipe = Recipe(**{**SMALL, "arms": (spelling,), **options})
+    return ScorerTrainer(LocalContext(folder), vlm, recipe, registry.load("pruners", spelling), 0)
 
 
 def batch(vlm: VLM, packed: bool = True, images: int = 4, questions: int = 2) -> training.TrainBatch:
@@ -115,7 +117,7 @@ def test_tiny_models_have_names() -> None:
 # --- what saves memory changes no number ------------------------------------------------------------------------------
 
 
-def gradients(made: Arm, given: training.TrainBatch) -> tuple[Any, list[torch.Tensor]]:
+def gradients(made: ScorerTrainer, given: training.TrainBatch) -> tuple[Any, list[torch.Tensor]]:
     """A step's record and gradients, before they are used."""
     found: list[torch.Tensor] = []
     made.optimizer.step = lambda: found.extend(p.grad.clone() for p in made.parameters if p.grad is not None)  # type: ignore
@@ -155,7 +157,7 @@ def test_recomputed_layers_run_twice_and_only_inside() -> None:
     assert [vars(layer).keys() for layer in layers] == [b.keys() for b in before] and not layers[0].training
 
 
-def kept_bytes(made: Arm, given: training.TrainBatch) -> int:
+def kept_bytes(made: ScorerTrainer, given: training.TrainBatch) -> int:
     """Oracle: bytes of all tensors autograd saves in a forward pass, weights left out."""
     weights = [*made.vlm.model.parameters(), *made.vlm.model.buffers(), *made.networks.parameters()]
     known, valid = {w.untyped_storage().data_ptr() for w in weights}, []
@@ -169,7 +171,9 @@ def kept_bytes(made: Arm, given: training.TrainBatch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor), made._differentiated():
-        made.nll(given, budgets.parse("Share(1/3)"), 1.0, torch.Generator())
+        made.pruner.objective(
+            made.run(given, given.num_labels), given, budgets.parse("Share(1/3)"), Progress(0, 1), torch.Generator()
+        )
     return sum(sizes.values())
 
 

@@ -18,6 +18,8 @@ from diffprune import data as training
 from diffprune import pruning
 from diffprune.core import budget as budgets
 from diffprune.core import registry
+from diffprune.core.fitted import Annealing, Progress
+from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import Relaxation
 from diffprune.embedded import questions, world
 from diffprune.embedded import vlm as embedded
@@ -25,9 +27,9 @@ from diffprune.pruners.diffprune import DiffPrune
 from diffprune.train import loop, recipe
 from diffprune.train.checkpoints import Files, Superseded, claim, read_steps
 from diffprune.train.context import LocalContext
-from diffprune.train.loss import answer_nll, throttled_nll
+from diffprune.train.loss import answer_nll, relaxed_nll
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import Arm, Diverged
+from diffprune.train.scorer_trainer import Diverged, ScorerTrainer
 from diffprune.vlm.load import load
 
 SMALL: dict[str, Any] = {
@@ -68,12 +70,11 @@ def rows(folder: str) -> list[tuple[Any, ...]]:
 
 
 def test_temperature_is_the_cosine_of_the_paper_then_constant() -> None:
-    made = Recipe(**{**SMALL, "steps": 200})
-    assert [recipe.temperature(made, t) for t in (0, 50, 100, 199)] == pytest.approx([2.0, 1.05, 0.1, 0.1])
-    assert [recipe.temperature(made, t, "geometric") for t in (0, 199)] == pytest.approx([1.0, 0.1])
-    assert recipe.temperature(made, 100, "geometric") == pytest.approx(0.1 ** (100 / 199))
-    with pytest.raises(ValueError, match="cosine"):
-        recipe.temperature(made, 0, "cosin")
+    annealing = Annealing(2.0, 0.1, 0.5)
+    cosine, geometric = (registry.load("pruners", name).temperature for name in ("diffprune", "gumbel_keepdrop"))
+    assert [cosine(Progress(t, 200), annealing) for t in (0, 50, 100, 199)] == pytest.approx([2.0, 1.05, 0.1, 0.1])
+    assert [geometric(Progress(t, 200), annealing) for t in (0, 199)] == pytest.approx([1.0, 0.1])
+    assert geometric(Progress(100, 200), annealing) == pytest.approx(0.1 ** (100 / 199))
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -141,7 +142,7 @@ def test_packed_rows_score_answers_as_rows_of_their_own_do(vlm: Any) -> None:
     with torch.no_grad():
         tokens = vlm.encode(packed.pixels)
         nothing = Relaxation(tokens.features, tokens.counts.float())
-        one, other = (float(throttled_nll(vlm, b.prompts, tokens, nothing, b.image)) for b in (packed, single))
+        one, other = (float(relaxed_nll(vlm, b.prompts, tokens, nothing, b.image)) for b in (packed, single))
     assert packed.num_labels == single.num_labels > 6
     assert one == pytest.approx(other, rel=1e-5)
 
@@ -169,21 +170,25 @@ def test_part_of_a_batch_keeps_rows_with_their_images(vlm: Any) -> None:
     assert part.prompts.input_ids.equal(batch.prompts.input_ids[2:])
 
 
+def trainer_of(vlm: Any, made: Recipe, spelling: str) -> ScorerTrainer:
+    return ScorerTrainer(LocalContext("run"), vlm, made, registry.load("pruners", spelling), 0)
+
+
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
 def by_hand(vlm: Any, made: Recipe) -> tuple[float, dict[str, torch.Tensor]]:
-    """The first step in plain code: the language model on inputs_embeds, no `prune`, no `Arm`."""
+    """The first step in plain code: the language model on inputs_embeds, no `prune`, no `ScorerTrainer`."""
     pruner = registry.load("pruners", "diffprune")
     torch.manual_seed(0)
     with torch.no_grad():
         networks = pruner.build(vlm.encode(training.calibration(vlm, "world", 4).pixels))
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))
     tokens = vlm.encode(batch.pixels)
-    throttle = pruner.throttle(tokens, recipe.drawn_budget(made, 0, 0), 2.0, recipe.generator(recipe.NOISE, 0, 0, 0))
+    relaxed = pruner.relax(tokens, recipe.drawn_budget(made, 0, 0), 2.0, recipe.generator(recipe.NOISE, 0, 0, 0))
     model, prompts = vlm.model.model, batch.prompts
     words = model.get_input_embeddings()(prompts.input_ids)
-    seen = words.masked_scatter(prompts.slots[..., None], model.multi_modal_projector(throttle.features))
+    seen = words.masked_scatter(prompts.slots[..., None], model.multi_modal_projector(relaxed.features))
     hidden = model.language_model(inputs_embeds=seen, attention_mask=prompts.attention_mask, position_ids=prompts.position_ids)[0]
     loss = functional.cross_entropy(vlm.model.lm_head(hidden)[:, :-1].flatten(0, 1), prompts.labels[:, 1:].flatten())
     loss.backward()
@@ -194,7 +199,7 @@ def by_hand(vlm: Any, made: Recipe) -> tuple[float, dict[str, torch.Tensor]]:
 
 def test_a_step_equals_plain_code_and_leaves_the_model_alone(vlm: Any) -> None:
     made, before = Recipe(**SMALL), {k: v.clone() for k, v in vlm.model.state_dict().items()}
-    arm = Arm(LocalContext("run"), vlm, made, "diffprune", 0)
+    arm = trainer_of(vlm, made, "diffprune")
     start = {k: v.clone() for k, v in arm.networks.state_dict().items()}
     row = arm.step(next(training.batches(vlm, "world", seed=0, images=2, questions=2)))
     loss, weights = by_hand(vlm, made)
@@ -207,7 +212,7 @@ def test_a_step_equals_plain_code_and_leaves_the_model_alone(vlm: Any) -> None:
 
 
 def test_masked_attention_is_on_in_training_only(vlm: Any) -> None:
-    arm = Arm(LocalContext("run"), vlm, Recipe(**SMALL), "gumbel_keepdrop", 0)
+    arm = trainer_of(vlm, Recipe(**SMALL), "gumbel_keepdrop")
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))
     before = vlm.model.config.text_config._attn_implementation
     row = arm.step(batch)
@@ -215,23 +220,26 @@ def test_masked_attention_is_on_in_training_only(vlm: Any) -> None:
     assert vlm.model.config.text_config._attn_implementation == before
 
 
-def test_a_question_aware_arm_throttles_each_row_by_its_question(vlm: Any) -> None:
-    arm = Arm(LocalContext("run"), vlm, Recipe(**SMALL), "diffprune(question_aware=True)", 0)
+def test_a_question_aware_method_relaxes_each_row_by_its_question(vlm: Any) -> None:
+    trainer = ScorerTrainer(
+        LocalContext("run"), vlm, Recipe(**SMALL), registry.load("pruners", "diffprune(question_aware=True)"), 0
+    )
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2, packed=False))
-    _, throttle = arm.nll(batch, budgets.parse("Keep(40)"), 0.5, recipe.generator(0))
-    assert len(throttle.features) == 4 and throttle.kept.tolist() == pytest.approx([40.0] * 4, abs=1e-3)
-    assert arm.step(batch).grad_norm > 0
+    tokens, image = trainer.run(batch, batch.num_labels).tokens(batch)
+    relaxed = trainer.pruner.relax(tokens, budgets.parse("Keep(40)"), 0.5, recipe.generator(0))
+    assert len(relaxed.features) == 4 and relaxed.kept.tolist() == pytest.approx([40.0] * 4, abs=1e-3)
+    assert image.tolist() == [0, 1, 2, 3] and trainer.step(batch).grad_norm > 0
 
 
 def test_coherence_is_the_mean_pairwise_cosine(vlm: Any) -> None:
-    arm = Arm(LocalContext("run"), vlm, Recipe(**{**SMALL, "images": 4}), "diffprune", 0)
+    arm = trainer_of(vlm, Recipe(**{**SMALL, "images": 4}), "diffprune")
     batch = next(training.batches(vlm, "world", seed=0, images=4, questions=2))
     grads = []
     for m in range(4):
         piece, noise = batch.part(vlm, m, m + 1), recipe.generator(recipe.PROBE, 0, 0, 0, m)
-        nll, _ = arm.nll(piece, recipe.drawn_budget(arm.recipe, 0, 0), 2.0, noise)
+        loss = arm.pruner.objective(arm.run(piece, 1), piece, recipe.drawn_budget(arm.recipe, 0, 0), Progress(0, 6), noise)
         arm.networks.zero_grad()
-        nll.backward()
+        loss.total.backward()
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in arm.networks["scorer"].parameters()]
         grads.append(torch.cat([g.flatten() for g in found]))
     pairs = [float(functional.cosine_similarity(a, b, dim=0)) for a, b in itertools.combinations(grads, 2)]
@@ -239,10 +247,12 @@ def test_coherence_is_the_mean_pairwise_cosine(vlm: Any) -> None:
 
 
 def test_hard_validation_removes_tokens(vlm: Any) -> None:
-    arm = Arm(LocalContext("run"), vlm, Recipe(**{**SMALL, "budgets": ("Keep(9)",)}), "diffprune", 0)
+    arm = ScorerTrainer(
+        LocalContext("run"), vlm, Recipe(**{**SMALL, "budgets": ("Keep(9)",)}), registry.load("pruners", "diffprune"), 0
+    )
     assert arm.batch is not None
     tokens = vlm.encode(arm.batch.pixels)[arm.batch.image]
-    keep = arm.pruner.select(tokens, budgets.Keep(9)).keep
+    keep = arm.pruner.select(tokens, Cut(ENCODED, budgets.Keep(9))).keep
     total = 0.0
     with torch.no_grad():
         for row in range(len(keep)):  # one by one, a fresh row of the survivors
@@ -263,15 +273,15 @@ def test_hard_validation_removes_tokens(vlm: Any) -> None:
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(vlm, "whole")
-    step, calls = Arm.step, []
+    step, calls = ScorerTrainer.step, []
 
-    def dies(arm: Arm, batch: Any) -> Any:
+    def dies(arm: ScorerTrainer, batch: Any) -> Any:
         calls.append(arm.done)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return step(arm, batch)
 
-    monkeypatch.setattr(Arm, "step", dies)
+    monkeypatch.setattr(ScorerTrainer, "step", dies)
     with pytest.raises(KeyboardInterrupt):
         run(vlm, "cut")
     cut = run(vlm, "cut")
@@ -300,14 +310,14 @@ def test_what_is_there_is_not_trained_again(vlm: Any) -> None:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
-    """The n-th throttles of a run give NaN features."""
-    throttle, calls = DiffPrune.throttle, itertools.count()
+    """The n-th relaxations of a run give NaN features."""
+    relax, calls = DiffPrune.relax, itertools.count()
 
     def bitten(self: DiffPrune, *args: Any) -> Relaxation:
-        made = throttle(self, *args)
+        made = relax(self, *args)
         return Relaxation(made.features * math.nan, made.kept) if next(calls) in bad else made
 
-    monkeypatch.setattr(DiffPrune, "throttle", bitten)
+    monkeypatch.setattr(DiffPrune, "relax", bitten)
 
 
 def test_a_step_that_is_not_finite_is_skipped(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,14 +235,14 @@ class CellColumns:
 
 def describe(pruner: Pruner) -> Method:
     """What a method says of itself."""
-    spec, inner = pruner.spec, getattr(pruner, "inner", None)
+    spec, inner = pruner.spec, pruner.inner
     if inner is not None:
         about = describe(inner)
-        return replace(about, kind=pruner.kind) if pruner.kind == "diagnostic" else about
+        return replace(about, kind=str(pruner.kind)) if pruner.kind == "diagnostic" else about
     words = [_words(pruner, key, value) for key, value in spec.options if key not in pruner.replicate_options]
     seed = next((spec.get(key, 0) for key in sorted(pruner.replicate_options)), pruner.trained_seed)
     return Method(
-        label=", ".join((pruner.label, *words)), base=pruner.label, kind=pruner.kind, reads_question=pruner.reads_question,
+        label=", ".join((pruner.label, *words)), base=pruner.label, kind=str(pruner.kind), reads_question=pruner.reads_question,
         reference=pruner.reference.arxiv, recipe=pruner.recipe, scorer_seed=seed,
     )  # fmt: skip
 

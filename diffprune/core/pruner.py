@@ -1,4 +1,4 @@
-"""The contract of a method: a plan of cuts, and a selection for each."""
+"""The contract of a method: what it says of itself, its plan of cuts, and a selection for each."""
 
 from __future__ import annotations
 
@@ -6,38 +6,27 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
+from diffprune.core.evidence import OF_THE_QUESTION, Evidence
+from diffprune.core.site import ENCODED, Cut, Plan
 from diffprune.core.spec import Spec
-from diffprune.core.tokens import Relaxation, Selection, VisualTokens
+from diffprune.core.tokens import Selection, VisualTokens
+from diffprune.core.vlm import Shape
 
 
-class Need(enum.Enum):
-    """What a pruner must be given beside the features; the path computes only what is asked for."""
+class Kind(enum.StrEnum):
+    """What a method is, so that tables and figures can group methods they have never heard of."""
 
-    TEXT = "text"  # the embedded question
-    ENCODER_ATTENTION = "encoder_attention"  # attention each token receives in the vision encoder
-    IDENTITY = "identity"  # a number that tells images apart, whatever batch they come in
-
-
-class Stage(enum.Enum):
-    """Where a cut happens; the value orders the stages along the model."""
-
-    ENCODED = 0  # encoder output, before the projector: where DiffPrune acts
-    PROJECTED = 1  # before the decoder, in its width
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One removal of tokens. From the plan alone follow the tokens every layer sees, hence the cost."""
-
-    stage: Stage
-    budget: Budget
+    BOUND = "bound"  # keeps everything: what the others are measured against
+    CONTROL = "control"  # looks at nothing a method should beat
+    RULE = "rule"  # training-free
+    CALIBRATED = "calibrated"  # fitted without gradients
+    TRAINED = "trained"
+    DIAGNOSTIC = "diagnostic"  # answers a question about a method and saves nothing
 
 
 @dataclass(frozen=True)
@@ -49,32 +38,51 @@ class Reference:
 
 
 class Pruner(ABC):
-    """A method that chooses which visual tokens survive. Stateless between calls: the same tokens, the same answer."""
+    """A method that chooses which visual tokens survive. Stateless between calls: the same tokens, the same answer.
 
+    label:     name in tables and figures; the file's name unless a class says another.
+    kind, reference: what it is and the paper it comes from.
+    option_labels: words for options in a label, where their own names would read wrong.
+    replicate_options: options that give another replicate of the same method, such as a seed, not another method.
+    needs:     evidence that it looks at beside the features.
+    inner:     the method that a wrapper holds; tables tell wrappers by it.
+    """
+
+    label: ClassVar[str]
+    kind: ClassVar[Kind] = Kind.RULE
     reference: ClassVar[Reference] = Reference()
-    needs: frozenset[Need] = frozenset()
-    stage: Stage = Stage.ENCODED
-    label: ClassVar[str] = ""
-    kind: ClassVar[str] = "rule"
     option_labels: ClassVar[Mapping[str, str]] = {}
     replicate_options: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[Evidence] = frozenset()
+    inner: Pruner | None = None
     spec: Spec = Spec("")  # what the registry was asked for, with the hash of what was learnt
     weights_sha256: str = ""  # 20 digits, of what was learnt; empty for rules
     recipe: str = ""  # of a trained scorer: the hash of its recipe, seeds aside
     trained_seed: int | None = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "label" not in vars(cls):
+            cls.label = cls.__module__.rpartition(".")[2].removeprefix("diffprune_pruners_")  # of a user's folder
+
     @property
     def reads_question(self) -> bool:
-        """Whether the method looks at the question."""
-        return Need.TEXT in self.needs
+        """Whether the choice may depend on the question; tables keep such methods apart from image-only ones."""
+        return any(evidence.kind in OF_THE_QUESTION for evidence in self.needs)
 
-    def plan(self, budget: Budget) -> tuple[Cut, ...]:
-        """The cuts this method makes to meet `budget`, in order along the model."""
-        return (Cut(self.stage, budget),)
+    def cuts(self, budget: Budget, shape: Shape) -> Plan:
+        """The cuts this method makes to meet `budget`: one before the projector, unless a method says others.
+
+        A budget means the average over decoder layers: `core.site.staged` gives the cuts of a method that removes in stages.
+
+        Raises:
+            ValueError: the method cannot meet this budget in a model of this shape.
+        """
+        return (Cut(ENCODED, budget),)
 
     @abstractmethod
-    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        """Choose the survivors. Never looks at padding, never at another image of the batch.
+    def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
+        """Choose the survivors of one cut. Never looks at padding, never at another image of the batch.
 
         Raises:
             ValueError: the method cannot meet this kind of budget.
@@ -82,38 +90,11 @@ class Pruner(ABC):
 
 
 class ScorePruner(Pruner):
-    """A method that only scores; the budget picks the best."""
+    """A method that only ranks tokens by a score; the budget picks the best."""
 
     @abstractmethod
     def score(self, tokens: VisualTokens) -> Tensor:
         """Scores [B N] float: higher is kept first. Values at padding are ignored."""
 
-    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        return Selection(budget.pick(self.score(tokens), tokens.valid), tokens.features)
-
-
-class TrainablePruner(ScorePruner):
-    """A learned scorer with two faces: `throttle` in training keeps every token, `select` at inference only masks.
-
-    schedule: how its temperature falls in training: "cosine" (DiffPrune, METHODS 2.6) or "geometric" (1 to 0.1, METHODS 3.2).
-    attention_implementation: decoder attention its throttle needs; None is the model's own.
-    """
-
-    schedule: ClassVar[str] = "cosine"
-    attention_implementation: ClassVar[str | None] = None
-
-    @abstractmethod
-    def build(self, tokens: VisualTokens) -> torch.nn.ModuleDict:
-        """Make the networks for the widths of `tokens` and standardise on these calibration images; returns what trains."""
-
-    @abstractmethod
-    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
-        """Degrade each token according to its score so that the answer loss can teach the scorer.
-
-        temperature: of the relaxation, annealed by the training loop.
-        generator: the only source of randomness, so a step can be replayed.
-        """
-
-    @abstractmethod
-    def save_pretrained(self, folder: Path | str, **facts: Any) -> None:
-        """Write config.json, model.safetensors and a card to `folder`; `facts` (recipe, figures) go into both texts."""
+    def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
+        return Selection(cut.budget.pick(self.score(tokens), tokens.valid))

@@ -1,4 +1,4 @@
-"""What a pruner looks at and what it answers.
+"""Visual tokens, as pruners see them, and what pruners answer: a selection, or a relaxation of it in training.
 
 Axes, one letter each, everywhere: B images or rows, N visual tokens, D feature width, S sequence, T text tokens, L layers,
 H heads.
@@ -6,12 +6,14 @@ H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from diffprune.core.evidence import Evidence, Question
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,11 @@ class VisualTokens:
     features  [B N D] float: one row per token, in raster order.
     valid     [B N] bool: False for padding and for tokens an earlier cut removed.
     grid      (rows, columns) when the tokens are a raster of that size, else None.
-    attention [B N] float | None: attention each token receives in the encoder (`Need.ENCODER_ATTENTION`).
-    text      [B T D_text] float | None: embedded question of each image (`Need.TEXT`).
-    text_valid [B T] bool | None: False for padding of `text`.
-    identity  [B] int64 | None: hash of each image's pixels (`Need.IDENTITY`).
-    line      [B N] int | None: number of the line a token stands in, 0 for none. A negative entry is no token but the
-              separator (newline embedding) that ends that line: never valid, so never scored and counted apart.
-    deepstack [B N C] float | None: what travels beside each token into later decoder layers, cut by the same mask.
+    evidence  what was asked for beside the features, by what was asked (`core/evidence.py` says what each is).
+    row_id    [B N] int | None: number of the row of tokens a token belongs to, 0 for none. A negative entry is no token but
+              the separator (newline embedding) that ends that row: never valid, so never scored and counted apart.
+    deepstack [B N C] float | None: features of inner encoder layers that join early decoder layers, cut and merged alike.
+    size      [B N] float | None: tokens of the encoder each one stands for, after merging; None is one each.
     layout    [B K] int | None: what the family must know of each image to place its slots (rows, columns ...).
     projected: `features` are in the decoder's width.
     """
@@ -35,12 +35,10 @@ class VisualTokens:
     features: Tensor
     valid: Tensor
     grid: tuple[int, int] | None = None
-    attention: Tensor | None = None
-    text: Tensor | None = None
-    text_valid: Tensor | None = None
-    identity: Tensor | None = None
-    line: Tensor | None = None
+    evidence: Mapping[Evidence, Tensor | Question] = field(default_factory=dict)
+    row_id: Tensor | None = None
     deepstack: Tensor | None = None
+    size: Tensor | None = None
     layout: Tensor | None = None
     projected: bool = False
 
@@ -49,21 +47,32 @@ class VisualTokens:
 
     @property
     def counts(self) -> Tensor:
-        """[B] int: living tokens per image."""
+        """[B] int: valid tokens per image."""
         return self.valid.sum(1)
 
     @property
     def present(self) -> Tensor:
-        """[B N] bool: living tokens, and the separators of lines that have one."""
-        if self.line is None:
+        """[B N] bool: valid tokens, and the separators of rows that have one."""
+        if self.row_id is None:
             return self.valid
-        return with_separators(self.valid, self.line, int(self.line.abs().max()))
+        return with_separators(self.valid, self.row_id, int(self.row_id.abs().max()))
+
+    def given(self, evidence: Evidence) -> Tensor:
+        """The tensor that was asked for as `evidence`: one value per token or image."""
+        found = self.evidence[evidence]
+        assert isinstance(found, Tensor), "the question is embedding and mask"
+        return found
+
+    def showing(self, asked: Set[Evidence]) -> VisualTokens:
+        """Without evidence that was not asked for: a method sees the same, whoever shares its encoding."""
+        return replace(self, evidence={key: value for key, value in self.evidence.items() if key in asked})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
         """The same tokens with `change` applied to every tensor (indexing images, moving devices)."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **changed)
+        evidence = {k: change(v) if isinstance(v, Tensor) else Question(*map(change, v)) for k, v in self.evidence.items()}
+        return replace(self, **changed, evidence=evidence)
 
     def __getitem__(self, index: Tensor) -> VisualTokens:
         """The images at `index` [M] int, repeats allowed: several questions share one encoding."""
@@ -76,50 +85,57 @@ class VisualTokens:
         parts = [p.padded(longest) for p in parts]
         names = [f.name for f in fields(first) if isinstance(getattr(first, f.name), Tensor)]
         joined: dict[str, Any] = {n: torch.cat([getattr(p, n) for p in parts]) for n in names}
-        return replace(first, **joined, grid=first.grid if all(p.grid == first.grid for p in parts) else None)
+        evidence = {key: torch.cat([p.given(key) for p in parts]) for key in first.evidence}
+        return replace(first, **joined, evidence=evidence, grid=first.grid if all(p.grid == first.grid for p in parts) else None)
 
     def padded(self, num: int) -> VisualTokens:
         """The same images with N = `num`: padding appended, or cut off where nothing stands in it."""
-        here = self.valid.shape[1]
-        if num == here:
+        if num == self.valid.shape[1]:
             return self
-        values = {n: v for n in ("features", "valid", "attention", "line", "deepstack") if (v := getattr(self, n)) is not None}
-        short: dict[str, Any] = {n: v[:, :num] for n, v in values.items()}
-        fill: dict[str, Any] = {
-            n: torch.cat([v, v.new_zeros(len(v), max(0, num - here), *v.shape[2:])], 1) for n, v in short.items()
-        }
-        return replace(self, **fill)
+
+        def at(value: Tensor) -> Tensor:
+            short = value[:, :num]
+            return torch.cat([short, short.new_zeros(len(short), num - short.shape[1], *short.shape[2:])], 1)
+
+        names = ("features", "valid", "row_id", "deepstack", "size")
+        values: dict[str, Any] = {n: at(v) for n in names if (v := getattr(self, n)) is not None}
+        evidence = {key: at(self.given(key)) if key.per_token else value for key, value in self.evidence.items()}
+        return replace(self, **values, evidence=evidence)
 
 
-def with_separators(valid: Tensor, line: Tensor, lines: int) -> Tensor:
-    """[B N] bool: living tokens, and the separators of lines that have one. line: of `VisualTokens`; lines: its largest number."""
-    lit = valid.new_zeros(len(valid), lines + 1, dtype=torch.long).scatter_add_(1, line.clamp_min(0), valid.long())
-    return valid | ((line < 0) & (lit.gather(1, line.abs()) > 0))
+def with_separators(valid: Tensor, row_id: Tensor, last: int) -> Tensor:
+    """[B N] bool: valid tokens, and the separators of rows that have one. row_id: of `VisualTokens`; last: its largest number."""
+    lit = valid.new_zeros(len(valid), last + 1, dtype=torch.long).scatter_add_(1, row_id.clamp_min(0), valid.long())
+    return valid | ((row_id < 0) & (lit.gather(1, row_id.abs()) > 0))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a pruner answers: which tokens survive, and what the survivors carry.
+    """What a pruner answers: which tokens survive, and where the content of the others goes.
 
     keep     [B N] bool: a subset of `VisualTokens.valid`, at least one per image that has any.
-    features [B N D]: unchanged unless the method merges tokens.
+    into     [B N] int | None: the survivor a removed token is merged into, -1 for none; read at removed tokens alone.
+    weight   [B N] float | None: of each token, survivors included, in the mean that merging takes; None is its `size`.
+    features [B N D] | None: what stands in place of all features; for diagnostics that change tokens instead of removing them.
     grid     (rows, columns) when the tokens are a raster of that size, else None; for drawing.
     """
 
     keep: Tensor
-    features: Tensor
+    into: Tensor | None = None
+    weight: Tensor | None = None
+    features: Tensor | None = None
     grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """What a learned pruner does to the tokens while it trains; nothing is removed.
+    """A differentiable stand-in for removal, while a scorer trains; nothing is removed.
 
-    features  [B N D]: throttled, in the space the projector expects.
+    features  [B N D]: degraded, in the space the projector expects.
+    kept      [B] float: tokens that are let through on average, for the step record.
     retention [B N] in [0, 1] | None: weight of each token as a key in every decoder layer (the masked softmax of
-              DynamicViT, METHODS 3.2); None leaves attention alone, as DiffPrune does.
+              DynamicViT, arXiv 2106.02034, Eq. 10-11); None leaves attention alone, as DiffPrune does.
     penalty   scalar: added to the answer loss (0 for methods whose budget is exact).
-    kept      [B] float: tokens the throttle lets through on average, for the step record.
     """
 
     features: Tensor

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import Evidence, EvidenceKind
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 
@@ -44,11 +44,11 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers from which cost follows (`core/cost.py`). Widths in elements, counts per layer where said.
+    """Numbers from which cost follows (`timing/flops.py`). Widths in elements, counts per layer where said.
 
     Decoder: layers, width, heads, kv_heads, head_dim, ffn (gated, three matrices), vocabulary.
     Encoder: vision_layers, vision_width, vision_ffn (two matrices), patches, patch_inputs (channels x patch area);
-    tiles of one image, each of so many patches that attend to each other.
+    tiles of one image, each of so many patches that attend to each other. visual_tokens: N of one image of the default size.
     """
 
     layers: int
@@ -64,13 +64,14 @@ class Shape:
     patches: int
     patch_inputs: int
     tiles: int = 1
+    visual_tokens: int = 0
 
 
 class VLM(ABC):
     """A loaded, frozen model of one family, in eval mode. One file per family under `models/`.
 
     model:     the transformers model; `processor`: its processor.
-    asked:     what the user asked for; `weights_hash`: sha256 of the weights that run.
+    family:    its `model_type`. asked: what the user asked for; `weights_hash`: sha256 of the weights that run.
     shape:     for cost.
     position_offset: what the family's own `forward` expects positions to start at (its `generate` counts from 0).
     encoder_inputs: keyword arguments that carry pictures, by the names the family's processor gives them, pixel values first.
@@ -83,6 +84,7 @@ class VLM(ABC):
 
     model: Any
     processor: Any
+    family: str
     asked: Spec
     weights_hash: str
     shape: Shape
@@ -108,9 +110,24 @@ class VLM(ABC):
     def num_visual_tokens(self) -> int:
         """N of one image of the default size."""
 
+    def lacks(self, evidence: Evidence) -> str:
+        """Why the family cannot give this evidence, as a clause; empty where it can."""
+        known = (EvidenceKind.QUESTION, EvidenceKind.IDENTITY)
+        return "" if evidence.kind in known else "no family reads that from its model yet"
+
+    def check_evidence(self, needs: Iterable[Evidence]) -> None:
+        """Refuse a method that asks for what the family cannot give.
+
+        Raises:
+            ValueError: names the evidence and the family, and says why.
+        """
+        for evidence in needs:
+            if reason := self.lacks(evidence):
+                raise ValueError(f"{self.family} cannot give {evidence}: {reason}")
+
     @abstractmethod
-    def frame(self, question: str, images: int = 1) -> str:
-        """The full prompt text around a question, one marker per image included (the model's chat template)."""
+    def chat_prompt(self, question: str, images: int = 1) -> str:
+        """The full prompt text around a question by the model's chat template, one placeholder per image included."""
 
     @abstractmethod
     def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
@@ -129,7 +146,7 @@ class VLM(ABC):
         """Slots each image takes in a prompt, separators included; without running the encoder."""
 
     @abstractmethod
-    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Need] = frozenset()) -> VisualTokens:
+    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
         """Run the vision encoder: features [B N D] *before* the projector, plus what `needs` asks of the encoder.
 
         Raises:
@@ -142,7 +159,7 @@ class VLM(ABC):
 
     @abstractmethod
     def separator(self) -> Tensor:
-        """[D_text]: the embedding that stands at negative entries of `VisualTokens.line`."""
+        """[D_text]: the embedding that stands at negative entries of `VisualTokens.row_id`."""
 
     @abstractmethod
     def prompts(
@@ -152,7 +169,7 @@ class VLM(ABC):
         layout: Tensor | None = None,
         images: Sequence[int] | None = None,
     ) -> Prompts:
-        """Frame and tokenise `questions`, left-padded.
+        """Prompts around `questions`, tokenised and left-padded.
 
         num_tokens: slots of each image, separators included; layout: `VisualTokens.layout` of the images (None: the default
         size). images: of each question, one after the other; None is one each.

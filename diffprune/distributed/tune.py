@@ -21,7 +21,8 @@ from ray import tune as ray_tune
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Keep
 from diffprune.core.cell import Cell, EvaluateSpec
-from diffprune.core.pruner import Need, Pruner
+from diffprune.core.evidence import Evidence
+from diffprune.core.pruner import Pruner
 from diffprune.core.records import Choice, CurvePoint, Provenance, Timing
 from diffprune.core.spec import Spec
 from diffprune.distributed.cluster import connect
@@ -49,7 +50,7 @@ class Resident:
         self.evaluator = Evaluator(TransformersBackend(self.vlm))
         self.clock = clocks(self.vlm.device)[0]
         self.pruners: dict[Spec, Pruner] = {spec: registry.make("pruners", spec) for spec in pruners}
-        needs = frozenset[Need]().union(*(p.needs for p in self.pruners.values()))
+        needs = frozenset[Evidence]().union(*(p.needs for p in self.pruners.values()))
         self.calibration, self.held_out = splits(self.vlm, options, needs)
 
     def curve(self) -> list[CurvePoint]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
-from diffprune.core.pruner import TrainablePruner
+from diffprune.core.fitted import FittedPruner
 from diffprune.core.spec import Spec
 from diffprune.evaluate.cells import Evaluation
 from diffprune.store.files import checked_name
@@ -89,7 +89,7 @@ class Job(BaseModel):
         """Methods that can run without training by this job; weights they name need not be there yet."""
         for spec in found:
             made = registry.make("pruners", spec.without_places())
-            if isinstance(made, TrainablePruner) and not spec.place("weights"):
+            if isinstance(made, FittedPruner) and not spec.place("weights"):
                 raise ValueError(f"{spec} is not trained: add it to train.pruners, or write {spec.name}(weights='folder')")
         return tuple({(spec, spec.places): spec for spec in found}.values())
 

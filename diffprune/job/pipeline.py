@@ -20,8 +20,10 @@ from diffprune import report
 from diffprune.core import registry
 from diffprune.core.budget import Budget
 from diffprune.core.cell import Cell, describe
-from diffprune.core.pruner import Need, Pruner
+from diffprune.core.evidence import Evidence
+from diffprune.core.pruner import Pruner
 from diffprune.core.records import Provenance
+from diffprune.core.site import ENCODED, Cut
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed import train as training
@@ -170,9 +172,9 @@ class Plan:
 
     def _choose(self, pruners: Sequence[Pruner], budget: Budget) -> dict[int, dict[str, list[bool]]]:
         vlm, seeds = self.vlm or load(self.job.model), list(SPLITS["test"][:NUM_SCENES])
-        needs = frozenset[Need]().union(*(pruner.needs for pruner in pruners))
+        needs = frozenset[Evidence]().union(*(pruner.needs for pruner in pruners))
         tokens = vlm.encode(vlm.pixels([Image.fromarray(scene(seed).image) for seed in seeds]), needs)
-        masks = {describe(pruner).label: pruner.select(tokens, budget).keep.tolist() for pruner in pruners}
+        masks = {describe(pruner).label: pruner.select(tokens, Cut(ENCODED, budget)).keep.tolist() for pruner in pruners}
         return {seed: {label: keep[row] for label, keep in masks.items()} for row, seed in enumerate(seeds)}
 
     def check(self, stages: Sequence[str]) -> None:

@@ -10,10 +10,11 @@ import torch
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark
-from diffprune.core.budget import Budget, Share
+from diffprune.core.budget import Budget
 from diffprune.core.cell import Cell, MeasureSpec, Questions, describe
 from diffprune.core.errors import with_class
-from diffprune.core.pruner import Need, Pruner
+from diffprune.core.evidence import Evidence
+from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.records import Cost, Outcome, Timing
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
@@ -51,7 +52,7 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
         budget.check(vlm.num_visual_tokens)
     benchmark: Benchmark = registry.make("benchmarks", options.benchmark)
     questions = Questions(benchmark.spec, benchmark.revision, split=options.split, limit=options.limit)
-    methods: list[Pruner] = [m for m in (registry.make("pruners", one) for one in pruners) if m.plan(Share(1))]
+    methods: list[Pruner] = [m for m in (registry.make("pruners", one) for one in pruners) if m.kind is not Kind.BOUND]
     made = [
         Cell(vlm.spec, vlm.dtype, MeasureSpec(m.spec, budget, questions, batch, mode, options.seed), describe(m), benchmark.label)
         for batch in options.batches for mode in options.modes for m in methods for budget in budgets
@@ -78,7 +79,7 @@ def together(asked: Sequence[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def batches(vlm: VLM, cell: Cell, number: int, needs: frozenset[Need]) -> list[Inputs]:
+def batches(vlm: VLM, cell: Cell, number: int, needs: frozenset[Evidence]) -> list[Inputs]:
     """Up to `number` batches of real images and questions of the cell's benchmark, in its own order.
 
     Raises:
@@ -145,7 +146,7 @@ def _session(vlm: VLM, group: list[Cell], options: Measurement, clock: Clock, ho
             methods[cell] = method(vlm, cell)
         except Exception as error:  # a cell that cannot run is an outcome
             found[cell] = _failed(error)
-    needs = frozenset[Need]().union(*(pruner.needs for pruner, _ in methods.values()))
+    needs = frozenset[Evidence]().union(*(pruner.needs for pruner, _ in methods.values()))
     mode: Mode = cuda_graph.Graphs(vlm) if measured(group[0]).mode == "graph" else eager
     session = Session(vlm, batches(vlm, group[0], options.inputs, needs), options, clock, host, mode)
     return found | side_by_side(session, methods, threads)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
 from diffprune.models._patches import patch_shape
@@ -102,18 +102,18 @@ class Anyres(Family):
         return found
 
     def _lined(
-        self, parts: Sequence[Tensor], pixels: dict[str, Tensor], needs: frozenset[Need], orders: Sequence[Tensor]
+        self, parts: Sequence[Tensor], pixels: dict[str, Tensor], needs: frozenset[Evidence], orders: Sequence[Tensor]
     ) -> VisualTokens:
-        """[n_i D] of each image, newlines included -> `VisualTokens` with their lines. orders: `_orders`."""
+        """[n_i D] of each image, newlines included -> `VisualTokens` with their rows. orders: `_orders`."""
         tokens = self._rows(parts, pixels, needs)
         bases = [self.patches if tiles > 1 else 0 for tiles in self._tiles(pixels)]
-        line = pad_sequence([lines(o, b) for o, b in zip(orders, bases, strict=True)], batch_first=True)
-        return replace(tokens, valid=tokens.valid & (line >= 0), line=line)
+        row_id = pad_sequence([row_ids(o, b) for o, b in zip(orders, bases, strict=True)], batch_first=True)
+        return replace(tokens, valid=tokens.valid & (row_id >= 0), row_id=row_id)
 
 
-def lines(order: Tensor, base: int) -> Tensor:
-    """[n] int: the line each token stands in, 0 for the first `base` (the overview); minus the line at the newline that ends it."""
+def row_ids(order: Tensor, base: int) -> Tensor:
+    """[n] int: the row each token stands in, 0 for the first `base` (the overview); minus the row at the newline that ends it."""
     ends = order < 0
-    line = 1 + ends.long().cumsum(0) - ends.long()
-    line[:base] = 0
-    return torch.where(ends, -line, line)
+    row_id = 1 + ends.long().cumsum(0) - ends.long()
+    row_id[:base] = 0
+    return torch.where(ends, -row_id, row_id)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
 from diffprune.vlm import tiny
@@ -69,9 +69,9 @@ class Qwen(Family):
         found: list[int] = (pixels["image_grid_thw"].prod(-1) // self.group**2).tolist()
         return found
 
-    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
+    def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         grids = pixels["image_grid_thw"]
-        groups = self.ordered(heard.reshape(-1, heard.shape[-1] * self.group**2), grids)
+        groups = self.ordered(captured.reshape(-1, captured.shape[-1] * self.group**2), grids)
         parts = groups.split([len(found) for found in output.pooler_output])
         tokens = self._rows(parts, pixels, needs)
         time, rows, columns = grids[0].tolist()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
 from diffprune.models._patches import patch_shape
@@ -33,8 +33,8 @@ class Raster(Family):
     def num_visual_tokens(self) -> int:
         return self.side**2
 
-    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
-        return replace(super()._tokens(heard, output, pixels, needs), grid=(self.side, self.side))
+    def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
+        return replace(super()._tokens(captured, output, pixels, needs), grid=(self.side, self.side))
 
 
 def tiny_vision(**changes: Any) -> dict[str, Any]:

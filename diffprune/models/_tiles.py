@@ -73,11 +73,11 @@ class Tiles(Family):
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
-    def frame(self, question: str, images: int = 1) -> str:
+    def chat_prompt(self, question: str, images: int = 1) -> str:
         """The chat template, the end of each picture written out."""
-        return super().frame(question, images).replace(self.marker, self.marker + AROUND)
+        return super().chat_prompt(question, images).replace(self.image_placeholder, self.image_placeholder + AROUND)
 
-    def place(self, num: int, layout: Tensor | None) -> list[int]:
+    def placeholder_ids(self, num: int, layout: Tensor | None) -> list[int]:
         rows, columns = self._default_grid() if layout is None else layout.tolist()
         before = [
             "\n" * (row > 0 and column == 0) + AROUND + f"<row_{row + 1}_col_{column + 1}>"

@@ -58,13 +58,13 @@ class Gemma3(Raster):
         projector = self.model.model.multi_modal_projector
         return torch.matmul(projector.mm_soft_emb_norm(features), projector.mm_input_projection_weight).type_as(features)
 
-    def frame(self, question: str, images: int = 1) -> str:
+    def chat_prompt(self, question: str, images: int = 1) -> str:
         """The chat template, start and end of each picture written out: the newlines around merge with those of the text."""
         start, token, end = self._words()
-        return super().frame(question, images).replace(start, f"\n\n{start}{token}{end}\n\n")
+        return super().chat_prompt(question, images).replace(start, f"\n\n{start}{token}{end}\n\n")
 
     @property
-    def marker(self) -> str:
+    def image_placeholder(self) -> str:
         return self._words()[1]
 
     def _words(self) -> list[str]:

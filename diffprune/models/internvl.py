@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import Evidence, EvidenceKind
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
 from diffprune.vlm import tiny
@@ -75,20 +75,18 @@ class InternVL(Family):
         tiles = pixels["num_tiles"].tolist() if "num_tiles" in pixels else [1] * len(pixels["pixel_values"])
         return [n * self.num_visual_tokens for n in tiles]
 
-    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Need] = frozenset()) -> VisualTokens:
-        if Need.ENCODER_ATTENTION in needs:
-            raise ValueError(
-                "the encoder of internvl has a [CLS] token in each tile: its attention cannot rank tokens of several tiles"
-            )
-        return super().encode(pixels, needs)
+    def lacks(self, evidence: Evidence) -> str:
+        if evidence.kind is EvidenceKind.ENCODER_ATTENTION:
+            return "its encoder has a [CLS] token in each tile, whose attention cannot rank tokens of several tiles"
+        return super().lacks(evidence)
 
-    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
-        sizes = (pixels["num_tiles"] * heard.shape[1]).tolist()
-        return self._rows(heard.flatten(0, 1).split(sizes), pixels, needs)  # no grid: not every picture is one tile
+    def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
+        sizes = (pixels["num_tiles"] * captured.shape[1]).tolist()
+        return self._rows(captured.flatten(0, 1).split(sizes), pixels, needs)  # no grid: not every picture is one tile
 
-    def frame(self, question: str, images: int = 1) -> str:
+    def chat_prompt(self, question: str, images: int = 1) -> str:
         """The chat template, start and end of each picture written out."""
-        return super().frame(question, images).replace(self.marker, START + self.marker + END)
+        return super().chat_prompt(question, images).replace(self.image_placeholder, START + self.image_placeholder + END)
 
     def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Prompts]:
         pixels, prompts = super().read(inputs)

@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import IDENTITY, Evidence, EvidenceKind
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
 from diffprune.io.image import pad_to_square
-from diffprune.models._clip import summary_attention
+from diffprune.models._clip import attention_layers, lacking_layer, summary_attention
 from diffprune.models._patches import patch_shape
 from diffprune.vlm import tiny
 from diffprune.vlm.family import Family
@@ -38,7 +38,7 @@ class Llava(Family):
     image_mode: "pad" to a square with the processor's mean colour, as LLaVA was trained and evaluated, or "crop" the centre;
                 by default as the checkpoint's processor says (most say crop).
     frame:      "template", the chat template of the checkpoint, or "vicuna_v1", the prompt of LLaVA's own code, which opens with
-                a system sentence (BENCHMARKS 1.3).
+                a system sentence.
 
     Raises:
         ValueError: another word for either.
@@ -88,26 +88,31 @@ class Llava(Family):
         made = pictures(images=list(images), return_tensors="pt", **more)
         return self._placed({"pixel_values": made["pixel_values"]})
 
-    def frame(self, question: str, images: int = 1) -> str:
+    def chat_prompt(self, question: str, images: int = 1) -> str:
         if self.framing == "vicuna_v1":
-            return VICUNA_V1.format(images=f"{self.marker}\n" * images, question=question)
-        return super().frame(question, images)
+            return VICUNA_V1.format(images=f"{self.image_placeholder}\n" * images, question=question)
+        return super().chat_prompt(question, images)
 
-    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Need] = frozenset()) -> VisualTokens:
+    def lacks(self, evidence: Evidence) -> str:
+        if evidence.kind is EvidenceKind.ENCODER_ATTENTION:
+            return lacking_layer(self.model.config, evidence)
+        return super().lacks(evidence)
+
+    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
+        self.check_evidence(needs)
         config, tower = self.model.config, self.model.model.vision_tower
         layer = config.vision_feature_layer
         states: Any = tower(pixels["pixel_values"], output_hidden_states=True).hidden_states
         features = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], -1)
-        attention = None
-        if Need.ENCODER_ATTENTION in needs:
-            last = (layer if isinstance(layer, int) else layer[-1]) % len(states)
-            attention = summary_attention(tower, states[last - 1], last - 1)
+        asked = attention_layers(config, needs).items()
+        evidence = {key: summary_attention(tower, states[index], index) for key, index in asked}
+        if IDENTITY in needs:
+            evidence[IDENTITY] = identities(pixels["pixel_values"])
         if config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
         return VisualTokens(
             features=features,
             valid=torch.ones(features.shape[:2], dtype=torch.bool, device=features.device),
             grid=(self.patches, self.patches),
-            attention=attention,
-            identity=identities(pixels["pixel_values"]) if Need.IDENTITY in needs else None,
+            evidence=evidence,
         )

@@ -8,6 +8,7 @@ Attention of the encoder is that of each tile's own [CLS], so each tile shares o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNe
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import Evidence, EvidenceKind
 from diffprune.core.tokens import VisualTokens
 from diffprune.models._anyres import Anyres
-from diffprune.models._clip import summary_attention
+from diffprune.models._clip import attention_layers, lacking_layer, summary_attention
 from diffprune.vlm import tiny
 
 
@@ -56,17 +57,25 @@ class LlavaNext(Anyres):
         packed: Sequence[Tensor] = self.model.model.pack_image_features(tiles, sizes, strategy, newline)[0]
         return packed
 
-    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Need] = frozenset()) -> VisualTokens:
-        if Need.ENCODER_ATTENTION not in needs or not self.has_summary:
-            return super().encode(pixels, needs)
-        config, tower = self.model.config, self.model.model.vision_tower
-        chosen = config.vision_feature_layer
-        last = (chosen if isinstance(chosen, int) else chosen[-1]) % (config.vision_config.num_hidden_layers + 1) - 1
-        with self._heard(f"vision_tower.encoder.layers.{last}") as states:
-            tokens = super().encode(pixels, needs - {Need.ENCODER_ATTENTION})
-        seen = self._in_order(summary_attention(tower, states[-1], last), pixels, self._orders(pixels))
-        return replace(tokens, attention=pad_sequence(seen, batch_first=True))
+    def lacks(self, evidence: Evidence) -> str:
+        if evidence.kind is EvidenceKind.ENCODER_ATTENTION and self.has_summary:
+            return lacking_layer(self.model.config, evidence)
+        return super().lacks(evidence)
 
-    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
+    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
+        self.check_evidence(needs)
+        asked = attention_layers(self.model.config, needs)
+        with ExitStack() as hooks:
+            states = {i: hooks.enter_context(self._captured(f"vision_tower.encoder.layers.{i}")) for i in set(asked.values())}
+            tokens = super().encode(pixels, needs)
+        if not asked:
+            return tokens
+        orders, tower, evidence = self._orders(pixels), self.model.model.vision_tower, dict(tokens.evidence)
+        for key, index in asked.items():
+            seen = self._in_order(summary_attention(tower, states[index][-1], index), pixels, orders)
+            evidence[key] = pad_sequence(seen, batch_first=True)
+        return replace(tokens, evidence=evidence)
+
+    def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         orders = self._orders(pixels)
-        return self._lined(self._in_order(heard, pixels, orders), pixels, needs, orders)
+        return self._lined(self._in_order(captured, pixels, orders), pixels, needs, orders)

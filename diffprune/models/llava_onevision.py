@@ -20,7 +20,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts
 from diffprune.models._anyres import Anyres
@@ -73,7 +73,7 @@ class LlavaOnevision(Anyres):
             raise ValueError("a pruned call takes images, not videos; give the frames as images or call the model unpruned")
         return super().read(inputs)
 
-    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
+    def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         return replace(self._lined(output.pooler_output, pixels, needs, self._orders(pixels)), projected=True)
 
 

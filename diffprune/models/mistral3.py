@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
 from diffprune.models._patches import patch_shape
@@ -81,7 +81,7 @@ class Mistral3(Family):
             raise ValueError("mistral3 needs image_sizes [images, 2] beside pixel_values, as its processor makes them")
         return super().read(inputs)
 
-    def place(self, num: int, layout: Tensor | None) -> list[int]:
+    def placeholder_ids(self, num: int, layout: Tensor | None) -> list[int]:
         rows, columns = (isqrt(num), isqrt(num)) if layout is None else layout.tolist()
         assert rows * columns == num, "one slot per visual token"
         names = [getattr(self.processor, key, default) for key, default in ENDS.items()]
@@ -89,8 +89,8 @@ class Mistral3(Family):
         row = [self.image_token_id] * columns
         return [*(row + ends[:1]) * (rows - 1), *row, ends[1]]
 
-    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
-        tokens, shapes = super()._tokens(heard, output, pixels, needs), self.layout(pixels)
+    def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
+        tokens, shapes = super()._tokens(captured, output, pixels, needs), self.layout(pixels)
         alike = bool((shapes == shapes[0]).all())
         return replace(tokens, grid=(int(shapes[0, 0]), int(shapes[0, 1])) if alike else None)
 

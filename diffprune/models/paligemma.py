@@ -41,9 +41,9 @@ class PaliGemma(Raster):
         vision = self.model.config.vision_config
         return int(vision.image_size // vision.patch_size)
 
-    def frame(self, question: str, images: int = 1) -> str:
+    def chat_prompt(self, question: str, images: int = 1) -> str:
         """Images, `<bos>`, the question, a newline: these checkpoints have no chat template."""
-        return f"{self.marker * images}{self.processor.tokenizer.bos_token}{question}\n"
+        return f"{self.image_placeholder * images}{self.processor.tokenizer.bos_token}{question}\n"
 
     def token_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
         """0 for the prefix, 1 for the answer: labelled tokens or, without labels, those after the row's last newline."""

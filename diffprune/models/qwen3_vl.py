@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
 from diffprune.models._qwen import Qwen, by_layer, qwen_shape, tiny_config, tiny_parts
@@ -40,8 +40,8 @@ class Qwen3VL(Qwen):
         vision = self.model.config.vision_config
         return qwen_shape(self.model.config, vision.hidden_size, vision.intermediate_size, self.default_grid)
 
-    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
-        tokens = super()._tokens(heard, output, pixels, needs)
+    def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
+        tokens = super()._tokens(captured, output, pixels, needs)
         deep = [torch.cat(layers, -1) for layers in zip(*output.deepstack_features, strict=True)]
         return replace(tokens, deepstack=pad_sequence(deep, batch_first=True))
 

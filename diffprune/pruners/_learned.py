@@ -1,4 +1,4 @@
-"""What learned methods share: standardised features in, one set of networks, saved and loaded as the hub lays folders out."""
+"""Base of learned scorers: standardised features, one set of networks, saved and loaded in the layout of the Hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.core.budget import Budget
-from diffprune.core.pruner import Need, TrainablePruner
+from diffprune.core.evidence import QUESTION, Question
+from diffprune.core.fitted import TrainablePruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.io import checkpoint as files
 from diffprune.io.hub import scorer_folder
@@ -31,7 +32,7 @@ A visual-token scorer for `{model}`. Use it with
 
 
 class Learned(TrainablePruner):
-    """A scorer trained through a throttle; `weights` is a folder it was saved to, or a repository of the Hub.
+    """A scorer trained through a relaxation of its selection; `weights` is a folder it was saved to, or a repository of the Hub.
 
     question_aware: the scorer reads the question. attention: its blocks look at other tokens. denoiser: there is one.
     depth, width:   blocks of the scorer and their width; 0 scales the paper's shape to the encoder (`scaled`).
@@ -40,6 +41,7 @@ class Learned(TrainablePruner):
         ValueError: the folder holds another method, other options, or damaged weights.
     """
 
+    option_labels = {"attention": "self-attention"}
     outputs: ClassVar[int] = 1  # logits per token
     option_labels = {"attention": "self-attention"}
 
@@ -56,7 +58,7 @@ class Learned(TrainablePruner):
         self.options: dict[str, Any] = {
             "question_aware": question_aware, "attention": attention, "denoiser": denoiser, "depth": depth, "width": width,
         }  # fmt: skip
-        self.needs = frozenset({Need.TEXT}) if question_aware else frozenset()
+        self.needs = frozenset({QUESTION}) if question_aware else frozenset()
         self.networks: nn.ModuleDict | None = None
         self.dims: dict[str, int | None] = {}
         self.standardise_by(torch.zeros(0), torch.ones(0))
@@ -66,15 +68,14 @@ class Learned(TrainablePruner):
     # -- networks ----------------------------------------------------------------------------------------------------
 
     def build(self, tokens: VisualTokens) -> nn.ModuleDict:
-        """Networks for the widths of `tokens`; mean and standard deviation per channel from its living tokens.
+        """Networks for the widths of `tokens`; mean and standard deviation per channel from its valid tokens.
 
-        CLIP features are far from unit variance, which the variance-preserving throttle presumes (METHODS 2.8).
+        CLIP features are far from unit variance, which variance-preserving noise presumes (arXiv 2605.28051, Eq. 5).
         """
-        living = tokens.features[tokens.valid].float()
-        self.standardise_by(living.mean(0), living.std(0).clamp_min(1e-6))
-        text = tokens.text.shape[-1] if tokens.text is not None and self.options["question_aware"] else None
-        if self.options["question_aware"] and text is None:
-            raise ValueError("a question-aware scorer needs the embedded question (VisualTokens.text) to know its width")
+        valid = tokens.features[tokens.valid].float()
+        self.standardise_by(valid.mean(0), valid.std(0).clamp_min(1e-6))
+        question = self._question(tokens)
+        text = None if question is None else question.embedding.shape[-1]
         self.dims = self._sizes(tokens.features.shape[-1], text)
         return self._make().to(tokens.features.device)
 
@@ -128,7 +129,7 @@ class Learned(TrainablePruner):
         return (self.mean + self.spread * z).to(like.dtype)
 
     def logits(self, tokens: VisualTokens) -> Tensor:
-        """What the scorer says of each token: [B N] or [B N outputs].
+        """Output of the scorer for each token: [B N] or [B N outputs].
 
         Raises:
             ValueError: the method has not been trained, or was trained for features of another width.
@@ -140,14 +141,23 @@ class Learned(TrainablePruner):
             raise ValueError(
                 f"this scorer was trained on features of width {self.dims['features']}, the model gives {tokens.features.shape[-1]}"
             )
-        return self.networks["scorer"](self.standardised(tokens.features), tokens.valid, tokens.text, tokens.text_valid)
+        return self.networks["scorer"](self.standardised(tokens.features), tokens.valid, *(self._question(tokens) or ()))
+
+    def _question(self, tokens: VisualTokens) -> Question | None:
+        """The question beside the tokens, where this scorer reads it."""
+        if QUESTION not in self.needs:
+            return None
+        found = tokens.evidence.get(QUESTION)
+        if not isinstance(found, Question):
+            raise ValueError("a question-aware scorer needs the embedded question beside the tokens")
+        return found
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return self.logits(tokens)
 
     def denoised(self, z: Tensor) -> Tensor:
         """Through the denoiser, if the method has one."""
-        assert self.networks is not None, "throttle follows build"
+        assert self.networks is not None, "build comes before relax"
         return self.networks["denoiser"](z) if "denoiser" in self.networks else z
 
     def counts(self, tokens: VisualTokens, budget: Budget) -> Tensor:
@@ -158,7 +168,7 @@ class Learned(TrainablePruner):
 
     def save_pretrained(self, folder: Path | str, **facts: Any) -> None:
         """config.json + model.safetensors + README.md in `folder`; `facts` (recipe, figures) go into config and card."""
-        assert self.networks is not None, "save follows build"
+        assert self.networks is not None, "build comes before save"
         tensors = {**self.networks.state_dict(), "mean": self.mean, "spread": self.spread}
         use = self.spec.with_options(weights=Path(folder).name)
         lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())

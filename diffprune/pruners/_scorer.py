@@ -1,4 +1,4 @@
-"""The networks every learned method shares: the same scorer and denoiser make the comparison of throttles fair.
+"""The networks every learned method shares: the same scorer and denoiser make a comparison of relaxations fair.
 
 Shapes follow DiffPrune (arXiv 2605.28051, App. A and section 4.4): a scorer of pre-norm transformer blocks over the
 tokens of one image, and a denoiser whose attention mask is the identity, which is a per-token network.
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention over living tokens and a feed-forward of four times the width; attention may be left out.
+    """Pre-norm self-attention over valid tokens and a feed-forward of four times the width; attention may be left out.
 
     SiLU is GELU's sigmoid form, x sigmoid(1.702 x) as in CLIP, up to a scale the weights learn; torch's GELU on a CPU costs four
     times as much right after other work (CONTRIBUTING, dead ends).
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class Question(nn.Module):
-    """What the question says about each token: its gist beside every token, and late interaction with every word.
+    """Question-aware features of tokens: the mean question beside every token, and late interaction with every word.
 
     Late interaction: the best gated cosine between the token and a question word, which is mapped into the tokens' own space: words
     are few and tokens many, so that whatever is learnt here is paid per word.

@@ -3,8 +3,8 @@
     F(u) = e^u / 2 for u <= 0, 1 - e^-u / 2 for u > 0        Laplace distribution function, density f(u) = e^-|u| / 2
     alpha_i = F(u_i),  u_i = s_i / tau - b,  b such that sum_i alpha_i = K
 
-Everything runs in float32 or better, per row, over living tokens only. The square roots the throttle needs are taken
-from u, never from an alpha that may have underflowed (METHODS 2.4). How we differ from the authors' code: b is exact
+Everything runs in float32 or better, per row, over valid tokens only. The square roots that mixing with noise needs are
+taken from u, never from an alpha that may have underflowed. How we differ from the authors' code: b is exact
 for rows with padding, and the backward is the analytic Jacobian instead of autograd through the sort.
 """
 
@@ -25,7 +25,7 @@ def laplace_cdf(u: Tensor) -> Tensor:
 def offset(r: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
     """b [B 1] with sum_i F(r_i - b) = budget [B], for r = s / tau [B N]; needs 0 < budget < number valid.
 
-    Between two neighbouring sorted values the sum is a quadratic in e^b; `m` living values lie at or below b.
+    Between two neighbouring sorted values the sum is a quadratic in e^b; `m` valid values lie at or below b.
     """
     num = valid.sum(1, keepdim=True)
     r = r.masked_fill(~valid, math.inf).sort(1).values  # ascending, padding last
@@ -54,7 +54,7 @@ def _running_sum(r: Tensor, finite: Tensor) -> Tensor:
 
 
 class _Offset(torch.autograd.Function):
-    """b as a function of r, with its analytic gradient: db/dr_j = f_j / sum_i f_i (METHODS 2.3)."""
+    """b as a function of r, with its analytic gradient: db/dr_j = f_j / sum_i f_i."""
 
     @staticmethod
     def forward(ctx: Any, r: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class _Offset(torch.autograd.Function):
 def centred(scores: Tensor, valid: Tensor, budget: Tensor, temperature: float) -> Tensor:
     """u [B N] = s / tau - b: the logits whose Laplace CDF sums to the budget. Differentiable in `scores` [B N].
 
-    budget: [B] float, tokens to keep. Rows with a budget of everything get u = +inf at living tokens (alpha 1);
+    budget: [B] float, tokens to keep. Rows with a budget of everything get u = +inf at valid tokens (alpha 1);
     padding gets -inf (alpha 0).
     """
     # float64: with tau = 0.02 and thousands of tokens, float32 cannot hold both s / tau and a sum exact to 1e-6

@@ -1,7 +1,7 @@
-"""DiffPrune: differentiable information throttling (arXiv 2605.28051; METHODS section 2).
+"""DiffPrune: variance-preserving noise according to a budgeted soft top-K (arXiv 2605.28051).
 
 In training every token stays and is mixed with Gaussian noise according to its retention weight; at inference the
-low scorers are physically removed. How we differ from the paper: features are standardised per channel before they are
+tokens with low scores are removed. How we differ from the paper: features are standardised per channel before they are
 noised (Eq. 5 presumes unit variance), and one scorer serves all budgets because the budget is drawn per step.
 """
 
@@ -20,11 +20,9 @@ class DiffPrune(Learned):
     """`diffprune(weights='folder')`; `question_aware=True` lets the scorer read the question."""
 
     label = "DiffPrune"
-    kind = "trained"
-
     reference = Reference("Beyond Surrogate Gradients: Fully Differentiable Token Pruning for Vision-Language Models", "2605.28051")
 
-    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
         """Eq. 2-5: alpha = soft top-K of s / tau, x~ = sqrt(alpha) z + sqrt(1 - alpha) noise, x- = denoiser(x~)."""
         z = self.standardised(tokens.features)
         u = centred(self.logits(tokens), tokens.valid, self.counts(tokens, budget), temperature)

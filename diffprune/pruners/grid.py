@@ -1,4 +1,4 @@
-"""Evenly spread tokens: what a lower resolution would keep (METHODS 6.1)."""
+"""Evenly spread tokens: what a lower resolution would keep (a control)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import torch
 
-from diffprune.core.budget import Budget
 from diffprune.core.pruner import Pruner
+from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
 
 
@@ -35,15 +35,14 @@ class Grid(Pruner):
     """Keeps a regular grid of tokens; looks at nothing."""
 
     label = "Grid"
-    kind = "rule"
 
-    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        keep, total = torch.zeros_like(tokens.valid), tokens.valid.shape[1]
+    def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
+        keep, total, budget = torch.zeros_like(tokens.valid), tokens.valid.shape[1], cut.budget
         if tokens.grid and math.prod(tokens.grid) == total and bool(tokens.valid.all()):
             keep[:, list(cells(*tokens.grid, budget.count(total)))] = True
-            return Selection(keep, tokens.features)
+            return Selection(keep)
         for row, valid in enumerate(tokens.valid):  # some lack tokens: evenly along what is left
             index = valid.nonzero().squeeze(1)
             rows, columns = tokens.grid if tokens.grid and len(index) == math.prod(tokens.grid) else (1, len(index))
             keep[row, index[list(cells(rows, columns, budget.count(len(index))))]] = True
-        return Selection(keep, tokens.features)
+        return Selection(keep)

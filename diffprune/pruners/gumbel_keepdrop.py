@@ -1,4 +1,4 @@
-"""Per-token keep/drop Gumbel-Softmax with masked attention and a ratio loss (DynamicViT, Dynamic-LLaVA; METHODS 3.2).
+"""Per-token keep/drop Gumbel-Softmax with masked attention and a ratio loss (DynamicViT, Dynamic-LLaVA).
 
 The like-for-like variant: DiffPrune's scorer body with two logits per token, the frozen VLM, lambda = 100. Features are
 not degraded; a dropped token stops being a key in every decoder layer. There is no noise to undo, hence no denoiser.
@@ -12,21 +12,19 @@ import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
+from diffprune.core.fitted import Annealing, Progress
 from diffprune.core.pruner import Reference
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.pruners._learned import Learned
 
 
 class GumbelKeepDrop(Learned):
-    """Each token decides for itself; `ratio_weight` pulls the mean towards the budget."""
+    """Keeps or drops every token on its own; `ratio_weight` pulls the mean towards the budget."""
 
     label = "Gumbel keep/drop"
-    kind = "trained"
-
     reference = Reference("DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", "2106.02034")
     outputs = 2
     attention_implementation = "masked_softmax"
-    schedule = "geometric"
 
     def __init__(
         self,
@@ -41,11 +39,15 @@ class GumbelKeepDrop(Learned):
         self.ratio_weight = ratio_weight
         super().__init__(weights, question_aware=question_aware, attention=attention, denoiser=False, depth=depth, width=width)
 
+    def temperature(self, progress: Progress, annealing: Annealing) -> float:
+        """Geometric from 1 to the recipe's last temperature over all steps, as in Dynamic-LLaVA (arXiv 2412.00876)."""
+        return float(annealing.end ** (progress.step / max(progress.steps - 1, 1)))
+
     def score(self, tokens: VisualTokens) -> Tensor:
         keep, drop = self.logits(tokens).unbind(-1)
         return keep - drop
 
-    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
         logits = self.logits(tokens).log_softmax(-1)
         uniform = torch.rand(logits.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(logits.device)
         soft = ((logits - (-uniform.log()).log()) / temperature).softmax(-1)[..., 0]

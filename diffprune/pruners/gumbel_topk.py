@@ -1,6 +1,6 @@
-"""Gumbel-Softmax with a hard top-K and a straight-through gradient: the paper's own control (METHODS 3.1).
+"""Gumbel-Softmax with a hard top-K and a straight-through gradient: DiffPrune's own control (arXiv 2605.28051, section 3.1).
 
-Same scorer, denoiser, data, schedule and budgets as DiffPrune; only the throttle changes.
+Same scorer, denoiser, data, schedule and budgets as DiffPrune; only the relaxation changes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ class GumbelTopK(Learned):
     """m = top-K of s + Gumbel noise; a dropped token becomes its filler but keeps its slot, so it still gets gradient.
 
     backward: "relaxed" uses the Jacobian of the soft top-K of the same perturbed scores, "identity" passes dL/dm to s.
-    filler:   "noise" (what DiffPrune's throttle gives at alpha = 0), or "mean" (zero in standardised space), with which the
+    filler:   "noise" (what DiffPrune gives at alpha = 0), or "mean" (zero in standardised space), with which the
               scorer hardly trains on the embedded model.
     """
 
     label = "Gumbel top-K"
-    kind = "trained"
-
     reference = Reference("Categorical Reparameterization with Gumbel-Softmax; control of DiffPrune, section 3.1", "1611.01144")
 
     def __init__(
@@ -49,7 +47,7 @@ class GumbelTopK(Learned):
         self.backward, self.filler = backward, filler
         super().__init__(weights, question_aware=question_aware, attention=attention, denoiser=denoiser, depth=depth, width=width)
 
-    def throttle(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
         z, scores, counts = self.standardised(tokens.features), self.logits(tokens), self.counts(tokens, budget)
         uniform = torch.rand(scores.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(scores.device)
         perturbed = scores - (-uniform.log()).log()

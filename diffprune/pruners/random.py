@@ -1,4 +1,4 @@
-"""Random tokens: the lower bound a method must beat (METHODS 6.1)."""
+"""Random tokens: the lower bound a method must beat (a control)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from diffprune.core.pruner import Need, ScorePruner
+from diffprune.core.evidence import IDENTITY
+from diffprune.core.pruner import Kind, ScorePruner
 from diffprune.core.tokens import VisualTokens
 
 
@@ -15,18 +16,16 @@ class Random(ScorePruner):
     """Uniform without replacement, keyed by `seed` and the image: the same in any batch, on any worker."""
 
     label = "Random"
-    kind = "control"
+    kind = Kind.CONTROL
     replicate_options = frozenset({"seed"})
-
-    needs = frozenset({Need.IDENTITY})
+    needs = frozenset({IDENTITY})
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        assert tokens.identity is not None, "the path provides what `needs` asks for"
         rows = []
-        for identity in tokens.identity.tolist():
+        for identity in tokens.given(IDENTITY).tolist():
             key = hashlib.sha256(f"{self.seed} {identity}".encode()).digest()
             rows.append(
                 torch.rand(tokens.valid.shape[1], generator=torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from diffprune.core.budget import Budget
-from diffprune.core.pruner import Cut, Pruner
+from diffprune.core.pruner import Kind, Pruner
+from diffprune.core.site import Cut, Plan
 from diffprune.core.tokens import Selection, VisualTokens
+from diffprune.core.vlm import Shape
 
 
 class Unpruned(Pruner):
     """Keeps every token, whatever the budget."""
 
     label = "Unpruned"
-    kind = "bound"
+    kind = Kind.BOUND
 
-    def plan(self, budget: Budget) -> tuple[Cut, ...]:
+    def cuts(self, budget: Budget, shape: Shape) -> Plan:
         return ()
 
-    def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        return Selection(tokens.valid, tokens.features)
+    def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
+        return Selection(tokens.valid)

@@ -1,4 +1,4 @@
-"""The one path from a batch to logits, and what runs it inside a user's own calls.
+"""The one path from a batch to logits, and forward hooks that run it inside a user's own calls.
 
 `path` holds the functions; they are re-exported here, so that a caller writes `pruning.shrink(...)`.
 """
@@ -13,6 +13,8 @@ from diffprune.pruning.path import (
     embeddings,
     forward,
     generate,
+    merged,
+    plan_of,
     rows_of_images,
     select,
     shrink,
@@ -20,6 +22,6 @@ from diffprune.pruning.path import (
 )
 
 __all__ = [
-    "POSITIONS", "Packed", "answer", "blind", "cut", "decoder_inputs", "embeddings", "forward", "generate", "rows_of_images",
-    "select", "shrink", "with_question",
+    "POSITIONS", "Packed", "answer", "blind", "cut", "decoder_inputs", "embeddings", "forward", "generate", "merged",
+    "plan_of", "rows_of_images", "select", "shrink", "with_question",
 ]  # fmt: skip

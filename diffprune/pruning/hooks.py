@@ -1,10 +1,10 @@
 """Prune inside a model's own calls: `with pruned(model, pruner, budget): model.generate(**inputs)`.
 
-Two things listen while the block runs. A forward pre-hook: at prefill it encodes the pictures, cuts the rows and hands both to the
-model's own forward; at every later step it only shortens the attention mask, whose other columns were never cached. And, since
-`generate` encodes pictures before any forward sees them, an attribute on the instance that notes what `get_image_features` is asked
-for and leaves the encoding to the hook. Both are removed on exit and nothing else is touched, so sampling, beams, streaming and
-several answers per prompt are the library's own.
+While the block runs there are a forward pre-hook and a patched `get_image_features`. The hook encodes the images at prefill, cuts
+the rows and hands both to the model's own forward; at every later step it only shortens the attention mask, whose other columns
+were never cached. `generate` encodes images before any forward sees them, so the patch records its arguments and leaves the
+encoding to the hook. Both are removed on exit and nothing else is touched, so sampling, beams, streaming and several answers per
+prompt are the library's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _active: WeakSet[torch.nn.Module] = WeakSet()
 
 
 class Pruned:
-    """What happens inside the block. selection: survivors of the newest prefill, for `diffprune.overlay`."""
+    """State of a `pruned` block. selection: survivors of the newest prefill, for `diffprune.overlay`."""
 
     def __init__(self, vlm: VLM, pruner: Pruner, budget: Budget, positions: str) -> None:
         self.vlm, self.pruner, self.budget, self.positions = vlm, pruner, budget, positions
@@ -42,19 +42,19 @@ class Pruned:
         self._short: Prompts | None = None
         self._offset = 0  # from positions of the rows to those the forward expects
 
-    def listening(self, encode: Callable[..., Any]) -> Callable[..., Any]:
-        """`get_image_features` as `generate` calls it: notes the pictures and encodes nothing yet."""
+    def deferring(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+        """A `get_image_features` that records its arguments and encodes nothing yet."""
         signature = inspect.signature(encode)
 
         @functools.wraps(encode)
-        def note(*args: Any, **options: Any) -> Any:
+        def record(*args: Any, **options: Any) -> Any:
             self._asked = self.vlm.deferred(), dict(signature.bind(*args, **options).arguments)
             return self._asked[0]
 
-        return note
+        return record
 
     def before(self, module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The hook: arguments of the model's own forward, changed.
+        """The forward pre-hook: arguments of the model's own forward, changed.
 
         Raises:
             ValueError: a call that cannot be pruned; the sentence says which and what to do.
@@ -201,9 +201,11 @@ def pruned(model: Any, pruner: Pruner, budget: Budget, *, positions: str = "orig
     model returns logits of the shortened rows, whose padding stands on the left.
 
     Raises:
-        ValueError: no supported VLM, or one that is already pruned; later, a call that cannot be pruned.
+        ValueError: no supported VLM, one that is already pruned, or that lacks what the method needs; later, a call that cannot be
+            pruned.
     """
     vlm = wrap(model)
+    vlm.check_evidence(pruner.needs)
     if positions not in pruning.POSITIONS:
         raise ValueError(f"positions is {positions!r}; it is one of {', '.join(pruning.POSITIONS)}")
     if model in _active:
@@ -213,7 +215,7 @@ def pruned(model: Any, pruner: Pruner, budget: Budget, *, positions: str = "orig
     hook = model.register_forward_pre_hook(session.before, with_kwargs=True)
     base, name = model.base_model, "get_image_features"
     own = vars(base).get(name)
-    setattr(base, name, session.listening(getattr(base, name)))
+    setattr(base, name, session.deferring(getattr(base, name)))
     try:
         yield session
     finally:

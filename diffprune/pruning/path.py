@@ -1,10 +1,10 @@
 """The path from a batch to logits, one for every method and every family.
 
-    encode -> select (project) -> cut -> the model's own forward / generate
+    encode -> select (merge, project) -> cut -> the model's own forward / generate
 
-A pruner only ever answers with a mask over the visual tokens of its image. Here, and only here, the sequence gets
-shorter: token ids, mask, positions, features and what travels with them are cut by the same mask. Survivors keep their original
-positions unless asked otherwise. A row may show several images; each has its own budget.
+A pruner answers with a mask over the visual tokens of its image, and with where the others go. Here, and only here, tokens are
+merged and the sequence gets shorter: token ids, mask, positions, features and DeepStack features are cut by the same mask.
+Survivors keep their original positions unless asked otherwise. A row may show several images; each has its own budget.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
-from diffprune.core.pruner import Need, Pruner, Stage
+from diffprune.core.evidence import QUESTION, Question
+from diffprune.core.pruner import Pruner
+from diffprune.core.site import Plan, Stage, in_order
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.io.image import open_image
@@ -31,8 +33,8 @@ class Packed:
 
     kept, total: [I] int, visual tokens of each image after and before; separators are counted apart.
     lengths:     [I] int, `sizes` where there are separators; None where they are the kept.
-    deepstack:  [M C], what travels beside each row of `features`.
-    selection:   what the pruner left of each image.
+    deepstack:  [M C], DeepStack features of each row of `features`.
+    selection:  what the pruner left of each image.
     """
 
     prompts: Prompts
@@ -63,39 +65,86 @@ def rows_of_images(prompts: Prompts, tokens: VisualTokens) -> Tensor:
     return torch.searchsorted(slots.cumsum(0), sizes.cumsum(0) - sizes, right=True)
 
 
-def question_tokens(vlm: VLM, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Embedded question of each row: ([B T D_text], [B T] bool), padded on the left to the longest."""
+def embedded_question(vlm: VLM, prompts: Prompts) -> Question:
+    """Embedded question of each row, padded on the left to the longest."""
     longest = max(int(prompts.question.sum(1).max()), 1)
     order = prompts.question.int().argsort(dim=1, stable=True)[:, -longest:]
-    return vlm.embed(prompts.input_ids.gather(1, order)), prompts.question.gather(1, order)
+    return Question(vlm.embed(prompts.input_ids.gather(1, order)), prompts.question.gather(1, order))
 
 
 def with_question(vlm: VLM, prompts: Prompts, tokens: VisualTokens) -> VisualTokens:
     """`tokens` with the question of its row beside each image."""
-    text, valid = question_tokens(vlm, prompts)
+    question = embedded_question(vlm, prompts)
     if len(tokens) != len(prompts):
         owner = rows_of_images(prompts, tokens)
-        text, valid = text[owner], valid[owner]
-    return replace(tokens, text=text, text_valid=valid)
+        question = Question(question.embedding[owner], question.valid[owner])
+    return replace(tokens, evidence={**tokens.evidence, QUESTION: question})
+
+
+def plan_of(vlm: VLM, pruner: Pruner, budget: Budget) -> Plan:
+    """The cuts of a method in order.
+
+    Raises:
+        ValueError: a budget that the method cannot meet, or a cut inside the decoder, where nothing can be removed yet.
+    """
+    plan = in_order(pruner.cuts(budget, vlm.shape))
+    if plan and plan[-1].site.stage is Stage.DECODER:
+        raise ValueError(f"{pruner.label} cuts {plan[-1].site}, but tokens can only be removed before the decoder so far")
+    return plan
 
 
 def select(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget) -> VisualTokens:
     """Run the pruner's plan: the tokens with `valid` reduced to the survivors, projected if a cut looked at them so.
 
     tokens: of the rows' images in order (`VisualTokens.__getitem__` repeats shared encodings).
+
+    Raises:
+        ValueError: a budget or a cut that `plan_of` refuses.
     """
-    if Need.TEXT in pruner.needs:
+    if QUESTION in pruner.needs:
         tokens = with_question(vlm, prompts, tokens)
-    for cut in sorted(pruner.plan(budget), key=lambda cut: cut.stage.value):
-        if cut.stage is Stage.PROJECTED and not tokens.projected:
+    for step in plan_of(vlm, pruner, budget):
+        if step.site.stage is Stage.PROJECTED and not tokens.projected:
             tokens = _projected(vlm, tokens)
-        chosen = pruner.select(tokens, cut.budget)
-        tokens = replace(tokens, features=chosen.features, valid=chosen.keep)
+        chosen = pruner.select(tokens, step)
+        if chosen.features is not None:
+            tokens = replace(tokens, features=chosen.features)
+        if chosen.into is not None:
+            tokens = merged(tokens, chosen.keep, chosen.into, chosen.weight)
+        tokens = replace(tokens, valid=chosen.keep)
     return tokens
 
 
+def merged(tokens: VisualTokens, keep: Tensor, into: Tensor, weight: Tensor | None = None) -> VisualTokens:
+    """Survivors as weighted means of themselves and the tokens merged into them; sizes add up. `valid` is left as it is.
+
+        x_i <- (w_i x_i + sum_j w_j x_j) / (w_i + sum_j w_j),  s_i <- s_i + sum_j s_j,  over removed tokens j with into_j = i
+
+    keep, into, weight: of `Selection`; w is `weight`, or the sizes s. Features and DeepStack features go the same way. A survivor
+    that nothing is merged into, or only tokens of weight 0 while its own is 0, stays as it is, bit by bit.
+    """
+    size = torch.ones_like(into, dtype=torch.float32) if tokens.size is None else tokens.size
+    weight = size if weight is None else weight.float()
+    moves = tokens.valid & ~keep & (into >= 0)
+    target, num = into.masked_fill(~moves, into.shape[1]), into.shape[1]  # what goes nowhere is added up behind the last token
+
+    def arriving(values: Tensor) -> Tensor:
+        index = target if values.ndim == 2 else target[..., None].expand_as(values)
+        return values.new_zeros(len(values), num + 1, *values.shape[2:]).scatter_add_(1, index, values)[:, :num]
+
+    total = weight + arriving(weight)
+    changed = ((arriving(moves.float()) > 0) & (total > 0))[..., None]
+
+    def mean(values: Tensor) -> Tensor:
+        weighted = values.float() * weight[..., None]
+        return torch.where(changed, ((weighted + arriving(weighted)) / total[..., None]).to(values.dtype), values)
+
+    deepstack = None if tokens.deepstack is None else mean(tokens.deepstack)
+    return replace(tokens, features=mean(tokens.features), deepstack=deepstack, size=size + arriving(size))
+
+
 def _projected(vlm: VLM, tokens: VisualTokens) -> VisualTokens:
-    """Project the survivors only; the others become zeros nobody reads."""
+    """Project the survivors only; other positions are zero-filled."""
     kept = vlm.project(tokens.features[tokens.valid])
     features = kept.new_zeros(*tokens.valid.shape, kept.shape[-1])
     features[tokens.valid] = kept
@@ -106,7 +155,7 @@ def embeddings(vlm: VLM, tokens: VisualTokens) -> Tensor:
     """[M D_text]: what stands in the slots of the tokens that are present, in order; separators have their own embedding."""
     rows = tokens.features[tokens.valid]
     rows = rows if tokens.projected else vlm.project(rows)
-    if tokens.line is None:
+    if tokens.row_id is None:
         return rows
     present = tokens.present
     found = vlm.separator().to(rows.dtype).repeat(int(present.sum()), 1)
@@ -114,7 +163,7 @@ def embeddings(vlm: VLM, tokens: VisualTokens) -> Tensor:
 
 
 def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original") -> Prompts:
-    """The rows at their living places [B S] bool, padded on the left.
+    """The rows at the positions that are left [B S] bool, padded on the left.
 
     positions: "original" keeps those of the full row; "compact" counts what is left.
 
@@ -126,10 +175,10 @@ def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original
     length = int(live.sum(1).max())
     order = live.int().argsort(dim=1, stable=True)[:, -length:]
     rows = live.gather(1, order)
-    dead = ~rows
+    gone = ~rows
 
     def at(values: Tensor, fill: int | bool) -> Tensor:
-        return values.gather(1, order).masked_fill_(dead, fill)
+        return values.gather(1, order).masked_fill_(gone, fill)
 
     where = prompts.position_ids
     if positions == "compact" or where.ndim == 3:
@@ -160,9 +209,9 @@ def shrink(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, bud
         features=embeddings(vlm, left),
         kept=left.counts,
         total=tokens.counts,
-        lengths=None if left.line is None else after.sum(1),
+        lengths=None if left.row_id is None else after.sum(1),
         deepstack=None if left.deepstack is None else left.deepstack[after],
-        selection=Selection(left.valid, left.features, left.grid),
+        selection=Selection(left.valid, grid=left.grid),
     )
 
 

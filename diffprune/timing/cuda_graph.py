@@ -6,7 +6,7 @@ padding counts as cost; the unpruned request runs at its own length, as it is th
 method at one count are a graph, prefill of one bucket is another; both are compared with the path of mode `eager` when captured.
 
 A threshold keeps as many tokens as the image asks for, so its shapes are not fixed: it is refused. A method whose scores are made
-on the host (`Need.IDENTITY`: random) is scored there, outside the graph, at its own cost.
+on the host (`IDENTITY`: random) is scored there, outside the graph, at its own cost.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from diffprune import pruning
 from diffprune.core.budget import Budget
-from diffprune.core.pruner import Need, Pruner, Stage
+from diffprune.core.evidence import IDENTITY
+from diffprune.core.pruner import Pruner, ScorePruner
+from diffprune.core.site import ENCODED
 from diffprune.core.tokens import VisualTokens
-from diffprune.core.vlm import VLM, Prompts
+from diffprune.core.vlm import VLM, Prompts, Shape
 from diffprune.timing import eager, fixed_shape
 from diffprune.timing.clock import Clock, Marks
 from diffprune.timing.eager import Inputs, Ready, Spans
@@ -96,7 +98,7 @@ def refuse_family(vlm: VLM) -> None:
 
 
 class Graphs:
-    """Mode `graph` of `session.Session`, in place of the module `timed`.
+    """Mode `graph` of `session.Session`, in place of the module `eager`.
 
     record: makes a replayable function; another one than `Captured` lets the path run without CUDA.
     """
@@ -126,7 +128,7 @@ class Graphs:
             ValueError: a budget or a method without fixed shapes.
         """
         assert not parts, "one of UNTIMED"
-        if not pruner.plan(budget):
+        if not pruner.cuts(budget, vlm.shape):
             ready, spans = eager.shrink(vlm, inputs, pruner, budget, clock)
             return self._fit(ready, 1), spans
         tokens = inputs.for_(pruner)
@@ -141,7 +143,7 @@ class Graphs:
         with marks.span("whole"):
             rows = choose(*_values(request), *_host_scores(pruner, tokens))[0]
             with marks.span("project"):
-                rows = fixed_shape.projected(vlm, rows, tokens.line is not None)
+                rows = fixed_shape.projected(vlm, rows, tokens.row_id is not None)
         spent = marks.totals()
         spans = {"project": spent["project"], "overhead": spent["whole"] - spent["project"]}
         kept = torch.full((len(tokens),), plan.count, device=tokens.valid.device)
@@ -152,11 +154,11 @@ class Graphs:
         key = ("choose", id(pruner), plan, *(tuple(value.shape) for value in _values(request)))
         if key not in self._made:
             tokens, own = inputs.for_(pruner), len(_values(request))
-            score = _scores(pruner, budget)
+            score = _scores(pruner, budget, self.vlm.shape)
 
             def call(*values: Tensor) -> tuple[fixed_shape.Rows, Tensor]:
                 asked = fixed_shape.Request(*values[:own])
-                seen = replace(tokens, features=asked.features, valid=asked.valid, line=asked.line)
+                seen = replace(tokens, features=asked.features, valid=asked.valid, row_id=asked.row_id)
                 return fixed_shape.choose(asked, values[own] if len(values) > own else score(seen), plan)
 
             examples = (*_values(request), *_host_scores(pruner, tokens))
@@ -269,18 +271,18 @@ def _values(request: fixed_shape.Request) -> tuple[Tensor, ...]:
 
 def _host_scores(pruner: Any, tokens: VisualTokens) -> tuple[Tensor, ...]:
     """Scores of a method that makes them on the host; nothing where the graph makes them."""
-    return (pruner.score(tokens),) if Need.IDENTITY in pruner.needs else ()
+    return (pruner.score(tokens),) if IDENTITY in pruner.needs else ()
 
 
-def _scores(pruner: Pruner, budget: Budget) -> Callable[[VisualTokens], Tensor]:
+def _scores(pruner: Pruner, budget: Budget, shape: Shape) -> Callable[[VisualTokens], Tensor]:
     """The scores of a method.
 
     Raises:
-        ValueError: a method that does not score, looks at more than features, or cuts elsewhere than before the projector.
+        ValueError: a method that does more than score, looks at more than features, or cuts elsewhere than before the projector.
     """
     own: Callable[[VisualTokens], Tensor] | None = getattr(pruner, "score", None)
-    served = own is not None and not pruner.needs - {Need.IDENTITY}
-    if own is None or not served or [cut.stage for cut in pruner.plan(budget)] != [Stage.ENCODED]:
+    served = getattr(type(pruner), "select", None) is ScorePruner.select and not pruner.needs - {IDENTITY}
+    if own is None or not served or [cut.site for cut in pruner.cuts(budget, shape)] != [ENCODED]:
         raise ValueError(
             f"{pruner.spec.name or type(pruner).__name__}: mode graph serves methods that score the encoder's tokens "
             "by their features, in one cut; use mode eager"

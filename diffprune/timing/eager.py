@@ -1,4 +1,4 @@
-"""One request, timed: the same path as `prune`, with marks around its parts.
+"""Mode `eager`: one timed request through the same path as `pruning`, with marks around its parts.
 
 What a method adds before prefill is *overhead*: reading the encoder beyond its plain output, embedding the question, scoring,
 selecting, cutting ids, mask, positions and features, and handing them over. Projection is no overhead: every request needs it, the
@@ -16,12 +16,13 @@ import torch
 
 from diffprune import pruning
 from diffprune.core.budget import Budget
-from diffprune.core.pruner import Need, Pruner
+from diffprune.core.evidence import Evidence
+from diffprune.core.pruner import Pruner
+from diffprune.core.site import Cut
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.timing.clock import Clock, Marks
 
-NOT_OF_THE_ENCODER = frozenset({Need.TEXT, Need.IDENTITY})  # the question; the name of an image, bookkeeping of `random`
 Spans = dict[str, float]  # name -> ms
 UNTIMED: frozenset[str] = frozenset()
 
@@ -40,9 +41,8 @@ class Inputs:
     prompts: Prompts
 
     def for_(self, pruner: Pruner) -> VisualTokens:
-        """What this method may look at, as if it had been encoded for it alone."""
-        attention = self.tokens.attention if Need.ENCODER_ATTENTION in pruner.needs else None
-        return replace(self.tokens, attention=attention, identity=self.tokens.identity if Need.IDENTITY in pruner.needs else None)
+        """The tokens with the evidence of this method, as if they had been encoded for it alone."""
+        return self.tokens.showing(pruner.needs)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Ready:
 
 
 class Mode(Protocol):
-    """How requests run. The functions of this module are mode "eager", and say what each does; `graphed.Graphs` is "graph".
+    """How requests run. The functions of this module are mode "eager", and say what each does; `cuda_graph.Graphs` is "graph".
 
     UNTIMED: spans the mode cannot tell apart or does not run.
     """
@@ -89,7 +89,12 @@ class Mode(Protocol):
         """ms per token."""
 
 
-def prepare(vlm: VLM, images: Sequence[Any], questions: Sequence[str], needs: frozenset[Need]) -> Inputs:
+def from_encoder(needs: frozenset[Evidence]) -> frozenset[Evidence]:
+    """The part of a method's needs that makes the encoder slower; the question and the identity of an image do not."""
+    return frozenset(evidence for evidence in needs if evidence.from_encoder)
+
+
+def prepare(vlm: VLM, images: Sequence[Any], questions: Sequence[str], needs: frozenset[Evidence]) -> Inputs:
     """Encode and tokenise one batch, untimed."""
     pixels = vlm.pixels(images)
     tokens = vlm.encode(pixels, needs)
@@ -107,9 +112,10 @@ def marked(value: Any, **calls: Callable[..., Any]) -> Any:
 def _marked_pruner(pruner: Pruner, marks: Marks) -> Pruner:
     """The method with marks around `select`, and around the budget's `pick` inside it where it uses one."""
 
-    def select(tokens: VisualTokens, budget: Budget) -> Any:
+    def select(tokens: VisualTokens, cut: Cut) -> Any:
+        probe = marked(cut.budget, pick=marks.around("select", cut.budget.pick))
         with marks.span("choose"):
-            return pruner.select(tokens, marked(budget, pick=marks.around("select", budget.pick)))
+            return pruner.select(tokens, replace(cut, budget=probe))
 
     probe: Pruner = marked(pruner, select=select)
     return probe
@@ -148,7 +154,7 @@ def native(vlm: VLM, inputs: Inputs, kept: Sequence[int]) -> Ready:
     first = replace(tokens, valid=tokens.valid & (rank <= torch.tensor(list(kept), device=rank.device)[:, None]))
     live = prompts.attention_mask.bool()
     live[prompts.slots] = first.present[tokens.present]
-    lengths = None if tokens.line is None else first.present.sum(1)
+    lengths = None if tokens.row_id is None else first.present.sum(1)
     deepstack = None if tokens.deepstack is None else tokens.deepstack[first.present]
     short, features = pruning.cut(prompts, live, positions="compact"), pruning.embeddings(vlm, first)
     packed = pruning.Packed(short, features, first.counts, first.counts, lengths, deepstack)
@@ -164,12 +170,12 @@ def prefill(vlm: VLM, ready: Ready, clock: Clock) -> tuple[float, Any]:
     return marks.totals()["prefill"], output
 
 
-def encode(vlm: VLM, inputs: Inputs, needs: frozenset[Need], clock: Clock) -> tuple[float, float]:
+def encode(vlm: VLM, inputs: Inputs, needs: frozenset[Evidence], clock: Clock) -> tuple[float, float]:
     """(ms of the encoder with what `needs` asks of it, ms of that after the vision tower's end: what the needs add).
 
     The second is nan where the family does not say which module its encoder is, and 0 without needs.
     """
-    needs = needs - NOT_OF_THE_ENCODER
+    needs = from_encoder(needs)
     marks, ends = Marks(clock), []
     tower = getattr(vlm.model, "get_encoder", lambda **_: None)(modality="image") if needs else None
     hook = tower.register_forward_hook(lambda *_: ends.append(clock.mark())) if isinstance(tower, torch.nn.Module) else None

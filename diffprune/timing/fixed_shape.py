@@ -1,11 +1,11 @@
 """The path from scores to logits at lengths known beforehand, in which no host ever waits for the device.
 
-`prune` reads counts back from the device to shorten sequences exactly, which a CUDA graph cannot contain. Where the budget is a
+`pruning` reads counts back from the device to shorten sequences exactly, which a CUDA graph cannot contain. Where the budget is a
 count and every row is padded to a given length, nothing has to be read back: choosing, cutting and prefill have fixed shapes.
-The answers are those of `prune`, ties included, which is its oracle. One image per row; rows are padded on the left.
+The answers are those of `pruning`, ties included, which is its oracle. One image per row; rows are padded on the left.
 
-A family that ends lines with separators keeps a number of them that depends on the choice: they get places up to the length, and
-what is left over is padding.
+A family that ends rows of tokens with separators keeps a number of them that depends on the choice: they get places up to the
+length, and what is left over is padding.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from diffprune.core.vlm import VLM, Prompts
 class Plan:
     """What must be known on the host before a row is cut.
 
-    count:  tokens kept of each image. length: of the rows, padding included. lines: highest number of a line, 0 without separators.
+    count:  tokens kept of each image. length: of the rows, padding included. last: highest `row_id`, 0 without separators.
     padded: rows may be shorter than `length`, so attention needs a mask.
     """
 
     count: int
     length: int
-    lines: int
+    last: int
     padded: bool
 
 
@@ -54,7 +54,7 @@ class Rows(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Tensors of a request before it is cut. features [B N D], valid [B N], line [B N] or none; of the full rows mask [B S] bool,
+    """Tensors of a request before it is cut. features [B N D], valid [B N], row_id [B N] or none; of the full rows mask [B S] bool,
     slots [B S], table [B S 1+R]: ids and positions side by side, so that one gather fetches both."""
 
     features: Tensor
@@ -62,7 +62,7 @@ class Request(NamedTuple):
     mask: Tensor
     slots: Tensor
     table: Tensor
-    line: Tensor | None = None
+    row_id: Tensor | None = None
 
 
 def bucket(length: int, step: int) -> int:
@@ -74,20 +74,20 @@ def plan(tokens: VisualTokens, prompts: Prompts, budget: Budget, step: int) -> P
     """Read what `choose` must know; once per shape of request, outside what is captured.
 
     Raises:
-        ValueError: a threshold or different counts, several images in a row, padded visual tokens, or what travels beside them.
+        ValueError: a threshold or different counts, several images in a row, padded visual tokens, or DeepStack features.
     """
     if len(tokens) != len(prompts):
         raise ValueError(f"rows of fixed length show one image each; {len(prompts)} rows show {len(tokens)} images")
-    if tokens.deepstack is not None or not bool((tokens.valid if tokens.line is None else tokens.present).all()):
+    if tokens.deepstack is not None or not bool((tokens.valid if tokens.row_id is None else tokens.present).all()):
         raise ValueError("rows of fixed length take images of one size, of families whose features enter at one decoder layer")
     kept = {budget.count(n) for n in tokens.counts.tolist()}
     if len(kept) > 1:
         raise ValueError(f"{budget} keeps {min(kept)} to {max(kept)} tokens of these images; rows of fixed length need one count")
     (count,) = kept
     text = (prompts.attention_mask.sum(1) - prompts.slots.sum(1)).tolist()
-    lines = 0 if tokens.line is None else int(tokens.line.abs().max())
-    length = bucket(max(text) + count + min(lines, count), step)
-    return Plan(count, length, lines, padded=lines > 0 or min(text) + count < length)
+    last = 0 if tokens.row_id is None else int(tokens.row_id.abs().max())
+    length = bucket(max(text) + count + min(last, count), step)
+    return Plan(count, length, last, padded=last > 0 or min(text) + count < length)
 
 
 def request(tokens: VisualTokens, prompts: Prompts, length: int) -> Request:
@@ -96,7 +96,7 @@ def request(tokens: VisualTokens, prompts: Prompts, length: int) -> Request:
     where = prompts.position_ids if prompts.position_ids.ndim == 3 else prompts.position_ids[..., None]
     table = torch.cat([prompts.input_ids[..., None], where], -1)
     mask, slots = (functional.pad(m.bool(), (more, 0)) for m in (prompts.attention_mask, prompts.slots))
-    return Request(tokens.features, tokens.valid, mask, slots, functional.pad(table, (0, 0, more, 0)), tokens.line)
+    return Request(tokens.features, tokens.valid, mask, slots, functional.pad(table, (0, 0, more, 0)), tokens.row_id)
 
 
 def compact(mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ def choose(asked: Request, scores: Tensor, fixed: Plan) -> tuple[Rows, Tensor]:
     """
     best = scores.float().masked_fill(~asked.valid, -math.inf).argsort(dim=1, descending=True, stable=True)[:, : fixed.count]
     keep = torch.zeros_like(asked.valid).scatter_(1, best, True)
-    present = keep if asked.line is None else with_separators(keep, asked.line, fixed.lines)
+    present = keep if asked.row_id is None else with_separators(keep, asked.row_id, fixed.last)
     slot = (asked.slots.cumsum(1) - 1).clamp_min(0)  # which of its image's entries a slot stands for
     live = torch.where(asked.slots, present.gather(1, slot), asked.mask)
     places, rows = compact(live, fixed.length)
@@ -166,11 +166,11 @@ def prefill(vlm: VLM, rows: Rows, padded: bool) -> Any:
     )  # fmt: skip
 
 
-# --- to and from `prune` -----------------------------------------------------------------------------------------------
+# --- to and from `pruning` ---------------------------------------------------------------------------------------------
 
 
 def fitted(packed: pruning.Packed, length: int, dtype: torch.dtype) -> Rows:
-    """Rows that `prune` cut, lengthened on the left to `length`."""
+    """Rows that `pruning` cut, lengthened on the left to `length`."""
     prompts, more = packed.prompts, length - packed.prompts.input_ids.shape[1]
     rank = torch.where(prompts.slots, prompts.slots.cumsum(1) - 1, -1)
     where = prompts.position_ids
@@ -184,7 +184,7 @@ def fitted(packed: pruning.Packed, length: int, dtype: torch.dtype) -> Rows:
 
 
 def unfitted(rows: Rows, kept: Tensor, total: Tensor) -> pruning.Packed:
-    """Rows of fixed length as `prune` packs them: without padding that no row needs, features in the order of their slots."""
+    """Rows of fixed length as `pruning` packs them: without padding that no row needs, features in the order of their slots."""
     slots = rows.rank >= 0
     asked = Prompts(rows.input_ids, rows.mask.long(), rows.position_ids, slots, torch.zeros_like(slots))
     owner = torch.arange(len(slots), device=slots.device)[:, None].expand_as(slots)

@@ -11,21 +11,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from diffprune.core.pruner import Cut
+from diffprune.core.site import Cut, in_order
 from diffprune.core.vlm import Shape
 
 
 def tokens_per_layer(cuts: Sequence[Cut], total: int, layers: int) -> tuple[int, ...]:
-    """Visual tokens *entering* each decoder layer, from a plan alone.
-
-    Both stages of today lie before the decoder, so all layers see the same number.
+    """Visual tokens *entering* each decoder layer, from a plan alone. total: of the image before any cut.
 
     Raises:
-        ValueError: a cut by threshold, whose count differs from image to image; pass the count that was left instead.
+        ValueError: a cut by threshold, whose count differs from image to image; pass the count that was left instead. Or one
+            behind the last layer.
     """
-    for cut in cuts:
+    seen: list[int] = []
+    for cut in in_order(cuts):
+        if cut.site.layer >= layers:
+            raise ValueError(f"a cut {cut.site} saves nothing in a decoder of {layers} layers")
+        seen += [total] * (cut.site.layer - len(seen))
         total = cut.budget.count(total)
-    return (total,) * layers
+    return (*seen, *[total] * (layers - len(seen)))
 
 
 def layer_average(visual: Sequence[float]) -> float:

@@ -17,7 +17,8 @@ import torch
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.errors import with_class
-from diffprune.core.pruner import Need, Pruner
+from diffprune.core.evidence import Evidence
+from diffprune.core.pruner import Pruner
 from diffprune.core.records import Cost, Timing
 from diffprune.core.vlm import VLM
 from diffprune.timing import eager
@@ -45,8 +46,8 @@ class Arm:
             self.found.setdefault(span, []).append((turn, value))
 
     @property
-    def encoder_needs(self) -> frozenset[Need]:
-        return self.pruner.needs - eager.NOT_OF_THE_ENCODER
+    def encoder_needs(self) -> frozenset[Evidence]:
+        return eager.from_encoder(self.pruner.needs)
 
 
 class Session:
@@ -121,11 +122,12 @@ class Session:
         if "parts" in self.spans:
             self._guarded([arm for arm in arms if arm.name == "pruned"], again)
 
-    def _encoders(self, turn: int) -> dict[frozenset[Need], float]:
+    def _encoders(self, turn: int) -> dict[frozenset[Evidence], float]:
         """Time the encoder once per set of needs; what each adds to it, which is overhead of the methods that ask for it."""
         inputs, added = self.inputs[turn % len(self.inputs)], {}
         asked = {arm.encoder_needs for arm in self.arms if arm.name == "pruned"} - {frozenset()}
-        wanted = [frozenset[Need](), *sorted(asked, key=str)] if "encoder" in self.spans else sorted(asked, key=str)
+        wanted = sorted(asked, key=lambda needs: sorted(map(str, needs)))
+        wanted = [frozenset[Evidence](), *wanted] if "encoder" in self.spans else wanted
         self._order.shuffle(wanted)
         for needs in wanted:
             spent, more = eager.encode(self.vlm, inputs, needs, self.clock)

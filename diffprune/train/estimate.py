@@ -1,6 +1,6 @@
 """What training a recipe takes, before anything is downloaded: memory, FLOPs and time, from a configuration in numbers.
 
-Parameters are counted on a model without weights (`models/_outline.py`), so they are exact. What autograd keeps for the backward
+Parameters are counted on a model without weights (`vlm/meta_model.py`), so they are exact. What autograd keeps for the backward
 pass through a *frozen* model is less than in ordinary training: a matrix nobody trains needs no input. Per image, with S the
 positions of its rows together, e bytes per element of the frozen model, d, q, f the decoder's width, query width and FFN width:
 
@@ -14,8 +14,8 @@ At the peak the head holds 6 A V more (logits, and again in float32). Trained pa
 moments of AdamW. The frozen encoder keeps nothing, but LLaVA asks for the outputs of all its layers, which counts when all
 calibration images pass at once. Allocator fragments, CUDA context and communication buffers are left out: leave a tenth free.
 
-FLOPs (`core/cost.py`, causal attention): encoder 1 x; projector 2 x; decoder 2 x, as its weights have no gradient, and 3 x where it
-is recomputed, plus one more for attention, whose two inputs both have one; scorer 3 x. Time is FLOPs at `SHARE` of a GPU's
+FLOPs (`timing/flops.py`, causal attention): encoder 1 x; projector 2 x; decoder 2 x, as its weights have no gradient, and 3 x
+where it is recomputed, plus one more for attention, whose two inputs both have one; scorer 3 x. Time is FLOPs at `SHARE` of a GPU's
 dense bfloat16 peak, the data being read in time.
 """
 
@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from diffprune.core import registry
-from diffprune.core.pruner import Need
+from diffprune.core.fitted import TrainablePruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM, Shape
 from diffprune.timing import flops
@@ -104,7 +104,7 @@ def image_bytes(shape: Shape, image: Rows, scorer: float, element: int, recomput
 
 
 def scorer_bytes(networks: nn.ModuleDict, visual: int) -> float:
-    """What scorer, throttle and denoiser keep of one image's tokens."""
+    """What scorer, relaxation and denoiser keep of one image's tokens."""
     scorer: Any = networks["scorer"]
     features, width = scorer.inlet.in_features, scorer.inlet.out_features
     return 4 * visual * ((16 if "denoiser" in networks else 4) * features + width * (16 * len(scorer.blocks) + 2))
@@ -128,13 +128,14 @@ def scorer_flops(networks: nn.ModuleDict, visual: int) -> float:
 
 
 def estimate(recipe: Recipe, config: Mapping[str, Any], assumed: Assumed | None = None) -> list[Estimate]:
-    """One estimate per method. config: what the model's config.json says.
+    """One estimate per method that is trained; what is calibrated takes no steps. config: what the model's config.json says.
 
     Raises:
         ValueError: no such configuration.
     """
     vlm, assumed = outline(config), assumed or Assumed()
-    return [_scorer(recipe, vlm, assumed, spec) for spec in recipe.pruners]
+    trained = [spec for spec in recipe.pruners if issubclass(registry.find("pruners", spec.name), TrainablePruner)]
+    return [_scorer(recipe, vlm, assumed, spec) for spec in trained]
 
 
 def _scorer(recipe: Recipe, vlm: VLM, assumed: Assumed, spec: Spec) -> Estimate:
@@ -142,7 +143,7 @@ def _scorer(recipe: Recipe, vlm: VLM, assumed: Assumed, spec: Spec) -> Estimate:
     visual = assumed.visual or usual
     shape = replace(vlm.shape, patches=round(vlm.shape.patches * visual / usual))
     networks = pruner.outline(projector_input_width(vlm), shape.width)
-    aware = Need.TEXT in pruner.needs
+    aware = pruner.reads_question
     image = rows(recipe, assumed, visual, packed=vlm.packs and not aware, aware=aware)
     element = _element(recipe, vlm)
     scored = image.rows if aware else 1

@@ -1,4 +1,4 @@
-"""Training scorers: a loop over arms and seeds that knows a `Context`, not a cluster. One arm's step is in `arm.py`."""
+"""Fitting methods: a loop over arms and seeds that knows a `Context`, not a cluster. Single steps: `scorer_trainer.py`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from typing import Any
 import torch
 
 from diffprune import data as training
+from diffprune.core import registry
+from diffprune.core.fitted import Artifact, FittedPruner, TrainablePruner
+from diffprune.core.pruner import Pruner
 from diffprune.core.records import Step
 from diffprune.core.spec import Spec
+from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.io import checkpoint
 from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import Context
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import Arm, drawn, name
+from diffprune.train.scorer_trainer import ScorerTrainer, calibration_tokens, drawn, name
 
 
 def scorers(recipe: Recipe, folder: Path | str) -> dict[tuple[Spec, int], Path]:
@@ -59,7 +63,7 @@ def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Pa
     vlm = load(recipe.model, **options) if left else None
     for spec, seed in left:
         assert vlm is not None
-        _fit(Arm(context, vlm, recipe, spec, seed))
+        registry.make("pruners", spec).fit(Run(context, vlm, recipe, spec, seed))
     return list(scorers(recipe, context.files.folder).values())
 
 
@@ -67,56 +71,77 @@ def _due(every: int, step: int, steps: int) -> bool:
     return every > 0 and ((step + 1) % every == 0 or step + 1 == steps)
 
 
-def _fit(arm: Arm) -> None:
-    """Train one arm to the end and save it."""
-    context, recipe = arm.context, arm.recipe
-    arm.resume()
-    context.begin(arm.name, arm.done)
-    batches = _batches(arm)
-    while arm.done < recipe.steps:
-        batch, t = drawn(context, lambda: next(batches)), arm.done
-        probe = arm.grad_cosine(batch, t) if recipe.grad_cosine_every and t % recipe.grad_cosine_every == 0 else math.nan
-        row = replace(arm.step(batch), grad_cosine=probe)
-        if arm.batch is not None and _due(recipe.validate_every, t, recipe.steps):
-            soft, hard = arm.validate()
+class Run:
+    """What fitting one method of a recipe with one seed may use: `core.fitted.FittingRun`."""
+
+    def __init__(self, context: Context, vlm: VLM, recipe: Recipe, spec: Spec, seed: int) -> None:
+        self.context, self.vlm, self.recipe, self.spec, self.seed = context, vlm, recipe, spec, seed
+
+    def calibration(self, pruner: Pruner, images: int) -> VisualTokens:
+        """The same images on every worker."""
+        tally = training.BrokenRows(self.recipe.max_broken_share)
+        return calibration_tokens(self.context, self.vlm, self.recipe, pruner, images, tally)
+
+    def train(self, pruner: TrainablePruner) -> Artifact:
+        """Train to the end, going on where an earlier run stopped, and save."""
+        trainer = ScorerTrainer(self.context, self.vlm, self.recipe, pruner, self.seed)
+        _steps(trainer)
+        broken = self.context.sum(torch.tensor(float(trainer.tally.broken), device=self.context.device))
+        trainer.networks.eval()
+        artifact = self.save(pruner, **_facts(trainer, int(broken)) if self.context.rank == 0 else {})
+        self.context.discard(trainer.name)
+        return artifact
+
+    def save(self, pruner: FittedPruner, **facts: Any) -> Artifact:
+        """Written by the first worker. config.json is written last, so half a folder is no artefact."""
+        recipe, folder = self.recipe, scorers(self.recipe, self.context.files.folder)[self.spec, self.seed]
+        if self.context.rank == 0:
+            made_with = {"recipe": recipe.model_dump(mode="json"), "recipe_key": recipe.key(self.spec)}
+            about = {"model": self.vlm.name, "model_hash": self.vlm.weights_hash, "dtype": self.vlm.dtype, "seed": self.seed}
+            self.context.files.check()
+            pruner.save_pretrained(folder, **{**about, **facts, **made_with})
+        return Artifact(folder, pruner.weights_sha256)
+
+
+def _steps(trainer: ScorerTrainer) -> None:
+    """Every step that is missing."""
+    context, recipe = trainer.context, trainer.recipe
+    trainer.resume()
+    context.begin(trainer.name, trainer.done)
+    batches = _batches(trainer)
+    while trainer.done < recipe.steps:
+        batch, t = drawn(context, lambda: next(batches)), trainer.done
+        probe = trainer.grad_cosine(batch, t) if recipe.grad_cosine_every and t % recipe.grad_cosine_every == 0 else math.nan
+        row = replace(trainer.step(batch), grad_cosine=probe)
+        if trainer.batch is not None and _due(recipe.validate_every, t, recipe.steps):
+            soft, hard = trainer.validate()
             row = replace(row, validation_soft=soft, validation_hard=hard)
-        context.report(arm.name, row)
-        context.progress(line(arm.name, row, recipe.steps))
+        context.report(trainer.name, row)
+        context.progress(line(trainer.name, row, recipe.steps))
         if _due(recipe.checkpoint_every, t, recipe.steps):
-            context.save(arm.name, arm.state())
-    _finish(arm)
+            context.save(trainer.name, trainer.state())
 
 
-def _batches(arm: Arm) -> Iterator[TrainBatch]:
-    recipe, context = arm.recipe, arm.context
+def _batches(trainer: ScorerTrainer) -> Iterator[TrainBatch]:
+    recipe, context = trainer.recipe, trainer.context
     return training.batches(
-        arm.vlm, recipe.data, seed=arm.seed, images=recipe.images, rank=context.rank, world=context.world, start_step=arm.done,
-        questions=recipe.questions_alone if arm.aware else recipe.questions, packed=arm.vlm.packs and not arm.aware,
-        tally=arm.tally,
+        trainer.vlm, recipe.data, seed=trainer.seed, images=recipe.images, rank=context.rank, world=context.world,
+        start_step=trainer.done, questions=recipe.questions_alone if trainer.aware else recipe.questions,
+        packed=trainer.vlm.packs and not trainer.aware, tally=trainer.tally,
     )  # fmt: skip
 
 
-def _finish(arm: Arm) -> None:
-    """Save the scorer with what made it. config.json is written last, so half a folder is no scorer."""
-    context, recipe = arm.context, arm.recipe
-    broken = context.sum(torch.tensor(float(arm.tally.broken), device=context.device))
-    if context.rank == 0:
-        rows = read_steps(context.files.folder).get(arm.name, [])
-        last = next((r for r in reversed(rows) if math.isfinite(r.validation_hard)), None)
-        facts: dict[str, Any] = {
-            "model": arm.vlm.name, "model_hash": arm.vlm.weights_hash, "dtype": arm.vlm.dtype,
-            "features": arm.pruner.dims["features"],
-            "seed": arm.seed, "steps": arm.done,
-            "skipped_steps": arm.skips, "workers": context.world, "median_step_ms": round(median(r.step_ms for r in rows), 1),
-            "validation_soft_nll": round(last.validation_soft, 4) if last else None,
-            "validation_hard_nll": round(last.validation_hard, 4) if last else None,
-            "broken_rows": int(broken), "first_broken": arm.tally.first,  # since the last (re)start; the first of this worker
-            "recipe": recipe.model_dump(mode="json"), "recipe_key": recipe.key(arm.spec),
-        }  # fmt: skip
-        arm.networks.eval()
-        context.files.check()
-        arm.pruner.save_pretrained(scorers(recipe, context.files.folder)[arm.spec, arm.seed], **facts)
-    context.discard(arm.name)
+def _facts(trainer: ScorerTrainer, broken: int) -> dict[str, Any]:
+    """Figures of a finished training, from its step log."""
+    rows = read_steps(trainer.context.files.folder).get(trainer.name, [])
+    last = next((r for r in reversed(rows) if math.isfinite(r.validation_hard)), None)
+    return {
+        "features": trainer.width, "steps": trainer.done, "skipped_steps": trainer.skips, "workers": trainer.context.world,
+        "median_step_ms": round(median(r.step_ms for r in rows), 1),
+        "validation_soft_nll": round(last.validation_soft, 4) if last else None,
+        "validation_hard_nll": round(last.validation_hard, 4) if last else None,
+        "broken_rows": broken, "first_broken": trainer.tally.first,  # since the last (re)start; the first of this worker
+    }  # fmt: skip
 
 
 def line(scorer: str, row: Step, steps: int) -> str:

@@ -1,4 +1,4 @@
-"""The loss: summed negative log likelihood of answers, with tokens removed or through a throttle (METHODS 2.6, 2.8, 3)."""
+"""The loss on answers: summed negative log likelihood, with tokens removed or through a relaxation of removal."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from diffprune import pruning
 from diffprune.core.budget import Budget
+from diffprune.core.fitted import Loss, Progress, TrainablePruner, TrainingRun
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
+from diffprune.data import TrainBatch
 
 
 def answer_nll(vlm: VLM, packed: pruning.Packed, **options: Any) -> Tensor:
@@ -23,36 +25,36 @@ def answer_nll(vlm: VLM, packed: pruning.Packed, **options: Any) -> Tensor:
     shown = length - int((labels >= 0).any(0).nonzero().min()) + 1
     logits = pruning.forward(vlm, packed, logits_to_keep=shown, use_cache=False, **options).logits
     target = labels[:, length - shown + 1 :]
-    said = target >= 0
-    return functional.cross_entropy(logits[:, :-1][said].float(), target[said], reduction="sum")
+    predicted = target >= 0
+    return functional.cross_entropy(logits[:, :-1][predicted].float(), target[predicted], reduction="sum")
 
 
-def _slots(prompts: Prompts, retention: Tensor) -> Tensor:
+def _per_position(prompts: Prompts, retention: Tensor) -> Tensor:
     """Retention of the visual tokens [M] in slot order -> weight of every position [B S], 1 where there is text."""
     ones = torch.ones(prompts.slots.shape, dtype=retention.dtype, device=retention.device)
     return ones.masked_scatter(prompts.slots, retention)
 
 
-def throttled_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, throttle: Relaxation, image: Tensor) -> Tensor:
-    """`answer_nll` through a throttle: nothing is removed. Row b is about throttled image `image[b]`."""
-    shown = replace(tokens, features=throttle.features)[image]
+def relaxed_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, relaxed: Relaxation, image: Tensor) -> Tensor:
+    """`answer_nll` through a relaxation: nothing is removed. Row b is about relaxed image `image[b]`."""
+    shown = replace(tokens, features=relaxed.features)[image]
     present = shown.present
     packed = pruning.Packed(
         prompts, pruning.embeddings(vlm, shown), shown.counts, shown.counts, present.sum(1),
         None if shown.deepstack is None else shown.deepstack[present],
     )  # fmt: skip
-    if throttle.retention is None:
+    if relaxed.retention is None:
         return answer_nll(vlm, packed)
-    weight = throttle.retention[image].masked_fill(~shown.valid, 1.0)  # separators are never degraded
-    return answer_nll(vlm, packed, retention=_slots(prompts, weight[present]))
+    weight = relaxed.retention[image].masked_fill(~shown.valid, 1.0)  # separators are never degraded
+    return answer_nll(vlm, packed, retention=_per_position(prompts, weight[present]))
 
 
-class Throttled(nn.Module):
-    """A learned pruner's training face as a module, so that what trains can be wrapped for several workers."""
+class Objective(nn.Module):
+    """A method's training objective as a module, so that its networks can be wrapped for several workers."""
 
-    def __init__(self, pruner: Any, networks: nn.ModuleDict) -> None:
+    def __init__(self, pruner: TrainablePruner, networks: nn.ModuleDict) -> None:
         super().__init__()
         self.pruner, self.networks = pruner, networks
 
-    def forward(self, tokens: VisualTokens, budget: Budget, temperature: float, source: torch.Generator) -> Relaxation:
-        return self.pruner.throttle(tokens, budget, temperature, source)
+    def forward(self, run: TrainingRun, batch: TrainBatch, budget: Budget, progress: Progress, source: torch.Generator) -> Loss:
+        return self.pruner.objective(run, batch, budget, progress, source)

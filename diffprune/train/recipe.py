@@ -14,7 +14,7 @@ from diffprune import data as training
 from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
-from diffprune.core.pruner import TrainablePruner
+from diffprune.core.fitted import FittedPruner
 from diffprune.core.spec import Spec
 from diffprune.vlm.load import fingerprint
 
@@ -28,13 +28,13 @@ class Recipe(BaseModel):
     images:     per step, over all workers; questions: per image, packed in one row.
     questions_alone: per image for question-aware arms, whose tokens depend on the question, so each has a row of its own.
     budgets:    one is drawn per step, the same for the whole batch, so that one scorer serves all.
-    temperature_start, _end, anneal_share: of the relaxation, over that share of the steps, then constant. Methods whose
-                `schedule` is "geometric" go from 1 to `temperature_end` over all steps instead (METHODS 3.2).
+    temperature_start, _end, anneal_share: of the relaxation, over that share of the steps, then constant. A method may make of
+                them what it wants (`TrainablePruner.temperature`).
     max_skips:  steps of a scorer that may be skipped because the loss was not finite.
     data:       what to train on, such as "world" or "jsonl('chats.jsonl', images='pictures')" (`data/spelling.py`).
     max_broken_share: of the rows a worker draws that may be broken; they are skipped and counted.
     checkpoint_every, validate_every, grad_cosine_every: in steps; 0 never (a state is always saved at the end).
-    dtype:      of the frozen model: "auto" as `load` has it, or "bfloat16" ...; scorer, throttle and loss are float32 always.
+    dtype:      of the frozen model: "auto" as `load` has it, or "bfloat16" ...; scorer, relaxation and loss are float32 always.
     micro_images: per worker that are in memory at once; a step adds up gradients over such parts, 0: all of its share at once.
     checkpointing: decoder layers are computed again in the backward pass instead of stored.
     shard:      the frozen decoder's layers are spread over the workers and gathered one by one; for models too large for one.
@@ -87,7 +87,7 @@ class Recipe(BaseModel):
     @classmethod
     def _trainable(cls, found: tuple[Spec, ...]) -> tuple[Spec, ...]:
         for spec in found:
-            if not issubclass(registry.find("pruners", spec.name), TrainablePruner):
+            if not issubclass(registry.find("pruners", spec.name), FittedPruner):
                 raise ValueError(f"{str(spec)!r} learns nothing and cannot be trained; 'diffprune' can")
             registry.make("pruners", spec)
         return found
@@ -147,20 +147,6 @@ class Recipe(BaseModel):
         read = {"data": training.source(self.data).identity or self.data, "model": [str(self.model), fingerprint(self.model)]}
         text = json.dumps({**dump, **read, "pruner": pruner.identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def temperature(recipe: Recipe, step: int, schedule: str = "cosine") -> float:
-    """tau(t) = end + (start - end) / 2 (1 + cos(pi min(t / T, 1))), T the annealed steps; or geometric from 1 (METHODS 2.6, 3.2).
-
-    Raises:
-        ValueError: no such schedule.
-    """
-    if schedule == "geometric":
-        return float(recipe.temperature_end ** (step / max(recipe.steps - 1, 1)))
-    if schedule != "cosine":
-        raise ValueError(f"no temperature schedule {schedule!r}: {registry.nearest(schedule, ['cosine', 'geometric'])}")
-    done = min(step / (recipe.anneal_share * recipe.steps), 1.0)
-    return recipe.temperature_end + (recipe.temperature_start - recipe.temperature_end) / 2 * (1 + math.cos(math.pi * done))
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

@@ -1,8 +1,7 @@
-"""One arm in training: what a step, a validation and a state of one learned pruner with one seed are.
+"""One learned pruner in training with one seed: its steps, its validation and the state that it resumes from.
 
-The VLM is frozen; what trains is a scorer (and a denoiser) per arm and seed. The loss is the answer's negative log
-likelihood and nothing else, plus the penalty of methods whose budget is not exact (METHODS 2.6, 2.8, 3). Every random draw
-comes from a generator keyed by (seed, step, rank), so a step can be redone and a resumed run repeats the loss curve.
+The VLM is frozen; what trains are the networks of the method, by its own objective. Every random draw comes from a generator
+keyed by (seed, step, rank), so a step can be redone and a resumed run repeats the loss curve.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,17 +20,18 @@ from torch.nn import functional
 
 from diffprune import data as training
 from diffprune import pruning
-from diffprune.core import registry
 from diffprune.core.budget import Budget
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import QUESTION
+from diffprune.core.fitted import Annealing, Progress, TrainablePruner
+from diffprune.core.pruner import Pruner
 from diffprune.core.records import Step
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.train.context import Context
-from diffprune.train.loss import Throttled, answer_nll, throttled_nll
-from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, generator, learning_rate, temperature
+from diffprune.train.loss import Objective, answer_nll, relaxed_nll
+from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, generator, learning_rate
 from diffprune.vlm.activation_checkpointing import recomputed
 from diffprune.vlm.attention import decoder_attention
 
@@ -65,19 +66,78 @@ def name(pruner: Spec, seed: int) -> str:
     return f"{re.sub(r'[^a-z0-9_.]+', '-', str(pruner).lower()).strip('-')}-{seed}"
 
 
-class Arm:
+@dataclass(frozen=True)
+class PartRun:
+    """What an objective may use while one part of a batch is trained on: `core.fitted.TrainingRun`.
+
+    answers: tokens of all answers that a mean is taken over, on all `world` workers. rows: of this worker, relaxed one by one.
+    """
+
+    trainer: ScorerTrainer
+    answers: Tensor | int
+    rows: int
+    world: int = 1
+
+    @property
+    def vlm(self) -> VLM:
+        """The frozen model."""
+        return self.trainer.vlm
+
+    @property
+    def annealing(self) -> Annealing:
+        """Temperatures of the recipe."""
+        return self.trainer.annealing
+
+    def tokens(self, batch: TrainBatch) -> tuple[VisualTokens, Tensor]:
+        """Encoded images, and which of them each row is about; with a question each row has tokens of its own."""
+        tokens, image = self.trainer.encode(batch), batch.image
+        if not self.trainer.aware:
+            return tokens, image
+        return pruning.with_question(self.vlm, batch.prompts, tokens[image]), torch.arange(len(image), device=image.device)
+
+    def answer_nll(self, batch: TrainBatch, tokens: VisualTokens, relaxed: Relaxation, image: Tensor) -> Tensor:
+        """Summed over answer tokens, under the decoder attention that the relaxation needs."""
+        with self.trainer.attention():
+            return relaxed_nll(self.vlm, batch.prompts, tokens, relaxed, image)
+
+    def per_answer(self, total: Tensor) -> Tensor:
+        """Gradients are averaged over workers, so this makes the mean over all answer tokens wherever they are."""
+        return total * self.world / self.answers
+
+    def per_row(self, mean: Tensor | float, rows: int) -> Tensor:
+        """Weighted by the share of this worker's rows."""
+        return torch.as_tensor(mean, device=self.vlm.device) * (rows / self.rows)
+
+
+def calibration_tokens(
+    context: Context, vlm: VLM, recipe: Recipe, pruner: Pruner, images: int, tally: training.BrokenRows
+) -> VisualTokens:
+    """Encoded calibration images of a recipe, with the evidence of a method.
+
+    Raises:
+        BadData: on every worker, when one of them cannot read them.
+    """
+    batch = drawn(context, lambda: training.calibration(vlm, recipe.data, images, tally))
+    with torch.no_grad():
+        tokens = vlm.encode(batch.pixels, pruner.needs)
+        return pruning.with_question(vlm, batch.prompts, tokens[batch.image]) if QUESTION in pruner.needs else tokens
+
+
+class ScorerTrainer:
     """One learned pruner in training with one seed."""
 
-    def __init__(self, context: Context, vlm: VLM, recipe: Recipe, spec: Spec, seed: int) -> None:
-        self.context, self.vlm, self.recipe, self.spec, self.seed = context, vlm, recipe, spec, seed
-        self.pruner = registry.make("pruners", spec)
-        self.aware = Need.TEXT in self.pruner.needs
-        self.name, self.tally = name(spec, seed), training.BrokenRows(recipe.max_broken_share)
+    def __init__(self, context: Context, vlm: VLM, recipe: Recipe, pruner: TrainablePruner, seed: int) -> None:
+        self.context, self.vlm, self.recipe, self.pruner, self.seed = context, vlm, recipe, pruner, seed
+        self.spec, self.aware = pruner.spec.without_places(), pruner.reads_question
+        self.annealing = Annealing(recipe.temperature_start, recipe.temperature_end, recipe.anneal_share)
+        self.name, self.tally = name(self.spec, seed), training.BrokenRows(recipe.max_broken_share)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            networks = self.pruner.build(self._calibration())
+            seen = calibration_tokens(context, vlm, recipe, pruner, recipe.calibration_images, self.tally)
+            networks = pruner.build(seen)
+        self.width = seen.features.shape[-1]
         self.networks = networks.train()
-        self.module = context.wrap(Throttled(self.pruner, networks))
+        self.module = context.wrap(Objective(pruner, networks))
         self.parameters = [p for p in networks.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.done, self.skips = 0, 0
@@ -85,29 +145,28 @@ class Arm:
             vlm, recipe.data, images=recipe.validation_images, rank=context.rank, world=context.world, tally=self.tally,
         )) if recipe.validate_every else None  # fmt: skip
 
-    def _calibration(self) -> VisualTokens:
-        recipe = self.recipe
-        batch = drawn(self.context, lambda: training.calibration(self.vlm, recipe.data, recipe.calibration_images, self.tally))
-        tokens = self._encode(batch)
-        return pruning.with_question(self.vlm, batch.prompts, tokens[batch.image]) if self.aware else tokens
-
-    def temperature(self, step: int) -> float:
-        """Of the relaxation at a step, on the method's own schedule."""
-        return temperature(self.recipe, step, getattr(self.pruner, "schedule", "cosine"))
+    def progress(self, step: int) -> Progress:
+        """How far the training is at a step."""
+        return Progress(step, self.recipe.steps)
 
     @torch.no_grad()
-    def _encode(self, batch: TrainBatch) -> VisualTokens:
+    def encode(self, batch: TrainBatch) -> VisualTokens:
+        """The images of a batch through the frozen encoder."""
         return self.vlm.encode(batch.pixels, self.pruner.needs)
 
-    def _attention(self) -> contextlib.AbstractContextManager[None]:
+    def run(self, batch: TrainBatch, answers: Tensor | int, world: int = 1) -> PartRun:
+        """What the objective may use on parts of this batch. answers: tokens that a mean is taken over."""
+        return PartRun(self, answers, len(batch.image) if self.aware else batch.images, world)
+
+    def attention(self) -> contextlib.AbstractContextManager[None]:
         """The decoder attention this method trains under; the deployed path always runs the model's own."""
-        wanted = getattr(self.pruner, "attention_implementation", None)
+        wanted = self.pruner.attention_implementation
         return decoder_attention(self.vlm.model, wanted) if wanted else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _differentiated(self) -> Iterator[None]:
         """Around forward *and* backward passes: layers that are computed again must be computed as they were."""
-        with self._attention(), recomputed(self.vlm.model) if self.recipe.checkpointing else contextlib.nullcontext():
+        with self.attention(), recomputed(self.vlm.model) if self.recipe.checkpointing else contextlib.nullcontext():
             yield
 
     def _parts(self, batch: TrainBatch) -> list[TrainBatch]:
@@ -117,33 +176,20 @@ class Arm:
             return [batch]
         return [batch.part(self.vlm, i, min(i + size, batch.images)) for i in range(0, batch.images, size)]
 
-    def nll(
-        self, batch: TrainBatch, budget: Budget, temperature: float, source: torch.Generator, module: nn.Module | None = None
-    ) -> tuple[Tensor, Relaxation]:
-        """(summed NLL of a batch's answers in nats, a scalar; their throttle). module: in place of the wrapped one."""
-        tokens, image = self._encode(batch), batch.image
-        if self.aware:  # the question is part of what is scored, so each row is throttled by itself
-            tokens = pruning.with_question(self.vlm, batch.prompts, tokens[image])
-            image = torch.arange(len(image), device=image.device)
-        throttle = (module or self.module)(tokens, budget, temperature, source)
-        with self._attention():
-            return throttled_nll(self.vlm, batch.prompts, tokens, throttle, image), throttle
-
     def step(self, batch: TrainBatch) -> Step:
         """One update from this worker's share of a batch; skipped on every worker when loss or gradient is not finite.
 
         Raises:
             Diverged: that happened more than `max_skips` times.
         """
-        started, t, recipe = time.perf_counter(), self.done, self.recipe
-        budget, tau = drawn_budget(recipe, self.seed, t), self.temperature(t)
+        started, t, recipe, world = time.perf_counter(), self.done, self.recipe, self.context.world
+        budget = drawn_budget(recipe, self.seed, t)
         total = self.context.sum(torch.tensor(float(batch.num_labels), device=self.vlm.device))
-        found = self._backward(batch, budget, tau, total)
+        sums = self._backward(batch, budget, total)
         norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
-        found = self.context.sum(torch.cat([found, norm[None]]))
-        nll_sum, penalty_sum, kept_sum, norm_sum = found.tolist()
-        world = self.context.world
-        finite = math.isfinite(sum(found.tolist()))
+        found = self.context.sum(torch.stack([*sums.values(), norm])).tolist()
+        values = dict(zip([*sums, "norm"], found, strict=True))
+        finite = math.isfinite(sum(found))
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, t)
@@ -153,32 +199,31 @@ class Arm:
         if not finite:
             self._skip(t)
         self.done += 1
+        loss = values["nll"] / float(total) if "nll" in values else values["total"] / world
         return Step(
-            step=t, loss=nll_sum / float(total), penalty=penalty_sum / world, temperature=tau,
-            drawn_budget=str(budget), kept=kept_sum / world, grad_norm=norm_sum / world, grad_cosine=math.nan, step_ms=step_ms,
+            step=t, loss=loss, penalty=values.get("penalty", 0.0) / world,
+            temperature=self.pruner.temperature(self.progress(t), self.annealing), drawn_budget=str(budget),
+            kept=values.get("kept", math.nan) / world, grad_norm=values["norm"] / world, grad_cosine=math.nan, step_ms=step_ms,
             workers=world, validation_soft=math.nan, validation_hard=math.nan,
         )  # fmt: skip
 
-    def _backward(self, batch: TrainBatch, budget: Budget, temperature: float, total: Tensor) -> Tensor:
-        """Gradients of this worker's share, part by part; returns [3]: summed NLL, mean penalty, mean tokens kept.
+    def _backward(self, batch: TrainBatch, budget: Budget, total: Tensor) -> dict[str, Tensor]:
+        """Gradients of this worker's share, part by part; returns the sums of the loss ("total") and of its terms.
 
         One stream of noise runs through the parts: they see what the whole share would have seen, so nothing but rounding differs
         (as long as N is the same in all parts).
         """
         source, parts = generator(NOISE, self.seed, self.done, self.context.rank), self._parts(batch)
-        rows = len(batch.image) if self.aware else batch.images  # that are throttled one by one
-        found = torch.zeros(3, device=self.vlm.device)
+        run, progress, sums = self.run(batch, total, self.context.world), self.progress(self.done), dict[str, Tensor]()
         for number, part in enumerate(parts, 1):
             # Workers exchange gradients once, with the last part.
             quiet = contextlib.nullcontext if number == len(parts) else getattr(self.module, "no_sync", contextlib.nullcontext)
             with quiet(), self._differentiated():
-                nll, throttle = self.nll(part, budget, temperature, source)
-                share = len(throttle.kept) / rows
-                penalty = torch.as_tensor(throttle.penalty, device=nll.device) * share
-                # Gradients are averaged over workers, so this is the mean over all answer tokens wherever they are.
-                (nll * self.context.world / total + penalty).backward()
-            found += torch.stack([nll.detach(), penalty.detach().float(), throttle.kept.detach().mean() * share])
-        return found
+                loss = self.module(run, part, budget, progress, source)
+                loss.total.backward()
+            for term, value in {"total": loss.total, **loss.terms}.items():
+                sums[term] = sums.get(term, 0.0) + value.detach().float()
+        return sums
 
     def _skip(self, step: int) -> None:
         self.skips += 1
@@ -189,21 +234,21 @@ class Arm:
             )
 
     def grad_cosine(self, batch: TrainBatch, step: int, parts: int = 4) -> float:
-        """Mean pairwise cosine of scorer gradients on `parts` disjoint sets of images, one noise draw each (METHODS 2.12).
+        """Mean pairwise cosine of scorer gradients on `parts` disjoint sets of images, one noise draw each.
 
         With unit vectors g, |mean g|^2 = 1/M + (1 - 1/M) C. NaN when there are fewer than two sets.
         """
         images = batch.images
         mine = max(1, min(images, parts // self.context.world))
-        budget, tau = drawn_budget(self.recipe, self.seed, step), self.temperature(step)
-        scorer = list(self.networks["scorer"].parameters())
+        budget, progress = drawn_budget(self.recipe, self.seed, step), self.progress(step)
+        scorer = list(self.networks["scorer"].parameters() if "scorer" in self.networks else self.networks.parameters())
         total: Tensor | float = 0.0
         for m in range(mine):
             piece = batch.part(self.vlm, m * images // mine, (m + 1) * images // mine)
-            source = generator(PROBE, self.seed, step, self.context.rank, m)
+            source, run = generator(PROBE, self.seed, step, self.context.rank, m), self.run(piece, max(piece.num_labels, 1))
             with self._differentiated():
-                nll, throttle = self.nll(piece, budget, tau, source, module=Throttled(self.pruner, self.networks))
-                grads = torch.autograd.grad(nll / max(piece.num_labels, 1) + throttle.penalty, scorer, allow_unused=True)
+                loss = self.pruner.objective(run, piece, budget, progress, source)
+                grads = torch.autograd.grad(loss.total, scorer, allow_unused=True)
             flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(scorer, grads, strict=True)])
             total = total + functional.normalize(flat, dim=0)
         num = mine * self.context.world
@@ -213,24 +258,25 @@ class Arm:
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
-        """NLL per answer token on held-out images, mean over the budgets: (through the throttle, with tokens removed)."""
+        """Loss per answer token on held-out images, mean over the budgets: (of the objective, NLL with tokens removed)."""
         assert self.batch is not None
-        tau = self.temperature(max(self.done - 1, 0))
+        progress = self.progress(max(self.done - 1, 0))
         sums = torch.zeros(3, device=self.vlm.device)
         self.networks.eval()
         tried = [(budget, generator(CHECK, i, self.context.rank)) for i, budget in enumerate(self.recipe.budgets)]
         for part in self._parts(self.batch):
-            tokens = self._encode(part)[part.image]
+            tokens, labels = self.encode(part)[part.image], part.num_labels
             for budget, source in tried:
-                soft, _ = self.nll(part, budget, tau, source, module=Throttled(self.pruner, self.networks))
+                loss = self.pruner.objective(self.run(part, labels), part, budget, progress, source)
+                soft = loss.terms["nll"] if "nll" in loss.terms else loss.total * labels
                 hard = answer_nll(self.vlm, pruning.shrink(self.vlm, part.prompts, tokens, self.pruner, budget))
-                sums += torch.stack([soft, hard, torch.tensor(float(part.num_labels), device=soft.device)])
+                sums += torch.stack([soft, hard, torch.tensor(float(labels), device=soft.device)])
         self.networks.train()
         soft_sum, hard_sum, total = self.context.sum(sums).tolist()
         return soft_sum / total, hard_sum / total
 
     def state(self) -> dict[str, Any]:
-        """What goes on after a failure. Randomness needs no state: it is a function of seed, step and rank."""
+        """Checkpoint contents for resume. Randomness needs no state: it is a function of seed, step and rank."""
         return {
             "key": self.recipe.key(self.spec), "model_hash": self.vlm.weights_hash,
             "step": self.done, "skips": self.skips,

@@ -14,7 +14,8 @@ import torch
 
 from diffprune import pruning
 from diffprune.core.budget import Above, Budget, standardise
-from diffprune.core.pruner import Need, Pruner
+from diffprune.core.evidence import IDENTITY
+from diffprune.core.pruner import Pruner
 from diffprune.core.vlm import VLM
 from diffprune.timing.eager import Inputs, marked
 
@@ -51,7 +52,7 @@ class Scored:
 
 def captured(vlm: VLM, inputs: Inputs, pruner: Pruner) -> tuple[Array, ...] | None:
     """Standardised scores of each image, ascending; None where the method does not pick by scores in one cut, or draws them."""
-    if Need.IDENTITY in pruner.needs:
+    if IDENTITY in pruner.needs:
         return None
     caught: list[tuple[torch.Tensor, torch.Tensor]] = []
     budget = Above(0.0)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark
-from diffprune.core.budget import Keep, Share
+from diffprune.core.budget import Keep
 from diffprune.core.cell import Cell, Questions, TuneSettings, TuneSpec, describe
-from diffprune.core.pruner import Pruner
+from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.tune.options import Tuning
@@ -21,7 +21,7 @@ def cells(vlm: VLM, methods: Sequence[Spec], options: Tuning) -> list[Cell]:
         ValueError: unknown method or benchmark, or guards the model cannot meet.
     """
     Keep(options.least).check(vlm.num_visual_tokens)
-    pruners: list[Pruner] = [p for p in (registry.make("pruners", one) for one in methods) if p.plan(Share(1))]
+    pruners: list[Pruner] = [p for p in (registry.make("pruners", one) for one in methods) if p.kind is not Kind.BOUND]
     asked = settings(options)
     label = " ".join(dict.fromkeys(benchmark.label for benchmark in _benchmarks(options)))
     return [

@@ -16,7 +16,8 @@ import torch
 
 from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.budget import Budget, Share
-from diffprune.core.pruner import Need, Pruner
+from diffprune.core.evidence import Evidence
+from diffprune.core.pruner import Pruner
 from diffprune.core.records import CurvePoint, Timing
 from diffprune.core.registry import load, make
 from diffprune.core.vlm import VLM
@@ -30,14 +31,14 @@ from diffprune.tune.solver import MeasuredSpeedup, monotone
 # --- images and questions --------------------------------------------------------------------------------------------
 
 
-def _cut(vlm: VLM, benchmark: Benchmark, samples: Sequence[Sample], batch: int, needs: frozenset[Need]) -> list[Inputs]:
+def _cut(vlm: VLM, benchmark: Benchmark, samples: Sequence[Sample], batch: int, needs: frozenset[Evidence]) -> list[Inputs]:
     """Whole batches; one short batch where there are too few samples for any."""
     whole = [samples[i : i + batch] for i in range(0, len(samples) - batch + 1, batch)] or [samples]
     return [eager.prepare(vlm, [benchmark.image(s) for s in part], [s.question for s in part], needs) for part in whole if part]
 
 
 @torch.inference_mode()
-def splits(vlm: VLM, options: Tuning, needs: frozenset[Need]) -> tuple[list[Inputs], list[Inputs]]:
+def splits(vlm: VLM, options: Tuning, needs: frozenset[Evidence]) -> tuple[list[Inputs], list[Inputs]]:
     """(calibration, held-out) batches, encoded; no image of one occurs in the other, whatever benchmark asks about it.
 
     Raises:
@@ -92,7 +93,7 @@ def time_curve(vlm: VLM, inputs: Inputs, counts: Sequence[int], options: Tuning,
 
 def _added(vlm: VLM, inputs: Inputs, pruner: Pruner, clock: Clock, repeats: int) -> float:
     """ms a method's needs add to the encoder (median); 0 where they add nothing or cannot be told apart."""
-    if not pruner.needs - eager.NOT_OF_THE_ENCODER:
+    if not eager.from_encoder(pruner.needs):
         return 0.0
     return float(np.nan_to_num(np.median([eager.encode(vlm, inputs, pruner.needs, clock)[1] for _ in range(repeats)])))
 

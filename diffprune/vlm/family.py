@@ -1,8 +1,8 @@
-"""What families share: the family's own encoder run with an ear at its projector, rows from text or from a processor's output.
+"""Base of the families: features captured at the projector's input, rows from text or from a processor's output.
 
-A family says which module takes one visual token's features to the decoder's width (`projector_input`), what stands in a prompt for
-an image (`place`), and, where it differs, how tokens are grouped, ordered and positioned. Nothing of its code is copied: the
-features that reach the projector_input are heard by a hook while the family's own `get_image_features` runs.
+A family says which module takes one visual token's features to the decoder's width (`projector_input`), which ids stand in a prompt
+for an image (`placeholder_ids`), and, where it differs, how tokens are grouped, ordered and positioned. Nothing of its code is
+copied: a forward pre-hook captures the projector's input while the family's own `get_image_features` runs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from diffprune.core.pruner import Need
+from diffprune.core.evidence import IDENTITY, Evidence, EvidenceKind
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts, Shape
@@ -43,7 +44,9 @@ class Family(VLM):
         self.asked = Spec(asked) if isinstance(asked, str) else asked
         self.device = next(model.parameters()).device
         self.image_token_id: int = model.config.image_token_id
+        self.family: str = model.config.model_type
         self.shape = self._shape()
+        self.shape = replace(self.shape, visual_tokens=self.num_visual_tokens)
 
     @classmethod
     @abstractmethod
@@ -74,49 +77,51 @@ class Family(VLM):
         return {name: value[start:stop] for name, value in pixels.items()}
 
     def layout(self, pixels: dict[str, Tensor]) -> Tensor | None:
-        """[I K] int: what `place` and `positions` must know of each image; None where all images are alike."""
+        """[I K] int: what `placeholder_ids` and `positions` must know of each image; None where all images are alike."""
         return None
 
     def slots(self, pixels: dict[str, Tensor]) -> list[int]:
         return [self.num_visual_tokens] * len(pixels[self.encoder_inputs[0]])
 
-    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Need] = frozenset()) -> VisualTokens:
-        if Need.ENCODER_ATTENTION in needs:
-            raise ValueError(
-                f"the encoder of {self.model.config.model_type} has no [CLS] token whose attention could rank the others"
-            )
-        with self._heard() as heard:
+    def lacks(self, evidence: Evidence) -> str:
+        if evidence.kind is EvidenceKind.ENCODER_ATTENTION:
+            return "its encoder has no [CLS] token whose attention could rank the others"
+        return super().lacks(evidence)
+
+    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
+        self.check_evidence(needs)
+        with self._captured() as captured:
             given = {name: pixels[name] for name in self.encoder_inputs if name in pixels}
-            base = self.model.model  # by its class: `inside.pruned` listens at the instance
+            base = self.model.model  # by its class: `hooks.pruned` patches the instance
             output = type(base).get_image_features(base, **given, return_dict=True)
-        return self._tokens(heard[-1], output, pixels, needs)
+        return self._tokens(captured[-1], output, pixels, needs)
 
     @contextmanager
-    def _heard(self, path: str = "") -> Iterator[list[Tensor]]:
-        """What reaches the projector_input, or the module at `path`, while the family's own code runs."""
-        heard: list[Tensor] = []
+    def _captured(self, path: str = "") -> Iterator[list[Tensor]]:
+        """Inputs of the projector, or of the module at `path`, captured by a forward pre-hook while the block runs."""
+        captured: list[Tensor] = []
         module = self.model.model.get_submodule(path or self.projector_input)
-        hook = module.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+        hook = module.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
         try:
-            yield heard
+            yield captured
         finally:
             hook.remove()
 
-    def _tokens(self, heard: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
-        """Heard features as one padded row per image; `output` says how many each has."""
-        flat = heard.reshape(-1, heard.shape[-1])
+    def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
+        """Captured features as one padded row per image; `output` says how many each has."""
+        flat = captured.reshape(-1, captured.shape[-1])
         sizes = [len(found) for found in output.pooler_output]
-        assert len(flat) == sum(sizes), "the projector_input hears one row per visual token"
+        assert len(flat) == sum(sizes), "the projector takes one row per visual token"
         return self._rows(flat.split(sizes), pixels, needs)
 
-    def _rows(self, parts: Sequence[Tensor], pixels: dict[str, Tensor], needs: frozenset[Need]) -> VisualTokens:
+    def _rows(self, parts: Sequence[Tensor], pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         """[n_i D] of each image -> padded `VisualTokens`."""
         sizes = torch.tensor([len(p) for p in parts], device=self.device)
         features = pad_sequence(list(parts), batch_first=True)
         return VisualTokens(
             features=features,
             valid=torch.arange(features.shape[1], device=self.device) < sizes[:, None],
-            identity=self._identity(pixels, len(parts)) if Need.IDENTITY in needs else None,
+            evidence={IDENTITY: self._identity(pixels, len(parts))} if IDENTITY in needs else {},
             layout=self.layout(pixels),
         )
 
@@ -135,21 +140,21 @@ class Family(VLM):
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=rows)}}
 
     def deferred(self) -> Any:
-        """An encoder output with nothing in it yet: `inside.pruned` encodes when the rows are known."""
+        """An encoder output with nothing in it yet: `hooks.pruned` encodes when the rows are known."""
         return BaseModelOutputWithPooling()
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
-    def frame(self, question: str, images: int = 1) -> str:
+    def chat_prompt(self, question: str, images: int = 1) -> str:
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     @property
-    def marker(self) -> str:
-        """What stands for an image in a framed prompt."""
+    def image_placeholder(self) -> str:
+        """What stands for an image in the text of a prompt."""
         return self.processor.image_token
 
-    def place(self, num: int, layout: Tensor | None) -> list[int]:
+    def placeholder_ids(self, num: int, layout: Tensor | None) -> list[int]:
         """Token ids that stand for an image of `num` slots, separators included."""
         return [self.image_token_id] * num
 
@@ -161,9 +166,9 @@ class Family(VLM):
         images: Sequence[int] | None = None,
     ) -> Prompts:
         shown = list(images or [1] * len(questions))
-        texts = [self.frame(q, n) for q, n in zip(questions, shown, strict=True)]
-        places = [self.place(n, None if layout is None else layout[i]) for i, n in enumerate(num_tokens)]
-        ids, mask, question = tokenise(self.processor.tokenizer, texts, self.marker, places, shown)
+        texts = [self.chat_prompt(q, n) for q, n in zip(questions, shown, strict=True)]
+        places = [self.placeholder_ids(n, None if layout is None else layout[i]) for i, n in enumerate(num_tokens)]
+        ids, mask, question = tokenise(self.processor.tokenizer, texts, self.image_placeholder, places, shown)
         return self._prompts(ids.to(self.device), mask.to(self.device), question.to(self.device), layout)
 
     def _prompts(self, ids: Tensor, mask: Tensor, question: Tensor, layout: Tensor | None) -> Prompts:
@@ -171,7 +176,7 @@ class Family(VLM):
         return Prompts(ids, mask, self.positions(ids, mask, layout), slots, question)
 
     def positions(self, ids: Tensor, mask: Tensor, layout: Tensor | None) -> Tensor:
-        """[B S] int, or [B S R]: where the family's own generate would put each place."""
+        """[B S] int, or [B S R]: position ids as the family's own generate makes them."""
         return (mask.cumsum(1) - 1).clamp_min(0)
 
     def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Prompts]:

@@ -27,7 +27,8 @@ from PIL import Image
 from diffprune.core import registry
 from diffprune.core.budget import Share
 from diffprune.core.cell import Cell, MeasureSpec, Questions, describe
-from diffprune.core.pruner import Need, Pruner
+from diffprune.core.evidence import IDENTITY
+from diffprune.core.pruner import Pruner
 from diffprune.core.records import Outcome
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
@@ -155,7 +156,7 @@ def requests(vlm: VLM, size: tuple[int, int], batch: int) -> eager.Inputs:
     pixels = vlm.pixels(noise[:1])
     slots = vlm.slots(pixels)
     frame = int(vlm.prompts(["x"], slots, vlm.layout(pixels)).attention_mask.sum()) - slots[0] - 1
-    return eager.prepare(vlm, noise, ["x" * (TEXT - frame)] * batch, frozenset({Need.IDENTITY}))
+    return eager.prepare(vlm, noise, ["x" * (TEXT - frame)] * batch, frozenset({IDENTITY}))
 
 
 def scorer(inputs: eager.Inputs, dtype: torch.dtype) -> Pruner:

@@ -1,0 +1,172 @@
+"""The contract of a method that is fitted before it selects: calibrated from a few images, or trained through its own objective.
+
+Either way it ends as one artefact: a folder with weights, configuration and card, and one hash. What fitting may use is a run,
+which the training verb gives; the method never knows whether it runs alone or on a cluster.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from diffprune.core.budget import Budget
+from diffprune.core.pruner import Kind, Pruner, ScorePruner
+from diffprune.core.tokens import Relaxation, VisualTokens
+from diffprune.core.vlm import VLM, Prompts
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What fitting leaves: folder with weights, configuration and card; weights_hash: sha256 of the weights."""
+
+    folder: Path
+    weights_hash: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is: `step` of `steps`, counted from 0."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """Temperatures a recipe asks for: from `start` to `end` over this `share` of the steps."""
+
+    start: float
+    end: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective finds of one part of a batch.
+
+    total: scalar with a gradient. Gradients of parts add up and those of workers are averaged, so it is scaled by
+           `TrainingRun.per_answer` or `TrainingRun.per_row`.
+    terms: scalars for the step record, summed over parts and workers: "nll" (sum over answer tokens, nats), "penalty" and "kept"
+           (both per row), and others of the method's own.
+    """
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+
+
+class Batch(Protocol):
+    """I images and B rows of text about them: encoder inputs, [B] index of each row's image, full-length rows with labels."""
+
+    pixels: dict[str, Tensor]
+    image: Tensor
+    prompts: Prompts
+    images: int
+
+
+class TrainingRun(Protocol):
+    """What an objective may use while one part of a batch is trained on."""
+
+    @property
+    def vlm(self) -> VLM:
+        """The frozen model."""
+
+    @property
+    def annealing(self) -> Annealing:
+        """Temperatures of the recipe."""
+
+    def tokens(self, batch: Any) -> tuple[VisualTokens, Tensor]:
+        """Encoded images with the method's evidence, and [B] int: which of them each row of the batch is about.
+
+        Each image once, or once per row where the method reads the question.
+        """
+
+    def answer_nll(self, batch: Any, tokens: VisualTokens, relaxed: Relaxation, image: Tensor) -> Tensor:
+        """Negative log likelihood of the answers, summed over their tokens, nats, with relaxed visual tokens."""
+
+    def per_answer(self, total: Tensor) -> Tensor:
+        """A sum over answer tokens, scaled so that parts and workers make the mean over all answer tokens of the step."""
+
+    def per_row(self, mean: Tensor | float, rows: int) -> Tensor:
+        """A mean over `rows` images or questions, scaled so that parts make the mean over all rows of this worker."""
+
+
+class FittingRun(Protocol):
+    """What `fit` may use. seed: of everything random."""
+
+    vlm: VLM
+    seed: int
+
+    def calibration(self, pruner: Pruner, images: int) -> VisualTokens:
+        """Encoded images of the calibration data, with the method's evidence; never those of a test."""
+
+    def train(self, pruner: TrainablePruner) -> Artifact:
+        """The training loop: the steps of the recipe through the method's `objective`, then its artefact."""
+
+    def save(self, pruner: FittedPruner, **facts: Any) -> Artifact:
+        """Write the artefact; `facts` go into configuration and card, beside those of the run."""
+
+
+class FittedPruner(Pruner):
+    """A method that learns something from data before it selects; a constructor option `weights` names what was learnt."""
+
+    kind = Kind.CALIBRATED
+
+    @abstractmethod
+    def fit(self, run: FittingRun) -> Artifact:
+        """Learn from the run's data and save what was learnt."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path | str, **facts: Any) -> None:
+        """Write config.json, model.safetensors and a card to `folder`; `facts` (recipe, figures) go into both texts."""
+
+
+class TrainablePruner(FittedPruner, ScorePruner):
+    """A method whose networks are trained by gradients, as a rule through the frozen model's loss on answers.
+
+    `relax` keeps every token and lets gradients reach the scores; `select` removes. A loss of another kind overrides `objective`.
+
+    attention_implementation: of the decoder while it trains, as its relaxation needs it; None is the model's own.
+    """
+
+    kind = Kind.TRAINED
+    attention_implementation: ClassVar[str | None] = None
+
+    @abstractmethod
+    def build(self, tokens: VisualTokens) -> torch.nn.ModuleDict:
+        """Make the networks for the widths of `tokens` and standardise on these calibration images; returns what trains."""
+
+    @abstractmethod
+    def outline(self, features: int, text: int | None = None) -> torch.nn.ModuleDict:
+        """The networks for tokens (and words) of these widths, without values: torch's `meta` device."""
+
+    @abstractmethod
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
+        """Degrade each token according to its score so that the loss can teach the scorer.
+
+        temperature: of the relaxation. generator: the only source of randomness, so that a step can be repeated.
+        """
+
+    def temperature(self, progress: Progress, annealing: Annealing) -> float:
+        """Of the relaxation: half a cosine from start to end over the annealed steps, then constant (arXiv 2605.28051)."""
+        done = min(progress.step / (annealing.share * progress.steps), 1.0)
+        return annealing.end + (annealing.start - annealing.end) / 2 * (1 + math.cos(math.pi * done))
+
+    def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, generator: torch.Generator) -> Loss:
+        """Loss of one part of a batch: the answers' negative log likelihood through `relax`, plus its penalty."""
+        tokens, image = run.tokens(batch)
+        relaxed = self.relax(tokens, budget, self.temperature(progress, run.annealing), generator)
+        nll = run.answer_nll(batch, tokens, relaxed, image)
+        penalty = run.per_row(relaxed.penalty, len(relaxed.kept))
+        kept = run.per_row(relaxed.kept.mean(), len(relaxed.kept))
+        return Loss(run.per_answer(nll) + penalty, {"nll": nll, "penalty": penalty, "kept": kept})
+
+    def fit(self, run: FittingRun) -> Artifact:
+        """The training loop."""
+        return run.train(self)
