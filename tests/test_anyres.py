@@ -80,7 +80,7 @@ def test_pictures_shown_whole_are_read_from_the_processor() -> None:
     pixels, prompts = vlm.read(made)
     tokens = vlm.encode(pixels)
     assert tokens.counts.tolist()[:2] == [16, 16] and tokens.present.sum(1).tolist()[:2] == [17, 17]
-    packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), Keep(16))
+    packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "unpruned"), Keep(16))
     logits = pruning.forward(vlm, packed, logits_to_keep=1).logits
     torch.testing.assert_close(logits[:, -1], vlm.model(**made).logits[:, -1], rtol=0, atol=1e-5)
     for start, stop in ((0, 1), (1, 2), (0, 3), (2, 4)):

@@ -18,7 +18,7 @@ from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 
 PRUNERS = registry.names("pruners")
-KEEPS_ALL = {"none", "replaced"}  # the unpruned bound, and a diagnostic that replaces instead of removing
+KEEPS_ALL = {"unpruned", "replaced"}  # the unpruned bound, and a diagnostic that replaces instead of removing
 ROWS, COLUMNS, WIDTH = 4, 5, 16
 
 
@@ -127,7 +127,7 @@ def test_the_same_tokens_give_the_same_answer(name: str) -> None:
 @pytest.mark.parametrize("name", PRUNERS)
 def test_the_file_is_the_registration(name: str) -> None:
     pruner = make(name)
-    assert isinstance(pruner, Pruner) and pruner.spelling.partition("(")[0] == name
+    assert isinstance(pruner, Pruner) and pruner.spec.name == name
     assert inspect.getdoc(type(pruner)), "tables and --help print the first line"
     assert all(isinstance(evidence, Evidence) for evidence in pruner.needs)
     assert pruner.label and isinstance(pruner.kind, Kind) and isinstance(pruner.reference, Reference)
@@ -137,7 +137,7 @@ def test_the_file_is_the_registration(name: str) -> None:
 def test_a_plug_in_says_of_itself_what_tables_need() -> None:
     found = {name: make(name) for name in PRUNERS}
     assert found["diffprune"].label == "DiffPrune" and found["diffprune"].kind is Kind.TRAINED
-    assert {name for name, pruner in found.items() if pruner.kind is Kind.BOUND} == {"none"}
+    assert {name for name, pruner in found.items() if pruner.kind is Kind.BOUND} == {"unpruned"}
     assert found["random"].kind is Kind.CONTROL and found["random"].replicate_options == {"seed"}
     assert not found["diffprune"].reads_question and registry.load("pruners", "diffprune(question_aware=True)").reads_question
 
@@ -155,7 +155,7 @@ def test_a_wrapper_never_loses_its_inner_method() -> None:
         registry.load("pruners", text) for text in ("diffprune(question_aware=True)", "replaced(diffprune(question_aware=True))")
     )
     assert outer.kind is Kind.DIAGNOSTIC and outer.label == "DiffPrune, replaced"
-    for name in ("reference", "needs", "reads_question", "option_labels", "weights_hash"):
+    for name in ("reference", "needs", "reads_question", "option_labels"):
         assert getattr(outer, name) == getattr(inner, name), name
 
 

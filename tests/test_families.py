@@ -82,7 +82,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_full_budget_is_the_familys_own_run(family: str) -> None:
     vlm, prompts, pixels, tokens = batch(family)
-    packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), parse("Share(1)"))
+    packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "unpruned"), parse("Share(1)"))
     close(pruning.forward(vlm, packed, logits_to_keep=1).logits[:, -1], vlm.model(**own(vlm, prompts, pixels)).logits[:, -1])
     made = vlm.model.generate(**own(vlm, prompts, pixels), max_new_tokens=6, do_sample=False)
     ours = vlm.model.generate(**pruning.decoder_inputs(vlm, packed), max_new_tokens=6, do_sample=False)
@@ -108,7 +108,7 @@ def test_removing_equals_hiding(family: str, attention: str) -> None:
 
 def hidden(vlm: VLM, prompts: Prompts, tokens: VisualTokens, budget: Any) -> torch.Tensor:
     """Oracle: the full-length run with the removed columns masked, same positions."""
-    full = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), parse("Share(1)"))
+    full = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "unpruned"), parse("Share(1)"))
     left = pruning.select(vlm, prompts, tokens, Features(), budget).present
     mask = full.prompts.attention_mask.clone()
     mask[full.prompts.slots] = left[tokens.present].long()

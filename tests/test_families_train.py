@@ -36,7 +36,7 @@ def stepwise(vlm: VLM) -> float:
         for question, answer in pairs:
             tokens = vlm.encode(vlm.pixels([picture]))
             prompts = vlm.prompts([question], tokens.present.sum(1).tolist(), tokens.layout)
-            row = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), parse("Share(1)"))
+            row = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "unpruned"), parse("Share(1)"))
             text = vlm.processor.tokenizer
             for token in [*text(answer, add_special_tokens=False)["input_ids"], text.eos_token_id]:
                 logits = pruning.forward(vlm, row, logits_to_keep=1, use_cache=False).logits[0, -1]
@@ -81,7 +81,7 @@ def test_a_scorer_trains_and_prunes(family: str, monkeypatch: pytest.MonkeyPatch
     source = training.SOURCES["world"]()
     monkeypatch.setattr(type(source), "draw", lambda self, place, questions, tally: drawn()[place.index % 2])
     recipe = Recipe(
-        arms=("diffprune",), steps=1, images=2, questions=2, calibration_images=4, validation_images=2, workers=1, validate_every=0
+        pruners=("diffprune",), steps=1, images=2, questions=2, calibration_images=4, validation_images=2, workers=1, validate_every=0
     )
     arm = ScorerTrainer(LocalContext("run"), vlm, recipe, registry.load("pruners", "diffprune"), 0)
     row = arm.step(batch_of(vlm, drawn(), vlm.packs))

@@ -18,6 +18,7 @@ from diffprune.core.evidence import QUESTION
 from diffprune.core.fitted import Artifact, FittedPruner, FittingRun, Loss, Progress, TrainablePruner, TrainingRun
 from diffprune.core.pruner import Kind, ScorePruner
 from diffprune.core.site import ENCODED, Cut
+from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.io import checkpoint
 from diffprune.train import loop
@@ -28,7 +29,7 @@ from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.load import load
 
 SMALL: dict[str, Any] = {
-    "arms": ("diffprune",), "steps": 3, "images": 2, "questions": 2, "questions_alone": 2, "calibration_images": 4,
+    "pruners": ("diffprune",), "steps": 3, "images": 2, "questions": 2, "questions_alone": 2, "calibration_images": 4,
     "validation_images": 2, "validate_every": 3, "grad_cosine_every": 2, "checkpoint_every": 0, "workers": 1,
 }  # fmt: skip
 
@@ -42,7 +43,7 @@ class Reconstructing(TrainablePruner):
     """Learns from the tokens alone: a soft selection must rebuild all tokens of the image from those it lets through."""
 
     def __init__(self, question_aware: bool = False) -> None:
-        self.networks, self.spelling, self.answered = nn.ModuleDict(), "reconstructing", 0
+        self.networks, self.spec = nn.ModuleDict(), Spec("reconstructing")
         self.needs = frozenset({QUESTION}) if question_aware else frozenset()
 
     def outline(self, features: int, text: int | None = None) -> nn.ModuleDict:
@@ -73,7 +74,7 @@ class Reconstructing(TrainablePruner):
 
     def save_pretrained(self, folder: Path | str, **facts: Any) -> None:
         checkpoint.write(folder, dict(self.networks.state_dict()), {"method": "reconstructing", "facts": facts}, "# card")
-        self.weights_hash = checkpoint.sha256(Path(folder) / checkpoint.FILE)[:20]
+        self.weights_sha256 = checkpoint.sha256(Path(folder) / checkpoint.FILE)[:20]
 
 
 class PositionPrior(FittedPruner, ScorePruner):
@@ -95,19 +96,23 @@ class PositionPrior(FittedPruner, ScorePruner):
 
     def save_pretrained(self, folder: Path | str, **facts: Any) -> None:
         checkpoint.write(folder, {"prior": self.prior}, {"method": "position_prior", "facts": facts}, "# card")
-        self.weights_hash = checkpoint.sha256(Path(folder) / checkpoint.FILE)[:20]
+        self.weights_sha256 = checkpoint.sha256(Path(folder) / checkpoint.FILE)[:20]
 
 
 @pytest.mark.parametrize("question_aware", [False, True])
 def test_an_objective_of_its_own_trains_through_the_ordinary_trainer(vlm: Any, question_aware: bool) -> None:
     recipe, method = Recipe(**SMALL), Reconstructing(question_aware)
-    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, "diffprune", 0))
-    rows = read_steps(Path("run"))
+    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, recipe.pruners[0], 0))
+    (rows,) = read_steps(Path("run")).values()
     assert len(rows) == 3 and method.kind is Kind.TRAINED
     assert all(row.loss > 0 and row.grad_norm > 0 and row.penalty == 0 and 0 < row.kept < 144 for row in rows)
-    assert math.isfinite(rows[0].coherence) and math.isfinite(rows[-1].validation_soft) and math.isfinite(rows[-1].validation_hard)
+    assert (
+        math.isfinite(rows[0].grad_cosine) and math.isfinite(rows[-1].validation_soft) and math.isfinite(rows[-1].validation_hard)
+    )
     facts = json.loads((artifact.folder / "config.json").read_text())["facts"]
-    assert artifact.weights_hash == method.weights_hash != "" and facts["steps"] == 3 and facts["model_hash"] == vlm.weights_hash
+    assert (
+        artifact.weights_sha256 == method.weights_sha256 != "" and facts["steps"] == 3 and facts["model_hash"] == vlm.weights_hash
+    )
     assert loop.missing(recipe, "run") == [], "its artefact is known by the recipe's key"
 
 
@@ -152,8 +157,8 @@ def test_the_loss_of_answers_is_the_default(vlm: Any) -> None:
 
 def test_a_calibration_is_saved_and_loaded_with_equal_selections(vlm: Any) -> None:
     recipe, method = Recipe(**SMALL), PositionPrior()
-    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, "diffprune", 0))
-    assert method.kind is Kind.CALIBRATED and artifact.weights_hash == method.weights_hash != ""
+    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, recipe.pruners[0], 0))
+    assert method.kind is Kind.CALIBRATED and artifact.weights_sha256 == method.weights_sha256 != ""
     again = PositionPrior(str(artifact.folder))
     tokens = vlm.encode(training.validation(vlm, "world", images=3, questions=1).pixels)
     keep = [pruner.select(tokens, Cut(ENCODED, Keep(9))).keep for pruner in (method, again)]

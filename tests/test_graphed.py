@@ -20,6 +20,7 @@ from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Above, Budget, Keep, Share, top
 from diffprune.core.pruner import Pruner, ScorePruner
+from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.measure import measure
@@ -92,7 +93,7 @@ def scorer(family: str) -> Pruner:
 class Coarse(ScorePruner):
     """Scores with many ties."""
 
-    spelling = "coarse"
+    spec = Spec("coarse")
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return (tokens.features.float().sum(-1) * 2).round()
@@ -131,7 +132,7 @@ def test_rows_of_fixed_length_are_those_that_prune_cuts(family: str, budget: str
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prefill_of_a_bucket_says_what_the_models_own_forward_says(family: str) -> None:
     vlm, mode = tiny(family), Graphs(tiny(family), 16, Replayed)
-    for pruner, budget in ((scorer(family), Keep(5)), (registry.load("pruners", "none"), Share(1))):
+    for pruner, budget in ((scorer(family), Keep(5)), (registry.load("pruners", "unpruned"), Share(1))):
         plain, graph = both(family, pruner, budget, mode)
         wanted = pruning.forward(vlm, plain.packed, use_cache=True, logits_to_keep=1).logits[:, -1]
         found = mode.prefill(vlm, graph, Clock())[1]

@@ -34,7 +34,7 @@ def hidden_inputs(family: str) -> dict[str, Any]:
         left = pruning.select(vlm, prompts, tokens, Features(), Keep(4)).present[tokens.present]
         mask = prompts.attention_mask.clone()
         mask[prompts.slots] = left.long()
-        full = pruning.shrink(vlm, replace(prompts), tokens, registry.load("pruners", "none"), diffprune.Share(1))
+        full = pruning.shrink(vlm, replace(prompts), tokens, registry.load("pruners", "unpruned"), diffprune.Share(1))
         inputs = pruning.decoder_inputs(vlm, full)
     given = own(vlm, prompts, pixels)
     return given | {"attention_mask": mask, "position_ids": inputs["position_ids"]}

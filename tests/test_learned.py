@@ -115,7 +115,7 @@ def test_saved_weights_come_back_and_say_what_they_are(spelling: str, tmp_path: 
     again = registry.load("pruners", f"{spelling.split('(')[0]}({text}{', ' if text else ''}weights='{tmp_path / 'scorer'}')")
     with torch.no_grad():
         torch.testing.assert_close(again.score(seen), pruner.score(seen))
-    assert again.weights_hash == pruner.weights_hash and len(again.weights_hash) == 20
+    assert again.weights_sha256 == pruner.weights_sha256 and len(again.weights_sha256) == 20
     assert "accuracy: 0.5" in (tmp_path / "scorer" / "README.md").read_text()
 
 

@@ -119,7 +119,7 @@ def test_paligemma_reads_the_answer_causally(monkeypatch: pytest.MonkeyPatch) ->
     for prompts in (rows, replace(rows, labels=theirs["labels"])):
         assert torch.equal(vlm.token_inputs(prompts)["token_type_ids"], theirs["token_type_ids"])
     with torch.inference_mode():
-        packed = pruning.shrink(vlm, rows, vlm.encode(pixels), registry.load("pruners", "none"), parse("Share(1)"))
+        packed = pruning.shrink(vlm, rows, vlm.encode(pixels), registry.load("pruners", "unpruned"), parse("Share(1)"))
         given = {name: value for name, value in theirs.items() if name != "labels"}
         found, wanted = pruning.forward(vlm, packed).logits, vlm.model(**given).logits
     where = theirs["attention_mask"].bool()

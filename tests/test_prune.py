@@ -83,7 +83,7 @@ def rows(prompts: Prompts, index: int) -> Prompts:
 
 def hidden(vlm: Llava, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget) -> torch.Tensor:
     """Oracle: the full-length run with the removed columns masked, same positions."""
-    full = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "none"), parse("Share(1)"))
+    full = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "unpruned"), parse("Share(1)"))
     kept = pruning.select(vlm, prompts, tokens, pruner, budget).valid
     mask = full.prompts.attention_mask.clone()
     mask[full.prompts.slots] = kept.flatten().long()
@@ -105,7 +105,7 @@ def test_removing_equals_hiding(vlm: Llava, batch, spelling: str, budget: str) -
 
 def test_a_full_budget_is_the_models_own_run_token_for_token(vlm: Llava, batch) -> None:
     prompts, pixels = batch
-    _, tokens = method(vlm, "none", batch)
+    _, tokens = method(vlm, "unpruned", batch)
     packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "grid"), parse("Share(1)"))
     own = vlm.model.generate(
         input_ids=prompts.input_ids,
@@ -164,7 +164,7 @@ def test_without_an_image_nothing_but_text_is_left(vlm: Llava, batch) -> None:
 
 def test_replaced_keeps_every_slot_and_changes_only_the_others(vlm: Llava, batch) -> None:
     pruner, tokens = method(vlm, "replaced(random(seed=4))", batch)
-    chosen = pruner.method.select(tokens, Cut(ENCODED, parse("Keep(5)"))).keep
+    chosen = pruner.inner.select(tokens, Cut(ENCODED, parse("Keep(5)"))).keep
     answer = pruner.select(tokens, Cut(ENCODED, parse("Keep(5)")))
     assert answer.keep.all() and torch.equal(answer.features[chosen], tokens.features[chosen])
     torch.testing.assert_close(answer.features[0][~chosen[0]][0], tokens.features[0].mean(0))
@@ -172,8 +172,8 @@ def test_replaced_keeps_every_slot_and_changes_only_the_others(vlm: Llava, batch
 
 def test_masked_softmax_is_attention_at_one_and_removal_at_zero(vlm: Llava, batch) -> None:
     """Oracle: all ones is fused attention; zeros equal hiding those columns (a hidden token still sees itself)."""
-    _, tokens = method(vlm, "none", batch)
-    full = pruning.shrink(vlm, batch[0], tokens, registry.load("pruners", "none"), parse("Share(1)"))
+    _, tokens = method(vlm, "unpruned", batch)
+    full = pruning.shrink(vlm, batch[0], tokens, registry.load("pruners", "unpruned"), parse("Share(1)"))
     plain = pruning.forward(vlm, full).logits[:, -1]
     retention = torch.ones(full.prompts.input_ids.shape)
     with decoder_attention(vlm.model, "masked_softmax"):

@@ -24,10 +24,10 @@ from diffprune.core.vlm import VLM, Prompts
 
 @dataclass(frozen=True)
 class Artifact:
-    """What fitting leaves: folder with weights, configuration and card; weights_hash: sha256 of the weights."""
+    """What fitting leaves: folder with weights, configuration and card; weights_sha256: of the weights, 20 digits."""
 
     folder: Path
-    weights_hash: str
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
