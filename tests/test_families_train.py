@@ -81,7 +81,14 @@ def test_a_scorer_trains_and_prunes(family: str, monkeypatch: pytest.MonkeyPatch
     source = training.SOURCES["world"]()
     monkeypatch.setattr(type(source), "draw", lambda self, place, questions, tally: drawn()[place.index % 2])
     recipe = Recipe(
-        pruners=("diffprune",), steps=1, images=2, questions=2, calibration_images=4, validation_images=2, workers=1, validate_every=0
+        pruners=("diffprune",),
+        steps=1,
+        images=2,
+        questions=2,
+        calibration_images=4,
+        validation_images=2,
+        workers=1,
+        validate_every=0,
     )
     arm = ScorerTrainer(LocalContext("run"), vlm, recipe, registry.load("pruners", "diffprune"), 0)
     row = arm.step(batch_of(vlm, drawn(), vlm.packs))

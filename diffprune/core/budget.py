@@ -16,9 +16,9 @@ from diffprune.core.spec import parse as parse_call
 
 
 def standardise(scores: Tensor, valid: Tensor) -> Tensor:
-    """Scores [B N] with mean 0 and standard deviation 1 over each image's living tokens.
+    """Scores [B N] with mean 0 and standard deviation 1 over each image's valid tokens.
 
-    A scorer trained through a budgeted soft top-K is free up to a constant per image (METHODS 2.4), so one threshold
+    A scorer trained through a budgeted soft top-K is free up to a constant per image, so one threshold
     across images needs this. An image whose scores are all equal becomes all zeros.
     """
     scores, count = scores.float(), valid.sum(1, keepdim=True).clamp_min(1)
@@ -29,7 +29,7 @@ def standardise(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 def top(scores: Tensor, valid: Tensor, count: Tensor) -> Tensor:
-    """Mask [B N] of the `count` [B] largest living scores; ties go to the earlier token, so equal inputs prune equally."""
+    """Mask [B N] of the `count` [B] largest valid scores; ties go to the earlier token, so equal inputs prune equally."""
     order = scores.float().where(valid, -math.inf).argsort(dim=1, descending=True, stable=True)
     ranked = torch.arange(order.shape[1], device=order.device) < count[:, None]
     return torch.empty_like(valid).scatter_(1, order, ranked).logical_and_(valid)

@@ -93,7 +93,7 @@ class Step:
     grad_cosine: float  # mean pairwise cosine of micro-batch gradients; nan between probes
     step_ms: float
     workers: int
-    validation_soft: float  # NLL through the throttle, nan between validations
+    validation_soft: float  # loss of the objective per answer token, nan between validations
     validation_hard: float  # NLL with tokens removed, nan between validations
 
 

@@ -23,7 +23,7 @@ from diffprune.timing.clock import Clock, clocks
 from diffprune.timing.eager import Inputs, Mode
 from diffprune.timing.machine import drifted, machine_flags, others, processor_seconds, steady
 from diffprune.timing.options import Measurement
-from diffprune.timing.session import Arm, Session
+from diffprune.timing.session import Session, TimedVariant
 
 
 class Measured(NamedTuple):
@@ -157,7 +157,7 @@ def side_by_side(session: Session, methods: Mapping[Cell, tuple[Pruner, Budget]]
     """Time the methods of these cells on the session's inputs, all rounds; a cell that fails is an outcome with its reason."""
     start, began = processor_seconds(), time.monotonic()
     found: dict[Cell, Measured] = {}
-    arms: dict[Cell, tuple[Arm, Arm]] = {}
+    arms: dict[Cell, tuple[TimedVariant, TimedVariant]] = {}
     for cell, (pruner, budget) in methods.items():
         try:
             arms[cell] = session.add(pruner, budget)
@@ -168,11 +168,11 @@ def side_by_side(session: Session, methods: Mapping[Cell, tuple[Pruner, Budget]]
     session.run()
     flags = machine_flags(session.vlm.device, others(start, processor_seconds()), threads)
     flags += ["no_warmup"] * (session.options.warmup == 0)
-    flags += ["clock_drift"] * drifted([[v for _, v in arm.found.get("prefill", [])] for arm in session.arms if not arm.error])
+    flags += ["clock_drift"] * drifted([[v for _, v in arm.found.get("prefill", [])] for arm in session.variants if not arm.error])
     return found | {cell: _collect(session, cell, pair, flags, time.monotonic() - began) for cell, pair in arms.items()}
 
 
-def _collect(session: Session, cell: Cell, pair: tuple[Arm, Arm], flags: list[str], seconds: float) -> Measured:
+def _collect(session: Session, cell: Cell, pair: tuple[TimedVariant, TimedVariant], flags: list[str], seconds: float) -> Measured:
     arms = (session.full, *pair)
     broken = [f"{arm.name}: {arm.error}" for arm in arms if arm.error]
     if broken:

@@ -1,9 +1,9 @@
-"""What families that cut a picture into tiles at any resolution share: tokens in the family's own order, newlines as separators.
+"""Base of families that cut an image into tiles at any resolution: tokens in the family's own order, newlines as separators.
 
 A picture is one small overview and a grid of tiles. The family sets the tiles' tokens side by side, drops those of the padding
-around the picture and ends every line with a learned newline. Which token stands where is read from the family's own packing code,
+around the picture and ends every row with a learned newline. Which token stands where is read from the family's own packing code,
 run on running numbers instead of features. A picture has one budget over all its tiles; newlines are never scored, are counted
-apart, and go when the last token of their line goes.
+apart, and go when the last token of their row goes.
 """
 
 from __future__ import annotations

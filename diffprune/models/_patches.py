@@ -1,4 +1,4 @@
-"""Numbers for cost of encoders of square patches; a family whose encoder has a [CLS] token adds it to the patches."""
+"""Shapes, for cost, of encoders of square patches; a family whose encoder has a [CLS] token adds it to the patches."""
 
 from __future__ import annotations
 

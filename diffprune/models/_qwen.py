@@ -1,4 +1,4 @@
-"""What the Qwen-VL families share: images of any size as rows of patches, 2 x 2 patches per visual token, M-RoPE positions.
+"""Base of the Qwen-VL families: images of any size as rows of patches, 2 x 2 patches per visual token, M-RoPE positions.
 
 A visual token is a group of 2 x 2 patches, so that N is what the decoder would see. ENCODED is that group before the merger:
 [4 D_v], the patches in the merger's own order. The merger is the projector: survivors' patches go through it alone. The markers
@@ -79,7 +79,7 @@ class Qwen(Family):
         return replace(tokens, grid=(rows // self.group, columns // self.group) if alike else None)
 
     def ordered(self, groups: Tensor, grids: Tensor) -> Tensor:
-        """[N 4*D_v] as the merger hears them -> in the decoder's (raster) order."""
+        """[N 4*D_v] in the merger's order -> in the decoder's (raster) order."""
         return groups
 
     def _identity(self, pixels: dict[str, Tensor], images: int) -> Tensor:

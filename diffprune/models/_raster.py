@@ -1,4 +1,4 @@
-"""What families share that see every picture as one square raster, through a SigLIP encoder, which has no [CLS] token."""
+"""Base of families that see every image as one square raster, through a SigLIP encoder, which has no [CLS] token."""
 
 from __future__ import annotations
 

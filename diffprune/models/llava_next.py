@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6): an overview and up to four tiles through a CLIP encoder, newline tokens at the ends of lines (January 2024).
+"""LLaVA-NeXT (1.6): an overview and up to four tiles through a CLIP encoder, newline tokens at the ends of rows (January 2024).
 
 ENCODED is before the projector: the tokens of all tiles of a picture in one row, in the order the decoder reads them, under one
 budget. Tokens that lie in the padding around a picture never reach the decoder and are not presented. Newlines are separators.

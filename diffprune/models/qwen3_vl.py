@@ -1,7 +1,7 @@
-"""Qwen3-VL: Qwen2-VL's frame with DeepStack (arXiv 2406.04334): features of inner encoder layers join early decoder layers.
+"""Qwen3-VL: Qwen2-VL with DeepStack (arXiv 2406.04334): features of inner encoder layers join early decoder layers.
 
-ENCODED: four patches of the last encoder layer before the merger, see `_qwen`. The DeepStack features are deepstack of their
-token, [L * D_text] already in the decoder's width: cut by the same mask, never scored. Images only; videos are refused.
+ENCODED: four patches of the last encoder layer before the merger, see `_qwen`. The DeepStack features of a
+token are [L * D_text], already in the decoder's width: cut by the same mask, never scored. Images only; videos are refused.
 """
 
 from __future__ import annotations

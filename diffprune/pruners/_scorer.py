@@ -15,7 +15,7 @@ class Block(nn.Module):
     """Pre-norm self-attention over valid tokens and a feed-forward of four times the width; attention may be left out.
 
     SiLU is GELU's sigmoid form, x sigmoid(1.702 x) as in CLIP, up to a scale the weights learn; torch's GELU on a CPU costs four
-    times as much right after other work (CONTRIBUTING, dead ends).
+    times as much right after other work.
     """
 
     def __init__(self, width: int, heads: int, attention: bool) -> None:

@@ -1,4 +1,4 @@
-"""Which visual tokens were kept, drawn on the picture they come from."""
+"""Keep mask of visual tokens drawn on the image they come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained scorer by where it lies: a folder, or a repository of the Hub. The folder says which method it is."""
+"""Load a trained scorer from a folder or a repository of the Hub, whose config.json says which method it is."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Timed requests: clocks, modes (eager, CUDA graph), sessions of interleaved arms, FLOPs and rooflines."""
+"""Timed requests: clocks, modes (eager, CUDA graph), sessions of interleaved variants, FLOPs and rooflines."""

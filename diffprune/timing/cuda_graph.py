@@ -1,4 +1,4 @@
-"""Mode `graph`: what is added before prefill, and prefill itself, each replayed as one CUDA graph of fixed shapes.
+"""Mode `graph`: a method's overhead, and prefill, each replayed as one CUDA graph of fixed shapes.
 
 Launched one by one, the thousand and more kernels of a prefill can take the host longer than the device, and then removing tokens
 saves nothing. A graph is launched once. It needs fixed shapes: rows are padded to a multiple of `STEP` tokens (a bucket), whose

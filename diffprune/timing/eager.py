@@ -2,7 +2,7 @@
 
 What a method adds before prefill is *overhead*: reading the encoder beyond its plain output, embedding the question, scoring,
 selecting, cutting ids, mask, positions and features, and handing them over. Projection is no overhead: every request needs it, the
-unpruned one for all its tokens, so it is a span of its own (`project`) in both arms, taken out of `overhead` by its own marks.
+unpruned one for all its tokens, so it is a span of its own (`project`) in both, taken out of `overhead` by its own marks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The path from scores to logits at lengths known beforehand, in which no host ever waits for the device.
+"""Selection, cut and prefill with fixed shapes and no synchronisation, as a CUDA graph needs them.
 
 `pruning` reads counts back from the device to shorten sequences exactly, which a CUDA graph cannot contain. Where the budget is a
 count and every row is padded to a given length, nothing has to be read back: choosing, cutting and prefill have fixed shapes.

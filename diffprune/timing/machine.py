@@ -1,4 +1,4 @@
-"""The machine while it is timed: its threads and memory, who else uses it, and flags where that shows in the numbers."""
+"""Threads, memory and other load of the machine while it is timed, and flags for measurements that they affect."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ Span = Literal["encoder", "parts", "prefill", "ttft", "decode"]
 class Measurement(BaseModel):
     """How to measure.
 
-    batches: rows per request, one cell each. rounds, warmup: repetitions kept and discarded, the latter per arm and shape.
+    batches: rows per request, one cell each. rounds, warmup: repetitions kept and discarded, the latter per variant and shape.
     modes: "eager", and "graph" on a CUDA device (`graphed`, which leaves out the spans parts and decode); one cell each.
     slow_rounds: repetitions of `ttft` and `decode`, which cost many times a prefill. decode_tokens: of the slope.
     spans: beside overhead, projection and prefill, which always are timed: `parts` are score, select and gather.
     inputs: different batches of images and questions the rounds go through. threads: of torch; none leaves them as they are.
-    benchmark, split, limit: where images and questions come from. seed: of the order in which arms are timed.
+    benchmark, split, limit: where images and questions come from. seed: of the order in which variants are timed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""How fast a device could be at best: every part of a prefill takes the longer of its arithmetic and its memory traffic.
+"""Roofline of a prefill: every part of a prefill takes the longer of its arithmetic and its memory traffic.
 
 A bound, not a prediction: no launch costs, no idle gaps, every operand moved once, every product at the device's rate. What a
 measured speedup is held against is the ratio of two such times, which tells apart what the device forbids (weights have to be

@@ -1,7 +1,7 @@
 """What training a recipe takes, before anything is downloaded: memory, FLOPs and time, from a configuration in numbers.
 
 Parameters are counted on a model without weights (`vlm/meta_model.py`), so they are exact. What autograd keeps for the backward
-pass through a *frozen* model is less than in ordinary training: a matrix nobody trains needs no input. Per image, with S the
+pass through a *frozen* model is less than in ordinary training: a frozen matrix needs no stored input. Per image, with S the
 positions of its rows together, e bytes per element of the frozen model, d, q, f the decoder's width, query width and FFN width:
 
     a layer             S (2 x 4 d + e (4 q + 3 f))   inputs of two norms in float32; q, k, v and output; gate, its activation, up

@@ -22,7 +22,7 @@ DRAW, NOISE, PROBE, CHECK = range(4)  # streams of random numbers that never mee
 
 
 class Recipe(BaseModel):
-    """What to train and how. The defaults fit the embedded model; METHODS 2.6 lists the paper's for large ones.
+    """What to train and how. The defaults fit the embedded model.
 
     pruners:    methods to train, as spelled; each is trained with every seed on the same batches and budgets.
     images:     per step, over all workers; questions: per image, packed in one row.

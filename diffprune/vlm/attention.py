@@ -1,4 +1,4 @@
-"""Attention implementations that training needs: each key weighted by its retention."""
+"""Masked softmax for training: attention in which each key is weighted by its retention."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def masked_softmax(
     retention: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in which each key counts by its retention weight [B S] in [0, 1] (DynamicViT Eq. 10-11, METHODS 3.2).
+    """Attention in which each key counts by its retention weight [B S] in [0, 1] (DynamicViT, arXiv 2106.02034, Eq. 10-11).
 
     A_ij = p_ij / sum_j p_ij,  p_ij = exp(a_ij - max_j a_ij) E_ij,  E_ij = m_j + (1 - m_j) [i = j].
     A dropped token still attends to itself, and a token with m_j = 0 still receives gradient, which an additive bias

@@ -167,8 +167,8 @@ class Family(VLM):
     ) -> Prompts:
         shown = list(images or [1] * len(questions))
         texts = [self.chat_prompt(q, n) for q, n in zip(questions, shown, strict=True)]
-        places = [self.placeholder_ids(n, None if layout is None else layout[i]) for i, n in enumerate(num_tokens)]
-        ids, mask, question = tokenise(self.processor.tokenizer, texts, self.image_placeholder, places, shown)
+        ids_of_images = [self.placeholder_ids(n, None if layout is None else layout[i]) for i, n in enumerate(num_tokens)]
+        ids, mask, question = tokenise(self.processor.tokenizer, texts, self.image_placeholder, ids_of_images, shown)
         return self._prompts(ids.to(self.device), mask.to(self.device), question.to(self.device), layout)
 
     def _prompts(self, ids: Tensor, mask: Tensor, question: Tensor, layout: Tensor | None) -> Prompts:

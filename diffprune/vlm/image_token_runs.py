@@ -1,4 +1,4 @@
-"""Where visual tokens stand in rows of ids: unbroken runs of one token."""
+"""Unbroken runs of image tokens in rows of token ids."""
 
 from __future__ import annotations
 

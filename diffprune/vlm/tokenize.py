@@ -1,4 +1,4 @@
-"""Framed prompts as token ids with one slot per visual token, and hashes of weights and pictures."""
+"""Prompts as token ids with one slot per visual token, and hashes of weights and images."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def left_pad(rows: Sequence[Tensor], fill: int | bool) -> Tensor:
 
 
 def tokenise(
-    tokenizer: Any, texts: Sequence[str], marker: str, places: Sequence[Sequence[int]], images: Sequence[int]
+    tokenizer: Any, texts: Sequence[str], placeholder: str, placeholder_ids: Sequence[Sequence[int]], images: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Framed texts with image markers -> (ids [B S], mask [B S], question [B S] bool), left-padded.
+    """Prompts with image placeholders -> (ids [B S], mask [B S], question [B S] bool), left-padded.
 
-    places: token ids that stand for each image, one after the other; images: of each text. The text before and after a marker
-    is tokenised apart, as LLaVA's own code does (BENCHMARKS 1.3). The question is what follows the last image.
+    placeholder_ids: of each image, one after the other; images: of each text. The text before and after a placeholder is
+    tokenised apart, as LLaVA's own code does. The question is what follows the last image.
 
     Raises:
-        ValueError: a text with another number of image markers.
+        ValueError: a text with another number of image placeholders.
     """
-    ids, question, waiting = [], [], iter(places)
+    ids, question, waiting = [], [], iter(placeholder_ids)
     for text, count in zip(texts, images, strict=True):
-        pieces = text.split(marker)
+        pieces = text.split(placeholder)
         if len(pieces) != count + 1:
-            raise ValueError(f"a prompt needs exactly {count} x {marker}; this one has {len(pieces) - 1}: {text[:80]!r}")
+            raise ValueError(f"a prompt needs exactly {count} x {placeholder}; this one has {len(pieces) - 1}: {text[:80]!r}")
         start = tokenizer.bos_token
         special = not (start and text.startswith(start))  # a chat template may have written it already
         row = list(tokenizer(pieces[0], add_special_tokens=special)["input_ids"])
