@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from diffprune import pruning
 from diffprune.core import registry
-from diffprune.core.budget import Above, Budget, Keep, Share, top
+from diffprune.core.budget import Above, Budget, Keep, Share, parse, top
 from diffprune.core.pruner import Pruner, ScorePruner
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
@@ -118,7 +118,7 @@ def both(family: str, pruner: Pruner, budget: Budget, mode: Graphs | None = None
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_fixed_length_are_those_that_prune_cuts(family: str, budget: str) -> None:
-    parsed = measure.budgets_.parse(budget)
+    parsed = parse(budget)
     for pruner in (scorer(family), Coarse()):
         plain, graph = both(family, pruner, parsed)
         back = fixed_shape.unfitted(graph.rows, graph.packed.kept, graph.packed.total)
@@ -257,7 +257,7 @@ def test_a_device_without_graphs_is_refused() -> None:
     with pytest.raises(ValueError, match=r"needs a CUDA device.*mode eager"):
         Graphs(tiny("llava"))
     with pytest.raises(ValueError, match="needs a CUDA device"):
-        measure.cells(tiny("llava"), ["random"], ["4"], Measurement(modes=("eager", "graph")))
+        measure.cells(tiny("llava"), [registry.spec("pruners", "random")], [Keep(4)], Measurement(modes=("eager", "graph")))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_wrong_graph_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_session_times_this_mode_beside_the_same_arms() -> None:
     vlm, options = tiny("llava"), Measurement(rounds=2, warmup=1, slow_rounds=2, inputs=1, threads=1)
-    cells = measure.cells(vlm, ["random"], ["5"], options.model_copy(update={"batches": (2,)}))
+    cells = measure.cells(vlm, [registry.spec("pruners", "random")], [Keep(5)], options.model_copy(update={"batches": (2,)}))
     inputs = eager.prepare(vlm, asked("llava").images, QUESTIONS, registry.load("pruners", "random").needs)
     session = Session(vlm, [inputs], options, Clock(), Clock(), Graphs(vlm, 16, Replayed))
     found = measure.side_by_side(session, {cells[0]: measure.method(vlm, cells[0])}, 1)[cells[0]]
