@@ -156,12 +156,12 @@ def test_what_is_no_full_run_on_the_published_data_is_said_everywhere(tmp_path: 
     for benchmark, revision in revisions.items():
         cell = Cell("evaluate", "llava-hf/llava-1.5-7b-hf", "ab" * 32, "none", "", "Share(1)", benchmark, revision, limit=4)
         store.publish({"predictions": rows}, cell=cell, provenance=SOURCE)
-    chapter = next(chapters(records.read(store.root)))
+    chapter = next(chapters(records.read(store.blobs)))
     said = dict(caveats(chapter))
     assert list(said) == ["fixture", "incomplete", "limit", "substitute"] and "at most 4 questions" in said["limit"]
     assert [said[flag].rpartition(": ")[2] for flag in ("fixture", "incomplete", "substitute")] == ["ScienceQA.", "GQA.", "VQAv2."]
-    made = report(store.root, tmp_path / "out")
-    for text in (made["markdown"].read_text("utf-8"), made["html"].read_text("utf-8"), summary(store.root)):
+    made = report(store.blobs, tmp_path / "out")
+    for text in (made["markdown"].read_text("utf-8"), made["html"].read_text("utf-8"), summary(store.blobs)):
         assert all(sentence in text for sentence in said.values())
     with made["csv/published"].open(newline="") as file:
         ours = next(r for r in csv.DictReader(file) if r["from"] == "ours")

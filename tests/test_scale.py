@@ -150,7 +150,7 @@ def test_a_report_decodes_every_part_once_and_few_columns_of_it(tmp_path: Path, 
 
 
 def test_the_texts_of_rows_are_their_own(tmp_path: Path) -> None:
-    found = records.read(fill(tmp_path, 30).root)
+    found = records.read(fill(tmp_path, 30).blobs)
     rows = found.frames["predictions"].iloc[[7, 3, 100, 149]]
     assert not set(records.TEXTS) & set(rows.columns)
     whole = Store(tmp_path).read("predictions").iloc[[7, 3, 100, 149]]
@@ -163,7 +163,7 @@ def test_the_texts_of_rows_are_their_own(tmp_path: Path) -> None:
 def test_a_page_does_not_grow_with_its_rows(tmp_path: Path) -> None:
     sizes = []
     for num in (60, 1200):
-        paths = report(fill(tmp_path / str(num), num).root, tmp_path / f"{num}-page")
+        paths = report(fill(tmp_path / str(num), num).blobs, tmp_path / f"{num}-page")
         sizes.append(sum(path.stat().st_size for path in paths.values()))
     assert sizes[1] < 1.1 * sizes[0]
 

@@ -73,9 +73,9 @@ def test_a_killed_worker_costs_one_batch(session: None, asked: list[Cell], own_f
             return found
 
     monkeypatch.setattr(sweep, "Worker", Mortal)
-    found = sweep.sweep(asked, stormy.root, PROVENANCE, workers=2, model="embedded")
+    found = sweep.sweep(asked, stormy.blobs, PROVENANCE, workers=2, model="embedded")
     assert killed.exists() and (found.done, found.skipped, found.deaths) == (6, 0, 1)
-    assert table(stormy.root) == table(alone.root), "one process, two workers and a dead one give the same rows"
+    assert table(stormy.blobs) == table(alone.blobs), "one process, two workers and a dead one give the same rows"
     assert {cell.key for cell in asked} == stormy.done()
     begun = Counter(calls.read_text().splitlines())
     assert set(begun) == {f"{cell.key} {min(index)}" for cell in asked for index in batches[cell]}
@@ -84,7 +84,7 @@ def test_a_killed_worker_costs_one_batch(session: None, asked: list[Cell], own_f
     assert len(found.idle_s) == 2 and "6/6 cells" in capsys.readouterr().out
 
     monkeypatch.setattr(sweep, "connect", lambda *_: pytest.fail("nothing is missing, Ray must not be asked for"))
-    again = sweep.sweep(asked, stormy.root, PROVENANCE, workers=2, model="no model of this name")
+    again = sweep.sweep(asked, stormy.blobs, PROVENANCE, workers=2, model="no model of this name")
     assert (again.done, again.skipped) == (0, 6)
 
 

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +133,8 @@ def saved(folder: Path, step: int) -> bool:
 
 
 def newest(folder: Path) -> str:
-    """The state a run would go on from, "" while it is being replaced."""
-    found = ""
-    for path in folder.glob("states/*/latest.json"):
-        with suppress(FileNotFoundError):
-            found = path.read_text()
-    return found
+    """The state a run would go on from, "" before the first."""
+    return max((path.name for path in folder.glob("states/*/*.pt")), default="")
 
 
 def losses(folder: Path) -> list[float]:
@@ -233,7 +228,7 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
 def kill_a_worker(folder: Path) -> None:
     """SIGKILL one of this test's own training workers once a state of the resumed run is there (it is announced before)."""
     before = newest(folder)
-    await_(lambda: newest(folder) not in (before, ""))
+    await_(lambda: newest(folder) > before)
     mine = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline() or [p.name()])]
     mine[-1].kill()
 

@@ -26,7 +26,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from diffprune.core.errors import first_line
 from diffprune.distributed.cluster import secure, token_path
-from diffprune.store.files import checked_name
+from diffprune.store.names import checked_name
 
 LEFT_HERE = [".git", ".venv", "runs"]  # whatever .gitignore says
 POLL_S = 0.5

@@ -30,9 +30,10 @@ from diffprune.core.records import Outcome, Provenance, Step
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed.fsdp import spread
-from diffprune.io.checkpoint import CONFIG, read_config
+from diffprune.io.blob_store import LocalBlobs
+from diffprune.io.checkpoint import is_complete, read_config
 from diffprune.store import Store
-from diffprune.train.checkpoints import STEPS, Files, as_step, claim, load_state, read_steps
+from diffprune.train.checkpoints import STATES, STEPS, Files, as_step, claim, load_state, read_steps
 from diffprune.train.context import Context
 from diffprune.train.loop import line, missing, scorers
 from diffprune.train.loop import train as train_here
@@ -79,7 +80,7 @@ class RayContext(Context):
         import ray.train
 
         super().save(name, state)
-        mine = ray.train.Checkpoint.from_directory(str(self.files.folder / "states" / name)) if self.rank == 0 else None
+        mine = ray.train.Checkpoint.from_directory(str(self.files.folder / STATES / name)) if self.rank == 0 else None
         ray.train.report({"loop": name, "step": state["step"]}, checkpoint=mine)
 
     def load(self, name: str) -> dict[str, Any] | None:
@@ -92,7 +93,7 @@ class RayContext(Context):
         if kept is None:
             return None
         with kept.as_directory() as folder:
-            return load_state(Path(folder), self.device)
+            return load_state(LocalBlobs(folder), "", self.device)
 
     def load_model(self, name: Spec, shard: bool = False, **options: Any) -> VLM:
         """The VLM on this worker's device; shard: its decoder spread over all workers. options: of `load`.
@@ -188,7 +189,7 @@ def put_aside(run: Path) -> Path | None:
     """Rename a snapshot that would keep Ray from starting; returns its new place, or None where it is sound.
 
     Ray writes it in place and ties it to its version, so half a file, another version, or checkpoints that are gone stop
-    every later start (TRIALS 1). Nothing is lost: our own states lead.
+    every later start. Nothing is lost: our own states lead.
     """
     import ray
 
@@ -221,7 +222,7 @@ def publish(recipe: Recipe, folder: Path, store: Store | None, provenance: Prove
     """Put the step records of finished scorers into the store, each once."""
     if store is None or provenance is None:
         return
-    finished = {key: place for key, place in scorers(recipe, folder).items() if (place / CONFIG).is_file()}
+    finished = {key: place for key, place in scorers(recipe, folder).items() if is_complete(place)}
     done, steps = store.done() if finished else set(), read_steps(folder)
     for (spec, seed), place in finished.items():
         facts = read_config(place)["facts"]
@@ -260,7 +261,7 @@ class Follower(threading.Thread):
         while not self.ended.wait(self.every_s):
             if newest := self._newest():
                 print(line(*newest, self.recipe.steps), flush=True)
-            finished = sum((place / CONFIG).is_file() for place in scorers(self.recipe, self.folder).values())
+            finished = sum(is_complete(place) for place in scorers(self.recipe, self.folder).values())
             if finished > done:
                 done = finished
                 with suppress(OSError, ValueError, RuntimeError):  # the driver publishes again at the end, and raises then

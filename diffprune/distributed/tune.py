@@ -170,7 +170,7 @@ def tune(
         with connect(address, 2):
             gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
             actor = ray.remote(num_cpus=1, num_gpus=gpus)(Resident).remote()
-            folder = store.root.parent / f"ray-tune-{provenance.run}-{provenance.attempt}"
+            folder = Path(f"{store.blobs}-ray-tune-{provenance.run}-{provenance.attempt}")
             try:
                 _ready(actor, model, list(dict.fromkeys(tuned(cell).pruner for cell in todo)), options)
                 Search(todo, options, store, provenance, cast(Probes, _Remote(actor)), partial(_trials, actor, folder)).go()

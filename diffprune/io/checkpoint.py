@@ -1,4 +1,4 @@
-"""Learned weights in a folder: config.json + model.safetensors + README.md, as the hub lays them out. Never a pickle.
+"""Checkpoints of trained scorers: config.json + model.safetensors + README.md, as the hub lays them out. Never a pickle.
 
 safetensors checks structure, not content: a flipped bit or a NaN loads happily. So the config carries the sha256 of the
 file, and values must be finite.
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
+
+from diffprune.io.blob_store import Blobs, open_blobs
 
 FILE = "model.safetensors"
 CONFIG = "config.json"
 CHECKSUM = "weights_sha256"
+ALTERED = "{}: altered or damaged since it was written (sha256 differs from the one that was noted then)"
 
 
 def sha256(path: Path) -> str:
@@ -29,60 +31,63 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+def write(folder: Blobs | Path | str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> str:
+    """Save tensors and what describes them; returns the sha256 of the weights file.
 
-
-def write(folder: Path | str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> None:
-    """Save tensors and what describes them. config.json comes last: a folder without it is no checkpoint.
+    config.json comes last: a folder without it is no checkpoint, and one whose config is older than its weights is refused.
 
     Raises:
         ValueError: a tensor holds NaN or infinity.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    check_finite(tensors, folder / FILE)
-    temporary = folder / f".{FILE}.{os.getpid()}"
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-    temporary.replace(folder / FILE)
-    replace_text(folder / "README.md", card)
-    replace_text(folder / CONFIG, json.dumps({**config, CHECKSUM: sha256(folder / FILE)}, indent=2, sort_keys=True) + "\n")
+    blobs = open_blobs(folder)
+    check_finite(tensors, f"{blobs}/{FILE}")
+    weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    digest = hashlib.sha256(weights).hexdigest()
+    blobs.replace(FILE, weights)
+    blobs.replace("README.md", card.encode())
+    blobs.replace(CONFIG, (json.dumps({**config, CHECKSUM: digest}, indent=2, sort_keys=True) + "\n").encode())
+    return digest
 
 
-def read(folder: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(folder: Blobs | Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and config of a folder written by `write`.
 
     Raises:
         ValueError: missing, truncated or altered file, or values that are not finite; names the file and the reason.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    path = folder / FILE
-    check_file(path, config.get(CHECKSUM))
-    tensors = load_file(path)
-    check_finite(tensors, path)
+    blobs = open_blobs(folder)
+    config, name = read_config(blobs), f"{blobs}/{FILE}"
+    try:
+        weights = blobs.read(FILE)
+        if config.get(CHECKSUM) not in (None, hashlib.sha256(weights).hexdigest()):
+            raise ValueError(ALTERED.format(name))
+        tensors = load(weights)
+    except FileNotFoundError:
+        raise ValueError(f"{name}: the weights file is missing") from None
+    except SafetensorError as error:
+        raise ValueError(f"{name}: not a complete safetensors file ({error})") from None
+    check_finite(tensors, name)
     return tensors, config
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def is_complete(folder: Blobs | Path | str) -> bool:
+    """Whether `write` has ended in this folder; what it wrote is not looked at."""
+    return open_blobs(folder).version(CONFIG) is not None
+
+
+def read_config(folder: Blobs | Path | str) -> dict[str, Any]:
     """config.json of a folder.
 
     Raises:
         ValueError: no such folder, no config, or one that is not JSON.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ValueError(f"{folder}: no trained weights here (config.json is missing)")
+    blobs = open_blobs(folder)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(blobs.read(CONFIG))
+    except FileNotFoundError:
+        raise ValueError(f"{blobs}: no trained weights here (config.json is missing)") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
+        raise ValueError(f"{blobs}/{CONFIG}: not valid JSON ({error})") from None
 
 
 def check_file(path: Path, checksum: str | None = None) -> None:
@@ -94,7 +99,7 @@ def check_file(path: Path, checksum: str | None = None) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: the weights file is missing")
     if checksum and sha256(path) != checksum:
-        raise ValueError(f"{path}: altered or damaged since it was written (sha256 differs from the one that was noted then)")
+        raise ValueError(ALTERED.format(path))
     try:
         with safe_open(path, framework="pt"):
             pass

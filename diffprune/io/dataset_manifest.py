@@ -1,4 +1,4 @@
-"""What a folder of published rows says about itself: repository, commit, and the hash of every split's rows."""
+"""Manifest of a downloaded data set: its repository and commit, and the hash of every split's rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffprune.io.checkpoint import replace_text
+from diffprune.io.blob_store import LocalBlobs
 
 MANIFEST = "diffprune.json"
 FIXTURE = "fixture"  # the commit of rows that we made ourselves for tests; never the real data
@@ -40,5 +40,4 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Publish beside the files it speaks of."""
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / MANIFEST, json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        LocalBlobs(folder).replace(MANIFEST, (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode())

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffprune.core.errors import first_line
+from diffprune.io.sized_cache import sized_cache
 
 CACHE_BYTES = 256 * 2**20  # of undecoded pictures; a row group of the hub holds about a hundred
 CHUNK = 4096  # rows that are Python objects before they are tidied
@@ -139,7 +139,7 @@ class _StoredPictures:
 
     def __init__(self, files: Sequence[Path], column: str) -> None:
         self.files, self.column = files, column
-        self._kept: OrderedDict[int, tuple[list[Any], int]] = OrderedDict()
+        self._kept = sized_cache(CACHE_BYTES, lambda kept: kept[1])  # (values, bytes) by number of the row group
         self._groups: list[tuple[Path, int]] = []
         self._starts: list[int] = []
 
@@ -156,22 +156,18 @@ class _StoredPictures:
         if not self._groups:
             self._index()
         number = bisect_right(self._starts, row) - 1
-        if number not in self._kept:
-            self._read(number)
-        self._kept.move_to_end(number)
-        found = self._kept[number][0][row - self._starts[number]]
-        return _placed(found, self._groups[number][0].parent)
+        if (kept := self._kept.get(number)) is None:
+            kept = self._kept[number] = self._read(number)
+        return _placed(kept[0][row - self._starts[number]], self._groups[number][0].parent)
 
-    def _read(self, number: int) -> None:
+    def _read(self, number: int) -> tuple[list[Any], int]:
         path, group = self._groups[number]
         with _open(path) as file:
             column = file.read_row_group(group, columns=[self.column]).column(self.column)
-        self._kept[number] = column.to_pylist(), column.nbytes
-        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > CACHE_BYTES:
-            self._kept.popitem(last=False)
+        return column.to_pylist(), column.nbytes
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict()}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.files, self.column)
 
 
 def _placed(picture: Any, folder: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffprune.core.errors import first_line
+from diffprune.io.sized_cache import sized_cache
 
 
 class RowGroups:
     """The rows of some files with the same columns, numbered on from file to file.
 
     counts: [g] rows of each row group; rows: [files] rows of each file.
-    keep:   rows to hold in memory; whole row groups are held, the least recently used go first.
+    keep:   rows to hold in memory, by whole row groups, the last one whatever its size; the least recently used go first.
 
     Raises:
         ValueError: a file cannot be read; names it.
     """
 
     def __init__(self, paths: Sequence[Path], keep: int = 0) -> None:
-        self.paths, self.keep = list(paths), keep
+        self.paths = list(paths)
         self.groups: list[tuple[int, int]] = []  # (file, row group in it)
         counts: list[int] = []
         self.rows: list[int] = []
@@ -39,7 +39,7 @@ class RowGroups:
                 counts += [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
         self.counts = np.array(counts, np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self._held: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self._held = sized_cache(keep, len)  # of tables by (row group, columns)
 
     def blocks(self) -> np.ndarray:
         """[n] the row group of every row."""
@@ -68,23 +68,15 @@ class RowGroups:
         """Row `number`. Raises ValueError: its row group cannot be read; names the file."""
         group = int(np.searchsorted(self.starts, number, "right")) - 1
         key = (group, tuple(columns))
-        if key not in self._held:
-            self._held[key] = self._read(group, columns)
-            self._drop()
-        self._held.move_to_end(key)
-        return self._held[key].slice(number - int(self.starts[group]), 1).to_pylist()[0]
+        if (rows := self._held.get(key)) is None:
+            rows = self._held[key] = self._read(group, columns)
+        return rows.slice(number - int(self.starts[group]), 1).to_pylist()[0]
 
     def where(self, number: int) -> str:
         """The file and the row in it, from 0."""
         file, group = self.groups[int(np.searchsorted(self.starts, number, "right")) - 1]
         before = sum(self.rows[:file])
         return f"{self.paths[file]}, row {number - before} (row group {group})"
-
-    def _drop(self) -> None:
-        sizes = [len(table) for table in self._held.values()]
-        while len(sizes) > 1 and sum(sizes) - sizes[0] >= self.keep:
-            self._held.popitem(last=False)
-            sizes.pop(0)
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
         number, inner = self.groups[group]

@@ -17,7 +17,7 @@ from diffprune.core.budget import Budget, Share
 from diffprune.core.fitted import FittedPruner
 from diffprune.core.spec import Spec
 from diffprune.evaluate.cells import Evaluation
-from diffprune.store.files import checked_name
+from diffprune.store.names import checked_name
 from diffprune.timing.options import Measurement
 from diffprune.train.estimate import Assumed
 from diffprune.train.loop import scorers

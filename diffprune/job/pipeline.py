@@ -32,7 +32,7 @@ from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import exclusive, sweep
 from diffprune.embedded.world import SPLITS, scene
 from diffprune.evaluate.cells import cells as evaluation_cells
-from diffprune.io.checkpoint import replace_text
+from diffprune.io.blob_store import LocalBlobs
 from diffprune.job.job import Job
 from diffprune.measure import measure
 from diffprune.store import Store, lock
@@ -167,7 +167,7 @@ class Plan:
         if path.is_file() and (found := json.loads(path.read_text()))["key"] == key:
             return {int(seed): masks for seed, masks in found["scenes"].items()}
         scenes = self._choose(pruners, budget)
-        replace_text(path, json.dumps({"key": key, "scenes": scenes}))
+        LocalBlobs(self.folder).replace(path.name, json.dumps({"key": key, "scenes": scenes}).encode())
         return scenes
 
     def _choose(self, pruners: Sequence[Pruner], budget: Budget) -> dict[int, dict[str, list[bool]]]:

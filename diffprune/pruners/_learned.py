@@ -174,8 +174,7 @@ class Learned(TrainablePruner):
         lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
         card = CARD.format(spec=self.spec, model=facts.get("model", "a VLM"), use=use, facts=lines)
         config = {"method": self.spec.name, "spec": str(self.spec), "options": self.options, "dims": self.dims, "facts": facts}
-        files.write(folder, tensors, config, card)
-        self.weights_sha256 = files.sha256(Path(folder) / files.FILE)[:20]
+        self.weights_sha256 = files.write(folder, tensors, config, card)[:20]
 
     def _load(self, folder: Path) -> None:
         tensors, config = files.read(folder)

@@ -11,18 +11,19 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from diffprune.core.records import TABLES
-from diffprune.store.files import checked_name
+from diffprune.store.names import checked_name
 
 FORMAT = 1
+MANIFESTS = "manifests"  # what the keys of all manifests begin with
 
 
 class Damaged(Exception):
-    """A file of the store that cannot be used; the text says why, in words that follow the file's name."""
+    """A blob of the store that cannot be used; the text says why, in words that follow its key."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One Parquet file: table, file name, rows, size in bytes, sha256 of its bytes."""
+    """One Parquet file: table, name, rows, size in bytes, sha256 of its bytes."""
 
     table: str
     name: str
@@ -31,8 +32,8 @@ class Part:
     sha256: str
 
     @property
-    def place(self) -> str:
-        """Path under the store's root."""
+    def key(self) -> str:
+        """Of its blob."""
         return f"parts/{self.table}/{self.name}"
 
 
@@ -53,9 +54,9 @@ class Commit:
     parts: tuple[Part, ...]
 
     @property
-    def place(self) -> str:
-        """Path under the store's root."""
-        return f"manifests/{self.name}.json"
+    def key(self) -> str:
+        """Of its manifest's blob."""
+        return f"{MANIFESTS}/{self.name}.json"
 
     def part(self, table: str) -> Part | None:
         """The part of a table, if this commit holds one."""

@@ -1,8 +1,7 @@
 """The Parquet store: records are published whole, found through manifests, and checked bit by bit when read.
 
-Layout: `parts/<table>/<cell>-<sha256>.parquet`, `manifests/<cell>-<content>.json`, `quarantine/` for what cannot be used,
-`tmp/<run>/` for files being written, `locks/<run>/`. Parts are written first, the manifest last, each by temporary file,
-fsync and rename; what has no manifest does not exist. Columns: `columns.py`; bytes: `parts.py`; frames: `frames.py`.
+Blobs: `parts/<table>/<cell>-<sha256>.parquet`, `manifests/<cell>-<content>.json`, `quarantine/` for what cannot be used,
+`locks/<run>/<attempt>`. Parts are written first, the manifest last; what has no manifest does not exist.
 """
 
 from __future__ import annotations
@@ -19,33 +18,32 @@ import pyarrow as pa
 from diffprune.core.cell import Cell
 from diffprune.core.records import Provenance
 from diffprune.core.registry import nearest
+from diffprune.io.blob_store import Blobs, open_blobs
 from diffprune.store.columns import columns
 from diffprune.store.commits import Commits, chosen
 from diffprune.store.manifest import Commit, Damaged, Part, sha256
 from diffprune.store.parts import check, decode, digest, encode, record_arrays
-from diffprune.store.run_lock import check_fence
+from diffprune.store.run_lock import attempts_at
 from diffprune.store.to_pandas import frame, origin, origin_frame
 
 T = TypeVar("T")
 
 
 class Store:
-    """Records under a folder, which is created by the first write.
+    """Records in a folder, which is created by the first write, or among other blobs.
 
     Raises:
-        ValueError: `root` is a file.
+        ValueError: the folder is a file.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).resolve()
-        if self.root.exists() and not self.root.is_dir():
-            raise ValueError(f"{self.root} is a file, but a store is a folder")
-        self._commits = Commits(self.root, check)
+    def __init__(self, place: Blobs | Path | str) -> None:
+        self.blobs = open_blobs(place)
+        self._commits = Commits(self.blobs, check)
         self._origins: dict[str, dict[str, Any]] = {}  # by name of a commit
 
     @property
     def problems(self) -> list[str]:
-        """The files put aside while reading, one sentence each: which, why, where it is now, what counts as not done."""
+        """The blobs put aside while reading, one sentence each: which, why, where it is now, what counts as not done."""
         return self._commits.problems
 
     def publish(self, records: Mapping[str, Sequence[Any]], *, cell: Cell, provenance: Provenance) -> None:
@@ -56,9 +54,9 @@ class Store:
         Raises:
             ValueError: unknown table, wrong record or value, run name outside the allow-list.
             Fenced: a newer attempt of the run has taken over.
-            OSError: names the path that could not be written; nothing new is visible.
+            OSError: names the blob that could not be written; nothing new is visible.
         """
-        fence = partial(check_fence, self.root, provenance.run, provenance.attempt)
+        fence = partial(attempts_at(self.blobs, provenance.run).check, provenance.attempt)
         fence()
         arrays = {table: record_arrays(table, rows) for table, rows in records.items()}
         owner = cell.key
@@ -127,7 +125,7 @@ class Store:
     def done(self, table: str = "outcomes") -> set[str]:
         """Keys of the cells that need no more work: with an outcome `ok`, or, for another table, with rows that did not fail.
 
-        Every file of a commit is checked, so a cell that lost any part is not done.
+        Every part of a commit is checked, so a cell that lost any part is not done.
         """
         columns(table)
         wanted = {"ok"} if table == "outcomes" else {"ok", ""}

@@ -1,83 +1,90 @@
-"""A run's folder: training states and the step log, published so that a crash at any point leaves an intact one."""
+"""Training checkpoints: the states that a run resumes from, and its step log. A crash at any point leaves an intact state.
+
+A state is a blob `states/<arm>/<attempt>-<step>-<sha256>`: its name orders it and says whether it is whole.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffprune.core.records import Step
-from diffprune.io.checkpoint import replace_text, sha256
+from diffprune.io.attempts import Attempts
+from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs
 
 STEPS = "steps.jsonl"
+STATES = "states"
 
 
-class Superseded(RuntimeError):
-    """A newer run works on this folder: whatever an older one left running must stop writing."""
+def attempts_at(folder: Blobs | Path | str) -> Attempts:
+    """The attempts at training in a run's folder."""
+    return Attempts(open_blobs(folder), "attempts", "training")
 
 
-def claim(folder: Path) -> int:
-    """Take a folder over: a new attempt number, larger than every earlier one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "attempt"
-    attempt = (int(path.read_text()) if path.is_file() else 0) + 1
-    replace_text(path, str(attempt))
-    return attempt
+def claim(folder: Blobs | Path | str) -> int:
+    """Take a run's folder over: a new attempt number, larger than every earlier one."""
+    return attempts_at(folder).begin()
 
 
 @dataclass(frozen=True)
 class Files:
-    """State and step records in a folder, for one attempt."""
+    """States and step log of one attempt.
+
+    folder: of this machine or shared by all; the step log lies in it, as it grows by a line per step: a local append, since blobs
+            are written whole. Where workers share no folder, each `save` would publish the lines since the one before as a blob
+            `steps/<attempt>-<step>`, and `read_steps` read these in order.
+    attempt: from `claim`.
+    storage: where states and attempts are; the folder itself if not given.
+    """
 
     folder: Path
     attempt: int
+    storage: Blobs | None = None
+
+    @cached_property
+    def blobs(self) -> Blobs:
+        """Where states and attempts are."""
+        return self.storage or LocalBlobs(self.folder)
 
     def check(self) -> None:
-        """Raises Superseded when a newer attempt has claimed the folder."""
-        newest = int((self.folder / "attempt").read_text())
-        if newest != self.attempt:
-            raise Superseded(f"{self.folder}: attempt {newest} has taken over from attempt {self.attempt}, which stops here")
+        """Raises Fenced when a newer attempt has claimed the folder."""
+        attempts_at(self.blobs).check(self.attempt)
 
-    def save(self, name: str, state: Mapping[str, Any]) -> Path:
-        """Publish a state under a name; the one before it is kept. Returns the folder that holds both.
-
-        A crash at any point leaves the new state, or the old one as `previous.json`.
-        """
+    def save(self, name: str, state: Mapping[str, Any]) -> None:
+        """Publish a state under a name; the one before it is kept, so that a crash at any point leaves at least one."""
         self.check()
-        folder = self.folder / "states" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        path, temporary = folder / f"{state['step']:08d}-{self.attempt}.pt", folder / f".{os.getpid()}.pt"
-        with temporary.open("wb") as stream:
-            torch.save(dict(state), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        entry = json.dumps({"file": path.name, "sha256": sha256(temporary)})
-        temporary.replace(path)
-        latest, previous = folder / "latest.json", folder / "previous.json"
-        if latest.is_file():
-            latest.replace(previous)
-        replace_text(latest, entry)
-        wanted = {json.loads(p.read_text())["file"] for p in (latest, previous) if p.is_file()}
-        for old in folder.glob("*.pt"):
-            if old.name not in wanted:
-                old.unlink()
-        return folder
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        data = buffer.getbuffer()
+        mine = f"{STATES}/{name}/{self.attempt:08d}-"
+        key = f"{mine}{state['step']:08d}-{hashlib.sha256(data).hexdigest()}.pt"
+        self.blobs.replace(key, data)
+        others = [other for other in self.blobs.list(f"{STATES}/{name}") if other != key]
+        earlier = [other for other in others if other < key]
+        passed_over = [other for other in others if other > key and other.startswith(mine)]  # damaged: this one follows another
+        for other in earlier[:-1] + passed_over:
+            self.blobs.delete(other)
 
     def load(self, name: str, device: torch.device) -> dict[str, Any] | None:
         """The newest intact state of that name, or None."""
-        return load_state(self.folder / "states" / name, device)
+        return load_state(self.blobs, f"{STATES}/{name}", device)
 
     def discard(self, name: str) -> None:
         """Remove the states of a loop that has finished."""
         self.check()
-        shutil.rmtree(self.folder / "states" / name, ignore_errors=True)
+        for key in self.blobs.list(f"{STATES}/{name}"):
+            self.blobs.delete(key)
 
     def append(self, line: Mapping[str, Any], durable: bool = False) -> None:
         """Add a line to the step log; `durable` waits until it and all before it are on the disk."""
@@ -89,19 +96,16 @@ class Files:
                 os.fsync(stream.fileno())
 
 
-def load_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest intact state in a folder written by `Files.save`: damaged or half-written ones are passed over.
+def load_state(blobs: Blobs, prefix: str, device: torch.device) -> dict[str, Any] | None:
+    """The newest intact state that `Files.save` wrote below a prefix: damaged ones are passed over.
 
-    Tensors only (`weights_only`): no code in a state file ever runs.
+    Tensors only (`weights_only`): no code in a state ever runs.
     """
-    for pointer in (folder / "latest.json", folder / "previous.json"):
-        try:
-            entry = json.loads(pointer.read_text())
-            path = folder / entry["file"]
-            if path.parent == folder and sha256(path) == entry["sha256"]:
-                return torch.load(path, map_location=device, weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    for key in reversed(blobs.list(prefix)):
+        with suppress(OSError):  # a disk that cannot read it, or another worker has just removed it
+            data = blobs.read(key)
+            if key.endswith(f"-{hashlib.sha256(data).hexdigest()}.pt"):
+                return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     return None
 
 

@@ -1,11 +1,11 @@
-"""Where a loop runs: which worker it is, how workers add numbers up, and where state and step records go.
+"""Execution context of a training loop: rank and device, reductions over workers, storage of states and step records.
 
 The training loop knows a `Context` and nothing else, so it runs the same alone (`LocalContext`) and on a cluster
 (`diffprune/distributed/train.py`). Everything is written under one folder that all workers can read:
 
-    attempt                 number of the newest run on this folder; an older one may not write any more
-    steps.jsonl             one line per training step, redone steps later
-    states/<name>/          what a loop needs to go on: latest.json names a file and its sha256, previous.json the one before
+    attempts/<number>                            the newest run on this folder; an older one may not write any more
+    steps.jsonl                                  one line per training step, redone steps later
+    states/<name>/<attempt>-<step>-<sha256>.pt   what a loop needs to go on: the newest state and the one before
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diffprune.train.checkpoints import Files, claim
 
 
 class Context(ABC):
-    """What a loop may ask of the place it runs in.
+    """One worker of a training run: reductions, state and step records.
 
     rank, world: this worker and how many there are; device: where its model lives.
     """
@@ -46,10 +46,10 @@ class Context(ABC):
 
     @abstractmethod
     def progress(self, text: str) -> None:
-        """Tell the user, unless another worker or process does."""
+        """Show a line of progress, unless another worker or process does."""
 
     def begin(self, scorer: str, step: int) -> None:
-        """A loop starts, or goes on, at this step."""
+        """Log that a loop starts, or resumes, at this step."""
         if self.rank == 0:
             self.files.append({"begin": [scorer, step]})
 
@@ -70,7 +70,7 @@ class Context(ABC):
         return self.files.load(name, self.device)
 
     def discard(self, name: str) -> None:
-        """Forget the states of that name."""
+        """Remove the states of that name."""
         if self.rank == 0:
             self.files.discard(name)
 

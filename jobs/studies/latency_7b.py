@@ -278,7 +278,7 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         device = device_of(asked)
         store = Store(asked.out / "store")
-        with lock(store.root, NAME) as attempt:
+        with lock(store.blobs, NAME) as attempt:
             failed = measure_all(asked, device, store, attempt)
     except ValueError as error:
         print(error, file=sys.stderr)

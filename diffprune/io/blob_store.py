@@ -1,0 +1,236 @@
+"""Blob storage: named bytes, written whole and read whole. Everything that persists goes through it.
+
+`Blobs` is the contract, `LocalBlobs` keeps blobs as files below a folder. An object store is one more class that passes
+`tests/test_blob_store.py`: its conditional put, put, get, list and delete are the verbs here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+TEMPORARY = ".temporary"  # how the names of unfinished files end; they begin with a dot, as no key does
+ABANDONED_S = 3600.0  # no single write takes as long
+
+
+class Blobs(Protocol):
+    """Bytes under keys such as `parts/steps/a1.parquet`: names without a leading dot, separated by '/'. Where `a/b` is a key, `a`
+    is none.
+
+    Atomic:     a reader finds a blob absent or complete, as it was before a write or as it is after, never part of it.
+    Exclusive:  of any number of writers that `create` one key, in any process on any machine, exactly one succeeds.
+    Durable:    what `create` or `replace` has written when it returns survives a crash of program and machine.
+    Consistent: once a call has returned, every later call of every process sees its effect, `list` included.
+    Unordered:  writes to different keys know nothing of each other, so whoever refers to a blob is written after it has
+                returned; of two concurrent `replace` of one key either may be the one that stays.
+
+    A write that raised, or whose process died, has happened or not: `replace` and `delete` may simply be repeated. After a
+    `create` of unknown outcome the key may hold one's own bytes; who must know makes them tell whose they are.
+
+    Folders do not exist apart from keys. `str(blobs)` says in messages where the blobs are.
+
+    Raises:
+        ValueError: a key that is none, by every method.
+        OSError: the medium failed, is full or read-only, by every method; the text names the blob.
+    """
+
+    def create(self, key: str, data: bytes | memoryview) -> None:
+        """Write a blob that must not be there yet. Raises FileExistsError: it is; it stays as it was."""
+
+    def replace(self, key: str, data: bytes | memoryview) -> None:
+        """Write a blob, whether or not there was one."""
+
+    def read(self, key: str) -> bytes:
+        """The whole blob. Raises FileNotFoundError: there is none."""
+
+    def version(self, key: str) -> str | None:
+        """A text that differs after every write of other bytes, for a cheap look whether to read again; None: no such blob."""
+
+    def list(self, prefix: str = "") -> dict[str, str]:
+        """Every blob whose key starts with `prefix` and '/' (all of them by default), in the order of keys: {key: version}."""
+
+    def delete(self, key: str) -> None:
+        """Remove a blob; one that is not there is as good. Not durable: after a loss of power the blob may be back."""
+
+
+def open_blobs(place: Blobs | Path | str) -> Blobs:
+    """The blobs at a place: a folder of this machine, created by the first write, or blobs that are open already."""
+    return LocalBlobs(place) if isinstance(place, str | Path) else place
+
+
+def is_key(text: str) -> bool:
+    """Whether a text may name a blob: relative, no `..`, nothing hidden, nothing that does not print."""
+    names = text.split("/")
+    return all(name and name[0] != "." and "\\" not in name and name.isprintable() for name in names)
+
+
+def checked_key(key: str) -> str:
+    """`key`, if it is one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not is_key(key):
+        raise ValueError(f"{key!r:.100} names no blob: a relative path is needed, without '..' and names that begin with a dot")
+    return key
+
+
+class LocalBlobs:
+    """Blobs as files below a folder, which the first write creates. Needs a file system with hard links.
+
+    A write goes to a temporary file beside its target, is synced, gets its name (by rename, or by link where the name must be
+    free), and then the folder is synced: two syncs in all. Temporary files that killed processes left are removed after an hour
+    by the next process that writes beside them. On a network file system, "every later call" of other machines means: as soon
+    as their caches allow.
+
+    Raises:
+        ValueError: the folder is a file.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).resolve()
+        if self.root.exists() and not self.root.is_dir():
+            raise ValueError(f"{self.root} is a file, but a folder is needed")
+        self._swept: set[Path] = set()
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def create(self, key: str, data: bytes | memoryview) -> None:
+        """See `Blobs`."""
+        self._write(self._path(key), data, _link)
+
+    def replace(self, key: str, data: bytes | memoryview) -> None:
+        """See `Blobs`."""
+        self._write(self._path(key), data, os.replace)
+
+    def read(self, key: str) -> bytes:
+        """See `Blobs`."""
+        path = self._path(key)
+        try:
+            return path.read_bytes()
+        except (NotADirectoryError, IsADirectoryError):
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from None
+
+    def version(self, key: str) -> str | None:
+        """See `Blobs`."""
+        return _version(self._path(key))
+
+    def list(self, prefix: str = "") -> dict[str, str]:
+        """See `Blobs`."""
+        start = self._path(prefix) if prefix else self.root
+        found = {}
+        for folder, folders, names in os.walk(start, onerror=_raise_unless_absent):
+            folders[:] = filter(is_key, folders)
+            below = "" if Path(folder) == self.root else f"{Path(folder).relative_to(self.root).as_posix()}/"
+            for name in filter(is_key, names):
+                if version := _version(os.path.join(folder, name)):
+                    found[below + name] = version
+        return dict(sorted(found.items()))
+
+    def delete(self, key: str) -> None:
+        """See `Blobs`."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._path(key).unlink()
+
+    def _path(self, key: str) -> Path:
+        return self.root / checked_key(key)
+
+    def _write(self, path: Path, data: bytes | memoryview, publish: Callable[[Path, Path], None]) -> None:
+        temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
+        try:
+            _make_folder(path.parent)
+            self._sweep(path.parent)
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            publish(temporary, path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise _named(error, path) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove what killed processes left in a folder; looked for once per folder."""
+        if folder in self._swept:
+            return
+        self._swept.add(folder)
+        for path in folder.glob(f".*{TEMPORARY}"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED_S:
+                    path.unlink()
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name, which must be free. A network file system may answer a link that it made by saying it is there."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if os.stat(temporary).st_nlink == 1:
+            raise
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+            raise OSError(error.errno, "the file system has no hard links") from None
+        raise
+
+
+def _version(path: Path | str) -> str | None:
+    """Times, size and inode: a rename brings another inode, a change in place other times."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return f"{found.st_mtime_ns} {found.st_ctime_ns} {found.st_size} {found.st_ino}"
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the entries of a folder (a rename, a new file) to the disk; systems that cannot open folders are left as they are."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and its parents, durably, so that a file published in it cannot vanish with its folder.
+
+    Raises:
+        ValueError: a file stands where a folder should be.
+    """
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    try:
+        folder.mkdir(exist_ok=True)  # another process may just have made it
+    except FileExistsError:
+        raise ValueError(f"{folder} is a file, but a folder is needed") from None
+    _sync_folder(folder.parent)
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same error with the path and a reason in its text: a failed write or fsync does not say which file it was."""
+    if error.errno == errno.EEXIST:
+        return FileExistsError(error.errno, "is there already", str(path))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(error.errno, "disk full, could not write", str(path))
+    return OSError(error.errno, f"could not write ({error.strerror or error})", str(path))

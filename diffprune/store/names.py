@@ -1,0 +1,19 @@
+"""Names of runs, commits and parts: safe as file names on every system."""
+
+from __future__ import annotations
+
+import re
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+WINDOWS = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?\Z|.*\.\Z", re.IGNORECASE)
+
+
+def checked_name(name: str, what: str) -> str:
+    """`name`, if it is a safe file name on every system.
+
+    Raises:
+        ValueError: anything outside the allow-list, so no separators, no leading dot, no device names of Windows.
+    """
+    if not isinstance(name, str) or not NAME.match(name) or WINDOWS.match(name):
+        raise ValueError(f"{what} {name!r:.100} is refused: 1 to 64 of A-Z a-z 0-9 . _ - and a letter or digit first")
+    return name
