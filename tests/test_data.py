@@ -111,10 +111,10 @@ def as_paths() -> str:
 LAYOUTS: list[Callable[[], str]] = [as_jsonl, as_array, as_folder, as_csv, as_parquet, as_paths]
 each_layout = pytest.mark.parametrize("write", LAYOUTS, ids=lambda f: f.__name__)
 
-Drawn = tuple[int, training.Asked]
+Drawn = tuple[int, training.QAPairs]
 
 
-def number(drawn: tuple[Any, training.Asked]) -> Drawn:
+def number(drawn: tuple[Any, training.QAPairs]) -> Drawn:
     """(number of the picture, pairs)."""
     return drawn[0].getpixel((0, 0))[0], drawn[1]
 
@@ -140,7 +140,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 @each_layout
 def test_questions_and_answers_stay_with_their_image(write: Callable[[], str]) -> None:
     made = training.source(write())
-    expected: dict[Callable[[], str], Callable[[int], training.Asked]] = {
+    expected: dict[Callable[[], str], Callable[[int], training.QAPairs]] = {
         as_jsonl: lambda i: [(f"q{i}.0?", f"a{i}.0"), (f"q{i}.1?", f"a{i}.1")],
         as_array: lambda i: [(f"q{i}.0?", f"a{i}.0"), (f"q{i}.1?", f"a{i}.1")],
         as_folder: lambda i: [("Describe the image.", f"a{i}")],

@@ -95,7 +95,8 @@ class StandIn:
     """A task as lmms-eval hands it out."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        rows = dataset_rows.read(dataset_rows.Table((Path("tasks/rows.parquet"),), ("question", "answer", "category", "picture")))
+        columns = ("question", "answer", "category", "picture")
+        rows = dataset_rows.read(dataset_rows.DatasetFiles((Path("tasks/rows.parquet"),), columns))
         self.eval_docs_no_media = rows.records
         images = [Image.open(io.BytesIO(rows.pictures[i]["bytes"])) for i in range(len(rows.records))]
         self.eval_docs = [record | {"image": image} for record, image in zip(rows.records, images, strict=True)]

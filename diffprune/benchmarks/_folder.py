@@ -90,7 +90,7 @@ def read(files: Sequence[Path], columns: Sequence[str], optional: Sequence[str],
     rows = Rows()
     for path in files:
         if path.suffix in (".parquet", ".tsv"):
-            found = dataset_rows.read(dataset_rows.Table((path,), tuple(columns), tuple(optional), image))
+            found = dataset_rows.read(dataset_rows.DatasetFiles((path,), tuple(columns), tuple(optional), image))
             for i, record in enumerate(found.records):
                 rows.add(record, f"{path} row {i}", found.pictures, i, path.parent)
             continue

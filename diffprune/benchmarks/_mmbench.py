@@ -70,7 +70,7 @@ class Circular(TableBenchmark):
         base = str(row["index"] % ROTATION)
         return Identity(str(row["index"]), base, base, f"{row['l2']}/{row['category']}" if row["l2"] else row["category"])
 
-    def identities(self, rows: dataset_rows.Rows) -> list[Identity]:
+    def identities(self, rows: dataset_rows.DatasetRows) -> list[Identity]:
         """`17x4` is the group of question 17 with its four rotations: a lost one is seen without the data at hand. The number of
         options does not tell how many there are."""
         found = super().identities(rows)

@@ -56,7 +56,7 @@ class Identity(NamedTuple):
 class Loaded:
     """One split, checked: its rows, who they are, and what it is called."""
 
-    rows: dataset_rows.Rows
+    rows: dataset_rows.DatasetRows
     identities: Sequence[Identity]
     revision: str
 
@@ -102,7 +102,7 @@ class TableBenchmark(Benchmark):
         """What is kept of a row, in memory. ValueError: the row is unusable; the reader adds its name."""
         return row
 
-    def identities(self, rows: dataset_rows.Rows) -> list[Identity]:
+    def identities(self, rows: dataset_rows.DatasetRows) -> list[Identity]:
         """Of all rows; overridden where a row alone does not tell. ValueError: an incomplete group, named."""
         return [self.identity(row, number) for number, row in enumerate(rows.records)]
 
@@ -114,7 +114,7 @@ class TableBenchmark(Benchmark):
         """Whether a row is asked at all."""
         return True
 
-    def picture(self, rows: dataset_rows.Rows, number: int) -> Any:
+    def picture(self, rows: dataset_rows.DatasetRows, number: int) -> Any:
         """The undecoded picture of a row."""
         return rows.pictures[number]
 
@@ -137,14 +137,14 @@ class TableBenchmark(Benchmark):
                 f"{self.name} is not on this machine ({error}): run `diffprune fetch {self.name}`, or give folder="
             ) from None
 
-    def read(self, config: str, split: str) -> dataset_rows.Rows:
+    def read(self, config: str, split: str) -> dataset_rows.DatasetRows:
         """Rows of one part of the source; kept while they are among the last that were read.
 
         Raises:
             ValueError: no such files, a missing column, or a row that `tidy` refuses (named).
         """
         source = self.source
-        table = dataset_rows.Table(self._files(config, split), source.columns, source.optional, source.image)
+        table = dataset_rows.DatasetFiles(self._files(config, split), source.columns, source.optional, source.image)
         return _read(table, type(self), tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in table.files))
 
     def loaded(self, split: str) -> Loaded:
@@ -162,7 +162,7 @@ class TableBenchmark(Benchmark):
             self._loaded[split] = Loaded(rows, identities, self._revision(split, rows, identities))
         return self._loaded[split]
 
-    def _revision(self, split: str, rows: dataset_rows.Rows, identities: Sequence[Identity]) -> str:
+    def _revision(self, split: str, rows: dataset_rows.DatasetRows, identities: Sequence[Identity]) -> str:
         """`gqa@<commit>`, `gqa@rows-<hash>` of a folder without a manifest, `gqa@fixture-<hash>`; ` incomplete` where counts are
         not the published ones, which only a folder given by the user may have."""
         manifest = dataset_manifest.Manifest.read(self.place)
@@ -285,12 +285,14 @@ class TableBenchmark(Benchmark):
         counts = f"{len(loaded.rows.records):,} rows in {groups:,} groups, {sizes:,.1f} MiB"
         return f"{self.name}: {counts}, revision {loaded.revision}{note}, in {found.place}"
 
-    def read_part(self, config: str, split: str) -> dataset_rows.Rows:
+    def read_part(self, config: str, split: str) -> dataset_rows.DatasetRows:
         """Rows of any of `parts`; overridden where a part has columns of its own."""
         return self.read(config, split)
 
 
 @lru_cache(maxsize=4)
-def _read(table: dataset_rows.Table, kind: type[TableBenchmark], state: tuple[tuple[int, int], ...]) -> dataset_rows.Rows:
+def _read(
+    table: dataset_rows.DatasetFiles, kind: type[TableBenchmark], state: tuple[tuple[int, int], ...]
+) -> dataset_rows.DatasetRows:
     """`state` (sizes and times of the files) is only part of the key: rows of a changed file are read again."""
     return dataset_rows.read(table, kind.tidy)

@@ -63,11 +63,11 @@ class Gqa(TableBenchmark):
         """Questions and images."""
         return [self.part(self.splits[0]), IMAGES]
 
-    def read_part(self, config: str, split: str) -> dataset_rows.Rows:
+    def read_part(self, config: str, split: str) -> dataset_rows.DatasetRows:
         """The images have columns of their own."""
         if (config, split) != IMAGES:
             return self.read(config, split)
-        return dataset_rows.read(dataset_rows.Table(self._files(config, split), ("id",)))
+        return dataset_rows.read(dataset_rows.DatasetFiles(self._files(config, split), ("id",)))
 
     def loaded(self, split: str) -> Loaded:
         """Questions, and the place of every image.
@@ -85,6 +85,6 @@ class Gqa(TableBenchmark):
                     raise ValueError(f"{self.place}: image {who.image_id!r} of question {who.id!r} is not in {IMAGES[0]}")
         return self._loaded[split]
 
-    def picture(self, rows: dataset_rows.Rows, number: int) -> Any:
+    def picture(self, rows: dataset_rows.DatasetRows, number: int) -> Any:
         """From the other configuration."""
         return self._images.pictures[self._place[rows.records[number]["imageId"]]]

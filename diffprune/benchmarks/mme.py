@@ -64,7 +64,7 @@ class Mme(TableBenchmark):
         group = f"{row['category']}/{row['question_id'].removeprefix(row['category'] + '/')}"
         return Identity(group, group, group, row["category"])
 
-    def identities(self, rows: dataset_rows.Rows) -> list[Identity]:
+    def identities(self, rows: dataset_rows.DatasetRows) -> list[Identity]:
         """Pairs; the two questions of an image are told apart by their text, whatever the order of the rows."""
         found = super().identities(rows)
         questions: dict[str, list[str]] = defaultdict(list)

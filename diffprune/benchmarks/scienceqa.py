@@ -52,7 +52,7 @@ class Scienceqa(TableBenchmark):
         """The rows have no id of their own: it is their place in the split."""
         return Identity(f"{number:05d}", "", "", row["subject"])
 
-    def identities(self, rows: dataset_rows.Rows) -> list[Identity]:
+    def identities(self, rows: dataset_rows.DatasetRows) -> list[Identity]:
         """With the hash of the picture as group. ValueError: a row without a picture, named."""
         found = []
         for number, row in enumerate(rows.records):

@@ -64,7 +64,7 @@ class Seed(TableBenchmark):
         figures = _aggregate.mean(rows)
         return {"seed_image": figures["accuracy"]} | figures
 
-    def picture(self, rows: dataset_rows.Rows, number: int) -> Any:
+    def picture(self, rows: dataset_rows.DatasetRows, number: int) -> Any:
         """The only picture of the list. ValueError: there are more, or none."""
         found = rows.pictures[number]
         if not isinstance(found, list):

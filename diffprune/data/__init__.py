@@ -8,17 +8,17 @@ group by row group; rows that are broken are counted, skipped and replaced (`tab
 """
 
 from diffprune.data.batch import TrainBatch, block_mask, packed_rows, rows
-from diffprune.data.sources import Asked, BrokenRows, Source, TooManyBroken
+from diffprune.data.sources import BrokenRows, QAPairs, TooManyBroken, TrainingSource
 from diffprune.data.spelling import SOURCES, source
 from diffprune.data.stream import batches, calibration, validation
 
 __all__ = [
     "SOURCES",
-    "Asked",
     "BrokenRows",
-    "Source",
+    "QAPairs",
     "TooManyBroken",
     "TrainBatch",
+    "TrainingSource",
     "batches",
     "block_mask",
     "calibration",

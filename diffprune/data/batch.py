@@ -1,4 +1,4 @@
-"""Images, questions and labelled answers as one batch: rows of text, one per question or many questions in one row."""
+"""Training batches: images with labelled question-answer rows, one question per row or many packed into one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffprune.core.vlm import VLM, Prompts
-from diffprune.data.sources import Asked
+from diffprune.data.sources import QAPairs
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ COLUMNS = ("input_ids", "position_ids", "slots", "question", "labels")
 Row = list[np.ndarray]  # one array per column, without padding
 
 
-def _single(vlm: VLM, asked: Sequence[Asked], pixels: dict[str, Tensor]) -> list[list[Row]]:
+def _single(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor]) -> list[list[Row]]:
     """Prompt, answer and end token of every question, grouped by image: [image][question] -> COLUMNS, each [S] or [S ...]."""
-    tokenizer, pairs = vlm.processor.tokenizer, [pair for image in asked for pair in image]
-    owner = [i for i, image in enumerate(asked) for _ in image]
+    tokenizer, pairs = vlm.processor.tokenizer, [pair for image in qa for pair in image]
+    owner = [i for i, image in enumerate(qa) for _ in image]
     slots, layout = vlm.slots(pixels), vlm.layout(pixels)
     framed = vlm.prompts([q for q, _ in pairs], [slots[i] for i in owner], None if layout is None else layout[owner]).to("cpu")
     live = framed.attention_mask.bool().numpy()
@@ -65,7 +65,7 @@ def _single(vlm: VLM, asked: Sequence[Asked], pixels: dict[str, Tensor]) -> list
         parts = (ids, said), (positions, more), (places, said < 0), (question, said < 0), (np.full_like(ids, -100), said)
         made.append([np.concatenate(part) for part in parts])
     groups = iter(made)
-    return [[next(groups) for _ in image] for image in asked]
+    return [[next(groups) for _ in image] for image in qa]
 
 
 def _padded(found: Sequence[np.ndarray], fill: int, left: bool) -> Tensor:
@@ -77,23 +77,23 @@ def _padded(found: Sequence[np.ndarray], fill: int, left: bool) -> Tensor:
     return torch.from_numpy(table)
 
 
-def rows(vlm: VLM, asked: Sequence[Asked], pixels: dict[str, Tensor]) -> Prompts:
-    """One left-padded row per question: prompt, answer, end. `asked[i]` are the pairs about image i."""
-    made = [row for image in _single(vlm, asked, pixels) for row in image]
+def rows(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor]) -> Prompts:
+    """One left-padded row per question: prompt, answer, end. `qa[i]` are the pairs about image i."""
+    made = [row for image in _single(vlm, qa, pixels) for row in image]
     fills = (vlm.processor.tokenizer.pad_token_id or 0, 0, 0, 0, -100)
     columns = {name: _padded([row[c] for row in made], fills[c], True) for c, name in enumerate(COLUMNS)}
     mask = _padded([np.ones(len(row[0]), np.int64) for row in made], 0, True)
     return Prompts(attention_mask=mask, **columns).to(vlm.device)
 
 
-def packed_rows(vlm: VLM, asked: Sequence[Asked], pixels: dict[str, Tensor]) -> Prompts:
+def packed_rows(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor]) -> Prompts:
     """One row per image: the prefix up to the last visual token once, then a segment per question; padding on the right.
 
     A segment sees the prefix and itself, and its positions go on where the prefix ends, so a packed row scores every answer
     as its own row would.
     """
     made: list[Row] = []
-    for image in _single(vlm, asked, pixels):
+    for image in _single(vlm, qa, pixels):
         end = int(image[0][COLUMNS.index("slots")].nonzero()[0].max()) + 1
         tails = [[column[end:] for column in row] for row in image]
         columns = [np.concatenate([image[0][c][:end], *(tail[c] for tail in tails)]) for c in range(len(COLUMNS))]
@@ -110,9 +110,9 @@ def block_mask(segments: Tensor) -> Tensor:
     return (seen & torch.ones(seen.shape[1:], dtype=torch.bool).tril())[:, None]
 
 
-def batch(vlm: VLM, drawn: Sequence[tuple[Any, Asked]], packed: bool) -> TrainBatch:
+def batch(vlm: VLM, drawn: Sequence[tuple[Any, QAPairs]], packed: bool) -> TrainBatch:
     """Drawn (image, pairs about it) as a batch; packed: many questions per row."""
-    asked, pixels = [pairs for _, pairs in drawn], vlm.pixels([picture for picture, _ in drawn])
-    index = range(len(asked)) if packed else [i for i, pairs in enumerate(asked) for _ in pairs]
-    prompts = packed_rows(vlm, asked, pixels) if packed else rows(vlm, asked, pixels)
+    qa, pixels = [pairs for _, pairs in drawn], vlm.pixels([picture for picture, _ in drawn])
+    index = range(len(qa)) if packed else [i for i, pairs in enumerate(qa) for _ in pairs]
+    prompts = packed_rows(vlm, qa, pixels) if packed else rows(vlm, qa, pixels)
     return TrainBatch(pixels, torch.tensor(list(index), device=vlm.device), prompts, len(drawn))

@@ -1,4 +1,4 @@
-"""Which row comes when: what is held out, and the order of an epoch as a function of (seed, epoch) alone."""
+"""Held-out splits by image hash, and the shuffled row order of an epoch as a function of (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HELD_SHARE, HELD_MOST = 16, 1024
 
 
 def fingerprint(image_id: str) -> int:
-    """64 bits that stand for an image's id."""
+    """64-bit hash of an image's id."""
     return int.from_bytes(hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 

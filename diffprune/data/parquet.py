@@ -1,4 +1,4 @@
-"""Rows of Parquet files, with images inside (bytes, or the struct of Hugging Face data sets) or as paths beside them."""
+"""Training rows of Parquet files, with images inside (bytes, or the struct of Hugging Face data sets) or as paths beside them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from diffprune.core.registry import nearest
 from diffprune.data.order import WINDOW, fingerprint
-from diffprune.data.qa_fields import Fields
-from diffprune.data.table import Table
+from diffprune.data.qa_fields import QAFields
+from diffprune.data.table import RowTable
 from diffprune.io.row_groups import RowGroups
 
 
@@ -30,14 +30,14 @@ def parquet_files(place: Path) -> list[Path]:
     return found
 
 
-class ParquetTable(Table):
+class ParquetTable(RowTable):
     """The rows of Parquet files, read by row group.
 
     id: the column that says which rows are about the same image; by default the path inside the image column, where those of
         different rows differ, else every row has an image of its own.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], fields: Fields, id: str = "") -> None:
+    def __init__(self, name: str, paths: Sequence[Path], fields: QAFields, id: str = "") -> None:
         facts = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
         self.name, self.groups = name, RowGroups(paths, keep=2 * WINDOW)
         for path, names in zip(self.groups.paths, self.groups.names, strict=True):

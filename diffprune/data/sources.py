@@ -1,4 +1,4 @@
-"""What a source of training images is: a numbered draw, and a tally of what could not be used."""
+"""Training source: random access to (image, question-answer pairs) by draw index, and the count of rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-TRAIN, CALIBRATION, VALIDATION = 0, 1, 2  # streams of random numbers and parts of the data that never meet
+TRAIN, CALIBRATION, VALIDATION = 0, 1, 2  # disjoint parts of the data, and the ids of their random streams
 JUDGED_OVER = 1000  # rows: one broken image among the first few says nothing about a share
 
-Asked = list[tuple[str, str]]  # (question, answer) pairs about one image
+QAPairs = list[tuple[str, str]]  # (question, answer) pairs about one image
 
 
 class TooManyBroken(ValueError):
@@ -20,10 +20,10 @@ class TooManyBroken(ValueError):
 
 @dataclass(frozen=True)
 class DrawIndex:
-    """Which image of a run: number `index` of the `images` of a step. Calibration and validation have one step."""
+    """Which image of a run: number `image` of the `images` of a step. Calibration and validation have one step."""
 
     stream: int
-    index: int
+    image: int
     images: int
     seed: int = 0
     step: int = 0
@@ -31,17 +31,17 @@ class DrawIndex:
     @property
     def position(self) -> int:
         """How many images all workers together drew before it."""
-        return self.step * self.images + self.index
+        return self.step * self.images + self.image
 
     def random(self, *more: int) -> np.random.Generator:
-        """A generator of this place's own; the same for every number of workers and after every restart."""
+        """A generator of this image's own; the same for every number of workers and after every restart."""
         run = [self.seed, self.stream, self.step] if self.stream == TRAIN else [self.stream]
-        return np.random.default_rng([*run, self.index, *more])
+        return np.random.default_rng([*run, self.image, *more])
 
 
 @dataclass
 class BrokenRows:
-    """What one worker drew: `drawn` rows, of which `broken` could not be used, the first for the reason `first`.
+    """Count of one worker's draws: `drawn` rows, of which `broken` could not be used, the first for the reason `first`.
 
     limit: the share of broken rows from which on the run stops. It is judged over at least 1000 rows, or all rows of smaller data.
     """
@@ -66,8 +66,8 @@ class BrokenRows:
             )
 
 
-class Source(ABC):
-    """Images and questions about them.
+class TrainingSource(ABC):
+    """Images with question-answer pairs.
 
     spelling: what makes it again on another worker (paths absolute).
     """
@@ -77,11 +77,11 @@ class Source(ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What is read, wherever it lies: part of a recipe's key. Empty where the spelling says it all."""
+        """The data's content and options, wherever it lies: part of a recipe's key. Empty where the spelling says it all."""
 
     @abstractmethod
-    def draw(self, place: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, Asked]:
-        """The PIL image (RGB) at a place and up to `questions` pairs about it; at least one.
+    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, QAPairs]:
+        """The PIL image (RGB) of a draw and up to `questions` pairs about it; at least one.
 
         Raises:
             ValueError: the data cannot be read. TooManyBroken: too much of it.

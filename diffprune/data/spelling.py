@@ -1,4 +1,4 @@
-"""Training data by their spelling, like plug-ins: `world`, `jsonl('chats.jsonl', images='pictures')`, `parquet('folder')` ...
+"""Training sources by their spelling: `world`, `jsonl('chats.jsonl', images='pictures')`, `parquet('folder')` ...
 
 Fields of all that read files: `image`, `question`, `answer` name columns, `prompt` is the question of rows that have none. By
 default the answer is the first there of `conversations` (turns of LLaVA-665K or of chats), `answer`, `caption`,
@@ -15,11 +15,11 @@ from pathlib import Path
 from diffprune.core.registry import nearest
 from diffprune.core.spec import parse
 from diffprune.data.parquet import ParquetTable, parquet_files
-from diffprune.data.qa_fields import PROMPT, Fields
-from diffprune.data.sources import Source
-from diffprune.data.table import Table, TableSource
+from diffprune.data.qa_fields import PROMPT, QAFields
+from diffprune.data.sources import TrainingSource
+from diffprune.data.table import RowTable, TableSource
 from diffprune.data.text import TextTable
-from diffprune.data.world import World
+from diffprune.data.world import WorldSource
 from diffprune.io import dataset_splits
 from diffprune.io import hub as remote
 from diffprune.io.dataset_splits import patterns
@@ -27,16 +27,16 @@ from diffprune.io.dataset_splits import patterns
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
-def world() -> Source:
+def world() -> TrainingSource:
     """The embedded world: endless."""
-    return World()
+    return WorldSource()
 
 
 def jsonl(
     file: Path, images: Path | None = None, image: str = "image", question: str = "", answer: str = "", prompt: str = PROMPT
-) -> Source:
+) -> TrainingSource:
     """One object per line (or one array of objects); images are paths in the folder `images`, by default the file's own."""
-    fields = Fields(image, question, answer, prompt)
+    fields = QAFields(image, question, answer, prompt)
     return TableSource(lambda: TextTable(file, fields), fields, lambda: images or file.parent, f"jsonl {fields}")
 
 
@@ -48,22 +48,22 @@ def parquet(
     answer: str = "",
     prompt: str = PROMPT,
     id: str = "",
-) -> Source:
+) -> TrainingSource:
     """A Parquet file or a folder of them; images inside, or as paths in the folder `images`, by default that of the files."""
-    fields = Fields(image, question, answer, prompt)
+    fields = QAFields(image, question, answer, prompt)
     beside = images or (place.parent if place.suffix == ".parquet" else place)
 
-    def opened() -> Table:
+    def opened() -> RowTable:
         return ParquetTable(str(place), parquet_files(place), fields, id)
 
     return TableSource(opened, fields, lambda: beside, f"parquet {fields} id={id!r}")
 
 
-def folder(place: Path, question: str = "", answer: str = "", prompt: str = PROMPT) -> Source:
+def folder(place: Path, question: str = "", answer: str = "", prompt: str = PROMPT) -> TrainingSource:
     """A folder of images with captions in `metadata.jsonl` or `metadata.csv`, whose `file_name` names the image."""
-    fields = Fields("file_name", question, answer, prompt)
+    fields = QAFields("file_name", question, answer, prompt)
 
-    def opened() -> Table:
+    def opened() -> RowTable:
         found = next((place / name for name in METADATA if (place / name).is_file()), None)
         if found is None:
             raise ValueError(f"{place} has neither {' nor '.join(METADATA)}, which would name each image's caption")
@@ -82,21 +82,20 @@ def hub(
     answer: str = "",
     prompt: str = PROMPT,
     id: str = "",
-) -> Source:
+) -> TrainingSource:
     """The Parquet files of one split of a data set on the Hub, at a commit; downloaded at the first draw."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"{repository!r} is no data set of the Hub; write 'owner/name'")
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(f"hub({repository!r}) needs revision='<commit>' of 40 digits, so that every run reads the same data")
-    fields = Fields(image, question, answer, prompt)
+    fields = QAFields(image, question, answer, prompt)
 
-    def opened() -> Table:
+    def opened() -> RowTable:
         wanted = patterns(config, split)
         first = remote.files(repository, revision, wanted)[0]
         place = next(first.parents[pattern.count("/")] for pattern in wanted if first.match(pattern))
-        return ParquetTable(
-            repository, dataset_splits.split_files(place, config, split), fields, id
-        )  # which refuses a missing shard
+        files = dataset_splits.split_files(place, config, split)  # which refuses a missing shard
+        return ParquetTable(repository, files, fields, id)
 
     def beside() -> Path:
         raise ValueError("the image is a path, but only images inside the Parquet files of the Hub can be read")
@@ -106,10 +105,10 @@ def hub(
     return source
 
 
-SOURCES: dict[str, Callable[..., Source]] = {f.__name__: f for f in (world, jsonl, parquet, folder, hub)}
+SOURCES: dict[str, Callable[..., TrainingSource]] = {f.__name__: f for f in (world, jsonl, parquet, folder, hub)}
 
 
-def source(data: str) -> Source:
+def source(data: str) -> TrainingSource:
     """The source spelled `data`; its files are looked at only when it is drawn from.
 
     Raises:

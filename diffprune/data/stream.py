@@ -1,4 +1,4 @@
-"""This worker's share of every step's batch, and the two fixed batches."""
+"""Batches of a training run: this worker's share of every step, and the fixed calibration and validation batches."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def batches(
     """
     drawn, mine, counted = source(data), _share(images, rank, world), tally or BrokenRows()
     for step in count(start_step):
-        places = [DrawIndex(TRAIN, i, images, seed, step) for i in mine]
-        yield batch(vlm, [drawn.draw(place, questions, counted) for place in places], packed)
+        indices = [DrawIndex(TRAIN, i, images, seed, step) for i in mine]
+        yield batch(vlm, [drawn.draw(index, questions, counted) for index in indices], packed)
 
 
 def calibration(vlm: VLM, data: str, images: int = 64, tally: BrokenRows | None = None) -> TrainBatch:

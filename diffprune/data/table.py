@@ -1,4 +1,4 @@
-"""A source of files: numbered rows, drawn in the order of their epoch, broken ones replaced by others."""
+"""Training data in files: numbered rows in a shuffled order per epoch; rows that cannot be used are replaced by others."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from diffprune.data.order import Order, split
-from diffprune.data.qa_fields import Fields
-from diffprune.data.sources import TRAIN, Asked, BrokenRows, DrawIndex, Source
+from diffprune.data.qa_fields import QAFields
+from diffprune.data.sources import TRAIN, BrokenRows, DrawIndex, QAPairs, TrainingSource
 from diffprune.io.image import open_image
 
 
-class Table(ABC):
-    """Numbered rows in files, read one by one.
+class RowTable(ABC):
+    """Random access to the rows of files.
 
     name:     what messages call it.
     contents: (file name, bytes, rows) of every file, in order: changes when the data do.
@@ -40,14 +40,14 @@ class Table(ABC):
         """The file and line, or row, for messages."""
 
 
-class TableSource(Source):
+class TableSource(TrainingSource):
     """A table read as training data; opened at the first draw, so that a recipe can be written where the data are not."""
 
-    def __init__(self, open_table: Callable[[], Table], fields: Fields, pictures: Callable[[], Path], options: str) -> None:
+    def __init__(self, open_table: Callable[[], RowTable], fields: QAFields, pictures: Callable[[], Path], options: str) -> None:
         self._open, self.fields, self._pictures, self._options = open_table, fields, pictures, options
 
     @cached_property
-    def table(self) -> Table:
+    def table(self) -> RowTable:
         """Its rows. Raises ValueError: it cannot be read."""
         return self._open()
 
@@ -69,25 +69,25 @@ class TableSource(Source):
         """The options, and a hash of the files' names, sizes and numbers of rows; not where they lie."""
         return f"{self._options} {hashlib.sha256(repr(self.table.contents).encode()).hexdigest()[:16]}"
 
-    def draw(self, place: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, Asked]:
-        """The row at a place; where it is broken, another that is shuffled together with it."""
-        order = self.orders[place.stream]
-        if place.stream == TRAIN:
-            number = order.at(place.seed, place.position)
+    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, QAPairs]:
+        """The row of a draw; where it is broken, another that is shuffled together with it."""
+        order = self.orders[index.stream]
+        if index.stream == TRAIN:
+            number = order.at(index.seed, index.position)
         else:  # spread evenly, so that files sorted by class do not give one class
-            number = int(order.rows[place.index * len(order.rows) // place.images])
+            number = int(order.rows[index.image * len(order.rows) // index.images])
         attempt = 0
         while True:
             tally.drawn += 1
             try:
-                return self._read(number, place, questions)
+                return self._read(number, index, questions)
             except ValueError as error:
                 reason = str(error)
             tally.skip(reason, len(self.table.images))
             attempt += 1
-            number = order.near(place.seed, place.position, place.random(attempt))
+            number = order.near(index.seed, index.position, index.random(attempt))
 
-    def _read(self, number: int, place: DrawIndex, questions: int) -> tuple[Any, Asked]:
+    def _read(self, number: int, index: DrawIndex, questions: int) -> tuple[Any, QAPairs]:
         row = self.table.row(number)
         try:
             pairs, found = self.fields.pairs(row), self.fields.picture(row)
@@ -97,6 +97,6 @@ class TableSource(Source):
         except ValueError as error:
             raise ValueError(f"{self.table.where(number)}: {error}") from None
         if len(pairs) > questions:
-            picked = place.random(0).choice(len(pairs), questions, replace=False)
+            picked = index.random(0).choice(len(pairs), questions, replace=False)
             pairs = [pairs[i] for i in sorted(picked)]
         return image, pairs

@@ -1,4 +1,4 @@
-"""Rows of text files by their byte offsets: JSON lines, one JSON array of objects, CSV. Only the offsets are held in memory."""
+"""Training rows of text files by byte offset: JSON lines, one JSON array of objects, CSV. Only the offsets are held in memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from diffprune.data.order import fingerprint
-from diffprune.data.qa_fields import Fields
-from diffprune.data.table import Table
+from diffprune.data.qa_fields import QAFields
+from diffprune.data.table import RowTable
 
 CHUNK = 1 << 24
 Span = tuple[int, int]  # first byte and number of bytes
 
 
-class TextTable(Table):
+class TextTable(RowTable):
     """The rows of one text file that are about an image; rows of text alone, as LLaVA-665K has 40,000, are left out."""
 
-    def __init__(self, path: Path, fields: Fields) -> None:
+    def __init__(self, path: Path, fields: QAFields) -> None:
         try:
             facts = path.stat()
             self.header, spans, images = _index(path, facts.st_size, facts.st_mtime_ns, fields)
@@ -60,7 +60,7 @@ def parsed(data: bytes, header: list[str]) -> Mapping[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _index(path: Path, size: int, changed: int, fields: Fields) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _index(path: Path, size: int, changed: int, fields: QAFields) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(columns of CSV, spans [n 2], fingerprints [n]) of a file as it was at a time; broken rows stay, to be counted later."""
     spans: list[Span] = []
     images: list[int] = []

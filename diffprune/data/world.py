@@ -1,4 +1,4 @@
-"""Training data without files: pictures of the embedded world, drawn on demand."""
+"""Synthetic training data: scenes of the embedded world, generated on demand."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 from PIL import Image
 
-from diffprune.data.sources import TRAIN, Asked, BrokenRows, DrawIndex, Source
+from diffprune.data.sources import TRAIN, BrokenRows, DrawIndex, QAPairs, TrainingSource
 from diffprune.embedded.questions import draw
 from diffprune.embedded.world import SPLITS, scene
 
 
-class World(Source):
+class WorldSource(TrainingSource):
     """Endless scenes; those for calibration and validation have seeds of their own."""
 
     identity = ""
 
-    def draw(self, place: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, Asked]:
+    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, QAPairs]:
         """A picture of the embedded world and questions about it."""
-        rng, seeds = place.random(), SPLITS["train" if place.stream == TRAIN else "calibration"]
+        rng, seeds = index.random(), SPLITS["train" if index.stream == TRAIN else "calibration"]
         picture = scene(int(rng.integers(seeds.start, seeds.stop)))
         tally.drawn += 1
-        return Image.fromarray(picture.image), [asked[1:] for asked in draw(picture, rng, questions)]
+        return Image.fromarray(picture.image), [(question, answer) for _, question, answer in draw(picture, rng, questions)]

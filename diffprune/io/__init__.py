@@ -1,1 +1,1 @@
-"""Bytes from elsewhere: pictures, published data sets, checkpoints. Read safely, checked, never executed."""
+"""Input and output of bytes: blob storage, images, published data sets, checkpoints. Checked when read, never executed."""

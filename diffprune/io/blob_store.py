@@ -51,7 +51,7 @@ class Blobs(Protocol):
         """The whole blob. Raises FileNotFoundError: there is none."""
 
     def version(self, key: str) -> str | None:
-        """A text that differs after every write of other bytes, for a cheap look whether to read again; None: no such blob."""
+        """A text that a write changes, for a cheap look whether to read again; None: there is no such blob."""
 
     def list(self, prefix: str = "") -> dict[str, str]:
         """Every blob whose key starts with `prefix` and '/' (all of them by default), in the order of keys: {key: version}."""

@@ -1,4 +1,4 @@
-"""Rows of Parquet and TSV files: the asked columns in memory, pictures left where they are until one is looked at."""
+"""Rows of published data sets in Parquet or TSV: the selected columns in memory, images read by row group on demand."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Table:
-    """What to read: files of one split, columns that must be there, those read where they are, and the pictures' ("": none)."""
+class DatasetFiles:
+    """Files of one split and which of their columns to read: required ones, optional ones, and that of the images ("": none)."""
 
     files: tuple[Path, ...]
     columns: tuple[str, ...]
@@ -41,8 +41,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """records: the columns of every row; hash: sha256 of all of them and of the sizes of the files; bytes: of the files;
+class DatasetRows:
+    """The rows of one split.
+
+    records: the columns of every row; hash: sha256 of all of them and of the sizes of the files; bytes: of the files;
     pictures: undecoded, by row (bytes, a mapping with bytes and path, or a list of such); files: what was read, in order, and
     starts: the number of the first row of each."""
 
@@ -64,7 +66,7 @@ def missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def read(table: Table, tidy: Callable[[Record], Record] | None = None) -> Rows:
+def read(source: DatasetFiles, tidy: Callable[[Record], Record] | None = None) -> DatasetRows:
     """All rows. tidy: what to keep of a row, called once for each; its ValueError is told with the row's name.
 
     Raises:
@@ -72,20 +74,20 @@ def read(table: Table, tidy: Callable[[Record], Record] | None = None) -> Rows:
             `tidy` refuses (named).
     """
     digest, records, starts = hashlib.sha256(), list[Record](), list[int]()
-    tsv = table.files[0].suffix == ".tsv"
-    texts = _TextPictures(table.image)
-    for path in table.files:
+    tsv = source.files[0].suffix == ".tsv"
+    texts = _TextPictures(source.image)
+    for path in source.files:
         starts.append(len(records))
-        for record in _tsv(path, table, texts) if tsv else _parquet(path, table):
+        for record in _tsv(path, source, texts) if tsv else _parquet(path, source):
             digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
             try:
                 records.append(tidy(record) if tidy else record)
             except ValueError as error:
                 raise ValueError(f"{path}, row {len(records) - starts[-1]}: {error}") from None
-    sizes = [path.stat().st_size for path in table.files]
+    sizes = [path.stat().st_size for path in source.files]
     digest.update(json.dumps(sizes).encode())
-    pictures: Pictures = texts if tsv else _StoredPictures(table.files, table.image)
-    return Rows(records, digest.hexdigest(), sum(sizes), pictures, tuple(starts), table.files)
+    pictures: Pictures = texts if tsv else _StoredPictures(source.files, source.image)
+    return DatasetRows(records, digest.hexdigest(), sum(sizes), pictures, tuple(starts), source.files)
 
 
 def write_parquet(path: Path, records: Sequence[Mapping[str, Any]], row_group: int = 100) -> None:
@@ -104,16 +106,16 @@ def _open(path: Path) -> pq.ParquetFile:
         raise ValueError(f"{path} is not a complete Parquet file ({first_line(error)})") from None
 
 
-def _wanted(path: Path, names: Sequence[str], table: Table) -> list[str]:
-    for column in (*table.columns, *([table.image] if table.image else [])):
+def _wanted(path: Path, names: Sequence[str], source: DatasetFiles) -> list[str]:
+    for column in (*source.columns, *([source.image] if source.image else [])):
         if column not in names:
             raise ValueError(f"{path}: column {column!r} is missing; it has {', '.join(names)}")
-    return [*table.columns, *(column for column in table.optional if column in names)]
+    return [*source.columns, *(column for column in source.optional if column in names)]
 
 
-def _parquet(path: Path, table: Table) -> Iterator[Record]:
+def _parquet(path: Path, source: DatasetFiles) -> Iterator[Record]:
     with _open(path) as file:
-        wanted = _wanted(path, file.schema_arrow.names, table)
+        wanted = _wanted(path, file.schema_arrow.names, source)
         try:
             for batch in file.iter_batches(CHUNK, columns=wanted):
                 yield from zip_rows(wanted, [_column(path, name, batch.column(name)) for name in wanted])
@@ -202,17 +204,17 @@ class _TextPictures:
             raise ValueError(f"column {self.column!r} is no base64 ({error})") from None
 
 
-def _tsv(path: Path, table: Table, pictures: _TextPictures) -> Iterator[Record]:
+def _tsv(path: Path, source: DatasetFiles, pictures: _TextPictures) -> Iterator[Record]:
     try:
         frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error.reason})") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} is no table of tab-separated values ({error})") from None
-    wanted = _wanted(path, list(frame.columns), table)
-    if table.image:
+    wanted = _wanted(path, list(frame.columns), source)
+    if source.image:
         if "index" in frame.columns:
             pictures.row_of |= {index: len(pictures.texts) + i for i, index in enumerate(frame["index"])}
-        pictures.texts += frame[table.image].tolist()
+        pictures.texts += frame[source.image].tolist()
     for record in zip_rows(wanted, [frame[name].tolist() for name in wanted]):
         yield {name: value if value != "" else None for name, value in record.items()}

@@ -1,4 +1,4 @@
-"""Which files of a folder hold one split of one configuration, in the layouts the hub has and people make of it."""
+"""Files of one split of one configuration of a data set, in the layouts of the Hugging Face Hub and of local copies."""
 
 from __future__ import annotations
 

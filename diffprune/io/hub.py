@@ -1,4 +1,4 @@
-"""From the hub into a local folder, at one commit. Only `diffprune fetch` and training sources reach for the network."""
+"""Downloads from the Hugging Face Hub at a fixed commit. Only `diffprune fetch` and training sources use the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to open a picture: whatever is asked for comes back as an upright 8-bit RGB image, or as one sentence saying why not."""
+"""Image decoding: every source becomes an upright 8-bit RGB image, or an error of one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lmms-eval, an optional extra: the one place that imports it, and what its tasks and its model interface have in common.
+"""Adapter to lmms-eval, an optional extra: the one file that imports it, with what its tasks and its model interface share.
 
 `pip install 'diffprune[lmms-eval]'`. Nothing here costs anything until one of its names is used: without lmms-eval, `need` says so.
 """

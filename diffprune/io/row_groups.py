@@ -1,4 +1,4 @@
-"""Parquet files that others wrote, read by row group: only the columns asked for, and never a whole file."""
+"""Random access to rows of Parquet files by row group, reading only the selected columns and never a whole file."""
 
 from __future__ import annotations
 
