@@ -79,7 +79,7 @@ def test_a_scorer_trains_and_prunes(family: str, monkeypatch: pytest.MonkeyPatch
     """One real step through the relaxation, the decoder and back, then a run with tokens removed."""
     vlm = tiny(family)
     source = training.SOURCES["world"]()
-    monkeypatch.setattr(type(source), "draw", lambda self, place, questions, tally: drawn()[place.index % 2])
+    monkeypatch.setattr(type(source), "draw", lambda self, index, questions, tally: drawn()[index.image % 2])
     recipe = Recipe(
         pruners=("diffprune",),
         steps=1,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import fixtures as made
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -222,14 +224,24 @@ def test_a_tsv_with_a_picture_that_is_none(tmp_path: Path) -> None:
         bench.image(samples[1])
 
 
-def test_pictures_are_read_late_and_few_groups_are_kept(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffprune.io.dataset_rows.CACHE_BYTES", 1)
-    bench = made.load("vqav2", fixtures / "vqav2")
-    samples = bench.samples("test")
-    stored: Any = bench.loaded("validation").rows.pictures
-    kept = stored._kept
-    kept.clear()
-    assert not any("image" in sample.row for sample in samples)
-    for sample in [*samples, *reversed(samples)]:
-        bench.image(sample)
-        assert len(kept) == 1
+@pytest.mark.parametrize(("cache_bytes", "reads"), [(2**20, [0, 1, 2, 3]), (5000, [0, 1, 2, 3, 1, 0]), (1, [0, 1, 2, 3, 2, 1, 0])])
+def test_pictures_are_read_by_row_group_and_the_last_ones_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_bytes: int, reads: list[int]
+) -> None:
+    path = tmp_path / "rows.parquet"
+    pictures = [{"bytes": bytes([i]) * 1000, "path": None} for i in range(8)]
+    dataset_rows.write_parquet(path, [{"id": i, "image": picture} for i, picture in enumerate(pictures)], row_group=2)
+    found, whole = [], pq.ParquetFile.read_row_group
+
+    def counted(self: Any, group: int, columns: list[str]) -> Any:
+        found.append(group)
+        return whole(self, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    monkeypatch.setattr(dataset_rows, "CACHE_BYTES", cache_bytes)
+    rows = dataset_rows.read(dataset_rows.DatasetFiles((path,), ("id",)))
+    assert rows.records[3] == {"id": 3} and found == []
+    for row in [*range(8), *reversed(range(8))]:
+        assert rows.pictures[row] == pictures[row]
+    assert found == reads
+    assert pickle.loads(pickle.dumps(rows)).pictures[5] == pictures[5]
