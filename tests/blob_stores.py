@@ -1,4 +1,4 @@
-"""Blobs for tests: in memory, and failing on purpose."""
+"""Blobs for tests: in memory, failing on purpose, and written by many at once."""
 
 from __future__ import annotations
 
@@ -75,3 +75,13 @@ class FailingBlobs:
             write()
         if self.left < 0:
             raise self.error
+
+
+def together(num: int, work: Callable[[int], None]) -> None:
+    """Run `work` in threads that begin at once."""
+    gate = threading.Barrier(num)
+    threads = [threading.Thread(target=lambda i=i: (gate.wait(), work(i))) for i in range(num)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

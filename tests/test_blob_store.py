@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from blob_stores import FailingBlobs, MemoryBlobs
+from blob_stores import FailingBlobs, MemoryBlobs, together
 
 from diffprune.io import blob_store, checkpoint
 from diffprune.io.attempts import Attempts, Fenced
@@ -96,16 +95,6 @@ def test_names_that_lead_elsewhere_are_refused(blobs: Blobs, key: str) -> None:
         with pytest.raises(ValueError, match="names no blob"):
             verb()
     assert blobs.list() == {}
-
-
-def together(num: int, work: Callable[[int], None]) -> None:
-    """Run `work` in threads that begin at once."""
-    gate = threading.Barrier(num)
-    threads = [threading.Thread(target=lambda i=i: (gate.wait(), work(i))) for i in range(num)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def test_one_of_many_creates_succeeds(blobs: Blobs) -> None:

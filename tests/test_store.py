@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,9 +19,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from blob_stores import FailingBlobs, MemoryBlobs
+from blob_stores import FailingBlobs, MemoryBlobs, together
 
-from diffprune.core.records import TABLES, Cell, CurvePoint, Outcome, Prediction, Provenance, Step
+from diffprune.core.budget import Keep
+from diffprune.core.cell import Cell, EvaluateSpec, Questions
+from diffprune.core.records import TABLES, CurvePoint, Outcome, Prediction, Provenance, Step
+from diffprune.core.spec import Spec
 from diffprune.io.blob_store import Blobs, LocalBlobs
 from diffprune.store import Busy, Fenced, Store, lock, manifest
 from diffprune.store import columns as columns_module
@@ -39,15 +43,16 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
 
 
 def cell(seed: int = 0) -> Cell:
-    return Cell("evaluate", "embedded", "m", "grid", "", "Keep(64)", "world", "r1", seed=seed)
+    pruner = Spec("random", (("seed", seed),))
+    return Cell(Spec("embedded"), "float32", EvaluateSpec(pruner, Keep(64), Questions(Spec("world"), "r1")))
 
 
 def prediction(number: int, answer: str = "red") -> Prediction:
     return Prediction(f"s{number}", "g", "color", "open", "what?", answer, answer, "red", 0.5, 64, 16, 12, 1, "")
 
 
-def step(number: int, loss: float, seed: int = 0) -> Step:
-    return Step("diffprune", seed, number, loss, 0.0, 1.0, "Keep(8)", 8.0, 1.0, math.nan, 3.0, 2, math.nan, math.nan)
+def step(number: int, loss: float) -> Step:
+    return Step(number, loss, 0.0, 1.0, "Keep(8)", 8.0, 1.0, math.nan, 3.0, 2, math.nan, math.nan)
 
 
 def publish(place: Blobs | Path | str, *seeds: int, answer: str = "red", made: Provenance = MADE) -> None:
@@ -95,28 +100,20 @@ def test_rows_carry_their_cell_and_provenance(blobs: Blobs) -> None:
     first = frame.iloc[0].to_dict()
     for name, value in asdict(prediction(0)).items():
         assert first[name] == value
-    for name, value in asdict(cell(4)).items():
+    for name, value in asdict(cell(4).columns()).items():
         assert pd.isna(first[name]) if value is None else first[name] == value
     for name, value in asdict(MADE).items():
-        assert first["provenance_seed" if name == "seed" else name] == value
+        assert first[name] == value
     assert first["cell"] == cell(4).key and frame["visual_kept"].dtype == "int64" and frame["limit"].dtype == "Int64"
     assert frame["sample"].tolist() == ["s0", "s1", "s2"]
 
 
-def test_colliding_columns_belong_to_the_record_first(blobs: Blobs) -> None:
-    Store(blobs).append("steps", [step(1, 0.5, seed=9)], cell=cell(4), provenance=MADE)
-    row = Store(blobs).read("steps").iloc[0]
-    assert (row["seed"], row["cell_seed"], row["provenance_seed"]) == (9, 4, 5)
-    assert (row["budget"], row["cell_budget"]) == ("Keep(8)", "Keep(64)")
-
-
-def test_nan_stays_nan_and_a_missing_cell_stays_missing(blobs: Blobs) -> None:
-    Store(blobs).append("steps", [step(1, math.inf), step(2, -0.0)], cell=None, provenance=MADE)
+def test_nan_stays_nan_and_what_does_not_apply_stays_missing(blobs: Blobs) -> None:
+    Store(blobs).publish({"steps": [step(1, math.inf), step(2, -0.0)]}, cell=cell(), provenance=MADE)
     frame = Store(blobs).read("steps")
-    assert frame["coherence"].isna().all() and frame["coherence"].dtype == "float64"
+    assert frame["grad_cosine"].isna().all() and frame["grad_cosine"].dtype == "float64"
     assert frame["loss"].tolist() == [math.inf, 0.0] and math.copysign(1, frame["loss"][1]) == -1
-    assert frame["cell"].tolist() == ["", ""] and frame["model"].tolist() == ["", ""] and frame["batch"].isna().all()
-    assert frame["cell_seed"].dtype == "Int64" and frame["step"].dtype == "int64"
+    assert frame["limit"].isna().all() and frame["limit"].dtype == "Int64" and frame["step"].dtype == "int64"
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -124,7 +121,7 @@ def test_every_table_can_be_written_and_read(table: str) -> None:
     store, kind = Store(MemoryBlobs()), TABLES[table]
     values = {"str": "é\x00'\"\n", "int": 2**40, "float": 0.1, "bool": True}
     row = kind(**{name: values[note] for name, note in kind.__annotations__.items()})
-    store.append(table, [row], cell=cell(), provenance=MADE)
+    store.publish({table: [row]}, cell=cell(), provenance=MADE)
     back = store.read(table).iloc[0].to_dict()
     assert {name: back[name] for name in asdict(row)} == asdict(row)
 
@@ -133,7 +130,7 @@ def test_parts_say_their_schema_and_carry_page_checksums(blobs: Blobs) -> None:
     publish(blobs, 0)
     raw = blobs.read(key_of(blobs, "parts/predictions"))
     meta = pq.read_metadata(pa.BufferReader(raw))
-    assert meta.metadata[b"diffprune.schema"] == b"predictions 1"
+    assert meta.metadata[b"diffprune.schema"] == f"predictions {columns_module.VERSION}".encode()
     column = meta.row_group(0).column(0)
     assert column.compression == "ZSTD"
     damaged = flipped(raw, 8 * (column.data_page_offset + column.total_compressed_size // 2))
@@ -160,24 +157,13 @@ def test_of_two_attempts_at_a_cell_the_first_counts(blobs: Blobs) -> None:
 
 def test_a_failed_cell_is_not_done_and_yields_to_success(blobs: Blobs) -> None:
     store = Store(blobs)
-    store.append("outcomes", [FAILED], cell=cell(0), provenance=MADE)
+    store.publish({"outcomes": [FAILED]}, cell=cell(0), provenance=MADE)
     assert store.done() == set()
-    store.append("outcomes", [replace(FAILED, reason="again")], cell=cell(0), provenance=MADE)
+    store.publish({"outcomes": [replace(FAILED, reason="again")]}, cell=cell(0), provenance=MADE)
     assert store.read("outcomes")["reason"].tolist() == ["again"]
     publish(blobs, 0)
     assert store.done() == done(0) == store.done("predictions")
     assert store.read("outcomes")["status"].tolist() == ["ok"]
-
-
-def test_rows_without_a_cell_are_replaced_by_the_resumed_run(blobs: Blobs) -> None:
-    store = Store(blobs)
-    store.append("steps", [step(n, 1.0) for n in (1, 2, 3)], cell=None, provenance=MADE)
-    store.append("steps", [step(n, 2.0) for n in (3, 4)], cell=None, provenance=replace(MADE, attempt=2))
-    store.append("steps", [step(3, 3.0)], cell=None, provenance=replace(MADE, run="other"))
-    frame = store.read("steps")
-    assert list(zip(frame["run"], frame["step"], frame["loss"], strict=True)) == [
-        ("demo", 1, 1.0), ("demo", 2, 1.0), ("demo", 3, 2.0), ("demo", 4, 2.0), ("other", 3, 3.0)
-    ]  # fmt: skip
 
 
 def test_the_order_of_publication_does_not_show() -> None:
@@ -187,24 +173,11 @@ def test_the_order_of_publication_does_not_show() -> None:
     pd.testing.assert_frame_equal(Store(one).read("predictions"), Store(other).read("predictions"))
 
 
-def start(script: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """A process that runs a script beside this file."""
-    code = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n" + textwrap.dedent(script)
-    house = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": house})
-
-
-def test_processes_publish_side_by_side(tmp_path: Path) -> None:
-    script = """
-        from test_store import publish
-        publish(sys.argv[1], *range(15))
-    """
-    workers = [start(script, str(tmp_path)) for _ in range(2)]
-    assert [worker.wait(60) for worker in workers] == [0, 0]
-    reader = Store(tmp_path)
-    assert reader.done() == done(*range(15)) and reader.problems == []
-    assert len(reader.read("predictions")) == 45
+def test_writers_publish_side_by_side(blobs: Blobs) -> None:
+    together(3, lambda _: publish(blobs, *range(10)))
+    reader = Store(blobs)
+    assert reader.done() == done(*range(10)) and reader.problems == []
+    assert len(reader.read("predictions")) == 30
 
 
 # Mistakes are refused ------------------------------------------------------------------------------------------------
@@ -227,7 +200,7 @@ def test_processes_publish_side_by_side(tmp_path: Path) -> None:
 )
 def test_wrong_rows_are_refused_with_the_column(blobs: Blobs, table: str, row: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Store(blobs).append(table, [row], cell=cell(), provenance=MADE)
+        Store(blobs).publish({table: [row]}, cell=cell(), provenance=MADE)
     assert blobs.list() == {}
 
 
@@ -265,23 +238,29 @@ def test_stopped_at_any_write_the_reader_sees_old_or_new(blobs: Blobs, late: boo
     assert Store(blobs).done() == done(*range(5)) and len(Store(blobs).read("outcomes")) == 5
 
 
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def start(script: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """A process that runs a script beside this file."""
+    code = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n" + textwrap.dedent(script)
+    house = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": house})
+
+
+def test_killed_at_a_random_moment(tmp_path: Path) -> None:
     script = """
-        import itertools
         from test_store import publish
         print("ready", flush=True)
-        publish(sys.argv[1], *range(int(sys.argv[2]), 10**9))
+        publish(sys.argv[1], *range(10**9))
     """
-    for number in range(3):
-        writer = start(script, str(tmp_path), str(number * 100_000))
-        assert writer.stdout and writer.stdout.readline() == b"ready\n"
-        time.sleep(random.uniform(0.05, 0.25))
-        writer.kill()
-        writer.wait()
-        reader = Store(tmp_path)
-        frame = reader.read("predictions")
-        assert reader.problems == [] and set(frame["cell"]) == reader.done() == set(reader.read("outcomes")["cell"])
-        assert len(frame) == 3 * len(reader.done())
+    writer = start(script, str(tmp_path))
+    assert writer.stdout and writer.stdout.readline() == b"ready\n"
+    time.sleep(random.uniform(0.05, 0.25))
+    writer.kill()
+    writer.wait()
+    reader = Store(tmp_path)
+    frame = reader.read("predictions")
+    assert reader.problems == [] and set(frame["cell"]) == reader.done() == set(reader.read("outcomes")["cell"])
+    assert len(frame) == 3 * len(reader.done())
 
 
 def test_a_full_disk_names_the_blob_and_hurts_nothing(blobs: Blobs) -> None:
@@ -394,7 +373,7 @@ POINT = CurvePoint(8, 100, 64, 1.0, 0.9, 1.1, 5, 1.0)
 def rewritten(change: Callable[[pa.Table], pa.Table]) -> Blobs:
     """A store whose only part was changed, and whose manifest vouches for it, as an older program would have written it."""
     blobs = MemoryBlobs()
-    Store(blobs).append("curve", [POINT], cell=cell(), provenance=MADE)
+    Store(blobs).publish({"curve": [POINT]}, cell=cell(), provenance=MADE)
     (part_key,), (commit_key,) = blobs.list("parts"), blobs.list("manifests")
     sink = pa.BufferOutputStream()
     pq.write_table(change(pq.read_table(pa.BufferReader(blobs.read(part_key)))), sink, write_page_checksum=True)
@@ -421,9 +400,9 @@ CHANGES = {
     "renamed": (renamed, "no column 'sequence'"),
     "as text": (as_text, "'sequence' as string, not int64"),
     "more": (lambda rows: rows.append_column("extra", rows["sequence"]), "unknown column 'extra'"),
-    "other table": (lambda rows: rows.replace_schema_metadata({"diffprune.schema": "costs 1"}), "'costs 1'"),
+    "other table": (lambda rows: rows.replace_schema_metadata({"diffprune.schema": f"costs {columns_module.VERSION}"}), "'costs "),
     "unlabelled": (lambda rows: rows.replace_schema_metadata(None), "not a part of table 'curve'"),
-    "newer": (lambda rows: rows.replace_schema_metadata({"diffprune.schema": "curve 2"}), "version 2"),
+    "older": (lambda rows: rows.replace_schema_metadata({"diffprune.schema": "curve 1"}), "version 1"),
 }
 
 
@@ -434,24 +413,16 @@ def test_other_columns_are_refused_by_name(change: str) -> None:
     assert len(reader.problems) == 1 and CHANGES[change][1] in reader.problems[0] and "quarantine" in reader.problems[0]
 
 
-def test_a_migration_reads_what_an_older_program_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(rewritten(renamed))
-    monkeypatch.setitem(columns_module.VERSIONS, "curve", 2)
-
-    def named_back(rows: pa.Table) -> pa.Table:
-        return rows.rename_columns([name.replace("length", "sequence") for name in rows.column_names])
-
-    monkeypatch.setitem(parts_module.MIGRATIONS, ("curve", 1), named_back)
-    store.append("curve", [replace(POINT, sequence=200)], cell=cell(1), provenance=MADE)
-    assert sorted(store.read("curve")["sequence"]) == [100, 200] and store.problems == []
-
-
-def test_a_migration_that_does_not_lead_here_is_named_also_where_nothing_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    blobs = rewritten(lambda rows: rows)
-    monkeypatch.setitem(columns_module.VERSIONS, "curve", 2)
-    monkeypatch.setitem(parts_module.MIGRATIONS, ("curve", 1), lambda rows: rows.drop_columns(["sequence"]))
-    reader = Store(FailingBlobs(blobs, READ_ONLY))
-    assert len(reader.read("curve")) == 0 and len(reader.problems) == 1 and "'sequence'" in reader.problems[0]
+@pytest.mark.parametrize("version", [1, columns_module.VERSION + 1])
+def test_a_store_of_another_version_is_refused_and_left_alone(monkeypatch: pytest.MonkeyPatch, blobs: Blobs, version: int) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "VERSION", version)
+        publish(blobs, 0)
+    before = blobs.list()
+    for ask in (lambda: Store(blobs).done(), lambda: Store(blobs).read("predictions"), lambda: publish(blobs, 0)):
+        with pytest.raises(ValueError, match=rf"holds records of version {version}, this program .* makes it anew"):
+            ask()
+    assert blobs.list() == before
 
 
 # One run of a name at a time -----------------------------------------------------------------------------------------
@@ -508,23 +479,26 @@ def test_a_lock_that_names_nobody_is_taken_over(blobs: Blobs, note: bytes) -> No
         assert attempt == 7
 
 
-def test_one_of_many_gets_the_lock(tmp_path: Path) -> None:
-    script = """
-        import pathlib, time
-        from diffprune.store import Busy, lock
+@pytest.mark.parametrize("stale", [False, True])
+def test_one_of_many_gets_the_lock(blobs: Blobs, stale: bool) -> None:
+    if stale:
+        blobs.replace("locks/demo/1", b'{"host":')
+    held: list[int] = []
+    refused: list[str] = []
+    all_have_tried = threading.Event()
+
+    def race(_: int) -> None:
         try:
-            with lock(sys.argv[1], run="demo"):
-                while not (pathlib.Path(sys.argv[1]) / "stop").exists():
-                    time.sleep(0.01)
-        except Busy:
-            sys.exit(3)
-    """
-    racers = [start(script, str(tmp_path)) for _ in range(4)]
-    patience = time.monotonic() + 60
-    while sum(racer.poll() is not None for racer in racers) < 3 and time.monotonic() < patience:
-        time.sleep(0.01)
-    (tmp_path / "stop").touch()
-    assert sorted(racer.wait(60) for racer in racers) == [0, 3, 3, 3]
+            with lock(blobs, run="demo") as attempt:
+                held.append(attempt)
+                assert all_have_tried.wait(60)
+        except Busy as busy:
+            refused.append(str(busy))
+            if len(refused) == 3:
+                all_have_tried.set()
+
+    together(4, race)
+    assert held == [1 + stale] and len(refused) == 3
 
 
 def test_a_run_may_end_on_a_full_disk(blobs: Blobs) -> None:

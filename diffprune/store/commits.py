@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from diffprune.io.blob_store import Blobs
-from diffprune.store.manifest import MANIFESTS, Commit, Damaged, Part, parse, render, sha256
+from diffprune.store.manifest import MANIFESTS, Commit, Damaged, OtherVersion, Part, parse, render, sha256
 from diffprune.store.names import NAME
 
 
@@ -37,7 +37,11 @@ class Commits:
         return version is not None and self._load(key, version) is not None
 
     def all(self) -> list[Commit]:
-        """Every intact commit, in order of publication. Damaged ones are moved to quarantine and named in `problems`."""
+        """Every intact commit, in order of publication. Damaged ones are moved to quarantine and named in `problems`.
+
+        Raises:
+            ValueError: the store is one of another version of this program; says how it is made anew.
+        """
         listed = self.blobs.list(MANIFESTS)
         found = [commit for key, version in listed.items() if (commit := self._load(key, version))]
         return sorted(found, key=lambda commit: (commit.published, commit.name))
@@ -77,6 +81,10 @@ class Commits:
             if not key.endswith(".json") or not NAME.match(name):
                 raise Damaged("is not a manifest (foreign name)")
             commit = parse(raw, name)
+        except OtherVersion as other:
+            raise ValueError(
+                f"{self.blobs} {other}: remove it or choose another folder, and the same command makes it anew"
+            ) from None
         except Damaged as damage:
             self._report(f"{key} {damage}; {self._move(key)}; what it published counts as not done")
             return None
@@ -99,8 +107,7 @@ class Commits:
         self._move(commit.key)
         self._intact.discard(commit)
         self._refused.add(commit)
-        whose = f"cell {commit.cell}" if commit.cell else f"its rows of run {commit.run!r}"
-        self._report(f"{part.key} {damage}; {moved}; {whose} count{'s' if commit.cell else ''} as not done")
+        self._report(f"{part.key} {damage}; {moved}; cell {commit.cell} counts as not done")
 
     def _move(self, key: str) -> str:
         """Move a blob into quarantine, never over another one; says what became of it."""
@@ -127,16 +134,10 @@ class Commits:
 
 
 def chosen(commits: list[Commit], table: str) -> list[Commit]:
-    """The commits whose part of `table` counts, by cell and then in order of publication.
-
-    Of several commits of one cell the first wins, and where all failed the last. All commits without a cell count: their rows
-    are compared one by one.
-    """
+    """The commits whose part of `table` counts, by cell: of several of one cell the first, and where all failed the last."""
     holding = [commit for commit in commits if commit.part(table)]
     failed = [commit for commit in reversed(holding) if commit.status == "failed"]
     first: dict[str, Commit] = {}
     for commit in [commit for commit in holding if commit.status != "failed"] + failed:
-        if commit.cell:
-            first.setdefault(commit.cell, commit)
-    with_cell = [first[cell] for cell in sorted(first)]
-    return [commit for commit in holding if not commit.cell] + with_cell
+        first.setdefault(commit.cell, commit)
+    return [first[cell] for cell in sorted(first)]

@@ -11,14 +11,18 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from diffprune.core.records import TABLES
+from diffprune.store.columns import VERSION
 from diffprune.store.names import checked_name
 
-FORMAT = 1
 MANIFESTS = "manifests"  # what the keys of all manifests begin with
 
 
 class Damaged(Exception):
     """A blob of the store that cannot be used; the text says why, in words that follow its key."""
+
+
+class OtherVersion(Exception):
+    """An intact manifest of another version of this program; the text says which, in words that follow the store's name."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Part:
 class Commit:
     """What became visible at once.
 
-    cell: key, "" for rows that belong to none; status: "ok" or "failed" where the commit holds the cell's outcome, else "";
+    cell: key; status: "ok" or "failed" where the commit holds the cell's outcome, else "";
     published: nanoseconds since 1970 on the writer's clock.
     """
 
@@ -71,8 +75,13 @@ def sha256(data: bytes) -> str:
 def render(commit: Commit) -> bytes:
     """The manifest's bytes; equal commits give equal bytes."""
     body = json.dumps(asdict(commit), sort_keys=True, allow_nan=False)
-    document = {"format": FORMAT, "sha256": sha256(body.encode()), "commit": json.loads(body)}
+    document = {"format": VERSION, "sha256": _checksum(VERSION, body), "commit": json.loads(body)}
     return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def _checksum(version: int, body: str) -> str:
+    """Of the version, too, since version 2: a damaged number is no other version."""
+    return sha256((body if version == 1 else f"{version} {body}").encode())
 
 
 def _typed(kind: type, value: dict[str, Any]) -> Any:
@@ -84,19 +93,22 @@ def _typed(kind: type, value: dict[str, Any]) -> Any:
 
 
 def parse(raw: bytes, name: str) -> Commit:
-    """The commit a manifest file called `name` (without .json) describes.
+    """The commit a manifest called `name` (without .json) describes.
 
     Raises:
-        Damaged: not a manifest, another format, a changed bit, another name, an unknown table or an unsafe part name.
+        OtherVersion: written by an older or a newer version of this program.
+        Damaged: not a manifest, a changed bit, another name, an unknown table or an unsafe part name.
     """
     try:
         document = json.loads(raw)
-        if document["format"] != FORMAT:
-            raise Damaged(f"is a manifest of format {document['format']!r}, this version reads {FORMAT}")
-        body = document["commit"]
-        commit = _typed(Commit, {**body, "parts": tuple(_typed(Part, part) for part in body["parts"])})
+        version, body = document["format"], document["commit"]
+        intact = document["sha256"] == _checksum(version, json.dumps(body, sort_keys=True, allow_nan=False))
+        if not intact or version == VERSION:
+            commit = _typed(Commit, {**body, "parts": tuple(_typed(Part, part) for part in body["parts"])})
     except (ValueError, TypeError, KeyError, RecursionError):
         raise Damaged("is not a manifest (truncated, changed or foreign)") from None
+    if intact and version != VERSION:
+        raise OtherVersion(f"holds records of version {version}, this program reads version {VERSION}")
     if render(commit) != raw:
         raise Damaged("does not match its own checksum")
     if commit.name != name:

@@ -129,7 +129,7 @@ class Store:
         """
         columns(table)
         wanted = {"ok"} if table == "outcomes" else {"ok", ""}
-        return {commit.cell for commit in chosen(self._commits.all(), table) if commit.cell and commit.status in wanted}
+        return {commit.cell for commit in chosen(self._commits.all(), table) if commit.status in wanted}
 
 
 def _part(table: str, commit: Commit) -> Part:
