@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blob_stores import FailingBlobs, MemoryBlobs
 from torch.nn import functional
 
 from diffprune import data as training
@@ -24,11 +23,9 @@ from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import Relaxation
 from diffprune.embedded import questions, world
 from diffprune.embedded import vlm as embedded
-from diffprune.io.attempts import Fenced
-from diffprune.io.blob_store import Blobs, LocalBlobs
 from diffprune.pruners.diffprune import DiffPrune
 from diffprune.train import loop, recipe
-from diffprune.train.checkpoints import Files, claim, read_steps
+from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import LocalContext
 from diffprune.train.loss import answer_nll, relaxed_nll
 from diffprune.train.recipe import Recipe
@@ -291,7 +288,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(vlm: Any, monkeyp
     assert calls == [0, 1, 2, 3, 2, 3, 4, 5], "goes on from the last state, redoing one step"
     assert rows("cut") == rows("whole") and len(rows("cut")) == 6
     assert (cut[0] / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
-    assert LocalBlobs("cut").list("states") == {}
+    assert not [path for path in Path("cut/states").rglob("*") if path.is_file()]
     assert math.isfinite(read_steps(Path("whole"))[5].validation_hard) and math.isfinite(read_steps(Path("whole"))[3].coherence)
 
 
@@ -340,81 +337,6 @@ def test_a_loss_that_stays_bad_stops_the_run_and_keeps_the_last_good_state(vlm: 
     assert state is not None and state["step"] == 2
     assert all(torch.isfinite(v).all() for v in state["networks"].values())
     assert not (Path("run") / "scorers").exists()
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def weights(step: int) -> dict[str, Any]:
-    return {"step": step, "weight": torch.full((3,), float(step))}
-
-
-def newest(files: Files) -> float | None:
-    state = files.load("arm", torch.device("cpu"))
-    return None if state is None else state["weight"][0].item()
-
-
-@pytest.fixture(params=["local", "memory"])
-def storage(request: pytest.FixtureRequest) -> Blobs:
-    return LocalBlobs("run") if request.param == "local" else MemoryBlobs()
-
-
-def attempt(storage: Blobs) -> Files:
-    return Files(Path("run"), claim(storage), storage)
-
-
-def test_a_damaged_state_gives_way_to_the_one_before(storage: Blobs) -> None:
-    files = attempt(storage)
-    for step in (2, 4, 6):
-        files.save("arm", weights(step))
-    four, six = storage.list("states/arm")
-    data = storage.read(six)
-    assert newest(files) == 6
-    storage.replace(six, data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
-    assert newest(files) == 4
-    files.save("arm", weights(5))
-    assert list(storage.list("states/arm")) == [four, *(key for key in storage.list("states/arm") if "-00000005-" in key)]
-    assert newest(files) == 5 and files.load("other", torch.device("cpu")) is None
-    files.discard("arm")
-    assert newest(files) is None and storage.list("states") == {}
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_stopped_while_saving_a_state_is_left(storage: Blobs, late: bool) -> None:
-    files = attempt(storage)
-    for step in (2, 4):
-        files.save("arm", weights(step))
-    for point in range(2):  # the write, and the removal of the state that is two older
-        with pytest.raises(KeyboardInterrupt):
-            Files(Path("run"), 1, FailingBlobs(storage, KeyboardInterrupt(), point, late)).save("arm", weights(6))
-        assert newest(files) == (6 if late or point else 4)
-    files.save("arm", weights(8))
-    assert newest(files) == 8 and len(storage.list("states/arm")) == 2
-
-
-def test_an_older_run_may_not_write_any_more(storage: Blobs) -> None:
-    old = attempt(storage)
-    old.save("arm", weights(9))
-    new = attempt(storage)
-    new.save("arm", weights(3))
-    for write in (lambda: old.save("arm", weights(10)), lambda: old.discard("arm"), old.check):
-        with pytest.raises(Fenced, match=r"attempt 1 of training .*attempt 2 has taken over"):
-            write()
-    assert newest(new) == 3, "the newest attempt counts, not the highest step"
-
-
-def test_steps_count_once_and_a_torn_line_is_left_out(vlm: Any) -> None:
-    run(vlm, "run", steps=2, validate_every=0, grad_cosine_every=0)
-    path, (first, second) = Path("run/steps.jsonl"), read_steps(Path("run"))
-    with path.open("a") as stream:
-        stream.write('{"arm": "diffprune", "seed": 0, "st')
-    Files(Path("run"), 1).append({"begin": ["diffprune", 0, 1]})
-    assert read_steps(Path("run"))[0] == first or math.isnan(first.coherence)
-    assert [row.step for row in read_steps(Path("run"))] == [0]
-    context = LocalContext("run")
-    context.report(second)
-    context.report(second)
-    assert [row.step for row in read_steps(Path("run"))] == [0, 1]
 
 
 def test_options_reach_the_model(vlm: Any) -> None:
