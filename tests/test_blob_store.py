@@ -158,7 +158,7 @@ def test_one_of_many_processes_creates() -> None:
     assert len(found) == 200 and found == {number: name for name, numbers in won.items() for number in numbers if number}
 
 
-def test_killed_at_random_moments_blobs_are_whole_and_leftovers_are_swept() -> None:
+def test_killed_at_random_moments_blobs_are_whole() -> None:
     script = """
         blobs = LocalBlobs("blobs")
         print("ready", flush=True)
@@ -176,6 +176,10 @@ def test_killed_at_random_moments_blobs_are_whole_and_leftovers_are_swept() -> N
         for key in LocalBlobs("blobs").list():
             data = LocalBlobs("blobs").read(key)
             assert len(set(data)) == 1 and len(data) == (2_000_000 if key == "a/b" else 100_000)
+
+
+def test_what_killed_processes_left_is_removed_when_it_is_old() -> None:
+    LocalBlobs("blobs").create("a/b", b"")
     for name, age in (("old", 7200), ("new", 0)):
         path = Path(f"blobs/a/.{name}{blob_store.TEMPORARY}")
         path.write_bytes(b"half")

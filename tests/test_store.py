@@ -288,6 +288,16 @@ def test_every_flipped_bit_is_found(number: int) -> None:
     assert damaged == blobs.read(f"quarantine/{victim}") and blobs.version(victim) is None
 
 
+def test_a_damaged_version_is_damage_and_no_other_version(blobs: Blobs) -> None:
+    publish(blobs, 0)
+    (key,) = blobs.list("manifests")
+    known = f'"format": {columns_module.VERSION}'.encode()
+    assert known in blobs.read(key)
+    blobs.replace(key, blobs.read(key).replace(known, b'"format": 7'))
+    reader = Store(blobs)
+    assert reader.done() == set() and "checksum" in reader.problems[0] and blobs.list("manifests") == {}
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda raw: raw[: len(raw) // 2], "empty": lambda _: b"", "foreign": lambda raw: b"PK\x03\x04" + raw,
 }  # fmt: skip
