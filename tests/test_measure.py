@@ -196,7 +196,6 @@ def test_ttft_has_everything_in_it(tiny: Llava) -> None:
     assert median(found, "pruned", "ttft") == pytest.approx(whole, rel=1e-6)
     assert median(found, "pruned", "decode") == 2
     assert speedup.ttft_speedup(found.timings).estimate > 1.5
-    assert speedup.encoder_prefill_speedup(found.timings).estimate < speedup.prefill_speedup_net(found.timings).estimate
 
 
 # --- noise (self-tests 7, 8, 10) -------------------------------------------------------------------------------------
@@ -223,8 +222,8 @@ def test_the_same_thing_twice_has_ratio_one() -> None:
 def test_an_outlier_is_flagged_and_does_not_move_the_median() -> None:
     values = list(np.linspace(9.9, 10.1, 40))
     planted = values[:-5] + [100.0] * 5
-    before, after = (speedup.summary(_rows("full", v)).iloc[0] for v in (values, planted))
-    assert after["median_ms"] == pytest.approx(before["median_ms"], rel=0.01) and after["p90_ms"] > 5 * before["p90_ms"]
+    before, after = (speedup.times(_rows("full", v), "full", "prefill") for v in (values, planted))
+    assert after.median() == pytest.approx(before.median(), rel=0.01) and after.quantile(0.9) > 5 * before.quantile(0.9)
     assert machine.value_flags(values) == [] and machine.value_flags(planted) == ["outlier"]
     assert machine.value_flags(values[:10]) == ["few_repeats"]
 

@@ -9,12 +9,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from diffprune.core.benchmark import Graded
+from diffprune.core.benchmark import Formula, Graded
 
 MME_PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
 )  # fmt: skip
 MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+# Figures that are no mean credit, as sums: beside `pope`, `mme` and `circular` below.
+POPE: Mapping[str, Formula] = {"f1_mean": Formula("f1_mean")}
+MME: Mapping[str, Formula] = {
+    "mme_perception": Formula("paired_sum", MME_PERCEPTION),
+    "mme_cognition": Formula("paired_sum", MME_COGNITION),
+    "mme_total": Formula("paired_sum"),
+}
+CIRCULAR: Mapping[str, Formula] = {"circular_accuracy": Formula("circular")}
 
 
 def _some(rows: Sequence[Graded]) -> Sequence[Graded]:

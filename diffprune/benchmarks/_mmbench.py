@@ -40,6 +40,7 @@ class Circular(TableBenchmark):
     """rule: `static` (all offline rules) or `tokens` (without the last, robust one)."""
 
     splits: ClassVar[tuple[str, ...]] = ("dev",)
+    formulas = _aggregate.CIRCULAR
     instruction: ClassVar[dict[str, str]]  # by protocol
 
     def __init__(self, folder: Path | None = None, rule: str = "static") -> None:

@@ -75,6 +75,7 @@ class Custom(Benchmark):
     """
 
     protocols: ClassVar[tuple[str, ...]] = PROTOCOLS
+    formulas = _aggregate.POPE  # of `yes_no`; the other graders have no figure of these names
 
     def __init__(
         self,
@@ -98,6 +99,11 @@ class Custom(Benchmark):
         self.options = options
         self.suffix = SUFFIX_OF.get(grader, "") if suffix is None else suffix
         self._read: dict[str, _Split] = {}
+
+    @property
+    def label(self) -> str:
+        """The name of the file or folder."""
+        return self.path.stem
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:

@@ -28,6 +28,7 @@ EXAMPLES = (
 class Gqa(TableBenchmark):
     """Correct if the words are the same: case and final periods aside (llava), case and all punctuation aside (lmms_eval)."""
 
+    label = "GQA"
     splits: ClassVar[tuple[str, ...]] = ("testdev",)
     source = HubDataset(
         name="GQA",

@@ -53,6 +53,11 @@ class Lmms(Benchmark):
         self.task, self.folder, self.group, self.category = task, folder, group, category
         self.title = f"lmms(task={task!r})"
 
+    @property
+    def label(self) -> str:
+        """The name of the task."""
+        return self.task
+
     @cached_property
     def _manager(self) -> Any:
         folder = [str(Path(self.folder).resolve())] if self.folder else None

@@ -31,6 +31,7 @@ EXAMPLES = (
 class Mmbench(Circular):
     """edition: `lmms` (the harness's) or `20230712` (the paper's; also the TSV mmbench_dev_20230712). rule: see `Circular`."""
 
+    label = "MMBench"
     instruction = {"llava": LETTER, "lmms_eval": LETTER}
     limits = {"llava": 1024, "lmms_eval": 1024}
 

@@ -31,6 +31,7 @@ EXAMPLES = (
 class MmbenchCn(Circular):
     """rule: see `Circular`."""
 
+    label = "MMBench-CN"
     instruction = {"llava": LLAVA, "lmms_eval": HARNESS}
     limits = {"llava": 1024, "lmms_eval": 256}
     source = HubDataset("MMBench", COLUMNS, config="cn", optional=OPTIONAL, rows={"dev": (4_329,)})

@@ -39,6 +39,8 @@ EXAMPLES = (
 class Mme(TableBenchmark):
     """acc + acc+ per category: rows right, and images with both rows right. main: perception, cognition or total."""
 
+    label = "MME"
+    formulas = _aggregate.MME
     splits: ClassVar[tuple[str, ...]] = ("test",)
     source = HubDataset(
         name="MME",

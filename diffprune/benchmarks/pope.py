@@ -38,6 +38,8 @@ class Pope(TableBenchmark):
     rule: how answers are read: `official` (llava), `strict` (lmms_eval) or `word` (VLMEvalKit); by default the protocol's.
     """
 
+    label = "POPE"
+    formulas = _aggregate.POPE
     splits: ClassVar[tuple[str, ...]] = ("test",)
     limits = {"llava": 128, "lmms_eval": 128}
     source = HubDataset(

@@ -32,6 +32,7 @@ EXAMPLES = (
 class Scienceqa(TableBenchmark):
     """Accuracy. Questions that share an image are one cluster, known by the hash of the image's bytes."""
 
+    label = "ScienceQA"
     splits: ClassVar[tuple[str, ...]] = ("test",)
     limits = {"llava": 1024, "lmms_eval": 16}
     source = HubDataset(

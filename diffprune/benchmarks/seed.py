@@ -33,6 +33,7 @@ EXAMPLES = (
 class Seed(TableBenchmark):
     """Accuracy over the questions with data_type `image`."""
 
+    label = "SEED"
     splits: ClassVar[tuple[str, ...]] = ("test",)
     limits = {"llava": 128, "lmms_eval": 1024}
     source = HubDataset(

@@ -33,6 +33,7 @@ EXAMPLES = (
 class Textvqa(TableBenchmark):
     """Mean soft accuracy. ocr: whether the prompt has the line of OCR tokens; by default in llava only, as LLaVA-1.5 has it."""
 
+    label = "TextVQA"
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     limits = {"llava": 128, "lmms_eval": 1024}
     source = HubDataset(

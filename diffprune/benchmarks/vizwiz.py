@@ -31,6 +31,7 @@ EXAMPLES = (
 class Vizwiz(TableBenchmark):
     """Mean soft accuracy, overall and per category."""
 
+    label = "VizWiz"
     splits: ClassVar[tuple[str, ...]] = ("val",)
     limits = {"llava": 128, "lmms_eval": 1024}
     source = HubDataset(

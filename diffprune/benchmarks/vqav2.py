@@ -35,6 +35,7 @@ class Vqav2(TableBenchmark):
     mode: `official_raw`, `official_prenormalised` (llava) or `always` (lmms_eval); by default the protocol's.
     """
 
+    label = "VQAv2"
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     source = HubDataset(
         name="VQAv2",

@@ -15,7 +15,8 @@ from PIL import Image
 
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._groups import drawn
-from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
+from diffprune.core import registry
+from diffprune.core.benchmark import Benchmark, Formula, Grade, Graded, Sample
 from diffprune.core.registry import nearest
 from diffprune.embedded.benchmarks import rows as world_rows
 from diffprune.embedded.world import WORLD_VERSION, scene
@@ -96,6 +97,16 @@ class World(Benchmark):
     def flags(self, protocol: str = "llava") -> tuple[str, ...]:
         """Asked and graded as the namesake, about other pictures."""
         return ("embedded",)
+
+    @property
+    def label(self) -> str:
+        """The namesake's."""
+        return str(registry.find("benchmarks", self.like).label)  # type: ignore[attr-defined]
+
+    def formula(self, figure: str) -> Formula:
+        """The namesake's."""
+        found: Mapping[str, Formula] = registry.find("benchmarks", self.like).formulas  # type: ignore[attr-defined]
+        return found.get(figure, Formula())
 
     def new_tokens(self, protocol: str = "llava") -> int:
         """The longest answers are two words and the end token."""

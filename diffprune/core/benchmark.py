@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from diffprune.core.registry import nearest
 from diffprune.core.spec import Spec
@@ -87,12 +87,33 @@ class Graded:
     target: str
 
 
+@dataclass(frozen=True)
+class Formula:
+    """How a figure follows from sums over groups of rows, so that a bootstrap can compute it anew in every draw of groups.
+
+    kind:       mean        100 x mean credit
+                f1_mean     mean over categories of 100 x F1, positive = `yes`, read from `parsed` and `target` (POPE)
+                circular    100 x share of groups all of whose rows have credit 1 (MMBench)
+                paired_sum  sum over categories of 100 x mean credit + 100 x share of groups all of whose rows have credit 1 (MME)
+    categories: of the rows that count; () is all.
+    """
+
+    kind: Literal["mean", "f1_mean", "circular", "paired_sum"] = "mean"
+    categories: tuple[str, ...] = ()
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether what counts is that all rows of a group are right."""
+        return self.kind in ("circular", "paired_sum")
+
+
 class Benchmark(ABC):
     """A source of samples with its published rules. Plug-in: one file under `benchmarks/`. Making one never touches data.
 
     revision:  of the data (hub commit, content hash, the world's version), unique to the data set; part of every cell. May be a
                property that looks at the data when asked.
     protocols: whose prompts and rules it knows. splits: with the answers to grade by, the main one first.
+    formulas:  of the figures of `aggregate` that are no mean credit, by name; they are what gives a figure its interval.
     """
 
     spec: Spec = Spec("")  # what the registry was asked for
@@ -100,6 +121,12 @@ class Benchmark(ABC):
     revision: str = ""
     protocols: ClassVar[tuple[str, ...]] = ("llava",)
     splits: ClassVar[tuple[str, ...]] = (MAIN_SPLIT,)
+    formulas: ClassVar[Mapping[str, Formula]] = {}
+
+    @property
+    def label(self) -> str:
+        """Heading of its column in tables: the file's name, unless the plug-in says otherwise."""
+        return type(self).__module__.rpartition(".")[2]
 
     @abstractmethod
     def samples(self, split: str, limit: int | None = None, protocol: str = "llava") -> list[Sample]:
@@ -124,6 +151,10 @@ class Benchmark(ABC):
     @abstractmethod
     def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:
         """The benchmark's figures; the first key is the main one. Native units (percent, MME points). Needs no data."""
+
+    def formula(self, figure: str) -> Formula:
+        """How a figure of `aggregate` follows from sums; the mean credit where nothing else is declared."""
+        return self.formulas.get(figure, Formula())
 
     def fetch(self, folder: Path | None = None) -> str:
         """Make ready to run without a network (into `folder`, if there is a choice) and check; one line on what is there.

@@ -9,13 +9,13 @@ from typing import Any
 from diffprune.report.analysis import records, speed
 from diffprune.report.analysis.comparison import FULL, Comparison, chapters
 from diffprune.report.analysis.derived import Derived
-from diffprune.report.analysis.panel import DRAWS
 from diffprune.report.render import curves, escape, figures, html, scenes, table
 from diffprune.report.render.table import Table
 from diffprune.report.tables import accuracy as accuracy_tables
 from diffprune.report.tables import caveats, errors, provenance, published, verdict
 from diffprune.report.tables import derived as derived_tables
 from diffprune.report.tables import speed as speed_tables
+from diffprune.statistics import DRAWS
 
 FLAGS = {
     "above_flop_ratio": "A speedup lies above the ratio of FLOPs: not plausible without a second look.",

@@ -1,70 +1,54 @@
-"""The bootstrap over groups: sums of groups drawn with replacement, and the interval of any figure of such sums."""
+"""The cluster bootstrap over groups of rows and scorer seeds, for any figure that is a function of sums over rows.
+
+Rows of a group (a picture's questions, an MME pair, the rotations of one question) are not independent, so whole groups are drawn
+with replacement, never rows. A replicate needs only each group's sums; columns that are compared are drawn together, so every
+comparison is paired and costs nothing more.
+
+Scorer seeds are drawn too, independently of groups: a crossed design, the pigeonhole bootstrap (Owen 2007, "The pigeonhole
+bootstrap", Annals of Applied Statistics 1). Of S seeds S - 1 are drawn, because S of S would understate their variance by the
+factor (S - 1) / S (Rao and Wu 1988, "Resampling inference with complex survey data"). Arms with equally many seeds get the same
+draws of them, so seed s of one arm is paired with seed s of the other. Few seeds remain few: where seeds differ more than groups
+do the interval is too short (see `jobs/studies/coverage.py`), so show the seeds themselves too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from math import prod
+from zlib import crc32
 
 import numpy as np
-import pandas as pd
 
-DRAWS = 10_000
-Array = np.ndarray[Any, np.dtype[Any]]
-Statistic = Callable[..., Array]
+from diffprune.statistics.interval import Array, Difference, Interval, percentile_interval, two_sided_p
 
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % bootstrap interval. `note` says so where the interval is a rule-of-three bound instead."""
-
-    estimate: float
-    low: float
-    high: float
-    num_rows: int
-    num_groups: int
-    num_seeds: int = 1
-    note: str = ""
+DRAWS = 2000  # of every interval in the project
+BLOCKS = 2000  # more groups than this are first joined at random: the same variance in expectation, bounded time
+Figure = Callable[[Array], Array]  # sums [... M] -> [...]
 
 
-def group_sums(columns: Sequence[Any], groups: Any) -> Array:
-    """Sums per group, float [G, len(columns) + 1]; the last column counts rows. Groups in the order of their keys.
-
-    Raises:
-        ValueError: no rows, columns of unequal length, or a value that is not finite.
-    """
-    codes, num = codes_of(groups)
-    values = [np.asarray(column, float) for column in columns]
-    for column in values:
-        if column.shape != codes.shape:
-            raise ValueError(f"{len(column)} credits for {len(codes)} group keys: every row needs both")
-        if not np.isfinite(column).all():
-            raise ValueError("a credit is nan or infinite: leave rows that failed out and report their number")
-    sums = [np.bincount(codes, column, num) for column in [*values, np.ones(len(codes))]]
-    return np.stack(sums, axis=1).round(9)  # rounded, so that the order of rows cannot show in the last digits
+def totals(values: Array, codes: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """Sums of `values` [R] by their codes (group, column, ...: one [R] for each axis), float of `shape`."""
+    return np.bincount(np.ravel_multi_index(codes, shape), values, prod(shape)).reshape(shape)
 
 
-def codes_of(keys: Any) -> tuple[Array, int]:
-    """Codes [rows] of the sorted distinct keys, and how many there are."""
-    codes, known = pd.factorize(np.asarray(keys), sort=True)
-    if not len(codes):
-        raise ValueError("no rows to draw from: an interval needs at least one graded row")
-    if (codes < 0).any():
-        raise ValueError("a group key is missing: every row needs one")
-    return np.asarray(codes), len(known)
+def ratio_of_sums(scale: float = 1.0) -> Figure:
+    """The figure `scale` x first sum / second sum: a mean where the second counts rows, percent with scale 100."""
+    return lambda sums: scale * sums[..., 0] / sums[..., 1]
 
 
-def resampled(sums: Array, draws: int = DRAWS, seed: int = 0, strata: Any | None = None) -> Array:
-    """Sums over G groups drawn with replacement, float [draws, M]; within each stratum (MME: category) if given.
+def resampled(sums: Array, seed: int = 0, strata: Array | None = None, draws: int = DRAWS) -> Array:
+    """Sums over G groups drawn with replacement: [G ...] -> float [draws ...].
 
-    sums: float [G, M]; strata: a label per group. Each draw is kept as how often every group came, so its cost is one count and
-    one product, whatever the number of rows.
+    strata: code of each group [G]; each stratum then keeps its number of groups. Every draw is kept as how often each group came,
+    so it costs one count and one product. Rounded, so that the order of rows cannot show in the last digits.
     """
     rng = np.random.default_rng(seed)
-    labels, num_labels = (np.zeros(len(sums), int), 1) if strata is None else codes_of(strata)
-    total = np.zeros((draws, sums.shape[1]))
-    for label in range(num_labels):
-        part = sums[labels == label]
+    flat = sums.reshape(len(sums), -1).round(9)
+    codes = np.zeros(len(sums), int) if strata is None else strata
+    total = np.zeros((draws, flat.shape[1]))
+    for code in np.unique(codes):
+        part = flat[codes == code]
         num = len(part)
         step = min(draws, max(1, 200_000 // num))  # counts of one step stay in the cache
         for start in range(0, draws, step):
@@ -72,49 +56,132 @@ def resampled(sums: Array, draws: int = DRAWS, seed: int = 0, strata: Any | None
             drawn = rng.integers(0, num, (some, num)) + num * np.arange(some)[:, None]
             counts = np.bincount(drawn.ravel(), minlength=some * num).reshape(some, num)
             total[start : start + some] += counts.astype(float) @ part
-    return total
+    return total.reshape(draws, *sums.shape[1:])
 
 
-def two_sided_p(replicates: Array, null: float = 0.0) -> float:
-    """2 min(1 + #{T <= null}, 1 + #{T >= null}) / (draws + 1), at most 1."""
-    values = replicates[np.isfinite(replicates)]
-    tail = min(int((values <= null).sum()), int((values >= null).sum()))
-    return min(1.0, 2 * (1 + tail) / (len(values) + 1))
+def joined(sums: Array) -> Array:
+    """[G ...] -> [BLOCKS ...]: groups joined at random into blocks of nearly equal size."""
+    block = np.random.default_rng(0).permutation(len(sums)) % BLOCKS
+    order = np.argsort(block, kind="stable")
+    return np.add.reduceat(sums[order], np.searchsorted(block[order], np.arange(BLOCKS)))
 
 
-def bounds(replicates: Array, estimate: float, num_groups: int, unit: float, limits: tuple[float, float]) -> dict[str, Any]:
-    """The middle 95 % of the finite replicates; where all agree, the rule of three: the estimate +- 3 / G units of credit."""
-    values = replicates[np.isfinite(replicates)]
-    if not len(values) or not np.isfinite(estimate):
-        return {"low": float("nan"), "high": float("nan"), "note": "undefined"}
-    low, high = (float(bound) for bound in np.quantile(values, (0.025, 0.975)))
-    if np.ptp(values) > 1e-12:
-        return {"low": low, "high": high}
-    reach = min(1.0, 3 / num_groups) * unit
-    note = f"rule of three: all draws of {num_groups} groups agree"
-    return {"low": max(limits[0], estimate - reach), "high": min(limits[1], estimate + reach), "note": note}
+def seed_shares(num: int, draws: int = DRAWS) -> Array:
+    """Share of each of `num` scorer seeds in a replicate, float [draws num]: num - 1 seeds drawn with replacement."""
+    if num == 1:
+        return np.ones((draws, 1))
+    return np.random.default_rng(num).multinomial(num - 1, np.full(num, 1 / num), size=draws) / (num - 1)
 
 
-NO_LIMITS = (-np.inf, np.inf)
+@dataclass(frozen=True)
+class Estimate:
+    """A figure of one arm with its bootstrap distribution.
 
-
-def interval_of(
-    statistic: Statistic,
-    sums: Array,
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
-    strata: Any | None = None,
-    unit: float = 1.0,
-    limits: tuple[float, float] = NO_LIMITS,
-) -> tuple[Interval, Array]:
-    """Interval of any figure that is a function of sums over rows (F1, MME points, their differences), and its replicates.
-
-    statistic: sums float [..., M] -> [...]; sums: of each group, as `group_sums` gives them (last column = rows);
-    unit, limits: what one full credit is worth in the figure, and its range, for the rule of three.
+    value: observed; draws [D]: in every replicate; used [G]: whether it rests on a group;
+    full: what full credit on every row is worth in the figure's units.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = float(statistic(sums.sum(0)))
-        replicates = np.asarray(statistic(resampled(sums, draws, seed, strata)), float)
-    ends = bounds(replicates, estimate, len(sums), unit, limits)
-    return Interval(estimate, num_rows=int(sums[:, -1].sum()), num_groups=len(sums), **ends), replicates
+
+    value: float
+    draws: Array
+    used: Array
+    num_rows: int
+    num_seeds: int = 1
+    full: float = 100.0
+
+    @property
+    def num_groups(self) -> int:
+        """Groups it rests on."""
+        return int(self.used.sum())
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """Paired difference in the units of both."""
+        seeds = max(self.num_seeds, other.num_seeds)
+        return replace(self, value=self.value - other.value, draws=self.draws - other.draws, num_seeds=seeds)
+
+    def percent_of(self, other: Estimate) -> Estimate:
+        """100 x self / other: relative accuracy, retention."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            draws = 100 * self.draws / other.draws
+        return replace(self, value=100 * self.value / other.value, draws=draws, full=100 * self.full / other.value)
+
+    def interval(self, low: float = -np.inf, high: float = np.inf) -> Interval:
+        """The 95 % percentile interval, within [low, high]."""
+        ends = percentile_interval(self.value, self.draws, self.num_groups, self.full, (low, high))
+        return Interval(self.value, *ends, self.num_rows, self.num_groups, self.num_seeds)
+
+    def difference(self) -> Difference:
+        """The interval of an estimate that is a difference, with its bootstrap p."""
+        return Difference(**vars(self.interval()), p=two_sided_p(self.draws))
+
+
+def average(parts: Sequence[Estimate], *, together: bool, cap: float = np.inf) -> Estimate:
+    """Unweighted mean over benchmarks, each at most `cap` first; together: whether the benchmarks share their groups."""
+    used = [part.used for part in parts]
+    return Estimate(
+        float(np.mean([min(part.value, cap) for part in parts])),
+        np.mean([np.minimum(part.draws, cap) for part in parts], axis=0),
+        np.any(used, axis=0) if together else np.concatenate(used),
+        sum(part.num_rows for part in parts),
+        max(part.num_seeds for part in parts),
+        float(np.mean([part.full for part in parts])),
+    )
+
+
+class ClusterBootstrap:
+    """One figure of many columns (an arm and a scorer seed each) of one benchmark, in every draw of its groups."""
+
+    def __init__(
+        self,
+        sums: Array,
+        count: Array,
+        figure: Figure,
+        *,
+        name: str = "",
+        strata: Array | None = None,
+        full: float = 100.0,
+        draws: int = DRAWS,
+    ) -> None:
+        """sums: float [G C M], of M quantities over the rows of each group and column; count [G C]: those rows;
+        figure: sums [... M] -> [...]; name: seeds the draws, so that bootstraps of one name and the same groups are drawn alike;
+        strata [G]: draw within these; full: see `Estimate`."""
+        self.sums, self.count, self.figure, self.strata, self.full = sums, count, figure, strata, full
+        self.num_draws, self._seed = draws, crc32(name.encode())
+        self.value = self._of(sums.sum(0))
+        self._drawn = self._draw(sums, strata)
+
+    def _of(self, sums: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(self.figure(sums), float)
+
+    def _draw(self, sums: Array, strata: Array | None) -> Array:
+        """The figure of every column [draws C]; nan without groups."""
+        if not len(sums):
+            return np.full((self.num_draws, sums.shape[1]), np.nan)
+        if len(sums) > BLOCKS:
+            sums, strata = joined(sums), None
+        return self._of(resampled(sums, self._seed, strata, self.num_draws))
+
+    def compared(self, columns: Sequence[int]) -> tuple[Array, Array, Array]:
+        """Values [c], draws [draws c] and the groups [G] they rest on: those of which all `columns` have equally many rows.
+
+        Where some column lacks rows of a group, only the groups common to all are compared, and drawn anew.
+        """
+        index = list(columns)
+        count = self.count[:, index]
+        shared = (count > 0).all(1) & (count == count[:, :1]).all(1)
+        if not (count[~shared] > 0).any():
+            return self.value[index], self._drawn[:, index], shared
+        part = self.sums[shared][:, index]
+        value = self._of(part.sum(0)) if len(part) else np.full(len(index), np.nan)
+        return value, self._draw(part, None if self.strata is None else self.strata[shared]), shared
+
+    def estimates(self, arms: Sequence[Sequence[int]]) -> list[Estimate]:
+        """One estimate per arm, the mean over its seeds' columns, all on the groups that every column has answered."""
+        columns = [column for arm in arms for column in arm]
+        value, drawn, shared = self.compared(columns)
+        rows, found, start = int(self.count[shared][:, columns[0]].sum()), [], 0
+        for arm in arms:
+            own = slice(start, start := start + len(arm))
+            draws = (drawn[:, own] * seed_shares(len(arm), self.num_draws)).sum(1)
+            found.append(Estimate(float(value[own].mean()), draws, shared, rows, len(arm), self.full))
+        return found

@@ -21,7 +21,7 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.records import CurvePoint, Timing
 from diffprune.core.registry import load, make
 from diffprune.core.vlm import VLM
-from diffprune.statistics import interval_of
+from diffprune.statistics import ClusterBootstrap, ratio_of_sums
 from diffprune.timing import eager
 from diffprune.timing.clock import Clock
 from diffprune.timing.eager import Inputs
@@ -141,7 +141,7 @@ def check(
                 turn[index] += (eager.prefill(vlm, ready, clock)[0] + extra) / often[index]
         sums[row] = np.median(spent[1:], axis=0)
     num = sum(len(inputs.questions) for inputs in batches)
-    ones = np.ones(len(batches))
-    columns = [np.column_stack([sums[:, 0], sums[:, i], ones]) for i in range(1, len(arms))]
-    found = [interval_of(lambda s: s[..., 0] / s[..., 1], c, limits=(0.0, np.inf))[0] for c in columns]
+    pairs = np.stack([np.repeat(sums[:, :1], len(asked), 1), sums[:, 1:]], 2)
+    batched = ClusterBootstrap(pairs, np.ones(pairs.shape[:2]), ratio_of_sums(), full=1.0)
+    found = [one.interval(low=0.0) for one in batched.estimates([[i] for i in range(len(asked))])]
     return [MeasuredSpeedup(f.estimate, f.low, f.high, num) for f in found]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffprune.core import registry
-from diffprune.core.benchmark import Benchmark, Graded
+from diffprune.core.benchmark import Benchmark, Formula, Graded
 from diffprune.report.analysis import labels
 from diffprune.report.analysis.labels import Method, Style
 from diffprune.report.analysis.native_metrics import Native
@@ -250,7 +250,9 @@ class Comparison:
             figure = next(iter(next(iter(printed.values()))))
             if all(next(iter(p)) == figure for p in printed.values()):
                 rows = self.rows.loc[benchmark == name, ["cell", "group", "category", "credit", "parsed", "target"]]
-                found[name] = Native(name, rows, figure, {c: p[figure] for c, p in printed.items()}, every)
+                plugin = self._plugin(name)
+                formula = plugin.formula(figure) if plugin else Formula()
+                found[name] = Native(name, rows, formula, {c: p[figure] for c, p in printed.items()}, every)
         return found
 
     def relative(self, label: str, budget: str) -> float:

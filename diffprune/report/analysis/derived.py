@@ -1,40 +1,23 @@
-"""What a chapter's answers say about pruning itself: relative accuracy, retention, agreement, tests per benchmark, all paired."""
+"""Figures of one comparison that need two or three arms, all paired: relative accuracy, retention, agreement, tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from diffprune.report.analysis.comparison import BLIND, BOUNDS, FULL, Comparison
-from diffprune.report.analysis.panel import DRAWS, Arm, BootstrapTable, bounds, seed_shares
-from diffprune.statistics import Difference, Interval, Retention, holm, paired_p
+from diffprune.report.analysis.panel import Arm, BootstrapTable
+from diffprune.statistics import Difference, Estimate, Interval, Retention, average, holm, paired_p
 
 IMAGE_BOUND = 3.0  # standard errors by which the image must help
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure and its draws [DRAWS]; groups it rests on; full: what one full credit is worth, for the rule of three."""
-
-    value: float
-    draws: np.ndarray
-    groups: int
-    seeds: int = 1
-    full: float = 100.0
-
-    def interval(self, limits: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
-        unit = self.full / 100
-        low, high = bounds(self.value / unit, self.draws / unit, max(1, self.groups))
-        low, high = max(limits[0], low * unit), min(limits[1], high * unit)
-        return Interval(self.value, low, high, 0, self.groups, self.seeds)
-
-
-@dataclass(frozen=True)
 class Tested(Difference):
-    """p: by the test named; p_holm: corrected for the benchmarks tested beside it."""
+    """A paired difference in native units. p: by `test`; p_holm: corrected for the benchmarks tested beside it."""
 
     test: str = ""
     p_holm: float = 1.0
@@ -45,51 +28,40 @@ class Derived:
 
     def __init__(self, chapter: Comparison) -> None:
         self.chapter = chapter
-        self._ratios: dict[tuple[str, str], dict[str, Drawn]] = {}
+        self._ratios: dict[tuple[str, str], dict[str, Estimate]] = {}
 
     def _arm(self, label: str, budget: str, benchmark: str) -> list[str]:
         arm = self.chapter.arms.get((label, "" if label in BOUNDS else budget), {})
         return [arm[r][benchmark] for r in sorted(arm) if benchmark in arm[r]]
 
-    def beside(self, labels: tuple[str, ...], budget: str, benchmark: str) -> list[Drawn] | None:
+    def beside(self, labels: tuple[str, ...], budget: str, benchmark: str) -> list[Estimate] | None:
         """The benchmark's figure of several arms on the questions all have answered, seeds averaged; None where one is missing."""
         native = self.chapter.natives.get(benchmark)
         arms = [self._arm(label, budget, benchmark) for label in labels]
         if native is None or not all(arms):
             return None
-        value, draws = native.of([c for arm in arms for c in arm])
-        found, start = [], 0
-        for arm in arms:
-            own = slice(start, start + len(arm))
-            start += len(arm)
-            mean = (draws[:, own] * seed_shares(len(arm))).sum(1)
-            found.append(Drawn(float(value[own].mean()), mean, int((native.count > 0).any(1).sum()), len(arm), native.made.full))
-        return found
+        return native.estimates([[native.columns[cell] for cell in arm] for arm in arms])
 
-    def ratios(self, label: str, budget: str) -> dict[str, Drawn]:
+    def ratios(self, label: str, budget: str) -> dict[str, Estimate]:
         """Per benchmark: pruned / unpruned in percent, in its own units. Without benchmarks on which the unpruned model has 0."""
-        if (label, budget) in self._ratios:
-            return self._ratios[label, budget]
-        found = self._ratios[label, budget] = {}
-        for benchmark in self.chapter.benchmarks:
-            pair = self.beside((label, FULL), budget, benchmark)
-            if pair and pair[1].value:
-                m, f = pair
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    draws = 100 * m.draws / f.draws
-                found[benchmark] = Drawn(100 * m.value / f.value, draws, m.groups, m.seeds, 100 * f.full / f.value)
-        return found
+        if (label, budget) not in self._ratios:
+            pairs = {b: self.beside((label, FULL), budget, b) for b in self.chapter.benchmarks}
+            self._ratios[label, budget] = {b: pair[0].percent_of(pair[1]) for b, pair in pairs.items() if pair and pair[1].value}
+        return self._ratios[label, budget]
+
+    def _mean(self, parts: list[Estimate], cap: float = np.inf) -> Interval | None:
+        """Mean over benchmarks, each at most `cap` first; None without benchmarks."""
+        return average(parts, together=self.chapter.panel.together, cap=cap).interval(high=cap) if parts else None
 
     def relative(self, label: str, budget: str, capped: bool = False) -> Interval | None:
         """Mean over benchmarks of pruned / unpruned, percent (R), or of each at most 100 (R_cap)."""
-        parts = list(self.ratios(label, budget).values())
-        return _mean(parts, 100.0 if capped else np.inf) if parts else None
+        return self._mean(list(self.ratios(label, budget).values()), 100.0 if capped else np.inf)
 
     def worst(self, label: str, budget: str) -> tuple[str, Interval] | None:
         """The benchmark that loses most: its name, and its own pruned / unpruned in percent."""
         ratios = self.ratios(label, budget)
         name = min(ratios, key=lambda b: ratios[b].value, default=None)
-        return (name, ratios[name].interval((0.0, np.inf))) if name is not None else None
+        return (name, ratios[name].interval(low=0.0)) if name is not None else None
 
     # --- against the model without its image -----------------------------------------------------------------------------
 
@@ -100,30 +72,23 @@ class Derived:
         for benchmark in self.chapter.benchmarks:
             pair = self.beside((FULL, BLIND), "", benchmark)
             if pair:
-                gap = Drawn(pair[0].value - pair[1].value, pair[0].draws - pair[1].draws, pair[0].groups, 1, pair[0].full)
-                i, finite = gap.interval(), gap.draws[np.isfinite(gap.draws)]  # a small category may be missing from a draw
+                gap = pair[0] - pair[1]
+                finite = gap.draws[np.isfinite(gap.draws)]  # a small category may be missing from a draw
                 there = len(finite) > 1 and gap.value > max(0.0, IMAGE_BOUND * float(finite.std(ddof=1)))
-                found[benchmark] = (
-                    pair[0].value, pair[1].value,
-                    Retention(i.estimate, i.low, i.high, i.num_rows, i.num_groups, image_bound=bool(there)),
-                )  # fmt: skip
+                found[benchmark] = pair[0].value, pair[1].value, Retention(**vars(gap.interval()), image_bound=bool(there))
         return found
 
-    def retained(self, label: str, budget: str, benchmark: str) -> Drawn | None:
+    def retained(self, label: str, budget: str, benchmark: str) -> Estimate | None:
         """Share of the image's contribution kept, percent: (pruned - blind) / (unpruned - blind); None if not image-bound."""
         trio = self.beside((label, FULL, BLIND), budget, benchmark)
         if not trio or not self.visual[benchmark][2].image_bound:
             return None
-        m, f, b = trio
-        with np.errstate(invalid="ignore", divide="ignore"):
-            draws = 100 * (m.draws - b.draws) / (f.draws - b.draws)
-        gap = f.value - b.value
-        return Drawn(100 * (m.value - b.value) / gap, draws, m.groups, m.seeds, 100 * f.full / gap)
+        pruned, full, blind = trio
+        return (pruned - blind).percent_of(full - blind)
 
     def retention(self, label: str, budget: str) -> Interval | None:
         """Mean blind-corrected retention over the image-bound benchmarks, percent; may be negative."""
-        parts = [q for b in self.visual if (q := self.retained(label, budget, b))]
-        return _mean(parts) if parts else None
+        return self._mean([q for b in self.visual if (q := self.retained(label, budget, b))])
 
     # --- one answer at a time --------------------------------------------------------------------------------------------
 
@@ -167,7 +132,7 @@ class Derived:
         arm = self._known(label, budget)
         cells = [c for by_benchmark in arm.values() for c in by_benchmark.values()]
         if column == "whole":
-            circular = {b for b, n in self.chapter.natives.items() if n.made.grouped}
+            circular = {b for b, n in self.chapter.natives.items() if n.formula.whole_groups}
             cells = [c for by_benchmark in arm.values() for b, c in by_benchmark.items() if b in circular]
         return 100 * float(self._shares.loc[cells, column].mean()) if cells else float("nan")
 
@@ -184,21 +149,10 @@ class Derived:
             pair = self.beside((one, two), budget, benchmark)
             if pair is None:
                 continue
-            gap = Drawn(pair[0].value - pair[1].value, pair[0].draws - pair[1].draws, pair[0].groups, 1, pair[0].full).interval()
             arms = [self._arm(x, budget, benchmark) for x in (one, two)]
             outcomes, rows = self.chapter.natives[benchmark].outcomes([*arms[0], *arms[1]])
             delta = outcomes[:, : len(arms[0])].mean(1) - outcomes[:, len(arms[0]) :].mean(1)
             (p,), (test,) = paired_p(delta[:, None], rows)
-            found[benchmark] = Tested(
-                gap.estimate, gap.low, gap.high, int(rows.sum()), gap.num_groups, max(map(len, arms)), p=float(p), test=test,
-            )  # fmt: skip
+            found[benchmark] = Tested(**vars((pair[0] - pair[1]).interval()), p=float(p), test=test)
         corrected = holm([t.p for t in found.values()])
-        return {b: Tested(**{**vars(t), "p_holm": p}) for (b, t), p in zip(found.items(), corrected, strict=True)}
-
-
-def _mean(parts: list[Drawn], cap: float = np.inf) -> Interval:
-    """Mean over benchmarks, each capped first; every benchmark is drawn anew within one draw."""
-    value = float(np.mean([min(p.value, cap) for p in parts]))
-    draws = np.mean([np.minimum(p.draws, cap) for p in parts], axis=0) if parts else np.full(DRAWS, np.nan)
-    full = float(np.mean([p.full for p in parts]))
-    return Drawn(value, draws, max(p.groups for p in parts), max(p.seeds for p in parts), full).interval((-np.inf, cap))
+        return {b: replace(t, p_holm=p) for (b, t), p in zip(found.items(), corrected, strict=True)}

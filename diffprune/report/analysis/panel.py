@@ -1,54 +1,41 @@
-"""Accuracies with intervals: one draw of question groups serves all cells, so every comparison is paired and costs nothing more.
-
-The bootstrap is `diffprune.statistics.resampled`; here all cells of a benchmark go into one call, because a report makes some
-hundred comparisons of the same answers. Seeds are drawn as there: S - 1 of S with replacement, paired where numbers agree.
-"""
+"""Records arranged for the bootstrap: accuracies and paired differences of arms over benchmarks, or over kinds of question."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
 
-from diffprune.statistics import Difference, Interval, resampled, two_sided_p
+from diffprune.statistics import ClusterBootstrap, Difference, Estimate, Interval, average, ratio_of_sums, totals
 
-DRAWS = 2000
-BLOCKS = 2000  # more groups than this are first joined at random: the same variance in expectation, bounded time
-Arm = dict[str, dict[str, str]]  # {replicate: {stratum: cell}}: one method at one budget
-
-
-@dataclass(frozen=True)
-class BenchmarkSums:
-    """Sums per group and cell, credit and questions [G C]; `drawn`: every cell's mean in every draw [DRAWS C]."""
-
-    name: str
-    credit: np.ndarray
-    count: np.ndarray
-    drawn: np.ndarray
-    columns: dict[str, int]
-
-    def means(self, cells: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
-        """Of cells compared with each other: means [C], drawn means [DRAWS C], questions, groups used [G]: those all answered."""
-        index = [self.columns[c] for c in cells]
-        credit, count = self.credit[:, index], self.count[:, index]
-        shared = (count > 0).all(1) & (count == count[:, :1]).all(1)
-        if not shared.any():
-            return np.full(len(index), np.nan), np.full((DRAWS, len(index)), np.nan), 0, shared
-        drawn = self.drawn[:, index]
-        if (count[~shared] > 0).any():  # some cell lacks questions: only the common ones may be compared
-            drawn = _draw(credit[shared], count[shared], self.name)
-        return credit[shared].sum(0) / count[shared].sum(0), drawn, int(count[shared, 0].sum()), shared
+Arm = dict[str, dict[str, str]]  # {replicate (scorer seed): {stratum: cell}}: one method at one budget
+NOTHING = Estimate(float("nan"), np.full(1, np.nan), np.zeros(0, bool), 0)  # where no stratum is shared
 
 
-def _draw(credit: np.ndarray, count: np.ndarray, name: str) -> np.ndarray:
-    """Means [DRAWS C] over groups drawn with replacement; seeded by the stratum's name."""
-    total = resampled(np.hstack([credit, count]).round(9), DRAWS, crc32(name.encode()))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return total[:, : credit.shape[1]] / total[:, credit.shape[1] :]
+def codes(column: pd.Series, index: pd.Index) -> np.ndarray:
+    """Place of every value [R] in `index`; each category of a categorical column is looked up once."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return index.get_indexer(column.cat.categories)[column.cat.codes]
+    return index.get_indexer(column)
+
+
+def distinct(column: pd.Series) -> pd.Index:
+    """Distinct values in the order of their text, in whatever order they were coded: so the draws are always the same."""
+    return pd.Index(sorted(column.unique(), key=str), dtype=object)
+
+
+class MeanCredit(ClusterBootstrap):
+    """Mean credit in percent of every cell of one stratum."""
+
+    def __init__(self, rows: pd.DataFrame, groups: pd.Index, name: str) -> None:
+        """rows: cell, group and credit; groups: their keys, those of other strata too where all are drawn together."""
+        cells = distinct(rows["cell"])
+        self.columns = {str(cell): i for i, cell in enumerate(cells)}
+        at, shape = (codes(rows["group"], groups), codes(rows["cell"], cells)), (len(groups), len(cells))
+        count = totals(np.ones(len(rows)), at, shape)
+        credit = totals(rows["credit"].to_numpy(float), at, shape)
+        super().__init__(np.stack([credit, count], -1), count, ratio_of_sums(100), name=name)
 
 
 class BootstrapTable:
@@ -59,87 +46,33 @@ class BootstrapTable:
 
         Groups that occur in several strata (the same picture asked by two benchmarks) are drawn together.
         """
-        sums = rows.groupby([stratum, "group", "cell"], observed=True, sort=True)["credit"].agg(["sum", "count"])
-        names = [str(n) for n in sums.index.get_level_values(0).unique()]
-        parts = {str(n): part.droplevel(0) for n, part in sums.groupby(level=0, observed=True, sort=True)}
-        groups = [set(part.index.get_level_values(0)) for part in parts.values()]
-        self.together = len(names) > 1 and len(set().union(*groups)) < sum(map(len, groups))
-        every = pd.Index(sorted(set().union(*groups), key=str)) if self.together else None
-        self.strata: dict[str, BenchmarkSums] = {}
-        tables = {name: _sums(part, every) for name, part in parts.items()}
-        credits, counts = [t[0] for t in tables.values()], [t[1] for t in tables.values()]
-        drawn = _draw(np.hstack(credits), np.hstack(counts), "all") if self.together else None
-        start = 0
-        for name, (credit, count, columns) in tables.items():
-            mine = drawn[:, start : start + len(columns)] if drawn is not None else _draw(credit, count, name)
-            self.strata[name] = BenchmarkSums(name, credit, count, mine, columns)
-            start += len(columns)
+        parts = {str(name): part for name, part in rows.groupby(stratum, observed=True, sort=True)}
+        groups = {name: distinct(part["group"]) for name, part in parts.items()}
+        every = distinct(rows["group"])
+        self.together = len(parts) > 1 and len(every) < sum(map(len, groups.values()))
+        self.strata = {
+            name: MeanCredit(part, every, "all") if self.together else MeanCredit(part, groups[name], name)
+            for name, part in parts.items()
+        }
 
     def mean(self, arm: Arm) -> Interval:
         """Mean accuracy in percent, unweighted over the strata that every replicate has."""
-        value, drawn, rows, groups = self._over(arm, {}, _shared(arm))
-        return Interval(value, *bounds(value, drawn, groups, (0.0, 100.0)), rows, groups, len(arm))
+        (found,) = self._estimates([arm])
+        return found.interval(0.0, 100.0)
 
     def difference(self, one: Arm, two: Arm) -> Difference:
         """`one` - `two` in points, over the strata and the groups that both have answered."""
-        strata = [s for s in _shared(one) if s in set(_shared(two))]
-        value, drawn, rows, groups = self._over(one, two, strata)
-        other, drawn_other, _, _ = self._over(two, one, strata)
-        low, high = bounds(value - other, drawn - drawn_other, groups)
-        p = two_sided_p(drawn - drawn_other)
-        return Difference(value - other, low, high, rows, groups, max(len(one), len(two)), p=p)
+        first, second = self._estimates([one, two])
+        return (first - second).difference()
 
-    def _over(self, arm: Arm, beside: Arm, strata: list[str]) -> tuple[float, np.ndarray, int, int]:
-        """Value, draws, questions and groups of `arm` in percent, on groups that the arm `beside` has answered too."""
-        if not strata:
-            return float("nan"), np.full(DRAWS, np.nan), 0, 0
-        replicates = sorted(arm)
-        value, drawn, rows = 0.0, np.zeros((DRAWS, len(replicates))), 0
-        used: list[np.ndarray] = []
-        for s in strata:
-            cells = sorted({r[s] for r in (*arm.values(), *beside.values())})
-            means, draws, n, shared = self.strata[s].means(cells)
-            index = [cells.index(arm[r][s]) for r in replicates]
-            value, drawn = value + means[index].mean() / len(strata), drawn + draws[:, index] / len(strata)
-            rows += n
-            used.append(shared)
-        groups = int(np.any(used, axis=0).sum()) if self.together else sum(int(u.sum()) for u in used)
-        return 100 * float(value), 100 * (drawn * seed_shares(len(replicates))).sum(1), rows, groups
-
-
-def _sums(part: pd.DataFrame, every: pd.Index | None) -> tuple[Any, Any, dict[str, int]]:
-    """Credit and questions [G C] of one stratum, on all groups if `every` is given, in at most BLOCKS blocks."""
-    total, count = part["sum"].unstack(fill_value=0.0), part["count"].unstack(fill_value=0)
-    names = pd.Index(sorted(total.index, key=str)) if every is None else every  # in whatever order they were coded: the same draws
-    total, count = total.reindex(names, fill_value=0.0), count.reindex(names, fill_value=0)
-    columns = {str(c): i for i, c in enumerate(total.columns)}
-    sums = [total.to_numpy(float), count.to_numpy(float)]
-    if len(total) > BLOCKS:
-        block = np.random.default_rng(0).permutation(len(total)) % BLOCKS
-        order = np.argsort(block, kind="stable")
-        sums = [np.add.reduceat(s[order], np.searchsorted(block[order], np.arange(BLOCKS))) for s in sums]
-    return sums[0], sums[1], columns
-
-
-def _shared(arm: Arm) -> list[str]:
-    """Strata that every replicate has."""
-    return sorted(set.intersection(*(set(cells) for cells in arm.values()))) if arm else []
-
-
-def seed_shares(num: int) -> np.ndarray:
-    """Share of each seed in a draw, [DRAWS num]; equal numbers of seeds get equal draws, so that seeds are paired."""
-    if num == 1:
-        return np.ones((DRAWS, 1))
-    return np.random.default_rng(num).multinomial(num - 1, np.full(num, 1 / num), size=DRAWS) / (num - 1)
-
-
-def bounds(value: float, drawn: np.ndarray, groups: int, limits: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
-    """Middle 95 % of the draws; where all agree, the rule of three: the value +- 3 / groups of a full credit, 100."""
-    finite = drawn[np.isfinite(drawn)]
-    if not len(finite):
-        return float("nan"), float("nan")
-    if np.ptp(finite) < 1e-9:
-        reach = 100 * min(1.0, 3 / groups)
-        return max(limits[0], value - reach), min(limits[1], value + reach)
-    low, high = np.percentile(finite, [2.5, 97.5])
-    return float(low), float(high)
+    def _estimates(self, arms: Sequence[Arm]) -> list[Estimate]:
+        """Mean over the strata that every replicate of every arm has, one estimate per arm."""
+        replicates = [set(cells) for arm in arms for cells in arm.values()]
+        shared = sorted(set.intersection(*replicates)) if all(arms) else []
+        if not shared:
+            return [NOTHING] * len(arms)
+        by_stratum = []
+        for name in shared:
+            stratum = self.strata[name]
+            by_stratum.append(stratum.estimates([[stratum.columns[arm[r][name]] for r in sorted(arm)] for arm in arms]))
+        return [average(parts, together=self.together) for parts in zip(*by_stratum, strict=True)]

@@ -47,18 +47,19 @@ def table(store: Store, shapes: Mapping[str, Shape]) -> pd.DataFrame:
 def _row(rows: pd.DataFrame, costs: pd.DataFrame, shape: Shape | None) -> dict[str, Any]:
     """One cell."""
     first, full, pruned = rows.iloc[0], costs.loc["full"], costs.loc["pruned"]
-    prefill, net = speedup.prefill_speedup(rows), speedup.prefill_speedup_net(rows)
-    ms = {(arm, span): speedup.times(rows, arm, span).median() for arm in ("full", "pruned") for span in ("prefill", "ttft")}
+    rounds = speedup.rounds(rows)
+    prefill, net = speedup.prefill_speedup(rounds), speedup.prefill_speedup_net(rounds)
+    ms = {(arm, span): speedup.times(rounds, arm, span).median() for arm in ("full", "pruned") for span in ("prefill", "ttft")}
     ratio = full["prefill_flops"] / pruned["prefill_flops"]
     made = {
         "model": first["model"], "batch": int(first["batch"]), "mode": first["mode"], "dtype": first["dtype"],
         "method": _method(first), "budget": first["budget"], "kept": pruned["visual_kept"],
         "text_tokens": pruned["text_tokens"], "sequence": rows.loc[rows["arm"] == "pruned", "sequence"].iloc[0],
         "full_prefill_ms": ms["full", "prefill"], "prefill_ms": ms["pruned", "prefill"],
-        "overhead_ms": speedup.times(rows, "pruned", "overhead").median(),
+        "overhead_ms": speedup.times(rounds, "pruned", "overhead").median(),
         "full_ttft_ms": ms["full", "ttft"], "ttft_ms": ms["pruned", "ttft"],
         **_interval("prefill_speedup", prefill), **_interval("net_speedup", net),
-        "native_ratio": speedup.native_ratio(rows).estimate, "ttft_speedup": ms["full", "ttft"] / ms["pruned", "ttft"],
+        "native_ratio": speedup.native_ratio(rounds).estimate, "ttft_speedup": speedup.ttft_speedup(rounds).estimate,
         "flop_ratio": ratio, "kv_mib": pruned["kv_bytes"] / 2**20, "kv_held_mib": pruned["kv_measured_bytes"] / 2**20,
         "peak_mib": pruned["peak_bytes"] / 2**20,
         "full_tflops": full["prefill_flops"] * first["batch"] / ms["full", "prefill"] / 1e9,
