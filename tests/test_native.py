@@ -1,22 +1,27 @@
-"""Intervals of F1 and MME points against the benchmark's own aggregate on pictures drawn one by one."""
+"""Intervals of figures in native units against the benchmark's own aggregate of pictures drawn one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from diffprune.benchmarks import _aggregate
-from diffprune.core.benchmark import Graded
+from diffprune.benchmarks.mmbench import Mmbench
+from diffprune.benchmarks.mme import Mme
+from diffprune.benchmarks.pope import Pope
+from diffprune.benchmarks.seed import Seed
+from diffprune.benchmarks.world import LIKES, World
+from diffprune.core import registry
+from diffprune.core.benchmark import Benchmark, Formula, Graded
 from diffprune.report.analysis.native_metrics import Native
 
 Rows = list[Graded]
 
 
-def _pope(rng: np.random.Generator, right: float) -> Rows:
+def yes_no(rng: np.random.Generator, right: float) -> Rows:
     """40 pictures, three questions each, one of every category."""
     rows = []
     for i in range(40):
@@ -27,76 +32,103 @@ def _pope(rng: np.random.Generator, right: float) -> Rows:
     return rows
 
 
-def _mme(rng: np.random.Generator, right: float) -> Rows:
+def pairs(rng: np.random.Generator, right: float) -> Rows:
     """Pairs: 20 pictures of color, 10 of count, 10 of code_reasoning, which is no perception."""
     kinds = ["color"] * 20 + ["count"] * 10 + ["code_reasoning"] * 10
     return [Graded(f"p{i}", kind, float(rng.random() < right), "yes", "yes") for i, kind in enumerate(kinds) for _ in range(2)]
 
 
-def _native(name: str, figure: str, arms: dict[str, Rows], aggregate: Callable[[Sequence[Graded]], dict[str, float]]) -> Native:
+def rotations(rng: np.random.Generator, right: float) -> Rows:
+    """30 questions under four rotations."""
+    return [Graded(f"{i}x4", "color", float(rng.random() < right), "A", "A") for i in range(30) for _ in range(4)]
+
+
+def native(benchmark: Benchmark, figure: str, arms: dict[str, Rows]) -> Native:
     frame = pd.concat([pd.DataFrame([vars(r) for r in rows]).assign(cell=cell) for cell, rows in arms.items()])
-    return Native(name, frame, figure, {cell: aggregate(rows)[figure] for cell, rows in arms.items()}, None)
+    printed = {cell: benchmark.aggregate(rows)[figure] for cell, rows in arms.items()}
+    return Native("some", frame, benchmark.formula(figure), printed)
 
 
-def _naive(arms: dict[str, Rows], figure: Callable[[Rows], float], strata: bool, draws: int = 300) -> np.ndarray:
-    """Draws of the figure [draws, arms]: groups one by one, within their category if `strata`."""
+def drawn_one_by_one(benchmark: Benchmark, figure: str, arms: dict[str, Rows], strata: bool, draws: int = 300) -> np.ndarray:
+    """The benchmark's own figure [draws, arms] of pictures drawn one by one, within their category if `strata`."""
     rng = np.random.default_rng(1)
-    first = next(iter(arms.values()))
     layers: dict[str, list[str]] = {}
-    for row in first:
+    for row in next(iter(arms.values())):
         names = layers.setdefault(row.category if strata else "", [])
         names += [row.group] if row.group not in names else []
     by_group = {cell: {g: [r for r in rows if r.group == g] for g in {r.group for r in rows}} for cell, rows in arms.items()}
+
+    def again(groups: dict[str, Rows], drawn: Sequence[str]) -> Rows:
+        return [replace(r, group=f"{i}x{len(groups[g])}") for i, g in enumerate(drawn) for r in groups[g]]
+
     found = []
     for _ in range(draws):
         drawn = [g for names in layers.values() for g in rng.choice(names, len(names))]
-        found.append([
-            figure([replace(r, group=str(i)) for i, g in enumerate(drawn) for r in groups[g]]) for groups in by_group.values()
-        ])  # fmt: skip
+        found.append([benchmark.aggregate(again(groups, drawn))[figure] for groups in by_group.values()])
     return np.array(found)
 
 
 @pytest.mark.parametrize(
-    ("make", "aggregate", "figure", "strata"),
-    [(_pope, _aggregate.pope, "f1_mean", False), (_mme, _aggregate.mme, "mme_perception", True),
-     (_mme, _aggregate.mme, "mme_total", True)],
+    ("benchmark", "figure", "make", "strata"),
+    [(Pope(), "f1_mean", yes_no, False), (Mme(), "mme_perception", pairs, True), (Mme(), "mme_cognition", pairs, True),
+     (Mme(), "mme_total", pairs, True), (Mmbench(), "circular_accuracy", rotations, False), (Seed(), "seed_image", yes_no, False),
+     (World("pope"), "f1_mean", yes_no, False), (World("mme"), "mme_total", pairs, True)],
 )  # fmt: skip
-def test_draws_of_a_figure_are_the_aggregates_of_drawn_pictures(make, aggregate, figure: str, strata: bool) -> None:
-    arms = {cell: make(np.random.default_rng(seed), right) for seed, (cell, right) in enumerate({"a": 0.8, "b": 0.7}.items())}
-    native = _native("some", figure, arms, aggregate)
-    assert native.exact and (native.strata is not None) == strata
-    value, drawn = native.of(["a", "b"])
-    assert value.tolist() == pytest.approx([aggregate(rows)[figure] for rows in arms.values()])
-    naive = _naive(arms, lambda rows: aggregate(rows)[figure], strata)
-    for mine, theirs in ((drawn[:, 0], naive[:, 0]), (drawn[:, 0] - drawn[:, 1], naive[:, 0] - naive[:, 1])):
-        assert mine.mean() == pytest.approx(theirs.mean(), abs=0.25 * theirs.std())
-        assert mine.std() == pytest.approx(theirs.std(), rel=0.13)
+def test_draws_of_a_figure_are_the_aggregates_of_drawn_pictures(benchmark, figure: str, make, strata: bool) -> None:
+    arms = {"a": make(np.random.default_rng(0), 0.8), "b": make(np.random.default_rng(1), 0.7)}
+    values, mine, _ = native(benchmark, figure, arms).compared([0, 1])
+    assert values.tolist() == [benchmark.aggregate(rows)[figure] for rows in arms.values()]
+    theirs = drawn_one_by_one(benchmark, figure, arms, strata)
+    for one, other in ((mine[:, 0], theirs[:, 0]), (mine[:, 0] - mine[:, 1], theirs[:, 0] - theirs[:, 1])):
+        assert one.mean() == pytest.approx(other.mean(), abs=0.25 * other.std())
+        assert one.std() == pytest.approx(other.std(), rel=0.15)
 
 
 def test_cells_that_lack_questions_are_compared_on_those_both_have() -> None:
-    rows = _pope(np.random.default_rng(0), 0.8)
+    rows = yes_no(np.random.default_rng(0), 0.8)
     short = [r for r in rows if r.group not in ("p0", "p1")]
-    native = _native("pope", "f1_mean", {"whole": rows, "short": short}, _aggregate.pope)
-    value, drawn = native.of(["whole", "short"])
-    assert value[0] == value[1] == pytest.approx(_aggregate.pope(short)["f1_mean"])
+    found = native(Pope(), "f1_mean", {"short": short, "whole": rows})
+    value, drawn, used = found.compared([0, 1])
+    assert value[0] == value[1] == pytest.approx(Pope().aggregate(short)["f1_mean"]) and used.sum() == 38
     assert (drawn[:, 0] == drawn[:, 1]).all() and drawn[:, 0].std() > 0
-    outcomes, counts = native.outcomes(["whole", "short"])
+    outcomes, counts = found.outcomes(["whole", "short"])
     assert outcomes.shape == (38, 2) and (counts == 3).all()
 
 
-def test_a_figure_that_its_sums_do_not_give_has_no_interval() -> None:
-    rows = _pope(np.random.default_rng(0), 0.8)
-    frame = pd.DataFrame([vars(r) for r in rows]).assign(cell="a")
-    native = Native("odd", frame, "cider", {"a": 113.0}, None)
-    value, drawn = native.of(["a"])
-    assert not native.exact and value[0] == 113 and np.isnan(drawn).all()
+class Captions(Seed):
+    """A plug-in from elsewhere, with a figure of its own and one that no sums give."""
+
+    formulas = {"yes_f1": Formula("f1_mean")}
+
+    def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:
+        """A corpus figure and an F1."""
+        return {"cider": 113.0, "yes_f1": Pope().aggregate(rows)["f1_mean"]}
+
+
+def test_a_plugins_own_figure_has_an_interval_if_its_formula_reproduces_it() -> None:
+    arms = {"a": yes_no(np.random.default_rng(0), 0.8)}
+    (declared,), (undeclared,) = (native(Captions(), figure, arms).estimates([[0]]) for figure in ("yes_f1", "cider"))
+    assert declared.interval().low < declared.value < declared.interval().high
+    assert undeclared.value == 113 and np.isnan(undeclared.draws).all() and np.isnan(undeclared.interval().low)
 
 
 def test_units_of_pairs_and_rotations_are_single_outcomes() -> None:
-    rows = _mme(np.random.default_rng(2), 0.7)
-    native = _native("mme", "mme_perception", {"a": rows}, _aggregate.mme)
-    outcomes, counts = native.outcomes(["a"])
-    pairs = [rows[i].credit * rows[i + 1].credit for i in range(0, len(rows), 2)]
-    assert sorted(outcomes[:, 0]) == sorted(pairs) and (counts == 1).all()
-    native = _native("mmbench", "circular_accuracy", {"a": rows}, _aggregate.circular)
-    assert native.outcomes(["a"])[0].sum() == sum(pairs) and native.exact
+    rows = pairs(np.random.default_rng(2), 0.7)
+    both = [a.credit * b.credit for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    for figure, expected in (("mme_total", both), ("mme_perception", both[:30])):
+        outcomes, counts = native(Mme(), figure, {"a": rows}).outcomes(["a"])
+        assert sorted(outcomes[:, 0]) == sorted(expected) and (counts == 1).all()
+
+
+def test_a_figure_of_categories_that_do_not_occur_has_no_interval() -> None:
+    rows = [r for r in pairs(np.random.default_rng(0), 0.7) if r.category != "code_reasoning"]
+    (found,) = native(Mme(), "mme_cognition", {"a": rows}).estimates([[0]])
+    assert found.value == 0 and np.isnan(found.draws).all()
+
+
+def test_labels_and_formulas_are_told_by_the_plugin() -> None:
+    assert {like: World(like).label for like in LIKES} == {like: registry.find("benchmarks", like).label for like in LIKES}
+    assert World("mmbench_cn").label == "MMBench-CN" and World("mmbench").formula("circular_accuracy").whole_groups
+    shop = registry.load("benchmarks", "custom('data/shop.csv', grader='yes_no')")
+    assert shop.label == "shop" and shop.formula("f1_mean").kind == "f1_mean" and shop.formula("accuracy") == Formula()
+    assert Captions().label == "SEED" and Benchmark.label.fget(shop) == "custom"  # type: ignore[attr-defined]

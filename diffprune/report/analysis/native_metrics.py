@@ -103,14 +103,14 @@ def _undefined(sums: np.ndarray) -> np.ndarray:
 def _categories(rows: Rows) -> np.ndarray | None:
     """The category of each group, where every group has one: draws then stay within categories."""
     there = rows.counted(True)[1].sum(1) > 0
-    return there.argmax(1) if there.sum(1).max(initial=1) == 1 else None
+    return there.argmax(1) if there.size and (there.sum(1) == 1).all() else None
 
 
 class Native(ClusterBootstrap):
     """One benchmark's figure for many cells, in every draw of groups."""
 
     def __init__(
-        self, name: str, frame: pd.DataFrame, formula: Formula, printed: Mapping[str, float], every: pd.Index | None
+        self, name: str, frame: pd.DataFrame, formula: Formula, printed: Mapping[str, float], every: pd.Index | None = None
     ) -> None:
         """frame: cell, group, category, credit, parsed, target of one benchmark; printed: cell -> what the benchmark itself says;
         every: all groups, where benchmarks share groups and are drawn together."""
