@@ -101,7 +101,7 @@ def test_weights_are_drawn_where_the_model_stands(job: ModuleType) -> None:
         job.randomised({"model_type": "nothing"}, {}, "x", torch.device("cpu"), torch.float32)
 
 
-# --- shapes, against MEASURING's constants --------------------------------------------------------------------------------
+# --- shapes, against published constants ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,7 @@ def row(store: Store, models: dict[str, Shape]) -> pd.Series[object]:
 def test_a_row_is_held_against_the_roofline(models: dict[str, Shape], tmp_path: Path) -> None:
     found = row(publish(tmp_path, "NVIDIA H200"), models)
     assert found["prefill_speedup"] == pytest.approx(14 / 4.4) and found["net_speedup"] == pytest.approx(14 / 4.45)
+    assert found["ttft_speedup"] == pytest.approx(40 / 30) and found["native_ratio"] == pytest.approx(4.45 / 4.4)
     assert found["roofline_speedup"] == pytest.approx(3.30, abs=0.01) and found["full_roofline_ms"] == pytest.approx(
         11.46, abs=0.01
     )

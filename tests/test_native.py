@@ -132,3 +132,9 @@ def test_labels_and_formulas_are_told_by_the_plugin() -> None:
     shop = registry.load("benchmarks", "custom('data/shop.csv', grader='yes_no')")
     assert shop.label == "shop" and shop.formula("f1_mean").kind == "f1_mean" and shop.formula("accuracy") == Formula()
     assert Captions().label == "SEED" and Benchmark.label.fget(shop) == "custom"  # type: ignore[attr-defined]
+
+
+def test_pairs_are_drawn_within_their_category() -> None:
+    rows = [r for r in pairs(np.random.default_rng(0), 0.7) if r.category == "color" or r.group == "p20"]
+    (found,) = native(Mme(), "mme_perception", {"a": rows}).estimates([[0]])
+    assert np.isfinite(found.draws).all(), "the only picture of count is in every draw"

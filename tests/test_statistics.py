@@ -189,16 +189,17 @@ def test_a_difference_without_an_interval_is_no_tie() -> None:
     assert verdict(float("nan"), float("nan")) == ""
 
 
-# Coverage found by `jobs/studies/coverage.py`. With few seeds that differ much, intervals of 95 % hold the truth less often.
+# Found by `jobs/studies/coverage.py` with 2,000 simulations of 2,000 draws. Few seeds that differ much: too short. Seeds that hardly
+# differ: too long, because what is left of chance in each answer is drawn with the group and again with the seed (Owen 2007).
 COVERAGE = {
-    "fixed scorers, 10 benchmarks of 100 groups": 0.95,
-    "fixed scorers, 1 benchmark of 20 groups": 0.93,
-    "3 seeds, seed SD 0.5 points": 0.96,
-    "3 seeds, seed SD 5 points": 0.87,
-    "5 seeds, seed SD 0.5 points": 0.96,
-    "5 seeds, seed SD 5 points": 0.92,
-    "5 seeds, seed SD 5 points, against a rule": 0.93,
-    "ratio of medians, 30 rounds": 0.97,
+    "fixed scorers, 10 benchmarks of 100 groups": 0.955,
+    "fixed scorers, 1 benchmark of 20 groups": 0.922,
+    "3 seeds, seed SD 0.5 points": 0.991,
+    "3 seeds, seed SD 5 points": 0.840,
+    "5 seeds, seed SD 0.5 points": 0.982,
+    "5 seeds, seed SD 5 points": 0.905,
+    "5 seeds, seed SD 5 points, against a rule": 0.920,
+    "ratio of medians, 30 rounds": 0.987,
 }
 
 

@@ -16,12 +16,12 @@ from diffprune.statistics.bootstrap import (
     seed_shares,
     totals,
 )
-from diffprune.statistics.interval import Difference, Interval, Retention, percentile_interval, two_sided_p
+from diffprune.statistics.interval import Difference, Interval, Retention, two_sided_p
 from diffprune.statistics.significance import holm, mcnemar, paired_p, sign_flip
 from diffprune.statistics.speedup import ratio_of_medians
 
 __all__ = [
     "DRAWS", "ClusterBootstrap", "Difference", "Estimate", "Interval", "Retention", "average", "holm", "mcnemar",
-    "paired_p", "percentile_interval", "ratio_of_medians", "ratio_of_sums", "resampled", "seed_shares", "sign_flip", "totals",
+    "paired_p", "ratio_of_medians", "ratio_of_sums", "resampled", "seed_shares", "sign_flip", "totals",
     "two_sided_p",
 ]  # fmt: skip
