@@ -189,7 +189,7 @@ def test_a_difference_without_an_interval_is_no_tie() -> None:
     assert verdict(float("nan"), float("nan")) == ""
 
 
-# Found by `jobs/studies/coverage.py` with 2,000 simulations of 2,000 draws. Few seeds that differ much: too short. Seeds that hardly
+# Found by `jobs/studies/coverage.py`, 2,000 simulations of 2,000 draws. Few seeds that differ much: too short. Seeds that hardly
 # differ: too long, because what is left of chance in each answer is drawn with the group and again with the seed (Owen 2007).
 COVERAGE = {
     "fixed scorers, 10 benchmarks of 100 groups": 0.955,

@@ -95,15 +95,11 @@ class Custom(Benchmark):
         if not isinstance(tokens, int) or tokens < 1:
             raise ValueError(f"tokens is {tokens!r}: an answer needs at least 1")
         self.path, self.grader, self.tokens = Path(path).expanduser(), grader, tokens
+        self.label = self.path.stem
         self.columns = {"image": image, "question": question, "answer": answer, "id": id, "group": group, "category": category}
         self.options = options
         self.suffix = SUFFIX_OF.get(grader, "") if suffix is None else suffix
         self._read: dict[str, _Split] = {}
-
-    @property
-    def label(self) -> str:
-        """The name of the file or folder."""
-        return self.path.stem
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:

@@ -51,12 +51,7 @@ class Lmms(Benchmark):
     def __init__(self, task: str, folder: Path | None = None, group: str = "", category: str = "") -> None:
         lmms_eval.need(f"lmms({task!r})")
         self.task, self.folder, self.group, self.category = task, folder, group, category
-        self.title = f"lmms(task={task!r})"
-
-    @property
-    def label(self) -> str:
-        """The name of the task."""
-        return self.task
+        self.title, self.label = f"lmms(task={task!r})", task
 
     @cached_property
     def _manager(self) -> Any:

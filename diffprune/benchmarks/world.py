@@ -93,20 +93,16 @@ class World(Benchmark):
         if like not in LIKES:
             raise ValueError(f"the world has no benchmark like {like!r}: {nearest(str(like), LIKES)}")
         self.like = like
+        self._namesake: type[Benchmark] = registry.find("benchmarks", like)
+        self.label = self._namesake.label
 
     def flags(self, protocol: str = "llava") -> tuple[str, ...]:
         """Asked and graded as the namesake, about other pictures."""
         return ("embedded",)
 
-    @property
-    def label(self) -> str:
-        """The namesake's."""
-        return str(registry.find("benchmarks", self.like).label)  # type: ignore[attr-defined]
-
     def formula(self, figure: str) -> Formula:
         """The namesake's."""
-        found: Mapping[str, Formula] = registry.find("benchmarks", self.like).formulas  # type: ignore[attr-defined]
-        return found.get(figure, Formula())
+        return self._namesake.formulas.get(figure, Formula())
 
     def new_tokens(self, protocol: str = "llava") -> int:
         """The longest answers are two words and the end token."""

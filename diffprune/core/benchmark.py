@@ -123,11 +123,6 @@ class Benchmark(ABC):
     splits: ClassVar[tuple[str, ...]] = (MAIN_SPLIT,)
     formulas: ClassVar[Mapping[str, Formula]] = {}
 
-    @property
-    def label(self) -> str:
-        """Heading of its column in tables: the file's name, unless the plug-in says otherwise."""
-        return type(self).__module__.rpartition(".")[2]
-
     @abstractmethod
     def samples(self, split: str, limit: int | None = None, protocol: str = "llava") -> list[Sample]:
         """Whole groups, in a fixed order, with the protocol's prompts; `limit` rounds up to whole groups drawn by hash.

@@ -47,7 +47,7 @@ def rounds(rows: Rows) -> Rounds:
     if isinstance(rows, dict):
         return rows
     table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame([asdict(row) for row in rows])
-    means = table.groupby(["arm", "span", "round"], observed=True)["value_ms"].mean()
+    means = table.groupby(["arm", "span", "repetition"], observed=True)["value_ms"].mean()
     return {(str(arm), str(span)): part.droplevel([0, 1]) for (arm, span), part in means.groupby(level=[0, 1], observed=True)}
 
 

@@ -66,7 +66,7 @@ def speeds(records: Records, cells: pd.DataFrame) -> list[Speed]:
     rows = records.of("timings", cells)
     if rows.empty:
         return []
-    about = cells[["label", "budget", "mode"]]
+    about = cells[["label", "budget", "batch", "mode"]]
     rows = rows.join(about, on="cell")
     found = []
     for (label, budget, batch, mode), part in rows.groupby(["label", "budget", "batch", "mode"], sort=True, observed=True):

@@ -78,7 +78,7 @@ def _interval(name: str, found: Interval) -> dict[str, float]:
 
 def _method(first: pd.Series) -> str:
     """The method, and of an untrained one the arithmetic of its scorer."""
-    kind = str(first["pruner_hash"]).removeprefix("random ")
+    kind = str(first["weights_sha256"]).removeprefix("random ")
     return f"{first['pruner']} ({kind})" if kind else str(first["pruner"])
 
 
