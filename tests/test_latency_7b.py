@@ -13,7 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
-from diffprune.core.records import Cell, Cost, Outcome, Provenance, Timing
+from diffprune.core.budget import Share
+from diffprune.core.cell import Cell, MeasureSpec, Questions
+from diffprune.core.records import Cost, Outcome, Provenance, Timing
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import Shape
 from diffprune.report.tables import latency
 from diffprune.store import Store
@@ -53,7 +56,7 @@ def test_the_very_job_runs_on_tiny_instances_and_resumes(
     llava = found[found["model"].str.startswith("llava-1.5") & (found["method"] == "random")]
     assert llava["kept"].tolist() == [8, 2] and (llava["sequence"] == llava["kept"] + job.TEXT).all()
     store = Store(tmp_path / "store")
-    assert set(store.read("timings")["model_hash"]) == {"random 0"} and set(store.read("timings")["mode"]) == {"eager"}
+    assert set(store.read("timings")["model_sha256"]) == {"random 0"} and set(store.read("timings")["mode"]) == {"eager"}
     text = (tmp_path / "latency.md").read_text()
     assert "Roofline: none" in text and "A threshold" in text and "weights=random" in text
     before = len(store.read("timings"))
@@ -133,10 +136,10 @@ def test_the_scorers_work_is_what_torch_counts(job: ModuleType) -> None:
 # --- the table -----------------------------------------------------------------------------------------------------------
 
 
-CELL = Cell(
-    "measure", "llava-1.5-7b (weights=random)", "random 0", "diffprune", "random bfloat16", "Share(0.222222)", "random pixels", "",
-    batch=1, dtype="bfloat16", mode="graph",
-)  # fmt: skip
+ASKED = MeasureSpec(
+    Spec("diffprune", weights_sha256="random bfloat16"), Share(0.222222), Questions(Spec("random_pixels"), ""), 1, "graph"
+)
+CELL = Cell(Spec("llava-1.5-7b (weights=random)"), "bfloat16", ASKED)
 SPENT = {  # ms; the device needs 11.46 and 3.48 at best
     ("full", "prefill"): 14.0, ("full", "ttft"): 40.0, ("pruned", "prefill"): 4.4, ("pruned", "overhead"): 0.05,
     ("pruned", "ttft"): 30.0, ("native", "prefill"): 4.4,
@@ -150,7 +153,7 @@ def publish(root: Path, gpu: str, cell: Cell = CELL, spent: dict[tuple[str, str]
     made = Provenance("latency_7b", 1, "abc", False, '{"torch": "2"}', hardware, 0, "2027-01-01T00:00:00+00:00")
     kept = {"full": 576.0, "pruned": 128.0, "native": 128.0}
     times = [
-        Timing(span, arm, turn, ms, cell.batch, kept[arm], int(kept[arm]) + 64, "few_repeats")
+        Timing(span, arm, turn, ms, kept[arm], int(kept[arm]) + 64, "few_repeats")
         for (arm, span), ms in spent.items() for turn in range(3)
     ]  # fmt: skip
     costs = [
@@ -162,7 +165,7 @@ def publish(root: Path, gpu: str, cell: Cell = CELL, spent: dict[tuple[str, str]
 
 
 def row(store: Store, models: dict[str, Shape]) -> pd.Series[object]:
-    (found,) = latency.table(store, {CELL.model: models["llava-1.5-7b"]}).to_dict("records")
+    (found,) = latency.table(store, {str(CELL.model): models["llava-1.5-7b"]}).to_dict("records")
     return pd.Series(found)
 
 
@@ -183,7 +186,7 @@ def test_a_speedup_above_the_arithmetic_is_flagged_and_a_slow_one_misses(models:
     assert "above_flop_ratio" in fast["flags"]
     slow = row(publish(tmp_path / "slow", "NVIDIA H200", spent=SPENT | {("pruned", "prefill"): 5.0}), models)
     assert slow["targets"].startswith("prefill missed")
-    eager = replace(CELL, mode="eager")
+    eager = replace(CELL, subject=replace(ASKED, mode="eager"))
     assert row(publish(tmp_path / "eager", "NVIDIA H200", eager), models)["targets"] == "overhead met"
 
 
