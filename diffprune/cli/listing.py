@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
 from diffprune.core import registry
 from diffprune.core.spec import parse
 from diffprune.job.files import find_job, folders, load_job
@@ -111,7 +109,7 @@ def _options(plugin: type) -> Iterator[Option]:
             yield Option(name, default, meanings.get(name, ""))
 
 
-def _fields(section: type[BaseModel]) -> list[Option]:
+def _fields(section: Any) -> list[Option]:
     meanings = _meanings(section.__doc__ or "")
     found = []
     for name, field in section.model_fields.items():

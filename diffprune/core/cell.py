@@ -234,17 +234,27 @@ class CellColumns:
 
 
 def describe(pruner: Pruner) -> Method:
-    """What a method says of itself."""
-    spec, inner = pruner.spec, pruner.inner
-    if inner is not None:
-        about = describe(inner)
-        return replace(about, kind=str(pruner.kind)) if pruner.kind == "diagnostic" else about
-    words = [_words(pruner, key, value) for key, value in spec.options if key not in pruner.replicate_options]
-    seed = next((spec.get(key, 0) for key in sorted(pruner.replicate_options)), pruner.trained_seed)
+    """What a method says of itself. A diagnostic keeps the label of the method it looks at; another wrapper names both."""
+    words = [_words(pruner, key, value) for key, value in pruner.spec.options if _shown(pruner, key, value)]
+    own = ", ".join((pruner.label, *words))
+    if pruner.inner is not None:
+        inner = describe(pruner.inner)
+        if pruner.kind == "diagnostic":
+            return replace(inner, kind=str(pruner.kind))
+        return replace(
+            inner, label=f"{own} of {inner.label}", base=f"{pruner.label} of {inner.base}", kind=str(pruner.kind),
+            reads_question=pruner.reads_question, reference=pruner.reference.arxiv or inner.reference,
+        )  # fmt: skip
+    seed = next((pruner.spec.get(key, 0) for key in sorted(pruner.replicate_options)), pruner.trained_seed)
     return Method(
-        label=", ".join((pruner.label, *words)), base=pruner.label, kind=str(pruner.kind), reads_question=pruner.reads_question,
+        label=own, base=pruner.label, kind=str(pruner.kind), reads_question=pruner.reads_question,
         reference=pruner.reference.arxiv, recipe=pruner.recipe, scorer_seed=seed,
     )  # fmt: skip
+
+
+def _shown(pruner: Pruner, key: str, value: Any) -> bool:
+    """Whether an option tells one method from another: not one that makes replicates, nor the method inside a wrapper."""
+    return key not in pruner.replicate_options and not isinstance(value, Spec)
 
 
 def _words(pruner: Pruner, key: str, value: Any) -> str:

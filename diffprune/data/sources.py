@@ -67,17 +67,12 @@ class BrokenRows:
 
 
 class TrainingSource(ABC):
-    """Images with question-answer pairs.
-
-    spelling: what makes it again on another worker (paths absolute).
-    """
-
-    spelling: str
+    """Images with question-answer pairs."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """The data's content and options, wherever it lies: part of a recipe's key. Empty where the spelling says it all."""
+        """The data's content and options, wherever it lies: part of a recipe's key. Empty where its name says it all."""
 
     @abstractmethod
     def draw(self, index: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, QAPairs]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.data.batch import TrainBatch, batch
+from diffprune.data.catalog import source
 from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex
-from diffprune.data.spelling import source
 
 
 def _share(images: int, rank: int, world: int) -> range:
@@ -19,7 +20,7 @@ def _share(images: int, rank: int, world: int) -> range:
 
 def batches(
     vlm: VLM,
-    data: str,
+    data: Spec | str,
     *,
     seed: int,
     images: int,
@@ -45,14 +46,21 @@ def batches(
         yield batch(vlm, [drawn.draw(index, questions, counted) for index in indices], packed)
 
 
-def calibration(vlm: VLM, data: str, images: int = 64, tally: BrokenRows | None = None) -> TrainBatch:
+def calibration(vlm: VLM, data: Spec | str, images: int = 64, tally: BrokenRows | None = None) -> TrainBatch:
     """Fixed images on which scorers standardise features, one question each; never trained on, the same on every worker."""
     drawn, counted = source(data), tally or BrokenRows()
     return batch(vlm, [drawn.draw(DrawIndex(CALIBRATION, i, images), 1, counted) for i in range(images)], False)
 
 
 def validation(
-    vlm: VLM, data: str, *, images: int = 24, questions: int = 3, rank: int = 0, world: int = 1, tally: BrokenRows | None = None
+    vlm: VLM,
+    data: Spec | str,
+    *,
+    images: int = 24,
+    questions: int = 3,
+    rank: int = 0,
+    world: int = 1,
+    tally: BrokenRows | None = None,
 ) -> TrainBatch:
     """Fixed images that are never trained on, one question per row; this worker's share of them."""
     drawn, mine, counted = source(data), _share(images, rank, world), tally or BrokenRows()

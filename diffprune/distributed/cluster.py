@@ -22,6 +22,7 @@ from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
 
 from diffprune.core.errors import first_line
+from diffprune.core.registry import FOLDER
 
 INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by the Jobs API for the process it starts, together with RAY_ADDRESS
 ONE_HOST = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": every port of the node listens on 127.0.0.1, on every system
@@ -48,6 +49,7 @@ def secure(create: bool = True) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else `uv run` is repeated on workers, without the environment
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine needs more than Ray's 30 s
+    os.environ.setdefault(FOLDER, str(Path.cwd()))  # workers may run elsewhere, and find the plug-ins of this folder
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray runs workers at 15 otherwise, so any other process slows a measurement
     Config.initialize("")  # Ray has read its environment when it was imported; read it again
     if os.environ.get("RAY_AUTH_TOKEN"):

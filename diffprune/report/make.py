@@ -30,6 +30,7 @@ FLAGS = {
     "parts_differ": "Score, select and gather timed apart do not add up to the overhead timed as a whole.",
     "shared_device": "Other processes kept the machine busy while it was timed.",
 }
+DETAILS = ("latency_spans", "benchmarks_")  # tables that repeat others in detail: beside the page as CSV, not on it
 METHOD = (
     "Accuracy: mean credit per benchmark, averaged over benchmarks. Intervals: {draws:,} bootstrap draws of whole groups "
     "(pictures), the same draws for every "
@@ -168,14 +169,15 @@ def _write(
 ) -> dict[str, Path]:
     """Write everything; returns the paths. Names are numbered where two chapters have a table of one name."""
     texts: dict[str, tuple[Path, str]] = {"html": (out / "report.html", page)}
+    read = [t for t in tables if not t.name.startswith(DETAILS)]
     document = [
         f"# {escape.markdown(title)}",
         "",
         *(f"{escape.markdown(s, 1200)}\n" for s in said),
-        *map(table.markdown, tables),
+        *map(table.markdown, read),
     ]
     texts["markdown"] = (out / "report.md", "\n".join(document))
-    texts["latex"] = (out / "report.tex", "% needs \\usepackage{booktabs}\n" + "\n".join(map(table.latex, tables)))
+    texts["latex"] = (out / "report.tex", "% needs \\usepackage{booktabs}\n" + "\n".join(map(table.latex, read)))
     for t in tables:
         name = next(n for n in (t.name, *(f"{t.name}_{i}" for i in range(2, 1000))) if f"csv/{n}" not in texts)
         texts[f"csv/{name}"] = (out / "tables" / f"{name}.csv", table.to_csv(t))

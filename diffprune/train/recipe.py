@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
 
 from diffprune import data as training
-from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec
+from diffprune.config.fields import TEXT, BudgetValue, ModelSpec, PrunerSpec
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.fitted import FittedPruner
@@ -31,7 +31,7 @@ class Recipe(BaseModel):
     temperature_start, _end, anneal_share: of the relaxation, over that share of the steps, then constant. A method may make of
                 them what it wants (`TrainablePruner.temperature`).
     max_skips:  steps of a scorer that may be skipped because the loss was not finite.
-    data:       what to train on, such as "world" or "jsonl('chats.jsonl', images='pictures')" (`data/spelling.py`).
+    data:       what to train on, such as "world" or "jsonl('chats.jsonl', images='pictures')" (`data/catalog.py`).
     max_broken_share: of the rows a worker draws that may be broken; they are skipped and counted.
     checkpoint_every, validate_every, grad_cosine_every: in steps; 0 never (a state is always saved at the end).
     dtype:      of the frozen model: "auto" as `load` has it, or "bfloat16" ...; scorer, relaxation and loss are float32 always.
@@ -45,7 +45,7 @@ class Recipe(BaseModel):
     model: ModelSpec = Spec("embedded")
     pruners: tuple[PrunerSpec, ...] = (Spec("diffprune"), Spec("gumbel_topk"), Spec("gumbel_keepdrop"))
     seeds: tuple[int, ...] = (0,)
-    data: str = "world"
+    data: Annotated[Spec, BeforeValidator(training.source_spec), TEXT] = Spec("world")
     steps: int = 200
     images: int = 12
     questions: int = 10
@@ -99,11 +99,6 @@ class Recipe(BaseModel):
             budget.count(10**6)  # a threshold keeps a different number of every image and refuses
         return found
 
-    @field_validator("data")
-    @classmethod
-    def _data(cls, data: str) -> str:
-        return training.source(data).spelling  # paths absolute: workers may run in another folder
-
     @model_validator(mode="after")
     def _ranges(self) -> Recipe:
         for name in ("pruners", "seeds", "budgets"):
@@ -144,7 +139,7 @@ class Recipe(BaseModel):
         silent = {"pruners", "seeds", "workers", "checkpoint_every", "validate_every", "grad_cosine_every", "validation_images"}
         silent |= {"micro_images", "checkpointing", "shard", "max_broken_share", *(["dtype"] if self.dtype == "auto" else [])}
         dump = self.model_dump(mode="json", exclude=silent)
-        read = {"data": training.source(self.data).identity or self.data, "model": [str(self.model), fingerprint(self.model)]}
+        read = {"data": training.source(self.data).identity or str(self.data), "model": [str(self.model), fingerprint(self.model)]}
         text = json.dumps({**dump, **read, "pruner": pruner.identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 

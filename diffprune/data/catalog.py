@@ -1,4 +1,4 @@
-"""Training sources by their spelling: `world`, `jsonl('chats.jsonl', images='pictures')`, `parquet('folder')` ...
+"""Training sources by name: `world`, `jsonl('chats.jsonl', images='pictures')`, `parquet('folder')` ...
 
 Fields of all that read files: `image`, `question`, `answer` name columns, `prompt` is the question of rows that have none. By
 default the answer is the first there of `conversations` (turns of LLaVA-665K or of chats), `answer`, `caption`,
@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from diffprune.core.registry import nearest
-from diffprune.core.spec import parse
+from diffprune.core.registry import bound, nearest
+from diffprune.core.spec import Spec, parse
 from diffprune.data.parquet import ParquetTable, parquet_files
 from diffprune.data.qa_fields import PROMPT, QAFields
 from diffprune.data.sources import TrainingSource
@@ -108,31 +108,29 @@ def hub(
 SOURCES: dict[str, Callable[..., TrainingSource]] = {f.__name__: f for f in (world, jsonl, parquet, folder, hub)}
 
 
-def source(data: str) -> TrainingSource:
-    """The source spelled `data`; its files are looked at only when it is drawn from.
+def source_spec(data: str | Spec) -> Spec:
+    """Training data as a value; paths are made absolute, as workers may run in another folder, and are no part of it.
 
     Raises:
         ValueError: no such source or option; names the nearest one.
     """
+    if isinstance(data, Spec):
+        return data
     call = parse(data)
-    name, args, options = call.name, call.args, dict(call.options)
-    if name not in SOURCES:
-        raise ValueError(f"no training data {data!r}: {nearest(data, SOURCES)}")
-    signature = inspect.signature(SOURCES[name])
-    for key in options:
-        if key not in signature.parameters:
-            known = list(signature.parameters)
-            raise ValueError(f"{name} has no option {key!r}: " + (nearest(key, known) if known else "it takes none"))
-    try:
-        given = signature.bind(*args, **options).arguments
-    except TypeError as error:
-        raise ValueError(f"training data {data!r}: {error}") from None
-    for key, value in given.items():
+    if call.name not in SOURCES:
+        raise ValueError(f"no training data {data!r:.200}: {nearest(call.name, SOURCES)}")
+    made = bound(call, inspect.signature(SOURCES[call.name]))
+    for key, value in made.options:
         if not isinstance(value, str):
-            raise ValueError(f"training data {data!r}: {key} is {value!r}, but must be text in quotes")
-        if "Path" in signature.parameters[key].annotation:
-            given[key] = str(Path(value).absolute())  # workers may run in another folder
-    made = SOURCES[name](**{k: Path(v) if "Path" in signature.parameters[k].annotation else v for k, v in given.items()})
-    shown = [repr(value) if i == 0 else f"{key}={value!r}" for i, (key, value) in enumerate(given.items())]
-    made.spelling = name + (f"({', '.join(shown)})" if shown else "")
+            raise ValueError(f"training data {data!r:.200}: {key} is {value!r}, but must be text in quotes")
     return made
+
+
+def source(data: str | Spec) -> TrainingSource:
+    """The source asked for; its files are looked at only when it is drawn from.
+
+    Raises:
+        ValueError: no such source or option; names the nearest one.
+    """
+    asked = source_spec(data)
+    return SOURCES[asked.name](**dict(asked.options), **{key: Path(place) for key, place in asked.places})
