@@ -32,6 +32,11 @@ def yes_no(rng: np.random.Generator, right: float) -> Rows:
     return rows
 
 
+def in_turn(rng: np.random.Generator, right: float) -> Rows:
+    """40 pictures, each with the two questions of one category."""
+    return [r for i, r in enumerate(yes_no(rng, right)) for _ in range(2) if i % 3 == i // 3 % 3]
+
+
 def pairs(rng: np.random.Generator, right: float) -> Rows:
     """Pairs: 20 pictures of color, 10 of count, 10 of code_reasoning, which is no perception."""
     kinds = ["color"] * 20 + ["count"] * 10 + ["code_reasoning"] * 10
@@ -68,12 +73,28 @@ def drawn_one_by_one(benchmark: Benchmark, figure: str, arms: dict[str, Rows], s
     return np.array(found)
 
 
-@pytest.mark.parametrize(
+FIGURES = pytest.mark.parametrize(
     ("benchmark", "figure", "make", "strata"),
-    [(Pope(), "f1_mean", yes_no, False), (Mme(), "mme_perception", pairs, True), (Mme(), "mme_cognition", pairs, True),
+    [(Pope(), "f1_mean", yes_no, False), (Pope(), "f1_mean", in_turn, False), (Mme(), "mme_perception", pairs, True), (Mme(), "mme_cognition", pairs, True),
      (Mme(), "mme_total", pairs, True), (Mmbench(), "circular_accuracy", rotations, False), (Seed(), "seed_image", yes_no, False),
      (World("pope"), "f1_mean", yes_no, False), (World("mme"), "mme_total", pairs, True)],
 )  # fmt: skip
+
+
+@FIGURES
+def test_a_figure_of_any_pictures_is_the_aggregate_of_their_rows(benchmark, figure: str, make, strata: bool) -> None:
+    rng = np.random.default_rng(0)
+    rows = make(rng, 0.8)
+    found = native(benchmark, figure, {"a": rows})
+    kept = [r for r in rows if r.category in benchmark.formula(figure).categories or not benchmark.formula(figure).categories]
+    groups = np.array(sorted({r.group for r in kept}))  # as the sums are ordered
+    for size in (1, 1, 2, 2, 3, 5, 8, len(groups)):  # of few pictures some lack a category
+        drawn = rng.choice(len(groups), size, replace=False)
+        mine = found.figure(found.sums[drawn].sum(0))[0]
+        assert mine == pytest.approx(benchmark.aggregate([r for r in kept if r.group in groups[drawn]])[figure])
+
+
+@FIGURES
 def test_draws_of_a_figure_are_the_aggregates_of_drawn_pictures(benchmark, figure: str, make, strata: bool) -> None:
     arms = {"a": make(np.random.default_rng(0), 0.8), "b": make(np.random.default_rng(1), 0.7)}
     values, mine, _ = native(benchmark, figure, arms).compared([0, 1])

@@ -73,7 +73,7 @@ class Derived:
             pair = self.beside((FULL, BLIND), "", benchmark)
             if pair:
                 gap = pair[0] - pair[1]
-                finite = gap.draws[np.isfinite(gap.draws)]  # a small category may be missing from a draw
+                finite = gap.draws[np.isfinite(gap.draws)]  # a small benchmark may be missing from a draw
                 there = len(finite) > 1 and gap.value > max(0.0, IMAGE_BOUND * float(finite.std(ddof=1)))
                 found[benchmark] = pair[0].value, pair[1].value, Retention(**vars(gap.interval()), image_bound=bool(there))
         return found

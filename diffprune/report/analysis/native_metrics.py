@@ -63,15 +63,20 @@ def _mean(rows: Rows) -> Quantities:
     return Quantities(np.stack([credit, count], 2), ratio_of_sums(100), credit, count)
 
 
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole per category; 0 where a category has nothing, as in the benchmarks' own sums."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
 def _f1_mean(rows: Rows) -> Quantities:
     yes, said_yes, said_no = rows.target == "yes", rows.parsed == "yes", rows.parsed == "no"
     parts = [rows.total(x, True) for x in (yes & said_yes, (rows.target == "no") & said_yes, yes & said_no)]
 
     def figure(sums: np.ndarray) -> np.ndarray:
-        true, false, missed = np.split(sums, 3, axis=-1)
-        return (200 * true / np.maximum(2 * true + false + missed, 1)).mean(-1)
+        true, false, missed, count = np.split(sums, 4, axis=-1)
+        return 100 * _share(2 * true, 2 * true + false + missed).sum(-1) / (count > 0).sum(-1)
 
-    return Quantities(np.concatenate(parts, 2), figure, *rows.counted())
+    return Quantities(np.concatenate([*parts, rows.counted(True)[1]], 2), figure, *rows.counted())
 
 
 def _circular(rows: Rows) -> Quantities:
@@ -85,7 +90,8 @@ def _paired_sum(rows: Rows) -> Quantities:
 
     def figure(sums: np.ndarray) -> np.ndarray:
         credits, counts, pairs, all_pairs = np.split(sums, 4, axis=-1)
-        return 100 * (credits / counts + pairs / all_pairs).sum(-1)
+        points = 100 * (_share(credits, counts) + _share(pairs, all_pairs)).sum(-1)
+        return np.where((counts > 0).any(-1), points, np.nan)
 
     outcomes, units = (part.transpose(0, 2, 1).reshape(-1, rows.shape[1]) for part in (right, there))
     return Quantities(np.concatenate([credit, count, right, there], 2), figure, outcomes, units, 200.0 * rows.shape[2])
