@@ -75,7 +75,8 @@ def drawn_one_by_one(benchmark: Benchmark, figure: str, arms: dict[str, Rows], s
 
 FIGURES = pytest.mark.parametrize(
     ("benchmark", "figure", "make", "strata"),
-    [(Pope(), "f1_mean", yes_no, False), (Pope(), "f1_mean", in_turn, False), (Mme(), "mme_perception", pairs, True), (Mme(), "mme_cognition", pairs, True),
+    [(Pope(), "f1_mean", yes_no, False), (Pope(), "f1_mean", in_turn, False),
+     (Mme(), "mme_perception", pairs, True), (Mme(), "mme_cognition", pairs, True),
      (Mme(), "mme_total", pairs, True), (Mmbench(), "circular_accuracy", rotations, False), (Seed(), "seed_image", yes_no, False),
      (World("pope"), "f1_mean", yes_no, False), (World("mme"), "mme_total", pairs, True)],
 )  # fmt: skip
