@@ -1,1 +1,1 @@
-"""Fields of configurations: text at the door, values inside."""
+"""Field types of configurations: parsed from text once, values from then on."""

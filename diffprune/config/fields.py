@@ -1,4 +1,4 @@
-"""Where text enters: pydantic fields that take the spelling of a plug-in, a model or a budget, and hold the value."""
+"""Pydantic field types that take the spelling of a plug-in, a model or a budget, and hold the value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked is a value: a cell, whose hash is its key. The same cell gives the same record, so a run resumes by set difference.
+"""Cells: frozen values of what is asked of a model, whose hash is the key of the record. A run resumes by set difference.
 
 Keys hold names, options and content hashes, never a path: the same question has the same key on every machine and in every folder.
 """

@@ -1,4 +1,4 @@
-"""What an error says, in one line: for sentences to users and for records."""
+"""One-line error messages, for users and for records."""
 
 from __future__ import annotations
 

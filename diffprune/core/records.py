@@ -1,4 +1,4 @@
-"""What is found is a record: one dataclass is one table of the store."""
+"""Record types: one dataclass is one table of the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plug-in asked for, as a value: its name, its options, the hash of what it learnt. Parsed from text once, where it enters.
+"""Specs: a plug-in asked for as a frozen value of name, options and weights hash, and the parser of its spelling.
 
 The constructor call is the spelling: `fastv(after=2)` means the same on the command line, in a job and in a table. Nothing is
 evaluated: values are literals, quotients (`1/9`), bare names, or calls, which are plug-ins inside a wrapper.

@@ -1,4 +1,4 @@
-"""The seam to a vision-language model: a few small verbs. The model's own forward and generate do the rest."""
+"""The contract of a vision-language model: encode, project, lay out prompts; its own forward and generate do the rest."""
 
 from __future__ import annotations
 

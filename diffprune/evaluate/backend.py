@@ -1,4 +1,4 @@
-"""The seam of evaluation: who answers questions about pictures with pruned visual tokens. transformers today."""
+"""The contract of an inference backend: questions about pictures, answered with pruned visual tokens."""
 
 from __future__ import annotations
 

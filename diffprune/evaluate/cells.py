@@ -1,4 +1,4 @@
-"""Which questions a run asks: every pruner at every budget on every benchmark, each a cell."""
+"""Cells of an evaluation: every pruner at every budget on every benchmark."""
 
 from __future__ import annotations
 

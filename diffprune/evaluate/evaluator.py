@@ -1,4 +1,4 @@
-"""One cell -> one graded answer per question. What goes wrong with one sample is written in its row and is no wrong answer."""
+"""The evaluator: one cell -> one graded answer per question. A sample that fails is a row with its error, not a wrong answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line's changes to a job: short options, `--set`, `--tiny`."""
+"""Command-line overrides of a job: short options, `--set`, `--tiny`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ FLAGS = {
     "cpu_only": "Timed on a CPU: ratios carry over to other machines only roughly, milliseconds do not.",
     "error_rows": "Some answers failed; they are left out of the accuracies and counted under Failures.",
     "few_repeats": f"Some spans were timed fewer than {speed.FEW} times; their intervals are wide, and a little too narrow still.",
-    "launch_bound": "The host issues work more slowly than the device does it.",
     "no_warmup": "Timed without warm-up.",
     "outlier": "Single repetitions took many times the median; none was removed.",
     "overhead_excluded": "The pruner's overhead could not be timed in full, so no net speedup is printed.",

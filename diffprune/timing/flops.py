@@ -1,4 +1,4 @@
-"""What a forward pass costs by arithmetic: FLOPs, KV bytes, tokens per layer, from a shape and the counts a plan leaves.
+"""FLOPs, KV bytes and tokens per layer of a forward pass, by arithmetic from a shape and a plan of cuts.
 
 FLOPs are 2 x multiply-adds. Attention is counted *causal*: query i sees i + 1 keys, so n (n + 1) / 2 pairs instead of n^2, which
 is what fused kernels compute. torch's own counter takes the full square; `causal_half` is the difference, to be added before the

@@ -1,4 +1,4 @@
-"""What one image costs beside time: FLOPs by formula and by counter, bytes of KV cache and memory."""
+"""Cost of one image beside time: FLOPs by formula and by counter, bytes of KV cache and memory."""
 
 from __future__ import annotations
 

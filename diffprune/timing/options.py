@@ -1,4 +1,4 @@
-"""How to measure: the options of a session."""
+"""Options of a timing session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training a recipe takes, before anything is downloaded: memory, FLOPs and time, from a configuration in numbers.
+"""Estimate of a training: memory, FLOPs and time of a recipe, from a model configuration alone.
 
 Parameters are counted on a model without weights (`vlm/meta_model.py`), so they are exact. What autograd keeps for the backward
 pass through a *frozen* model is less than in ordinary training: a frozen matrix needs no stored input. Per image, with S the

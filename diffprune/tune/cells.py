@@ -1,4 +1,4 @@
-"""Which answers a tuning asks for: one cell per method, kind and target speedup."""
+"""Cells of a tuning: one per method, kind of budget and target speedup."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a tuning times and measures: calibration and held-out batches, the latency curve, overheads, the verification.
+"""Measurements of a tuning: calibration and held-out batches, the latency curve, overheads, the verification.
 
 Scores do not depend on the threshold, so what a threshold keeps is known without running the model (`scored`), and latency is one
-monotone curve of the sequence length with a floor (MEASURING 8): the answer is arithmetic (`solver`). What remains to be run is the
+monotone curve of the sequence length with a floor: the answer is arithmetic (`solver`). What remains to be run is the
 accuracy of the few candidates that reach the target, and one measured verification on other images.
 """
 

@@ -1,4 +1,4 @@
-"""One tuning from beginning to end: what is known, what is asked of the resident model, what is published.
+"""The search of a tuning: candidates from the solver, their accuracies, the verification and its corrections.
 
 It knows neither Ray nor the model: `Probes` is a process that holds the model, `trials` runs the candidates whose accuracy nobody
 knows yet. Every answer is published as soon as it is found, so a run that dies repeats none of them.

@@ -1,4 +1,4 @@
-"""Memory against time in the backward pass through a frozen decoder: its layers are computed again instead of stored."""
+"""Activation checkpointing of a frozen decoder: its layers are computed again in the backward pass instead of stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that has a configuration but no weights: what it would weigh and cost, known without a download."""
+"""Models on the meta device: a configuration without weights, for sizes and costs that need no download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of any size with random weights, made on the device: what takes time does not depend on their values."""
+"""Random weights of any size, made on the device, for timing: time does not depend on their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others wrote (answers, notes, names) made harmless for each kind of output."""
+"""Escaping of foreign text (answers, notes, names) for each kind of output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader must know of model, data and answers before any number of a chapter: flags with the benchmarks they hold for."""
+"""Caveats of a comparison: flags of model, data and answers, with the benchmarks they hold for."""
 
 from __future__ import annotations
 

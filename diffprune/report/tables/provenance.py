@@ -1,4 +1,4 @@
-"""Who made the numbers, on what, and what is missing from them."""
+"""Provenance tables: commits, versions, hardware, weights, failures and example answers."""
 
 from __future__ import annotations
 
