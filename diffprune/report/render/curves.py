@@ -32,7 +32,7 @@ def training(records: Records) -> str | None:
         ("loss", "loss, nats per token"),
         ("validation_hard", "validation, tokens removed, nats"),
         ("temperature", "temperature"),
-        ("kept", "kept tokens (throttle)"),
+        ("kept", "kept tokens (relaxation)"),
         ("grad_cosine", "gradient cosine"),
     )
     with styled():

@@ -256,7 +256,7 @@ def training(records: Records) -> Table | None:
     columns = ("Method", "seeds", "steps", "step ms", "loss", "gradient cosine", "validation soft", "validation hard", "workers")
     notes = (
         "step ms: median [p10, p90]. Loss and validation: answer NLL, nats per token; loss over the last tenth. Losses "
-        "through different throttles are "
+        "through different relaxations are "
         "not comparable between methods; accuracy after hard pruning is. Gradient cosine: mean over pairs of micro-batches.",
         NO_FUSED,
     )
