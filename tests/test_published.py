@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from diffprune.core.records import Cell, Prediction, Provenance
+from diffprune.core import registry
 from diffprune.report import report, summary
-from diffprune.report.analysis import labels, records
+from diffprune.report.analysis import records
 from diffprune.report.analysis.comparison import chapters
 from diffprune.report.tables import published
 from diffprune.report.tables.caveats import caveats
 from diffprune.store import Store
+from tests.records import evaluate_cell, model, prediction, provenance
 
 ROWS = published.read()
-SOURCE = Provenance("made-up", 1, "0" * 40, False, "{}", "{}", 0, "2026-01-01T00:00:00+00:00")
 SPOTS = [  # source, model, method, share, benchmark, unit, value: read off the papers' tables once more
     ("2605.28051", "LLaVA-1.5-7B", "DiffPrune", 64 / 576, "gqa", "accuracy", 56.8),
     ("2605.28051", "LLaVA-1.5-7B", "DiffPrune", 64 / 576, "average", "relative_accuracy", 96.5),
@@ -52,7 +52,7 @@ def test_every_row_is_whole_and_no_number_stands_twice() -> None:
     assert len(keys) == len(set(keys))
     for r in ROWS:
         assert r.source and r.table and r.model and r.method and r.unit and r.protocol, r
-        assert r.benchmark in labels.BENCHMARKS or r.benchmark in ("average", "latency", "mm_vet"), r
+        assert r.benchmark in (*registry.names("benchmarks"), "average", "latency", "mm_vet"), r
         if r.num_kept == r.num_kept and r.total == r.total:
             assert r.share == pytest.approx(r.num_kept / r.total, rel=1e-5), r
         if r.benchmark not in ("mme", "latency"):
@@ -86,7 +86,7 @@ def test_printed_averages_follow_from_their_rows() -> None:
         ("llava-hf/llava-v1.6-vicuna-7b-hf", "LLaVA-NeXT-7B"),
         ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2.5-VL-7B"),
         ("llava-hf/llava-1.5-7b-hf(frame='vicuna_v1', image_mode='pad')", "LLaVA-1.5-7B"),
-        ("tiny(llava, image_mode='pad')", None),
+        ("tiny(family='llava', image_mode='pad')", None),
         ("llava-hf/llava-v1.6-mistral-7b-hf", None),
         ("embedded", None),
         ("tiny-llava-1.5-7b", None),
@@ -110,18 +110,17 @@ def test_a_bad_table_is_named(tmp_path: Path, content: str, sentence: str) -> No
     assert published.read(tmp_path / "nowhere") == ()
 
 
-def _evaluated(root: Path, model: str, prefix: str = "{}", total: int = 576, num_kept: int = 64) -> None:
+def _evaluated(root: Path, name: str, prefix: str = "{}", total: int = 576, num_kept: int = 64) -> None:
     """A made-up run of two methods; MME has its pairs, so that points can be computed."""
-    store, cut = Store(root), f"Keep({num_kept})"
-    for pruner, budget, kept in (("none", "Share(1)", total), ("diffprune(weights='w')", cut, num_kept), ("grid", cut, num_kept)):
+    for asked, kept in (("unpruned", total), ("diffprune", num_kept), ("grid", num_kept)):
         for benchmark in ("gqa", "mme"):
             category = "color" if benchmark == "mme" else ""
             rows = [
-                Prediction(f"s{i}", f"g{i // 2}", category, "", "q", "yes", "yes", "yes", float(i != 3), total, kept, 20, 1, "")
+                prediction(i, float(i != 3), group=f"g{i // 2}", category=category, visual_total=total, visual_kept=kept)
                 for i in range(8)
             ]
-            cell = Cell("evaluate", model, "ab" * 32, pruner, "", budget, prefix.format(benchmark), "1")
-            store.publish({"predictions": rows}, cell=cell, provenance=SOURCE)
+            cell = evaluate_cell(asked, f"Keep({num_kept})", prefix.format(benchmark), on=model(name))
+            Store(root).publish({"predictions": rows}, cell=cell, provenance=provenance())
 
 
 def test_ours_stand_beside_published_ones_of_the_same_model(tmp_path: Path) -> None:
@@ -151,11 +150,11 @@ def test_a_count_is_found_by_its_number_where_pictures_have_fewer_tokens(tmp_pat
 
 def test_what_is_no_full_run_on_the_published_data_is_said_everywhere(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    rows = [Prediction(f"s{i}", f"g{i}", "", "", "q", "yes", "yes", "yes", 1.0, 576, 576, 20, 1, "") for i in range(4)]
+    rows = [prediction(i, visual_total=576, visual_kept=576) for i in range(4)]
     revisions = {"gqa": "gqa@rows-1a2b3c incomplete", "vqav2": "vqav2@0123456789ab", "scienceqa": "scienceqa@fixture-1a2b3c"}
     for benchmark, revision in revisions.items():
-        cell = Cell("evaluate", "llava-hf/llava-1.5-7b-hf", "ab" * 32, "none", "", "Share(1)", benchmark, revision, limit=4)
-        store.publish({"predictions": rows}, cell=cell, provenance=SOURCE)
+        cell = evaluate_cell("unpruned", benchmark=benchmark, revision=revision, limit=4, on=model("llava-hf/llava-1.5-7b-hf"))
+        store.publish({"predictions": rows}, cell=cell, provenance=provenance())
     chapter = next(chapters(records.read(store.blobs)))
     said = dict(caveats(chapter))
     assert list(said) == ["fixture", "incomplete", "limit", "substitute"] and "at most 4 questions" in said["limit"]
@@ -169,7 +168,7 @@ def test_what_is_no_full_run_on_the_published_data_is_said_everywhere(tmp_path: 
 
 
 def test_the_embedded_model_has_no_published_numbers(tmp_path: Path) -> None:
-    for root, model in (("a", "embedded"), ("b", "llava-hf/llava-1.5-7b-hf")):  # nor has any other on the world's benchmarks
-        _evaluated(tmp_path / root, model, "world(like='{}')")
+    for root, name in (("a", "embedded"), ("b", "llava-hf/llava-1.5-7b-hf")):  # nor has any other on the world's benchmarks
+        _evaluated(tmp_path / root, name, "world(like='{}')")
         chapter = next(chapters(records.read(tmp_path / root)))
         assert chapter.benchmarks and published.beside(chapter) is None

@@ -8,9 +8,11 @@ import html.parser
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,33 +20,46 @@ import pytest
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Graded
-from diffprune.core.records import Cell, Choice, Cost, CurvePoint, Outcome, Prediction, Provenance, Step, Timing, Trial
+from diffprune.core.budget import Keep
+from diffprune.core.cell import Cell, EvaluateSpec
+from diffprune.core.records import Prediction, Timing
 from diffprune.embedded.world import SPLITS
 from diffprune.report import report, summary
-from diffprune.report.analysis import labels
 from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.records import read
 from diffprune.report.render import escape, table
+from diffprune.report.tables.accuracy import per_budget
 from diffprune.statistics import holm, sign_flip
 from diffprune.store import Store
-
-SOURCE = Provenance(
-    "made-up",
-    1,
-    "0" * 40,
-    False,
-    json.dumps({"torch": "2.13.0"}),
-    json.dumps({"cpu": "test", "threads": 1}),
-    0,
-    "2026-01-01T00:00:00+00:00",
+from tests.records import (
+    choice,
+    cost,
+    curve_cell,
+    curve_point,
+    evaluate_cell,
+    heading,
+    measure_cell,
+    method,
+    outcome,
+    prediction,
+    provenance,
+    pruner,
+    step,
+    timing,
+    train_cell,
+    trial,
+    trial_cell,
+    tune_cell,
 )
+
+SOURCE = provenance(versions=json.dumps({"torch": "2.13.0"}), hardware=json.dumps({"cpu": "test", "threads": 1}))
 TOTAL = 144
-LIKES = ("gqa", "mme", "mmbench")
-BUDGETS = ("Keep(32)", "Keep(16)", "Keep(7)")
+WORLD = {like: f"world('{like}')" for like in ("gqa", "mme", "mmbench")}
+KEPT = (32, 16, 7)
 LOSS = {  # chance that an answer is lost at 32, 16 and 7 tokens; only for tests
-    "none": (0, 0, 0), "diffprune": (0.05, 0.2, 0.5), "gumbel_topk": (0.06, 0.22, 0.75), "gumbel_keepdrop": (0.08, 0.3, 0.55),
-    "random": (0.4, 0.6, 0.75), "grid": (0.4, 0.6, 0.7), "attention": (0.15, 0.25, 0.4),
+    "diffprune": (0.05, 0.2, 0.5), "gumbel_topk": (0.06, 0.22, 0.75), "gumbel_keepdrop": (0.08, 0.3, 0.55),
+    "random": (0.4, 0.6, 0.75), "grid": (0.4, 0.6, 0.7), "attention": (0.15, 0.25, 0.4), "replaced": (0.12, 0.2, 0.32),
 }  # fmt: skip
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -63,201 +78,135 @@ def digest(*parts: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big"))
 
 
-def spelled(seeds: int = 3) -> list[str]:
-    learnt = [f"{m}(weights='runs/{m}-{s}')" for m in ("diffprune", "gumbel_topk", "gumbel_keepdrop") for s in range(seeds)]
-    aware = [f"diffprune(question_aware=True, weights='runs/aware-{s}')" for s in range(min(seeds, 2))]
-    return ["none", *learnt, *aware, "random", "random(seed=1)", "grid", "attention", "replaced(method='attention')"]
+def scorer(asked: str, seed: int) -> dict[str, Any]:
+    """A trained method: weights, recipe and seed as builders of cells take them."""
+    recipe = hashlib.sha256(asked.encode()).hexdigest()[:20]
+    return {"asked": asked, "recipe": recipe, "seed": seed, "weights": hashlib.sha256(f"{asked} {seed}".encode()).hexdigest()[:20]}
 
 
-def cell_of(pruner: str, budget: str, benchmark: str = "", verb: str = "evaluate", **more: object) -> Cell:
-    learnt = hashlib.sha256(pruner.encode()).hexdigest() if "weights" in pruner else ""
-    cell = Cell(verb, "embedded", "ab" * 32, pruner, learnt, "Share(1)" if pruner == "none" else budget, benchmark, "3")
-    return replace(cell, **more)
+def methods(seeds: int = 3) -> list[dict[str, Any]]:
+    """Arguments of `evaluate_cell` of everything that prunes."""
+    learnt = [scorer(name, seed) for name in ("diffprune", "gumbel_topk", "gumbel_keepdrop") for seed in range(seeds)]
+    learnt += [scorer("diffprune(question_aware=True)", seed) for seed in range(min(seeds, 2))]
+    return [*learnt, *({"asked": rule} for rule in ("random", "random(seed=1)", "grid", "attention", "replaced(attention)"))]
 
 
 @cache
-def asked(benchmark: str, limit: int) -> tuple[object, list]:
+def asked(benchmark: str, limit: int) -> tuple[Any, list[Any]]:
     bench = registry.load("benchmarks", benchmark)
     return bench, bench.samples("test", limit)
 
 
-def predictions(cell: Cell, limit: int) -> list[Prediction]:
-    found = []
-    bench, samples = asked(cell.benchmark, limit)
-    method = labels.method(cell.pruner)
-    blind = 0.0 if "mmbench" in cell.benchmark else 0.7  # this MMBench needs no picture
-    bound = {"none": 0.0, "blind": blind}.get(cell.pruner)
-    lost = LOSS[method.name][BUDGETS.index(cell.budget)] if bound is None else bound
-    lost *= 0.55 if method.reads_question else 0.8 if method.replaced else 1.0
+def predictions(cell: Cell, limit: int) -> Iterator[Prediction]:
+    """Answers of which some are wrong: those a bound gets wrong, too, and as many more as the method loses."""
+    assert isinstance(cell.subject, EvaluateSpec)
+    spec, budget = cell.subject.pruner, cell.subject.budget
+    bench, samples = asked(str(cell.subject.questions.benchmark), limit)
+    kept = 0 if cell.subject.blind else budget.num if isinstance(budget, Keep) else TOTAL
+    if spec.name == "unpruned":
+        lost = 0.0 if not cell.subject.blind or "mmbench" in cell.benchmark_label.lower() else 0.7  # MMBench needs no picture here
+    else:
+        lost = LOSS[spec.name][KEPT.index(kept)] * (0.55 if cell.method.reads_question else 1.0)
     for sample in samples:
         hard = digest(sample.id).random() < 0.07
-        own = digest(sample.id, cell.pruner, cell.budget)
+        own = digest(sample.id, str(spec), cell.method.scorer_seed, str(budget), cell.subject.blind)
         wrong = hard or 0.6 * digest(sample.id, "shared").random() + 0.4 * own.random() < 0.8 * lost
         right = sample.row["answer"]
         answer = {"yes": "no", "no": "yes", "A": "B", "B": "C"}.get(right, "A") if wrong else right
         grade = bench.grade(sample, answer)
-        kept = {"none": TOTAL, "blind": 0}.get(cell.pruner) if bound is not None else labels.budget(cell.budget)[1]
-        found.append(
-            Prediction(
-                sample.id,
-                sample.group,
-                sample.category,
-                sample.kind,
-                sample.question,
-                answer,
-                grade.parsed,
-                grade.target,
-                grade.credit,
-                TOTAL,
-                int(kept),
-                20,
-                2,
-                "",
-            )
-        )
-    return found
+        yield prediction(
+            credit=grade.credit, sample=sample.id, group=sample.group, category=sample.category, visual_kept=kept,
+            question_type=sample.question_type, question=sample.question, answer=answer, parsed=grade.parsed, target=grade.target,
+        )  # fmt: skip
 
 
-def timings(cell: Cell, rounds: int, flags: str = "cpu_only") -> list[Timing]:
-    kept = labels.budget(cell.budget)[1] if cell.pruner != "none" else TOTAL
+def publish(store: Store, cell: Cell, **tables: Any) -> None:
+    store.publish({name: list(rows) for name, rows in tables.items()}, cell=cell, provenance=SOURCE)
+
+
+def timings(cell: Cell, kept: int, rounds: int) -> list[Timing]:
     base = {("full", "prefill"): 40.0, ("pruned", "prefill"): 6 + 34 * kept / TOTAL, ("native", "prefill"): 6 + 33 * kept / TOTAL,
             ("pruned", "overhead"): 1.2, ("full", "encoder"): 9.0, ("pruned", "encoder"): 9.0, ("full", "ttft"): 52.0,
             ("pruned", "ttft"): 19 + 34 * kept / TOTAL, ("full", "decode"): 2.4, ("pruned", "decode"): 2.1}  # fmt: skip
-    noise = digest("time", cell.pruner, cell.budget)
+    noise = digest("time", str(cell.pruner), kept)
     return [
-        Timing(
-            span,
-            arm,
-            r,
-            ms * float(np.exp(0.05 * noise.standard_normal())),
-            cell.batch,
-            kept if arm != "full" else TOTAL,
-            30 + int(kept),
-            flags,
-        )
-        for r in range(rounds)
-        for (arm, span), ms in base.items()
-    ]
+        timing(ms * float(np.exp(0.05 * noise.standard_normal())), span=span, arm=arm, repetition=turn, sequence=30 + kept,
+               visual_kept=float(kept if arm != "full" else TOTAL), flags="cpu_only")
+        for turn in range(rounds) for (arm, span), ms in base.items()
+    ]  # fmt: skip
 
 
-def blinded(store: Store, limit: int = 24, likes: tuple[str, ...] = LIKES) -> None:
+def blinded(store: Store, limit: int = 40) -> None:
+    for benchmark in WORLD.values():
+        cell = evaluate_cell(benchmark=benchmark, blind=True)
+        publish(store, cell, predictions=predictions(cell, limit))
+
+
+def evaluated(store: Store, limit: int = 40, likes: tuple[str, ...] = tuple(WORLD), seeds: int = 3) -> None:
     for like in likes:
-        cell = cell_of("blind", "Keep(0)", f"world(like='{like}')")
-        store.publish({"predictions": predictions(cell, limit)}, cell=cell, provenance=SOURCE)
-
-
-def evaluated(store: Store, limit: int = 24, likes: tuple[str, ...] = LIKES, seeds: int = 3) -> None:
-    for like in likes:
-        for pruner in spelled(seeds):
-            for budget in BUDGETS if pruner != "none" else BUDGETS[:1]:
-                cell = cell_of(pruner, budget, f"world(like='{like}')")
-                rows = predictions(cell, limit)
-                store.publish({"predictions": rows, "outcomes": [Outcome("ok", "", len(rows), 1.0)]}, cell=cell, provenance=SOURCE)
+        cells = [evaluate_cell(budget=f"Keep({kept})", benchmark=WORLD[like], **m) for m in methods(seeds) for kept in KEPT]
+        for cell in [evaluate_cell("unpruned", benchmark=WORLD[like]), *cells]:
+            rows = list(predictions(cell, limit))
+            publish(store, cell, predictions=rows, outcomes=[outcome(len(rows))])
 
 
 def timed(store: Store, rounds: int = 35) -> None:
-    for pruner in spelled(1):
-        if "replaced" not in pruner and "seed=" not in pruner and pruner != "none":
-            for budget in BUDGETS:
-                cell = cell_of(pruner, budget, verb="measure", batch=8)
-                kept = labels.budget(budget)[1]
+    for asked in methods(1):
+        if asked["asked"] not in ("random(seed=1)", "replaced(attention)"):
+            for kept in KEPT:
+                cell = measure_cell(budget=f"Keep({kept})", **asked)
                 costs = [
-                    Cost(arm, k, 20.0, 1e7 * (k + 20), 3e8, 1e7 * (k + 20), 2048.0 * (k + 20), 2048.0 * (k + 20), math.nan)
-                    for arm, k in (("full", 144.0), ("pruned", kept))
-                ]
-                store.publish({"timings": timings(cell, rounds), "costs": costs}, cell=cell, provenance=SOURCE)
+                    cost(arm=arm, visual_kept=float(k), prefill_flops=1e7 * (k + 20), counted_flops=1e7 * (k + 20),
+                         kv_bytes=2048.0 * (k + 20), kv_measured_bytes=2048.0 * (k + 20))
+                    for arm, k in (("full", TOTAL), ("pruned", kept))
+                ]  # fmt: skip
+                publish(store, cell, timings=timings(cell, kept, rounds), costs=costs)
 
 
 def trained(store: Store, steps: int = 120) -> None:
-    for arm, ms in (("diffprune", 210), ("gumbel_topk", 220), ("gumbel_keepdrop", 430), ("diffprune(question_aware=True)", 230)):
+    for asked, ms in (("diffprune", 210), ("gumbel_topk", 220), ("gumbel_keepdrop", 430), ("diffprune(question_aware=True)", 230)):
         for seed in range(3):
-            random = digest(arm, seed)
+            random, about = digest(asked, seed), scorer(asked, seed)
             rows = [
-                Step(
-                    arm,
-                    seed,
-                    i,
-                    0.4 + 1.2 * math.exp(-i / 25) + 0.05 * random.standard_normal(),
-                    0.0,
-                    1.0 * 0.05 ** (i / steps),
-                    f"Keep({7 + i % 40})",
-                    7.0 + i % 40,
-                    1.0,
-                    float(0.3 * random.random()) if i % 20 == 0 else math.nan,
-                    ms * (1 + 0.05 * random.random()),
-                    2,
-                    0.5 + math.exp(-i / 30) if i % 30 == 0 else math.nan,
-                    0.6 + 1.4 * math.exp(-i / 30) if i % 30 == 0 else math.nan,
+                step(
+                    i, 0.4 + 1.2 * math.exp(-i / 25) + 0.05 * random.standard_normal(), temperature=0.05 ** (i / steps),
+                    kept=7.0 + i % 40, step_ms=ms * (1 + 0.05 * random.random()), grad_cosine=0.2 if i % 20 == 0 else math.nan,
+                    validation_soft=0.5 + math.exp(-i / 30) if i % 30 == 0 else math.nan,
+                    validation_hard=0.6 + 1.4 * math.exp(-i / 30) if i % 30 == 0 else math.nan,
                 )
                 for i in range(steps)
-            ]
-            store.append("steps", rows, cell=None, provenance=SOURCE)
+            ]  # fmt: skip
+            publish(store, train_cell(asked, about["recipe"], seed), steps=rows)
 
 
 def tuned(store: Store) -> None:
     def speedup(kept: float) -> float:
         return 40 / (7.2 + 34 * kept / TOTAL)
 
-    store.append(
-        "curve",
-        [
-            CurvePoint(
-                8, 24 + k, k, 6 + 34 * k / TOTAL + 0.3 * (k % 3), 5.5 + 34 * k / TOTAL, 7 + 34 * k / TOTAL, 20, 6 + 34 * k / TOTAL
-            )
-            for k in (1, 4, 8, 16, 24, 32, 48, 72, 96, 120, 144)
-        ],
-        cell=None,
-        provenance=SOURCE,
-    )
-    for method, bias in (
-        ("diffprune(weights='runs/diffprune-0')", 1.0),
-        ("gumbel_topk(weights='runs/gumbel_topk-0')", 1.15),
-        ("attention", 0.8),
-    ):
+    points = [curve_point(k, 6 + 34 * k / TOTAL + 0.3 * (k % 3)) for k in (1, 4, 8, 16, 24, 32, 48, 72, 96, 120, 144)]
+    publish(store, curve_cell(), curve=points)
+    for asked, bias in ((scorer("diffprune", 0), 1.0), (scorer("gumbel_topk", 0), 1.15), ({"asked": "attention"}, 0.8)):
         grid = [(v, TOTAL / (1 + math.exp(2 * bias * v))) for v in np.linspace(-1, 3, 25).tolist()]
-        store.append(
-            "trials",
-            [Trial(method, "threshold", 2.0, v, k, speedup(k), speedup(k) > 2, math.nan) for v, k in grid],
-            cell=None,
-            provenance=SOURCE,
-        )
-        rows = []
+        for value, kept in grid:
+            cell = trial_cell(tune_cell(target=2.0, **asked), f"Above({value:.6g})")
+            publish(store, cell, trials=[trial(value, kept, speedup(kept))])
         for target in (1.5, 2.0, 2.85, 9.0):
-            reach = target < 5
-            v, k = min(grid, key=lambda g: abs(speedup(g[1]) - target)) if reach else grid[-1]
-            s = speedup(k)
-            rows.append(
-                Choice(
-                    method,
-                    "threshold",
-                    target,
-                    "reached" if reach and s >= target else "missed" if reach else "unreachable",
-                    f"Above({v:.6g})" if reach else "",
-                    v if reach else math.nan,
-                    k if reach else math.nan,
-                    s,
-                    s * 0.99 if reach else math.nan,
-                    s * 0.97,
-                    s * 1.01,
-                    200,
-                    0.7,
-                    speedup(1),
-                    "",
-                )
-            )
-        store.append("choices", rows, cell=None, provenance=SOURCE)
+            value, kept = min(grid, key=lambda g: abs(speedup(g[1]) - target)) if target < 5 else grid[-1]
+            found = speedup(kept)
+            reached = choice(
+                chosen_budget=f"Above({value:.6g})", verdict="reached" if found >= target else "missed", value=value, kept=kept,
+                predicted_speedup=found, measured_speedup=0.99 * found, measured_low=0.97 * found, measured_high=1.01 * found,
+            )  # fmt: skip
+            none = choice(verdict="unreachable", chosen_budget="", measured_speedup=math.nan, best_speedup=speedup(1))
+            publish(store, tune_cell(target=target, **asked), choices=[reached if target < 5 else none])
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with every table."""
     root = tmp_path_factory.mktemp("store")
-    store = Store(root)
-    evaluated(store)
-    blinded(store)
-    timed(store)
-    trained(store)
-    tuned(store)
+    for fill in (evaluated, blinded, timed, trained, tuned):
+        fill(Store(root))
     return root
 
 
@@ -274,10 +223,7 @@ def chapter(full: Path) -> Comparison:
 
 def scenes() -> dict[int, dict[str, np.ndarray]]:
     first = SPLITS["test"].start
-    return {
-        first + i: {s: digest(i, s).random(TOTAL) < 0.2 for s in ("diffprune(weights='a')", "gumbel_topk(weights='b')")}
-        for i in range(3)
-    }
+    return {first + i: {label: digest(i, label).random(TOTAL) < 0.2 for label in ("DiffPrune", "Gumbel top-K")} for i in range(3)}
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -289,20 +235,17 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def answers(root: Path) -> pd.DataFrame:
-    """Predictions as the store has them, with the plug-in's name and variant taken from the spelling by eye."""
+    """Predictions as the store has them; diagnostics left out."""
     frame = Store(root).read("predictions")
-    frame = frame.astype({name: str for name in ("pruner", "budget", "benchmark", "sample", "group")})
-    frame["key"] = (
-        frame["pruner"].str.replace(r"weights='[^']*'", "", regex=True).str.replace(r"\(seed=1\)", "", regex=True).str.strip("(), ")
-    )
-    return frame
+    frame = frame.astype({name: str for name in ("method", "budget", "benchmark", "sample", "group")})
+    return frame[frame["method_kind"] != "diagnostic"]
 
 
 def native(frame: pd.DataFrame) -> float:
     """One benchmark's main figure by its own plug-in, mean over seeds."""
     bench = registry.load("benchmarks", frame["benchmark"].iloc[0])
     found = []
-    for _, part in frame.groupby("pruner"):
+    for _, part in frame.groupby("cell"):
         graded = [Graded(r.group, r.category, r.credit, r.parsed, r.target) for r in part.itertuples()]
         found.append(next(iter(bench.aggregate(graded).values())))
     return float(np.mean(found))
@@ -310,19 +253,18 @@ def native(frame: pd.DataFrame) -> float:
 
 def test_the_table_per_budget_is_what_the_benchmarks_say(full: Path, made: dict[str, Path]) -> None:
     frame = answers(full)
-    table_ = {r["Method"]: r for r in rows_of(made["csv/budget_keep_16"])}
-    assert list(table_)[:4] == ["Unpruned", "DiffPrune", "Gumbel top-K", "Gumbel keep/drop"]
-    for label, key in (("DiffPrune", "diffprune"), ("Gumbel keep/drop", "gumbel_keepdrop"), ("Random", "random")):
-        shares, credits = [], []
-        for like in LIKES:
-            mine = frame[(frame["benchmark"] == f"world(like='{like}')") & (frame["key"] == key) & (frame["budget"] == "Keep(16)")]
-            bound = frame[(frame["benchmark"] == f"world(like='{like}')") & (frame["key"] == "none")]
-            assert float(table_[label][labels.benchmark(f"world(like='{like}')")]) == pytest.approx(native(mine))
-            shares.append(native(mine) / native(bound))
-            credits.append(mine["credit"].mean())
-        assert float(table_[label]["avg %"]) == pytest.approx(100 * np.mean(shares))
-        assert float(table_[label]["mean credit"]) == pytest.approx(100 * np.mean(credits))
-        assert float(table_[label]["mean credit low"]) < 100 * np.mean(credits) < float(table_[label]["mean credit high"])
+    found = {r["Method"]: r for r in rows_of(made["csv/budget_keep_16"])}
+    assert list(found)[:4] == ["Unpruned", "DiffPrune", "Gumbel keep/drop", "Gumbel top-K"]
+    for label in ("DiffPrune", "Gumbel keep/drop", "Random"):
+        mine = {like: credits(frame, label, "Keep(16)", like) for like in WORLD}
+        shares = [native(rows) / native(credits(frame, "Unpruned", "", like)) for like, rows in mine.items()]
+        for like, rows in mine.items():
+            assert float(found[label][heading(WORLD[like])]) == pytest.approx(native(rows))
+        mean = 100 * np.mean([rows["credit"].mean() for rows in mine.values()])
+        assert float(found[label]["avg %"]) == pytest.approx(100 * np.mean(shares))
+        assert float(found[label]["mean credit"]) == pytest.approx(mean)
+        assert float(found[label]["mean credit low"]) < mean < float(found[label]["mean credit high"])
+    assert [found[label]["seeds"] for label in ("DiffPrune", "DiffPrune, question-aware", "Random", "Grid")] == ["3", "2", "2", "1"]
 
 
 def test_paired_differences_agree_with_pictures_and_seeds_drawn_one_by_one(full: Path, made: dict[str, Path]) -> None:
@@ -330,9 +272,9 @@ def test_paired_differences_agree_with_pictures_and_seeds_drawn_one_by_one(full:
     row = next(r for r in rows_of(made["csv/differences"]) if r["DiffPrune minus"] == "Gumbel top-K")
     for budget, column in (("Keep(7)", "7 tokens"), ("Keep(32)", "32 tokens")):
         arms = []
-        for key in ("diffprune", "gumbel_topk"):
-            part = frame[(frame["key"] == key) & (frame["budget"] == budget)]
-            arms.append(part.pivot(index=["benchmark", "group", "sample"], columns="pruner", values="credit").sort_index())
+        for label in ("DiffPrune", "Gumbel top-K"):
+            part = frame[(frame["method"] == label) & (frame["budget"] == budget)]
+            arms.append(part.pivot(index=["benchmark", "group", "sample"], columns="scorer_seed", values="credit").sort_index())
         gap = pd.DataFrame(100 * (arms[0].to_numpy() - arms[1].to_numpy()), arms[0].index)  # one column per scorer seed
         assert float(row[column]) == pytest.approx(gap.groupby("benchmark").mean().mean().mean())
         of_picture = [np.flatnonzero(gap.index.get_level_values("group") == g) for g in gap.index.unique("group")]
@@ -346,9 +288,9 @@ def test_paired_differences_agree_with_pictures_and_seeds_drawn_one_by_one(full:
         assert float(row[f"{column} high"]) == pytest.approx(high, abs=0.15 * (high - low))
 
 
-def credits(frame: pd.DataFrame, key: str, budget: str, like: str) -> pd.DataFrame:
-    """Rows of one arm on one benchmark, by sample."""
-    mine = frame[(frame["key"] == key) & (frame["benchmark"] == f"world(like='{like}')")]
+def credits(frame: pd.DataFrame, label: str, budget: str, like: str) -> pd.DataFrame:
+    """Rows of one method on one benchmark; bounds have the budget ""."""
+    mine = frame[(frame["method"] == label) & (frame["benchmark"] == f"world(like='{like}')")]
     return mine[mine["budget"] == budget] if budget else mine
 
 
@@ -356,13 +298,13 @@ def test_relative_accuracy_and_its_companions_are_recomputed_from_the_rows(full:
     frame = answers(full)
     tables = {n: {(r["Method"], r["kept"]): r for r in rows_of(made[f"csv/{n}"])} for n in ("relative", "changed")}
     about = {r["Benchmark"]: r["the image's part note"] for r in rows_of(made["csv/blind"])}
-    needed = [like for like in LIKES if not about[labels.BENCHMARKS[like]]]
+    needed = [like for like in WORLD if not about[heading(WORLD[like])]]
     assert needed == ["gqa", "mme"]
-    for label, key in (("DiffPrune", "diffprune"), ("Attention", "attention")):
+    for label in ("DiffPrune", "Attention"):
         row, other = tables["relative"][label, "7.0"], tables["changed"][label, "7.0"]
         ratios, agree, harm, gain, kept = {}, [], [], [], []
-        for like in LIKES:
-            pruned, bound, none = (credits(frame, *k, like) for k in ((key, "Keep(7)"), ("none", ""), ("blind", "")))
+        for like in WORLD:
+            pruned, bound, none = (credits(frame, *k, like) for k in ((label, "Keep(7)"), ("Unpruned", ""), ("No image", "")))
             ratios[like] = native(pruned) / native(bound)
             joined = pruned.merge(bound, on="sample", suffixes=("", "_full"))
             agree.append((joined["parsed"] == joined["parsed_full"]).mean())
@@ -379,7 +321,7 @@ def test_relative_accuracy_and_its_companions_are_recomputed_from_the_rows(full:
         for column, value in expected.items():
             assert float(row[column]) == pytest.approx(100 * value), column
             assert float(row[f"{column} low"]) < 100 * value < float(row[f"{column} high"]), column
-        assert row["worst benchmark % note"] == labels.benchmark(f"world(like='{worst}')")
+        assert row["worst benchmark % note"] == heading(WORLD[worst])
         for column, value in (("agreement %", agree), ("harm %", harm), ("gain %", gain)):
             assert float(other[column]) == pytest.approx(100 * np.mean(value)), column
 
@@ -387,7 +329,7 @@ def test_relative_accuracy_and_its_companions_are_recomputed_from_the_rows(full:
 def test_the_interval_of_relative_accuracy_agrees_with_resampled_pictures(full: Path, made: dict[str, Path]) -> None:
     frame = answers(full)
     rng = np.random.default_rng(0)
-    parts = {like: [by_picture(credits(frame, *k, like)) for k in (("attention", "Keep(7)"), ("none", ""))] for like in LIKES}
+    parts = {like: [by_picture(credits(frame, *k, like)) for k in (("Attention", "Keep(7)"), ("Unpruned", ""))] for like in WORLD}
     pictures = sorted({g for arms in parts.values() for g in arms[0]})
     found = []
     for _ in range(200):
@@ -411,7 +353,7 @@ def by_picture(frame: pd.DataFrame) -> dict[str, list[Graded]]:
 def again(like: str, arm: dict[str, list[Graded]], drawn: np.ndarray) -> float:
     """The benchmark's own figure of the pictures drawn, each under a name of its own; 0 where it has none of them."""
     rows = [replace(row, group=str(i)) for i, picture in enumerate(drawn) for row in arm.get(picture, ())]
-    return next(iter(registry.load("benchmarks", f"world(like='{like}')").aggregate(rows).values())) if rows else 0.0
+    return next(iter(registry.load("benchmarks", WORLD[like]).aggregate(rows).values())) if rows else 0.0
 
 
 def test_a_benchmark_that_needs_no_picture_is_called_so(made: dict[str, Path]) -> None:
@@ -427,13 +369,13 @@ def test_benchmark_by_benchmark_p_values_are_corrected(full: Path, chapter: Comp
     assert [t.p_holm for t in found.values()] == holm([t.p for t in found.values()])
     rows = {r["Benchmark"]: r for r in rows_of(made["csv/benchmarks_unpruned"])}
     for benchmark, t in found.items():
-        row = rows[labels.benchmark(benchmark)]
+        row = rows[heading(benchmark)]
         assert float(row["7 tokens"]) == pytest.approx(t.estimate)
         assert row["7 tokens note"] == (f"p {t.p_holm:.3f}" if t.p_holm >= 0.001 else "p < 0.001")
         assert t.verdict == ("tie" if t.low <= 0 <= t.high else "worse")
     gqa = found["world(like='gqa')"]
     frame = answers(full)
-    pruned, bound = (credits(frame, *k, "gqa").groupby("group")["credit"] for k in (("diffprune", "Keep(7)"), ("none", "")))
+    pruned, bound = (credits(frame, *k, "gqa").groupby("group")["credit"] for k in (("DiffPrune", "Keep(7)"), ("Unpruned", "")))
     assert gqa.test == "sign flips" and gqa.p == pytest.approx(float(sign_flip((pruned.sum() / 3 - bound.sum()).to_numpy())))
 
 
@@ -449,8 +391,6 @@ def test_tie_stands_exactly_where_the_interval_holds_zero(made: dict[str, Path])
 
 
 def test_bold_means_a_difference_that_excludes_zero(chapter: Comparison) -> None:
-    from diffprune.report.tables.accuracy import per_budget
-
     bold = 0
     for budget in chapter.budgets:
         for row in per_budget(chapter, budget).rows:
@@ -464,10 +404,10 @@ def test_bold_means_a_difference_that_excludes_zero(chapter: Comparison) -> None
 
 def test_speedup_is_the_ratio_of_medians_with_overhead_charged(full: Path, made: dict[str, Path]) -> None:
     frame = Store(full).read("timings")
-    frame = frame[frame["pruner"].str.startswith("gumbel_topk") & (frame["budget"] == "Keep(16)")]
+    frame = frame[(frame["method"] == "Gumbel top-K") & (frame["budget"] == "Keep(16)")]
     median = frame.groupby(["arm", "span"])["value_ms"].median()
     cut = frame[(frame["arm"] == "pruned") & frame["span"].isin(["prefill", "overhead"])]
-    charged = cut.groupby("round")["value_ms"].sum().median()
+    charged = cut.groupby("repetition")["value_ms"].sum().median()
     net = median["full", "prefill"] / charged
     row = next(r for r in rows_of(made["csv/latency"]) if r["Method"] == "Gumbel top-K" and float(r["kept"]) == 16)
     assert float(row["net speedup"]) == pytest.approx(net)
@@ -534,7 +474,6 @@ def test_the_page_is_whole_and_asks_nobody_for_anything(made: dict[str, Path]) -
     ):
         assert section in page
     assert "unreachable here, best is" in page and "no fused attention" in page
-    assert "runs/diffprune" not in page, "paths of weights do not belong into tables"
     assert len(page) < 5_000_000
 
 
@@ -579,36 +518,22 @@ def test_missing_parts_are_named_in_their_place(only: str, tmp_path: Path) -> No
 
 def test_hostile_text_is_inert_everywhere(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    for pruner, right in (("none", True), ("diffprune(weights='runs/<script>')", False), ("gumbel_topk(weights='x')", False)):
-        cell = cell_of(pruner, "Keep(16)", "world(like='gqa')")
+    made_by = replace(SOURCE, versions=HOSTILE[0], hardware=HOSTILE[1])
+    for asked, right in (("unpruned", True), ("diffprune", False), ("gumbel_topk", False)):
+        cell = evaluate_cell(asked)
+        cell = (
+            cell if right else replace(cell, method=replace(cell.method, label=f"{asked} {HOSTILE[0]}"), benchmark_label=HOSTILE[1])
+        )
         rows = [
-            Prediction(
-                f"s{i}",
-                f"g{i}",
-                "color",
-                evil[:30],
-                evil,
-                evil,
-                evil,
-                evil,
-                float(right),
-                TOTAL,
-                16,
-                20,
-                2,
-                evil if i == 3 and not right else "",
-            )
+            prediction(i, float(right), question_type=evil[:30], question=evil, answer=evil, parsed=evil, target=evil,
+                       error=evil if i == 3 and not right else "")
             for i, evil in enumerate(HOSTILE)
-        ]
-        store.publish({"predictions": rows}, cell=cell, provenance=replace(SOURCE, versions=HOSTILE[0], hardware=HOSTILE[1]))
-    failed = cell_of("grid", "Keep(16)", "world(like='gqa')")
-    store.publish({"outcomes": [Outcome("failed", HOSTILE[2], 0, 1.0)]}, cell=failed, provenance=SOURCE)
-    store.append(
-        "choices",
-        [Choice(HOSTILE[1], HOSTILE[0], 2.0, HOSTILE[0], HOSTILE[2], 0.0, 1.0, 2.0, 2.0, 1.9, 2.1, 200, 0.5, 3.0, HOSTILE[2])],
-        cell=None,
-        provenance=SOURCE,
-    )
+        ]  # fmt: skip
+        store.publish({"predictions": rows}, cell=cell, provenance=made_by)
+    publish(store, evaluate_cell("grid"), outcomes=[outcome(0, "failed", HOSTILE[2])])
+    tune = tune_cell()
+    tune = replace(tune, method=replace(tune.method, label=HOSTILE[1]))
+    publish(store, tune, choices=[choice(verdict=HOSTILE[0], chosen_budget=HOSTILE[2], note=HOSTILE[2])])
     made = report(tmp_path / "store", tmp_path / "out", title=HOSTILE[0], command=HOSTILE[1])
     page = made["html"].read_text("utf-8")
     assert not inspected(page).tags & {"script", "img"}
@@ -633,36 +558,49 @@ def test_each_form_of_text_keeps_the_words_and_drops_the_power(evil: str) -> Non
 
 
 def test_failures_are_listed_and_never_wrong_answers(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-    cell = cell_of("diffprune(weights='w')", "Keep(16)", "world(like='gqa')")
-    rows = [
-        Prediction(
-            f"s{i}", f"g{i}", "c", "k", "q", "a", "a", "a", 1.0 if i else 0.0, TOTAL, 16, 2, 1, "" if i else "OutOfMemory: too big"
-        )
-        for i in range(10)
-    ]
-    store.publish(
-        {"predictions": rows, "outcomes": [Outcome("failed", "one answer failed", 10, 1.0)]}, cell=cell, provenance=SOURCE
-    )
+    rows = [prediction(i, 1.0 if i else 0.0, error="" if i else "OutOfMemory: too big") for i in range(10)]
+    publish(Store(tmp_path / "store"), evaluate_cell("diffprune"), predictions=rows, outcomes=[outcome(10, "failed", "one failed")])
     made = report(tmp_path / "store", tmp_path / "out")
-    found = rows_of(made["csv/failures"])
-    assert {r["reason"] for r in found} >= {"one answer failed", "OutOfMemory: too big"}
-    assert float(rows_of(made["csv/headline"])[0]["accuracy %"]) == 100
-    assert rows_of(made["csv/headline"])[0]["accuracy % flags"] == "error_rows"
+    assert {r["reason"] for r in rows_of(made["csv/failures"])} >= {"one failed", "OutOfMemory: too big"}
+    (row,) = rows_of(made["csv/headline"])
+    assert (float(row["accuracy %"]), row["accuracy % flags"]) == (100, "error_rows")
     assert "error_rows" in made["html"].read_text("utf-8")
     (row,) = rows_of(made["csv/errors"])
     assert (row["class"], row["Method"], float(row["rows"]), float(row["share of rows %"])) == ("OutOfMemory", "DiffPrune", 1, 10)
 
 
-def test_weights_retrained_under_the_same_name_replace_the_old_ones(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-    for sha, credit, day in (("a" * 64, 0.0, 1), ("b" * 64, 1.0, 2)):
-        cell = cell_of("diffprune(weights='w')", "Keep(16)", "world(like='gqa')", pruner_hash=sha)
-        rows = [Prediction(f"s{i}", f"g{i}", "c", "k", "q", "a", "a", "a", credit, TOTAL, 16, 2, 1, "") for i in range(5)]
-        store.append("predictions", rows, cell=cell, provenance=replace(SOURCE, started=f"2026-01-0{day}T00:00:00+00:00"))
-    made = report(tmp_path / "store", tmp_path / "out")
-    assert float(rows_of(made["csv/headline"])[0]["accuracy %"]) == 100
-    assert "weights or data changed under the same name" in made["html"].read_text("utf-8")
+def scored(root: Path, cells: dict[Cell, float]) -> list[dict[str, str]]:
+    """The headline of cells whose answers all have one credit; later cells are newer."""
+    for day, (cell, credit) in enumerate(cells.items(), 1):
+        rows = [prediction(i, credit) for i in range(5)]
+        made_by = replace(SOURCE, started=f"2026-01-0{day}T00:00:00+00:00")
+        Store(root).publish({"predictions": rows}, cell=cell, provenance=made_by)
+    return rows_of(report(root, root / "out")["csv/headline"])
+
+
+def test_a_scorer_trained_again_replaces_the_old_one(tmp_path: Path) -> None:
+    about = scorer("diffprune", 0)
+    (row,) = scored(tmp_path, {evaluate_cell(**about | {"weights": sha * 20}): credit for sha, credit in (("a", 0.0), ("b", 1.0))})
+    assert float(row["accuracy %"]) == 100
+    assert "weights or data changed under the same name" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def test_two_recipes_of_one_method_are_two_methods(tmp_path: Path) -> None:
+    made = {"a": 0.0, "b": 1.0}
+    cells = {evaluate_cell("diffprune", weights=x * 20, recipe=x * 20, seed=0): credit for x, credit in made.items()}
+    found = {row["Method"]: float(row["accuracy %"]) for row in scored(tmp_path, cells)}
+    assert found == {f"DiffPrune (recipe {x * 6})": 100 * credit for x, credit in made.items()}
+
+
+def test_answers_of_different_length_or_batch_are_different_chapters(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for changed in ({}, {"answer_tokens": 2}, {"limit": 5}, {"batch": 8}):
+        publish(store, evaluate_cell("unpruned", **changed), predictions=[prediction()])
+    found = list(chapters(read(tmp_path)))
+    assert sorted((c.setting["answer_tokens"], c.setting["limit"], c.setting["batch"]) for c in found) == [
+        ("2", "all", 64), ("all", "5", 64), ("all", "all", 8), ("all", "all", 64),
+    ]  # fmt: skip
+    assert "answers are cut at 2 tokens" in report(tmp_path, tmp_path / "out")["html"].read_text("utf-8")
 
 
 # --- names and tables ------------------------------------------------------------------------------------------------
@@ -671,18 +609,18 @@ def test_weights_retrained_under_the_same_name_replace_the_old_ones(tmp_path: Pa
 @pytest.mark.parametrize(
     ("spelling", "label"),
     [
-        ("none", "Unpruned"),
-        ("diffprune(question_aware=True, weights='runs/a')", "DiffPrune, question-aware"),
-        ("diffprune(denoiser=False, weights='runs/b')", "DiffPrune, without denoiser"),
-        ("diffprune(attention=False, weights='runs/b')", "DiffPrune, without self-attention"),
-        ("gumbel_keepdrop(weights='x')", "Gumbel keep/drop"),
+        ("unpruned", "Unpruned"),
+        ("diffprune(question_aware=True)", "DiffPrune, question-aware"),
+        ("diffprune(denoiser=False)", "DiffPrune, without denoiser"),
+        ("diffprune(attention=False)", "DiffPrune, without self-attention"),
+        ("diffprune(depth=1, denoiser=False)", "DiffPrune, without denoiser, depth 1"),
+        ("gumbel_keepdrop", "Gumbel keep/drop"),
         ("random(seed=2)", "Random"),
-        ("replaced(method=\"diffprune(weights='x')\")", "DiffPrune"),
-        ("<b>", "<b>"),
+        ("replaced(diffprune(denoiser=False))", "DiffPrune, without denoiser"),
     ],
 )
 def test_labels(spelling: str, label: str) -> None:
-    assert labels.method(spelling).label == label
+    assert method(pruner(spelling)).label == label
 
 
 def test_latex_is_a_booktabs_table_with_balanced_braces(made: dict[str, Path]) -> None:
@@ -706,4 +644,4 @@ def test_scenes_refuse_what_is_no_mask(tmp_path: Path) -> None:
 def test_summary_is_a_plain_table(full: Path) -> None:
     lines = summary(full).splitlines()
     assert any(line.startswith("DiffPrune ") and "×" in line and "[" in line for line in lines)
-    assert max(map(len, lines)) <= 120
+    assert max(len(line) for line in lines[: lines.index("", 2)]) <= 120

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,39 @@ import pyarrow as pa
 import pytest
 
 from diffprune.benchmarks import _answers as answers
-from diffprune.core.records import TABLES, Cell, Outcome, Prediction, Provenance, Step
+from diffprune.core.cell import Cell
+from diffprune.core.records import TABLES, Prediction
 from diffprune.report import report
 from diffprune.report.analysis import records
 from diffprune.store import Store, commits, parquet
 from diffprune.store.columns import ORIGIN, columns
+from tests.records import evaluate_cell, outcome, provenance
+from tests.records import prediction as row
 
-MADE = Provenance("demo", 1, "abc", True, '{"python": "3"}', '{"cpu": "x"}', 5, "2026-01-01T00:00:00+00:00")
 OWN = [field.name for field in fields(Prediction)]
 
 
-def cell(pruner: str = "grid", seed: int = 0) -> Cell:
-    return Cell("evaluate", "embedded", "m", pruner, "", "Keep(576)" if pruner == "none" else "Keep(64)", "world", "r1", seed=seed)
+def cell(pruner: str = "diffprune", seed: int = 0) -> Cell:
+    return evaluate_cell(pruner) if pruner == "unpruned" else evaluate_cell(pruner, weights=f"{seed}" * 20, recipe="r", seed=seed)
 
 
 def prediction(number: int, credit: float, said: str = "red") -> Prediction:
     asked = f"What colour has thing {number} of the picture that is shown above?"
-    kind = ("open", "binary")[number % 2]
-    return Prediction(
-        f"s{number:05}", f"g{number // 3:05}", "color", kind, asked, f"{said} {number}", said, "red", credit, 576, 64, 12, 1, ""
-    )
+    return row(
+        number, credit, group=f"g{number // 3:05}", category="color", question_type=("open", "binary")[number % 2], question=asked,
+        answer=f"{said} {number}", parsed=said, target="red",
+    )  # fmt: skip
 
 
-def fill(root: Path, num: int, pruners: tuple[str, ...] = ("none", "random", "grid")) -> Store:
+def fill(root: Path, num: int, pruners: tuple[str, ...] = ("unpruned", "diffprune", "gumbel_topk")) -> Store:
     """A store with `num` answers per cell, two scorer seeds of each method."""
     store, draw = Store(root), random.Random(0)
     for pruner in pruners:
-        for seed in (0,) if pruner == "none" else (0, 1):
+        for seed in (0,) if pruner == "unpruned" else (0, 1):
             rows = [prediction(n, float(draw.random() < 0.7), draw.choice(("red", "blue"))) for n in range(num)]
-            found: dict[str, list[Any]] = {"predictions": rows, "outcomes": [Outcome("ok", "", num, 1.0)]}
-            store.publish(found, cell=cell(pruner, seed), provenance=replace(MADE, attempt=1 + seed))
+            found: dict[str, list[Any]] = {"predictions": rows, "outcomes": [outcome(num)]}
+            store.publish(found, cell=cell(pruner, seed), provenance=provenance(attempt=1 + seed))
     return store
-
-
-def loss(number: int, value: float) -> Step:
-    return Step("diffprune", 0, number, value, 0.0, 1.0, f"Keep({9 - number})", 8.0, 1.0, 0.0, 3.0, 2, 0.0, 0.0)
 
 
 # The store: less is read, the same is found --------------------------------------------------------------------------
@@ -76,7 +74,7 @@ def test_a_selection_is_the_same_as_selecting_afterwards(tmp_path: Path) -> None
     whole = store.read("predictions")
     wanted = ["credit", "cell", "sample"]
     pd.testing.assert_frame_equal(store.read("predictions", wanted), whole[wanted])
-    keys = {cell("grid", 1).key, cell("none").key, "a cell nobody wrote"}
+    keys = {cell("diffprune", 1).key, cell("unpruned").key, "a cell nobody wrote"}
     mine = whole[whole["cell"].isin(keys)].reset_index(drop=True)
     pd.testing.assert_frame_equal(store.read("predictions", cells=keys), mine)
     assert store.read("predictions", ["sample"], cells=()).columns.tolist() == ["sample"]
@@ -84,19 +82,9 @@ def test_a_selection_is_the_same_as_selecting_afterwards(tmp_path: Path) -> None
         store.read("predictions", ["sampel"])
 
 
-def test_rows_written_again_are_left_out_also_where_their_columns_are_not_asked_for(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.append("steps", [loss(n, 1.0) for n in (1, 2, 3)], cell=None, provenance=MADE)
-    store.append("steps", [loss(n, 2.0) for n in (3, 4)], cell=None, provenance=replace(MADE, attempt=2))
-    assert store.read("steps", ["loss"]).to_dict("list") == {"loss": [1.0, 1.0, 2.0, 2.0]}
-    coded = store.read("steps", ["budget", "loss"], coded=True)
-    assert coded["budget"].tolist() == ["Keep(8)", "Keep(7)", "Keep(6)", "Keep(5)"]
-    assert list(coded["budget"].cat.categories) == ["Keep(5)", "Keep(6)", "Keep(7)", "Keep(8)"]
-
-
 def test_origins_are_those_of_the_rows(tmp_path: Path) -> None:
     store = fill(tmp_path, 5)
-    store.publish({"predictions": []}, cell=cell("nobody"), provenance=MADE)
+    store.publish({"predictions": []}, cell=cell("gumbel_keepdrop"), provenance=provenance())
     for table in ("predictions", "outcomes"):
         listed = [c for c in columns(table) if c.owner != "record"]
         slow = store.read(table)[[c.name for c in listed]].drop_duplicates("cell").astype(object)
@@ -126,7 +114,7 @@ def test_a_manifest_is_parsed_once_and_again_when_it_changes(tmp_path: Path, mon
     for table in TABLES:
         reader.read(table)
     assert len(parsed) == 5 == len(list((tmp_path / "manifests").iterdir()))
-    fill(tmp_path, 3, ("pool",))
+    fill(tmp_path, 3, ("gumbel_keepdrop",))
     assert len(reader.done()) == 7
     victim = min((tmp_path / "manifests").iterdir())
     victim.write_bytes(victim.read_bytes()[:-1])
