@@ -1,23 +1,39 @@
 """The tuner against brute force, on latencies and scores that are known exactly."""
 
+from __future__ import annotations
+
 import math
 import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from diffprune.core import registry
-from diffprune.core.budget import Above, Keep, Share, standardise
-from diffprune.core.records import Provenance
+from diffprune.core.budget import Above, Budget, Keep, Share, parse, standardise
+from diffprune.core.cell import Cell, TuneKind
+from diffprune.core.records import CurvePoint, Timing
+from diffprune.core.spec import Spec
+from diffprune.distributed import tune as running
 from diffprune.embedded import vlm as embedded
 from diffprune.models.llava import Llava
+from diffprune.pruners.random import Random
+from diffprune.store import Store
+from diffprune.timing import eager
 from diffprune.timing.clock import Clock
 from diffprune.tune import probes
 from diffprune.tune.calibration import Scored, scored
+from diffprune.tune.cells import cells
 from diffprune.tune.options import Tuning
-from diffprune.tune.solver import Kind, Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
+from diffprune.tune.search import Candidate, Search, answers
+from diffprune.tune.solver import Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
+from diffprune.vlm.load import load
+from tests.records import GQA, curve_point, provenance, timing, tune_cell
 
 TOTAL = 40
 
@@ -64,13 +80,13 @@ def _kept(solver: Solver, sample: int, value: float) -> int:
     return min(max(over, solver.least), solver.most or TOTAL)
 
 
-# --- solving (self-test 12) ------------------------------------------------------------------------------------------
+# --- solving ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["threshold", "count"])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("target", [0.9, 1.2, 1.5, 2.0])
-def test_solution_equals_brute_force(kind: Kind, ties: bool, target: float) -> None:
+def test_solution_equals_brute_force(kind: TuneKind, ties: bool, target: float) -> None:
     solver = Solver(data(ties=ties), synthetic(floor=4, a=1, b=0.25), kind)
     best = brute(solver, target)[0]
     found = solver.solve(target)
@@ -93,8 +109,8 @@ def test_counts_are_those_of_inference() -> None:
 def test_a_target_beyond_the_floor_is_unreachable_and_says_what_is_best() -> None:
     solver = Solver(data(), synthetic(floor=6, a=1, b=0.25), "threshold")
     assert not brute(solver, 3.0) and solver.solve(3.0) is None and solver.candidates(3.0, 0.02, 2) == []
-    answer = unreachable(solver, "m", 3.0)
-    assert (answer.verdict, answer.budget) == ("unreachable", "") and answer.best_speedup == pytest.approx(solver.best)
+    answer = unreachable(solver)
+    assert (answer.verdict, answer.chosen_budget) == ("unreachable", "") and answer.best_speedup == pytest.approx(solver.best)
     assert f"{solver.best:.2f}x" in answer.note and math.isnan(answer.measured_speedup)
 
 
@@ -116,8 +132,6 @@ def test_no_image_keeps_fewer_than_the_floor(least: int) -> None:
 
 
 def test_a_budget_runs_as_it_is_spelled() -> None:
-    from diffprune.core.budget import parse
-
     solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "threshold", least=2)
     for value in solver.values[::50]:
         assert parse(str(solver.budget(value))) == solver.budget(value)
@@ -125,17 +139,17 @@ def test_a_budget_runs_as_it_is_spelled() -> None:
 
 def test_candidates_start_with_the_solution_and_end_just_out_of_reach() -> None:
     solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
-    trials = [solver.trial("m", 2.0, v) for v in solver.candidates(2.0, 0.02, 3)]
+    trials = [solver.trial(2.0, v) for v in solver.candidates(2.0, 0.02, 3)]
     assert [t.feasible for t in trials] == [True, True, True, False]
     assert trials[0].value == solver.solve(2.04) and trials[0].kept > trials[1].kept > trials[2].kept
 
 
 def test_the_best_trial_is_accurate_then_gentle() -> None:
     solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
-    low, high = (solver.trial("m", 2.0, v, accuracy=0.8) for v in (5, 9))
+    low, high = (solver.trial(2.0, v, accuracy=0.8) for v in (5, 9))
     assert best_trial([low, high]) == high
-    assert best_trial([low, high, solver.trial("m", 2.0, 7, accuracy=0.9)]).value == 7
-    slow = solver.trial("m", 2.0, TOTAL, accuracy=1.0)
+    assert best_trial([low, high, solver.trial(2.0, 7, accuracy=0.9)]).value == 7
+    slow = solver.trial(2.0, TOTAL, accuracy=1.0)
     assert not slow.feasible and best_trial([low, slow]) == low
 
 
@@ -162,20 +176,20 @@ def test_a_machine_slower_than_predicted_is_corrected_for() -> None:
     tried: list[Verified] = []
     value = solver.solve(2.0 * 1.02)
     while value is not None and len(tried) < 4:
-        trial = solver.trial("m", 2.0, value, accuracy=0.5)
+        trial = solver.trial(2.0, value, accuracy=0.5)
         measured = trial.predicted_speedup * 0.9
-        tried.append(Verified(trial, MeasuredSpeedup(measured, measured - 0.1, measured + 0.1, 200)))
+        tried.append(Verified(2.0, trial, MeasuredSpeedup(measured, measured - 0.1, measured + 0.1, 200)))
         value = None if tried[-1].settled else correction(solver, tried, 0.02)
     assert len(tried) == 2 and not tried[0].reached and tried[1].settled
-    answer = choice(solver, tried, "m")
-    assert answer.verdict == "reached" and answer.measured_speedup == pytest.approx(2.0, rel=0.04) and answer.held_out == 200
+    answer = choice(solver, tried)
+    assert answer.verdict == "reached" and answer.measured_speedup == pytest.approx(2.0, rel=0.04) and answer.num_held_out == 200
 
 
 def test_a_miss_says_by_how_much() -> None:
     solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
-    tried = [Verified(solver.trial("m", 2.0, 8, 0.5), MeasuredSpeedup(1.8, 1.7, 1.9, 200))]
-    answer = choice(solver, tried, "m")
-    assert answer.verdict == "missed" and answer.note == "measured 10.0% below the target" and answer.budget == "Keep(8)"
+    tried = [Verified(2.0, solver.trial(2.0, 8, 0.5), MeasuredSpeedup(1.8, 1.7, 1.9, 200))]
+    answer = choice(solver, tried)
+    assert answer.verdict == "missed" and answer.note == "measured 10.0% below the target" and answer.chosen_budget == "Keep(8)"
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -214,8 +228,6 @@ def batches(tiny: Llava) -> list:  # type: ignore[type-arg]
 
 
 def test_cached_scores_predict_what_inference_keeps(tiny: Llava, batches: list) -> None:  # type: ignore[type-arg]
-    from diffprune.timing import eager
-
     pruner = registry.load("pruners", "attention")
     found = scored(tiny, batches, pruner)
     assert found.scores is not None
@@ -227,12 +239,8 @@ def test_cached_scores_predict_what_inference_keeps(tiny: Llava, batches: list) 
         assert found.longest(solver.kept(value)).tolist() == [r.sequence for r in ready]
 
 
-@pytest.mark.parametrize("method", ["random", "grid", "none"])
+@pytest.mark.parametrize("method", ["random", "grid", "unpruned"])
 def test_methods_without_scores_are_tuned_by_count_alone(tiny: Llava, batches: list, method: str) -> None:  # type: ignore[type-arg]
-    from dataclasses import replace
-
-    from diffprune.pruners.random import Random
-
     with torch.inference_mode():
         named = [replace(i, tokens=tiny.encode(i.pixels, Random.needs)) for i in batches[:1]]
         assert scored(tiny, named, registry.load("pruners", method)).scores is None
@@ -274,63 +282,132 @@ def test_the_unpruned_run_is_timed_more_often_and_counts_once(
 
 
 def test_one_cell_per_method_kind_and_target(tiny: Llava) -> None:
-    options = Tuning(targets=(2.0, 3.0))
-    asked = probes.cells(tiny, ["none", "attention", "grid"], options)
+    options, names = Tuning(targets=(2.0, 3.0)), [Spec(name) for name in ("unpruned", "attention", "grid")]
+    asked = cells(tiny, names, options)
     assert len(asked) == 2 * 2 * 2 == len({c.key for c in asked}) and {c.verb for c in asked} == {"tune"}
-    other = probes.cells(tiny, ["attention"], options.model_copy(update={"held_out": 100}))
+    told = {(c.method.label, c.columns().tuned_kind, c.columns().target_speedup) for c in asked}
+    assert told == {(m, k, t) for m in ("Attention", "Grid") for k in ("threshold", "count") for t in (2.0, 3.0)}
+    other = cells(tiny, names, options.model_copy(update={"held_out": 100}))
     assert not {c.key for c in other} & {c.key for c in asked}, "every option that changes the answer changes the key"
     with pytest.raises(ValueError, match="144"):
-        probes.cells(tiny, ["attention"], Tuning(least=145))
+        cells(tiny, names, Tuning(least=145))
+
+
+# --- the search, without a model --------------------------------------------------------------------------------------
+
+
+class Known:
+    """A process with a model whose times and accuracies are exact: prefill 1 + n / 4 ms, overhead 0.5 ms, 10 % too optimistic."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def curve(self) -> list[CurvePoint]:
+        self.calls["curve"] += 1
+        return [curve_point(n, 1 + n / 4, sequence=n) for n in range(1, TOTAL + 12)]
+
+    def overhead(self, pruner: Spec) -> list[Timing]:
+        self.calls["overhead"] += 1
+        return [timing(0.5, span="overhead", arm="pruned", visual_kept=float(kept)) for kept in (1, TOTAL)]
+
+    def scores(self, pruner: Spec) -> Scored:
+        return data() if pruner.name == "attention" else replace(data(), scores=None)
+
+    def accuracy(self, pruner: Spec, budget: Budget) -> float:
+        self.calls["accuracy"] += 1
+        return float(data().kept(budget).mean()) / TOTAL
+
+    def check(self, asked: Sequence[Candidate]) -> list[MeasuredSpeedup]:
+        latency = synthetic(floor=0, a=1, b=0.25)
+        found = [0.9 * latency.speedup(data(), data().kept(budget)) for _, budget in asked]
+        return [MeasuredSpeedup(speed, speed - 0.1, speed + 0.1, 200) for speed in found]
+
+    def trials(self, candidates: Sequence[Candidate], found: Callable[[Candidate, float], None]) -> None:
+        for candidate in candidates:
+            found(candidate, self.accuracy(*candidate))
+
+
+class Interrupted(Known):
+    """Is stopped after its first accuracy."""
+
+    def accuracy(self, pruner: Spec, budget: Budget) -> float:
+        if self.calls["accuracy"]:
+            raise KeyboardInterrupt
+        return super().accuracy(pruner, budget)
+
+
+TARGETS = [
+    tune_cell(method, kind, target) for method, kind in (("attention", "threshold"), ("attention", "count"), ("grid", "count"))
+    for target in (1.5, 2.0, 90.0)
+]  # fmt: skip
+
+
+def searched(store: Store, probes: Known, asked: Sequence[Cell] = TARGETS) -> list[Any]:
+    todo = [cell for cell in asked if cell.key not in store.done()]
+    Search(todo, Tuning(least=1), store, provenance(), probes, probes.trials).go()
+    return answers(store, asked)
+
+
+def test_targets_are_met_after_one_correction_or_called_unreachable(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    found = dict(zip(TARGETS, searched(store, Known()), strict=True))
+    for cell, answer in found.items():
+        target = cell.columns().target_speedup
+        assert target and answer.verdict == ("unreachable" if target == 90 else "reached")
+        if target < 90:
+            assert target * 0.98 <= answer.measured_speedup < 1.15 * target and parse(answer.chosen_budget)
+    columns = store.read("choices")[["method", "tuned_kind", "target_speedup"]]
+    assert sorted(columns.itertuples(index=False, name=None)) == sorted(
+        (c.method, c.tuned_kind, c.target_speedup) for c in (cell.columns() for cell in TARGETS)
+    )
+    trials = store.read("trials")
+    assert trials["accuracy"].notna().equals(trials["feasible"]) and set(trials["tuned_kind"]) == {"threshold", "count"}
+    assert all(parse(text) for text in trials["budget"])
+
+
+def test_a_tuning_that_was_interrupted_repeats_nothing(tmp_path: Path) -> None:
+    whole, cut = Store(tmp_path / "whole"), Store(tmp_path / "cut")
+    first, stopped, resumed = Known(), Interrupted(), Known()
+    expected = searched(whole, first)
+    with pytest.raises(KeyboardInterrupt):
+        searched(cut, stopped)
+    kept = cut.read("trials")
+    assert kept["accuracy"].notna().any(), "what was found before is kept"
+    assert [repr(answer) for answer in searched(cut, resumed)] == [repr(answer) for answer in expected]
+    assert (resumed.calls["curve"], resumed.calls["overhead"]) == (0, 0) and set(kept["cell"]) <= set(cut.read("trials")["cell"])
+    assert stopped.calls["accuracy"] + resumed.calls["accuracy"] == first.calls["accuracy"]
+
+
+def test_a_method_without_scores_has_no_threshold_and_no_answer(tmp_path: Path) -> None:
+    asked = [tune_cell("grid", "threshold")]
+    assert searched(Store(tmp_path), Known(), asked) == [] and asked[0].key in Store(tmp_path).done()
 
 
 # --- with Ray --------------------------------------------------------------------------------------------------------
 
 
-def test_a_tuning_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials share one model and are written as they come, through Ctrl-C; asked again, nothing runs: not even Ray starts."""
-    from diffprune.distributed import tune as running
-    from diffprune.store import Store
-    from diffprune.vlm.load import load
-
+def test_trials_share_one_model_and_ctrl_c_stays_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracies are written as they come, through Ctrl-C; asked again, nothing runs: not even Ray starts."""
     options = Tuning(
-        targets=(1.5, 90.0), benchmarks=("world('gqa')",), calibration=8, held_out=8, batch=4, candidates=1, curve_repeats=3,
-        warmup=1, repeats=1, corrections=0, threads=1,
+        targets=(1.5,), benchmarks=(GQA,), calibration=8, held_out=8, batch=4, candidates=1, curve_repeats=3, warmup=1,
+        repeats=1, corrections=0, threads=1,
     )  # fmt: skip
-    asked = probes.cells(load("embedded"), ["attention", "grid"], options)
-    provenance = Provenance("test", 0, "", False, "{}", "{}", 0, "2026-01-01T00:00:00Z")
+    asked = cells(load("embedded"), [Spec("attention"), Spec("grid")], options)
+    given: Any = (asked, options, tmp_path / "store", provenance())
+    found = Search._found
 
-    found = running._Run.found
-
-    def interrupted(run: running._Run, asked: running.Asked, accuracy: float) -> None:
-        found(run, asked, accuracy)
+    def interrupted(search: Search, candidate: Candidate, accuracy: float) -> None:
+        found(search, candidate, accuracy)
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(running._Run, "found", interrupted)
-        running.tune(asked, options, tmp_path / "store", provenance, model="embedded")
-    kept = Store(tmp_path / "store").read("trials")
-    assert kept["accuracy"].notna().any(), "what was found before Ctrl-C is kept"
+        patch.setattr(Search, "_found", interrupted)
+        running.tune(*given, model=Spec("embedded"))
+    assert Store(tmp_path / "store").read("trials")["accuracy"].notna().any()
 
-    first = running.tune(asked, options, tmp_path / "store", provenance, model="embedded")
+    first = running.tune(*given, model=Spec("embedded"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert [(c.method, c.kind, c.target_speedup) for c in first] == [
-        (*which, target)
-        for which in (("attention", "threshold"), ("attention", "count"), ("grid", "count"))
-        for target in (1.5, 90.0)
-    ]
-    assert {c.verdict for c in first if c.target_speedup == 90} == {"unreachable"}
-    reached = [c for c in first if c.target_speedup == 1.5]
-    assert all(c.measured_speedup > 0 and 0 <= c.accuracy <= 1 and c.held_out == 8 and c.budget for c in reached)
-    store = Store(tmp_path / "store")
-    trials = store.read("trials")
-    assert trials["accuracy"].notna().equals(trials["feasible"]) and len(store.read("curve")) > 5
-    assert len(trials) == 6 and set(kept["cell"]) <= set(trials["cell"]), "the interrupted run had the same candidates"
+    assert len(first) == 3 and all(c.measured_speedup > 0 and 0 <= c.accuracy <= 1 and c.num_held_out == 8 for c in first)
     assert not list(tmp_path.glob("*ray-tune*"))
-
     monkeypatch.setattr(running, "connect", None)
-    again = running.tune(asked, options, tmp_path / "store", provenance, model="embedded")
-    assert [repr(c) for c in again] == [repr(c) for c in first]
-
-    run = running._Run(asked, options, store, provenance, actor=None)
-    known = {(r.pruner, r.budget) for r in trials[trials["feasible"]].itertuples()}
-    assert set(run.accuracies) == known, "known trials are not run again"
+    assert [repr(c) for c in running.tune(*given, model=Spec("embedded"))] == [repr(c) for c in first]
