@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from diffprune import pruning
 from diffprune.core import budget as budgets
 from diffprune.core import registry
 from diffprune.core.fitted import Annealing, Progress
+from diffprune.core.records import Step
 from diffprune.core.site import ENCODED, Cut
+from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation
 from diffprune.embedded import questions, world
 from diffprune.embedded import vlm as embedded
@@ -33,7 +35,7 @@ from diffprune.train.scorer_trainer import Diverged, ScorerTrainer
 from diffprune.vlm.load import load
 
 SMALL: dict[str, Any] = {
-    "arms": ("diffprune",), "steps": 6, "images": 2, "questions": 2, "questions_alone": 1, "workers": 1, "calibration_images": 4,
+    "pruners": ("diffprune",), "steps": 6, "images": 2, "questions": 2, "questions_alone": 1, "workers": 1, "calibration_images": 4,
     "validation_images": 2, "checkpoint_every": 2, "validate_every": 3, "grad_cosine_every": 3,
 }  # fmt: skip
 
@@ -56,14 +58,16 @@ def run(vlm: Any, folder: str, **options: Any) -> list[Path]:
     return loop.train(Recipe(**{**SMALL, **options}), LocalContext(folder), lambda _: vlm)
 
 
-def rows(folder: str) -> list[tuple[Any, ...]]:
-    """Step records without their time, NaN as None so that they compare."""
-    found = []
-    for row in read_steps(Path(folder)):
-        values = [None if isinstance(v, float) and math.isnan(v) else v for v in astuple(row)]
-        values.pop(10)
-        found.append(tuple(values))
+def steps(folder: str) -> list[Step]:
+    """Step records of the one scorer in a folder."""
+    ((_, found),) = read_steps(Path(folder)).items()
     return found
+
+
+def rows(folder: str) -> list[dict[str, Any]]:
+    """Step records without their time, NaN as None so that they compare."""
+    told = [asdict(row) | {"step_ms": 0.0} for row in steps(folder)]
+    return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in told]
 
 
 # --- the recipe ------------------------------------------------------------------------------------------------------
@@ -88,8 +92,8 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 def test_every_budget_is_drawn_and_no_arm_or_worker_changes_the_draw() -> None:
     made = Recipe(**{**SMALL, "workers": 2})
     drawn = [str(recipe.drawn_budget(made, 0, t)) for t in range(60)]
-    assert set(drawn) == {str(budgets.parse(b)) for b in made.budgets}
-    other = Recipe(**{**SMALL, "arms": ("gumbel_topk",)})
+    assert set(drawn) == set(map(str, made.budgets))
+    other = Recipe(**{**SMALL, "pruners": ("gumbel_topk",)})
     assert drawn == [str(recipe.drawn_budget(other, 0, t)) for t in range(60)]
     assert drawn != [str(recipe.drawn_budget(made, 1, t)) for t in range(60)]
 
@@ -97,10 +101,10 @@ def test_every_budget_is_drawn_and_no_arm_or_worker_changes_the_draw() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"arms": ("difprune",)}, "diffprune"),
-        ({"arms": ("grid",)}, "learns nothing"),
-        ({"arms": ()}, "arms must be given"),
-        ({"arms": ("diffprune", "diffprune()")}, "each once"),
+        ({"pruners": ("difprune",)}, "diffprune"),
+        ({"pruners": ("grid",)}, "learns nothing"),
+        ({"pruners": ()}, "pruners must be given"),
+        ({"pruners": ("diffprune", "diffprune()")}, "each once"),
         ({"budgets": ("Above(0.5)",)}, "keeps a different number"),
         ({"budgets": ("Share(2)",)}, "share"),
         ({"data": "wrld"}, "world"),
@@ -117,10 +121,11 @@ def test_a_wrong_recipe_is_refused_in_one_sentence(options: dict[str, Any], said
     assert "\n" not in str(refused.value)
 
 
-def test_the_key_names_what_shapes_the_result() -> None:
-    key = Recipe(**SMALL).key("diffprune", 0)
-    assert key == Recipe(**{**SMALL, "seeds": (0, 1), "workers": 2, "checkpoint_every": 1}).key("diffprune", 0)
-    assert len({key, Recipe(**SMALL).key("diffprune", 1), Recipe(**{**SMALL, "steps": 7}).key("diffprune", 0)}) == 3
+def test_the_key_names_what_shapes_the_result_and_seeds_are_replicates_of_it() -> None:
+    asked = Spec("diffprune")
+    key = Recipe(**SMALL).key(asked)
+    assert key == Recipe(**{**SMALL, "seeds": (0, 1), "workers": 2, "checkpoint_every": 1}).key(asked)
+    assert key not in (Recipe(**{**SMALL, "steps": 7}).key(asked), Recipe(**SMALL).key(Spec("gumbel_topk")))
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -231,7 +236,7 @@ def test_a_question_aware_method_relaxes_each_row_by_its_question(vlm: Any) -> N
     assert image.tolist() == [0, 1, 2, 3] and trainer.step(batch).grad_norm > 0
 
 
-def test_coherence_is_the_mean_pairwise_cosine(vlm: Any) -> None:
+def test_the_gradient_cosine_is_the_mean_over_pairs_of_parts(vlm: Any) -> None:
     arm = trainer_of(vlm, Recipe(**{**SMALL, "images": 4}), "diffprune")
     batch = next(training.batches(vlm, "world", seed=0, images=4, questions=2))
     grads = []
@@ -243,7 +248,7 @@ def test_coherence_is_the_mean_pairwise_cosine(vlm: Any) -> None:
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in arm.networks["scorer"].parameters()]
         grads.append(torch.cat([g.flatten() for g in found]))
     pairs = [float(functional.cosine_similarity(a, b, dim=0)) for a, b in itertools.combinations(grads, 2)]
-    assert arm.coherence(batch, 0) == pytest.approx(sum(pairs) / 6, abs=1e-4)
+    assert arm.grad_cosine(batch, 0) == pytest.approx(sum(pairs) / 6, abs=1e-4)
 
 
 def test_hard_validation_removes_tokens(vlm: Any) -> None:
@@ -289,7 +294,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(vlm: Any, monkeyp
     assert rows("cut") == rows("whole") and len(rows("cut")) == 6
     assert (cut[0] / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
     assert not [path for path in Path("cut/states").rglob("*") if path.is_file()]
-    assert math.isfinite(read_steps(Path("whole"))[5].validation_hard) and math.isfinite(read_steps(Path("whole"))[3].coherence)
+    assert math.isfinite(steps("whole")[5].validation_hard) and math.isfinite(steps("whole")[3].grad_cosine)
 
 
 def test_what_is_there_is_not_trained_again(vlm: Any) -> None:
@@ -301,12 +306,12 @@ def test_what_is_there_is_not_trained_again(vlm: Any) -> None:
     assert pruner.score(vlm.encode(training.calibration(vlm, "world", 2).pixels)).shape == (2, 144)
     made = Recipe(**{**SMALL, **options})
     assert loop.train(made, LocalContext("run"), lambda _: pytest.fail("loaded the model")) == [place]
-    assert loop.missing(Recipe(**{**SMALL, **options, "seeds": (0, 1)}), "run") == [("diffprune", 1)]
+    assert loop.missing(Recipe(**{**SMALL, **options, "seeds": (0, 1)}), "run") == [(Spec("diffprune"), 1)]
     with pytest.raises(ValueError, match="another recipe"):
         run(vlm, "run", **options, learning_rate=1e-4)
     weights = place / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    assert loop.missing(made, "run") == [("diffprune", 0)], "a damaged scorer is trained again"
+    assert loop.missing(made, "run") == [(Spec("diffprune"), 0)], "a damaged scorer is trained again"
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
@@ -323,7 +328,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
 def test_a_step_that_is_not_finite_is_skipped(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, {1, 3})
     (place,) = run(vlm, "run", validate_every=0, grad_cosine_every=0)
-    losses = [row.loss for row in read_steps(Path("run"))]
+    losses = [row.loss for row in steps("run")]
     assert [math.isnan(x) for x in losses] == [False, True, False, True, False, False]
     assert "NaN" not in (Path("run") / "steps.jsonl").read_text()
     assert json.loads((place / "config.json").read_text())["facts"]["skipped_steps"] == 2
