@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from PIL import Image
 
 from diffprune import data as training
 from diffprune.core import registry
-from diffprune.data import spelling, stream, text
+from diffprune.core.spec import Spec
+from diffprune.data import catalog, stream, text
 from diffprune.data.order import WINDOW, Order, split
 from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex, TooManyBroken
 from diffprune.embedded import vlm as embedded
@@ -275,7 +277,7 @@ def snapshot(monkeypatch: pytest.MonkeyPatch) -> Path:
         assert (repository, revision) == ("owner/captions", COMMIT)
         return sorted({path for pattern in wanted for path in place.glob(pattern)})
 
-    monkeypatch.setattr(spelling.remote, "files", files)
+    monkeypatch.setattr(catalog.remote, "files", files)
     return place
 
 
@@ -285,9 +287,9 @@ def test_a_data_set_of_the_hub_is_read_at_a_commit(snapshot: Path) -> None:
     drawn = [number(made.draw(DrawIndex(TRAIN, i, NUM), 1, BrokenRows())) for i in range(NUM - 4)]
     assert len({i for i, _ in drawn}) == NUM - 4
     assert all(pairs == [("what is it?", f"a{i}")] for i, pairs in drawn)
-    keys = {Recipe(data=data).key("diffprune", 0), Recipe(data=data.replace("0123", "3210", 1)).key("diffprune", 0)}
+    keys = {Recipe(data=data).key(Spec("diffprune")), Recipe(data=data.replace("0123", "3210", 1)).key(Spec("diffprune"))}
     (snapshot / "data/train-00001-of-00002.parquet").unlink()
-    assert len(keys | {Recipe(data=data).key("diffprune", 0)}) == 2, "known without the files, by the commit"
+    assert len(keys | {Recipe(data=data).key(Spec("diffprune"))}) == 2, "known without the files, by the commit"
     with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet is missing"):
         training.source(data).draw(DrawIndex(TRAIN, 0, 1), 1, BrokenRows())
 
@@ -410,10 +412,10 @@ def test_data_that_cannot_be_read_is_refused_in_one_sentence(data: str, said: st
         ("jsonl('x', pictures='y')", "no option 'pictures'"),
         ("world(3)", "too many"),
         ("jsonl()", "missing a required argument: 'file'"),
-        ("parquet(3)", "must be text"),
+        ("parquet(3)", "must be a path in quotes"),
     ],
 )
-def test_a_wrong_spelling_is_refused_before_any_file_is_looked_at(data: str, said: str) -> None:
+def test_wrong_data_are_refused_before_any_file_is_looked_at(data: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Recipe(data=data)
     with pytest.raises(ValueError, match="max_broken_share is 1"):
@@ -421,23 +423,23 @@ def test_a_wrong_spelling_is_refused_before_any_file_is_looked_at(data: str, sai
 
 
 def test_the_key_follows_the_contents_not_the_place(tmp_path: Path) -> None:
-    key = Recipe(data=as_jsonl()).key("diffprune", 0)
+    key = Recipe(data=as_jsonl()).key(Spec("diffprune"))
     other = tmp_path / "moved"
     other.mkdir()
     Path("rows.jsonl").rename(other / "rows.jsonl")
     made = Recipe(data=f"jsonl({str(other / 'rows.jsonl')!r})", max_broken_share=0.5)
-    assert made.key("diffprune", 0) == key
-    assert Recipe(data=f"jsonl({str(other / 'rows.jsonl')!r}, prompt='?')").key("diffprune", 0) != key
+    assert made.key(Spec("diffprune")) == key
+    assert Recipe(data=f"jsonl({str(other / 'rows.jsonl')!r}, prompt='?')").key(Spec("diffprune")) != key
     with (other / "rows.jsonl").open("a") as file:
         file.write(json.dumps(chat(0)) + "\n")
-    assert made.key("diffprune", 0) != key
-    assert Recipe().key("diffprune", 0) != key
+    assert made.key(Spec("diffprune")) != key
+    assert Recipe().key(Spec("diffprune")) != key
 
 
-def test_the_recipe_carries_absolute_paths_and_makes_itself_again() -> None:
-    made = Recipe(data="jsonl('a.jsonl', images='b', prompt='what?')")
-    assert made.data == f"jsonl({str(Path('a.jsonl').absolute())!r}, images={str(Path('b').absolute())!r}, prompt='what?')"
-    assert Recipe(**made.model_dump()) == made and Recipe().data == "world"
+def test_paths_travel_with_the_recipe_and_are_no_part_of_what_it_says() -> None:
+    made = pickle.loads(pickle.dumps(Recipe(data="jsonl('a.jsonl', images='b', prompt='what?')")))
+    assert str(made.data) == "jsonl(prompt='what?')" and made.model_dump(mode="json")["data"] == str(made.data)
+    assert (made.data.place("file"), made.data.place("images")) == (Path("a.jsonl").absolute(), Path("b").absolute())
 
 
 def test_a_scorer_trains_on_files_with_broken_images() -> None:
@@ -448,7 +450,7 @@ def test_a_scorer_trains_on_files_with_broken_images() -> None:
     Path("3.png").write_bytes(b"")
     lines([chat(i, turns=1 + i % 3) for i in range(12)])
     made = Recipe(
-        data="jsonl('rows.jsonl')", arms=("diffprune",), steps=3, images=4, questions=2, workers=1, calibration_images=1,
+        data="jsonl('rows.jsonl')", pruners=("diffprune",), steps=3, images=4, questions=2, workers=1, calibration_images=1,
         validation_images=1, checkpoint_every=0, validate_every=3, grad_cosine_every=0, max_broken_share=0.2,
     )  # fmt: skip
     arm = ScorerTrainer(LocalContext("run"), load("model", device="cpu"), made, registry.load("pruners", "diffprune"), 0)

@@ -76,7 +76,7 @@ def test_without_git_the_commit_is_empty(package: Path, monkeypatch: pytest.Monk
 def test_versions_and_hardware_are_json_and_tell_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "hunter2-secret")
     found = collect("demo", 3, 7)
-    assert (found.run, found.attempt, found.seed) == ("demo", 3, 7)
+    assert (found.run, found.attempt, found.job_seed) == ("demo", 3, 7)
     assert json.loads(found.versions)["torch"] == metadata.version("torch")
     hardware = json.loads(found.hardware)
     assert hardware["cpu"] and hardware["cores"] >= 1 and hardware["memory_gib"] > 0

@@ -123,7 +123,7 @@ def source_spec(data: str | Spec) -> Spec:
     for key, value in made.options:
         if not isinstance(value, str):
             raise ValueError(f"training data {data!r:.200}: {key} is {value!r}, but must be text in quotes")
-    return made
+    return made.at(**{key: Path(place).expanduser().absolute() for key, place in made.places})
 
 
 def source(data: str | Spec) -> TrainingSource:

@@ -99,6 +99,12 @@ class Recipe(BaseModel):
             budget.count(10**6)  # a threshold keeps a different number of every image and refuses
         return found
 
+    @field_validator("data")
+    @classmethod
+    def _known(cls, found: Spec) -> Spec:
+        training.source(found)  # refuses what no source can be; looks at no file
+        return found
+
     @model_validator(mode="after")
     def _ranges(self) -> Recipe:
         for name in ("pruners", "seeds", "budgets"):

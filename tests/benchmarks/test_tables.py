@@ -15,8 +15,10 @@ from diffprune.benchmarks._groups import drawn
 from diffprune.benchmarks._table import Example, TableBenchmark
 from diffprune.core import registry
 from diffprune.core.benchmark import Graded, Sample
+from diffprune.core.spec import Spec
 from diffprune.evaluate.cells import Evaluation, cells
-from diffprune.evaluate.evaluator import Evaluator
+from diffprune.evaluate.evaluator import Evaluator, evaluated
+from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.vlm.load import load
 
 NAMES = _fixtures.NAMES
@@ -202,9 +204,9 @@ def test_revisions_name_the_benchmark_and_say_fixture(fixtures: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_making_one_touches_no_data(name: str) -> None:
     bench = registry.load("benchmarks", f"{name}(folder='nowhere')")
-    assert bench.spelling == f"{name}(folder='nowhere')"
+    assert str(bench.spec) == name, "where the rows lie is no part of what is asked"
     assert bench.flags("llava") is not None
-    with pytest.raises(ValueError, match="there is no folder nowhere"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere"):
         bench.samples("test")
 
 
@@ -216,14 +218,15 @@ def test_flags_tell_where_a_published_number_is_on_other_data() -> None:
 
 def test_the_evaluator_asks_them_like_any_other_and_refuses_other_data(fixtures: Path, tmp_path: Path) -> None:
     vlm = load("embedded")
-    spelling = made.load("pope", fixtures / "pope").spelling
-    (cell,) = cells(vlm, ["none"], [], Evaluation(benchmarks=(spelling,), limit=4, protocol="lmms_eval"))
-    assert cell.revision.startswith("pope@fixture-") and (cell.protocol, cell.split, cell.limit) == ("lmms_eval", "test", 4)
-    rows = Evaluator(vlm).run(cell)
-    asked = made.load("pope", fixtures / "pope").samples("test", 4, "lmms_eval")
-    assert [(row.sample, row.question, row.error) for row in rows] == [(s.id, s.question, "") for s in asked]
-    with pytest.raises(ValueError, match=r"the data of pope\(.* have changed: the cell asks for 'pope@older', found 'pope@fixture"):
-        Evaluator(vlm).run(replace(cell, revision="pope@older"))
+    asked = Evaluation(benchmarks=(f"pope(folder={str(fixtures / 'pope')!r})",), limit=4, protocol="lmms_eval")
+    (cell,) = cells(vlm, [Spec("unpruned")], [], asked)
+    about, mine = evaluated(cell).questions, Evaluator(TransformersBackend(vlm))
+    assert about.revision.startswith("pope@fixture-") and (about.protocol, about.split, about.limit) == ("lmms_eval", "test", 4)
+    rows = mine.run(cell)
+    samples = made.load("pope", fixtures / "pope").samples("test", 4, "lmms_eval")
+    assert [(row.sample, row.question, row.error) for row in rows] == [(s.id, s.question, "") for s in samples]
+    with pytest.raises(ValueError, match=r"the data of pope have changed: the cell asks for 'pope@older', found 'pope@fixture"):
+        mine.run(replace(cell, subject=replace(evaluated(cell), questions=replace(about, revision="pope@older"))))
 
 
 # --- switches and traps ----------------------------------------------------------------------------------------------
