@@ -2,10 +2,12 @@
 
 Every rule is a function (answer, target ..., protocol) -> Grade that a benchmark file calls with its own columns; the parsers
 and normalisers under them are public too, because agreement between two models is counted on what was parsed.
-Outer white space of an answer never matters (both protocols strip the decoded text first).
+Outer white space of an answer never matters (both protocols strip the decoded text first). What a model thought aloud between
+`<think>` and `</think>` is no part of its answer under `lmms_eval`, by that harness's default; `llava` reads it like any words.
 
 Sources: GT-Vision-Lab/VQA vqaEval.py (normaliser, quirks included), LLaVA llava/eval and m4c_evaluator.py (protocol `llava`),
-lmms-eval task utilities (protocol `lmms_eval`), the MME tool, RUCAIBox/POPE. Written from their description, not copied.
+lmms-eval task utilities (protocol `lmms_eval`), the MME tool, RUCAIBox/POPE, VLMEvalKit (POPE's rule `word`), the VizWiz
+challenge's evaluation. Written from their description, not copied.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from diffprune.core.benchmark import Grade
@@ -21,8 +23,22 @@ from diffprune.core.registry import nearest
 
 PROTOCOLS = ("llava", "lmms_eval")
 VQA_MODES = ("official_raw", "official_prenormalised", "always")
+VIZWIZ_MODES = ("evalai", "official_raw", "official_prenormalised")
 POPE_RULES = ("official", "strict", "word")
 LETTERS = "ABCDE"  # of options; as many as the published rules read
+REASONING = (("<think>", "</think>"), ("<analysis>", "</analysis>"))  # the tags that lmms-eval strips by default
+
+
+def without_reasoning(answer: str, tags: Sequence[Sequence[str]] = REASONING) -> str:
+    """An answer without its reasoning, as lmms-eval strips it: every block from an opening tag to the next closing one; where the
+    prompt had opened it, all up to the last closing tag. A block that is never closed stays. Tags are case-sensitive."""
+    for opening, closing in tags:
+        while (start := answer.find(opening)) >= 0 and (end := answer.find(closing, start)) >= 0:
+            answer = answer[:start] + answer[end + len(closing) :]
+        if opening not in answer:
+            answer = answer.rpartition(closing)[2]
+    return answer.strip()
+
 
 # --- the VQA normalisers ---------------------------------------------------------------------------------------------
 
@@ -52,12 +68,12 @@ NUMBERS: Mapping[str, str] = {
 ARTICLES = frozenset(("a", "an", "the"))
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PUNCTUATED = re.compile("[" + re.escape(PUNCTUATION) + ".]")
-_PERIOD = re.compile(r"\.(?!\d)")
+_PERIOD, _VLMEVALKIT_PERIOD = re.compile(r"\.(?!\d)"), re.compile(r"(?<!\d)\.(?!\d)")
 _PERIODS = 32  # the official code passes a flag (re.UNICODE, 32) where the number of substitutions belongs
 _ONE_COMMA, _COMMAS = re.compile(r"\d,\d"), re.compile(r"\d,+\d")
 
 
-def _unpunctuated(text: str, thousands: re.Pattern[str]) -> str:
+def _unpunctuated(text: str, thousands: re.Pattern[str], period: re.Pattern[str] = _PERIOD) -> str:
     """Punctuation deleted where it touches a blank (or the text has a thousands comma), else a blank; then periods."""
     if not _PUNCTUATED.search(text):
         return text
@@ -67,16 +83,16 @@ def _unpunctuated(text: str, thousands: re.Pattern[str]) -> str:
         if mark in text:
             deleted = delete_all or f"{mark} " in text or f" {mark}" in text
             cleaned = cleaned.replace(mark, "" if deleted else " ")
-    return _PERIOD.sub("", cleaned, count=_PERIODS)
+    return period.sub("", cleaned, count=_PERIODS)
 
 
 def _cleaned(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _normalised(text: str, thousands: re.Pattern[str]) -> str:
+def _normalised(text: str, thousands: re.Pattern[str], contractions: Mapping[str, str] = CONTRACTIONS) -> str:
     words = (NUMBERS.get(word, word) for word in _unpunctuated(_cleaned(text), thousands).lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return " ".join(contractions.get(word, word) for word in words if word not in ARTICLES)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -135,6 +151,32 @@ def evalai_vqa(answer: str, answers: Sequence[str], protocol: str = "llava") -> 
     return _soft(evalai(answer.strip()), [evalai(a) for a in answers])
 
 
+# The challenge's script has typographic apostrophes in most of its pairs.
+_STRAIGHT = {"aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"}  # words it maps to a straight apostrophe
+_STRAIGHT_KEYS = {"couldn'tve", "hadn'tve"}
+VIZWIZ_CONTRACTIONS: Mapping[str, str] = {
+    short if short in _STRAIGHT_KEYS else short.replace("'", "’"): long if short in _STRAIGHT else long.replace("'", "’")
+    for short, long in CONTRACTIONS.items()
+}
+
+
+def vizwiz(answer: str, answers: Sequence[str], protocol: str = "llava", mode: str = "evalai") -> Grade:
+    """VizWiz. `evalai`: as both protocols have it, see `evalai_vqa`. `official_raw`: the challenge's own script, which normalises
+    the prediction alone and compares it with what the annotators wrote, so `Coca Cola` of an annotator is never met;
+    `official_prenormalised`: the same on a prediction through `evalai`, as LLaVA uploads it.
+
+    Raises:
+        ValueError: no such mode; the nearest is named.
+    """
+    if mode == "evalai":
+        return evalai_vqa(answer, answers, protocol)
+    _known(protocol)
+    if mode not in VIZWIZ_MODES:
+        raise ValueError(f"no VizWiz mode {mode!r}: {nearest(mode, VIZWIZ_MODES)}")
+    said = evalai(answer.strip()) if mode == "official_prenormalised" else answer
+    return _soft(_normalised(said, _ONE_COMMA, VIZWIZ_CONTRACTIONS), answers)
+
+
 # --- open words and yes/no -------------------------------------------------------------------------------------------
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -185,7 +227,7 @@ def pope_parse(answer: str, rule: str = "official") -> str:
         return said.lower() if said.lower() in ("yes", "no") else "neither"
     if rule != "word":
         raise ValueError(f"no POPE rule {rule!r}: {nearest(rule, POPE_RULES)}")
-    words = _unpunctuated(said.lower().replace("\n", " ").replace("\t", " "), _ONE_COMMA).split()
+    words = _unpunctuated(said.lower(), _ONE_COMMA, _VLMEVALKIT_PERIOD).split()
     found = [word for word in ("yes", "no") if word in words]
     return found[0] if len(found) == 1 else "unknown"
 
@@ -253,12 +295,12 @@ def _letter_token(said: str) -> str:
 
 
 def _letter_text(said: str, options: Mapping[str, str]) -> str:
-    """Rule 3: the only option among A-D whose text occurs in the answer; else empty."""
-    found = [k for k in "ABCD" if k in options and str(options[k]).lower() in said.lower()]
+    """Rule 3: the only option whose text occurs in the answer; else empty."""
+    found = [letter for letter in options if str(options[letter]).lower() in said.lower()]
     return found[0] if len(found) == 1 else ""
 
 
-def _letter_robust(said: str, letters: Sequence[str]) -> str:
+def _letter_robust(said: str, letters: Iterable[str]) -> str:
     """Rule 4: of all places where a letter could be meant, the one of highest priority, then the last; else empty."""
     text = said.strip()
     for mark in ",.!?;:'\"":
@@ -286,11 +328,12 @@ def _letter_robust(said: str, letters: Sequence[str]) -> str:
 def mmbench_parse(answer: str, options: Mapping[str, str], robust: bool = True) -> str:
     """The letter an answer means by the offline (`static`) rules 1-3, then 4 if `robust`; empty where none decides.
 
-    `options`: letter -> text of the options that exist (a missing option must be left out, not be the text `nan`).
+    `options`: letter -> text of those that rules 3 and 4 read (in MMBench itself A to D). A missing option must be left out, not
+    be the text `nan`. Rules 1 and 2 read A to E, whatever there is.
     """
-    said = answer.strip()
+    said, options = answer.strip(), dict(sorted(options.items()))
     letter = _letter_token(said) or _letter_text(said, options)
-    return letter or (_letter_robust(said, [k for k in LETTERS if k in options]) if robust else "")
+    return letter or (_letter_robust(said, options) if robust else "")
 
 
 def mmbench(answer: str, target: str, options: Mapping[str, str], protocol: str = "llava") -> Grade:

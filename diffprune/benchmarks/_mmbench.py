@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._answers import LETTERS
-from diffprune.benchmarks._columns import gold, text
+from diffprune.benchmarks._columns import gold, label, shown, text, whole
 from diffprune.benchmarks._table import Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded
 from diffprune.core.registry import nearest
@@ -24,6 +24,7 @@ OPTIONAL = ("E", "L2-category", "l2-category", "split")
 HEADER = "There are several options:"
 ROTATION = 1_000_000
 RULES = ("static", "tokens")
+READ = "ABCD"  # the options whose text, and whose letter within a sentence, the offline rules know; a bare E is read, too
 
 
 def absent(value: Any) -> bool:
@@ -40,6 +41,7 @@ class Circular(TableBenchmark):
     """rule: `static` (all offline rules) or `tokens` (without the last, robust one)."""
 
     splits: ClassVar[tuple[str, ...]] = ("dev",)
+    na_words = True
     formulas = _aggregate.CIRCULAR
     instruction: ClassVar[dict[str, str]]  # by protocol
 
@@ -63,7 +65,7 @@ class Circular(TableBenchmark):
                 parts.append(f"{letter}. {row[letter]}")
             return "\n".join(parts) + self.instruction[protocol]
         hint = f"{row['hint']} " if self.hinted(row["hint"]) else ""
-        options = "\n".join(f"{letter}. {row[letter]}" for letter in LETTERS if not absent(row[letter]))
+        options = "\n".join(f"{letter}. {row[letter]}" for letter in LETTERS if not absent(row[letter])).rstrip("\n")
         return f"{hint}{row['question']} {HEADER}\n{options}\n{self.instruction[protocol]}"
 
     def identity(self, row: Row, number: int) -> Identity:
@@ -80,7 +82,7 @@ class Circular(TableBenchmark):
 
     def credit(self, row: Row, answer: str, protocol: str) -> Grade:
         """One rotation; see `_answers.mmbench`."""
-        options = {letter: str(row[letter]) for letter in LETTERS if not absent(row[letter])}
+        options = {letter: str(row[letter]) for letter in READ if not absent(row[letter])}
         if self.rule == "static":
             return _answers.mmbench(answer, row["answer"], options, protocol)
         parsed = _answers.mmbench_parse(answer, options, robust=False)
@@ -108,17 +110,13 @@ class Circular(TableBenchmark):
     def tidy(row: dict[str, Any]) -> dict[str, Any]:
         """The index as a number; missing options and hints stay as they are, because the protocols see them differently."""
         if "split" in row and not dataset_rows.missing(row["split"]) and row["split"] != "dev":
-            raise ValueError(f"column 'split' is {row['split']!r}; only dev has answers to grade by")
-        try:
-            index = int(row["index"])
-        except (TypeError, ValueError):
-            raise ValueError(f"column 'index' is {row['index']!r}; it must be a whole number") from None
+            raise ValueError(f"column 'split' is {row['split']!r:.80}; only dev has answers to grade by")
         answer = gold(row, among=tuple(LETTERS))
         if absent(row.get(answer)):
             raise ValueError(f"column 'answer' is {answer!r}, but there is no such option")
-        found = {letter: row.get(letter) for letter in LETTERS}
-        level = row.get("L2-category") or row.get("l2-category") or ""
-        return found | {
-            "index": index, "question": text(row, "question"), "hint": row.get("hint"), "answer": answer,
-            "category": row.get("category") or "", "l2": level,
+        options = {x: None if dataset_rows.missing(row.get(x)) else shown(row, x) for x in LETTERS}
+        return options | {
+            "index": whole(row, "index"), "question": text(row, "question"), "answer": answer, "category": label(row, "category"),
+            "hint": None if dataset_rows.missing(row.get("hint")) else text(row, "hint"),
+            "l2": label(row, "L2-category") or label(row, "l2-category"),
         }  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 
 from diffprune.benchmarks import _fixtures
-from diffprune.benchmarks._answers import PROTOCOLS
+from diffprune.benchmarks._answers import PROTOCOLS, without_reasoning
 from diffprune.benchmarks._groups import drawn
 from diffprune.core.benchmark import Benchmark, Grade, Graded, HubDataset, Sample
 from diffprune.io import dataset_manifest, dataset_rows, dataset_splits, hub
@@ -63,11 +63,15 @@ class Loaded:
 
 class TableBenchmark(Benchmark):
     """A published benchmark. folder: with the hub's Parquet files or a TSV of the same columns; without it, what `diffprune
-    fetch` has downloaded is read. `fixture` is a few rows of our own, for trying the code; a folder of that name is `./fixture`."""
+    fetch` has downloaded is read. `fixture` is a few rows of our own, for trying the code; a folder of that name is `./fixture`.
+
+    Under lmms_eval what a model thinks aloud in `<think>` or `<analysis>` tags is stripped before grading, as that harness does by
+    default."""
 
     protocols: ClassVar[tuple[str, ...]] = PROTOCOLS
     source: HubDataset
     limits: ClassVar[Mapping[str, int]] = {"llava": 128, "lmms_eval": 16}  # tokens of an answer
+    na_words: ClassVar[bool] = False  # of a TSV; see `DatasetFiles`
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
@@ -144,7 +148,7 @@ class TableBenchmark(Benchmark):
             ValueError: no such files, a missing column, or a row that `tidy` refuses (named).
         """
         source = self.source
-        table = dataset_rows.DatasetFiles(self._files(config, split), source.columns, source.optional, source.image)
+        table = dataset_rows.DatasetFiles(self._files(config, split), source.columns, source.optional, source.image, self.na_words)
         return _read(table, type(self), tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in table.files))
 
     def loaded(self, split: str) -> Loaded:
@@ -228,7 +232,7 @@ class TableBenchmark(Benchmark):
         return open_image(found, name=name)
 
     def grade(self, sample: Sample, answer: str, protocol: str = "llava") -> Grade:
-        """Grade by the published rule of the protocol.
+        """Grade by the published rule of the protocol; lmms_eval's is asked without a model's reasoning (`without_reasoning`).
 
         Raises:
             ValueError: no such protocol, or a text too long to be an answer.
@@ -238,7 +242,7 @@ class TableBenchmark(Benchmark):
             raise ValueError(
                 f"{self.name} {sample.id}: a text of {len(answer):,} characters is no answer of {self.new_tokens(protocol)} tokens"
             )
-        return self.credit(sample.row, answer, protocol)
+        return self.credit(sample.row, without_reasoning(answer) if protocol == "lmms_eval" else answer, protocol)
 
     def constant(self, answer: str, split: str = "test", protocol: str = "llava") -> dict[str, float]:
         """The figures of a model that says the same to every question (`yes`, `A`, `unanswerable`): what they are worth blind."""

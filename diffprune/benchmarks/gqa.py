@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
-from diffprune.benchmarks._columns import gold, text
+from diffprune.benchmarks._columns import gold, identifier, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Loaded, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded, HubDataset
 from diffprune.io import dataset_rows
@@ -58,7 +58,10 @@ class Gqa(TableBenchmark):
     @staticmethod
     def tidy(row: dict[str, Any]) -> dict[str, Any]:
         """Ids and image ids as text."""
-        return {"id": str(row["id"]), "imageId": str(row["imageId"]), "question": text(row, "question"), "answer": gold(row)}
+        return {
+            "id": identifier(row, "id"), "imageId": identifier(row, "imageId"), "question": text(row, "question"),
+            "answer": gold(row),
+        }  # fmt: skip
 
     def parts(self) -> list[tuple[str, str]]:
         """Questions and images."""
@@ -78,7 +81,7 @@ class Gqa(TableBenchmark):
         """
         if split not in self._loaded:
             images = self.read_part(*IMAGES)
-            self._images, self._place = images, {str(row["id"]): n for n, row in enumerate(images.records)}
+            self._images, self._place = images, {identifier(row, "id"): n for n, row in enumerate(images.records)}
             loaded = super().loaded(split)
             for who in loaded.identities:
                 if who.image_id not in self._place:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from diffprune.benchmarks import _groups
+from diffprune.benchmarks._answers import REASONING, without_reasoning
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
 from diffprune.core.errors import first_line, with_class
 from diffprune.core.registry import nearest
@@ -37,6 +38,8 @@ class Lmms(Benchmark):
     task:     its name, as for `lmms-eval --tasks`. folder: of YAML files to search instead of those that come with lmms-eval.
     group:    column whose equal values belong together, e.g. `question_id` in MME; by default every question stands alone.
     category: column to report by.
+
+    What a model thinks aloud is stripped as lmms-eval does by default, or as the task's `reasoning_tags` say.
 
     What differs from a run by lmms-eval itself: `limit` draws whole groups by hash instead of the first rows; a question that
     fails is an error and no empty answer; of several filters the first is used. Equal pictures of different questions cannot
@@ -57,7 +60,7 @@ class Lmms(Benchmark):
     def _manager(self) -> Any:
         folder = [str(Path(self.folder).resolve())] if self.folder else None
         if folder and not Path(folder[0]).is_dir():
-            raise ValueError(f"{self.title}: there is no folder {self.folder!r}")
+            raise ValueError(f"{self.title}: there is no folder {str(self.folder)!r}")
         manager = lmms_eval.TaskManager("ERROR", include_path=folder, include_defaults=not folder, model_name=lmms_eval.MODEL)
         if self.task not in manager.all_tasks:
             raise ValueError(
@@ -149,12 +152,22 @@ class Lmms(Benchmark):
         said = SimpleNamespace(resps=[answer], filtered_resps={}, doc=doc)
         first = self._task._filters[0]
         first.apply([said], [doc])
-        metrics = self._task.process_results(doc, [said.filtered_resps[first.name]])
+        metrics = self._task.process_results(doc, [self._without_reasoning(said.filtered_resps[first.name])])
         try:
             parsed = json.dumps(metrics, sort_keys=True, default=_plain, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.title}: its metrics cannot be kept in a record ({first_line(_inner(error))})") from None
         return Grade(self._credit(metrics), parsed, f"{self._task.doc_to_target(doc)}"[:300])
+
+    def _without_reasoning(self, found: Any) -> Any:
+        """A filter's answer, or answers, as lmms-eval hands them to the task."""
+        tags = getattr(self._task.config, "reasoning_tags", None)
+        tags = json.loads(tags) if isinstance(tags, str) and tags != "none" else tags
+        if tags in (False, "none") or not isinstance(found, str | list):
+            return found
+        if isinstance(found, list):
+            return [self._without_reasoning(part) for part in found]
+        return without_reasoning(found, REASONING if tags is None else tags)
 
     def _credit(self, metrics: Mapping[str, Any]) -> float:
         names = [*(n for n in self._aggregations if n in metrics), *metrics]

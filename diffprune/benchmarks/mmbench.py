@@ -18,6 +18,7 @@ _ROW = {
     "C": "green", "D": None, "category": "attribute_recognition",
 }  # fmt: skip
 _NAN = {**_ROW, "hint": "nan", "D": "nan"}
+_FIVE = {**_ROW, "hint": None, "D": "pink", "E": "grey", "answer": "E"}
 _OPTIONS = "A. red\nB. blue\nC. green"
 _HARNESS = f"Which one is right? {HEADER}\n{_OPTIONS}\n{LETTER}"
 EXAMPLES = (
@@ -25,6 +26,9 @@ EXAMPLES = (
     Example(_ROW, "lmms_eval", f"Look at the picture. {_HARNESS}", "(B) blue", 1.0),
     Example(_NAN, "llava", f"Which one is right?\n{_OPTIONS}{LETTER}", "It is blue", 1.0),
     Example(_NAN, "lmms_eval", _HARNESS, "E", 0.0),
+    Example({**_ROW, "hint": None, "C": "green\n"}, "lmms_eval", _HARNESS, "<think>A or C?</think>\nB", 1.0),
+    Example({**_ROW, "hint": None, "C": 7.0}, "lmms_eval", _HARNESS.replace("green", "7"), "It is B because E is absurd", 1.0),
+    Example(_FIVE, "lmms_eval", _HARNESS.replace("green", "green\nD. pink\nE. grey"), "It must be **E**", 0.0),
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
-from diffprune.benchmarks._columns import gold, text
+from diffprune.benchmarks._columns import gold, identifier, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded, HubDataset
 from diffprune.core.registry import nearest
@@ -91,8 +91,8 @@ class Mme(TableBenchmark):
     def tidy(row: dict[str, Any]) -> dict[str, Any]:
         """Answers are yes or no; the category is one of fourteen, in this spelling."""
         if row["category"] not in CATEGORIES:
-            raise ValueError(f"column 'category' is {row['category']!r}; MME has {', '.join(CATEGORIES)}")
+            raise ValueError(f"column 'category' is {row['category']!r:.80}; MME has {', '.join(CATEGORIES)}")
         return {
-            "question_id": str(row["question_id"]), "question": text(row, "question"), "answer": gold(row, among=("yes", "no")),
-            "category": row["category"],
+            "question_id": identifier(row, "question_id"), "question": text(row, "question"),
+            "answer": gold(row, among=("yes", "no")), "category": row["category"],
         }  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
-from diffprune.benchmarks._columns import gold, text
+from diffprune.benchmarks._columns import gold, identifier, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded, HubDataset
 from diffprune.core.registry import nearest
@@ -22,6 +22,7 @@ _ROW = {
     "id": "0", "question_id": "1", "question": "Is there a snowboard in the image?", "answer": "yes",
     "image_source": "COCO_val2014_000000310196", "category": "adversarial",
 }  # fmt: skip
+_BLANKS = {**_ROW, "question": "Is there a snowboard in the image? "}
 _PROMPT = "Is there a snowboard in the image?" + SHORT
 EXAMPLES = (
     Example(_ROW, "llava", _PROMPT, "Yes, there is.", 1.0),
@@ -29,6 +30,9 @@ EXAMPLES = (
     Example(_ROW, "lmms_eval", _PROMPT, "Yes", 1.0),
     Example({**_ROW, "answer": "no"}, "llava", _PROMPT, "NO", 0.0),
     Example({**_ROW, "answer": "no"}, "lmms_eval", _PROMPT, "NO", 1.0),
+    Example(_BLANKS, "llava", "Is there a snowboard in the image? " + SHORT, "no", 0.0),
+    Example(_BLANKS, "lmms_eval", _PROMPT, "<think>No, wait.</think>\nYes", 1.0),
+    Example(_ROW, "llava", _PROMPT, "<think>yes or no </think>Yes", 0.0),
 )
 
 
@@ -57,8 +61,8 @@ class Pope(TableBenchmark):
         self.rule = rule
 
     def prompt(self, row: Row, protocol: str) -> str:
-        """Both protocols: the question and the short-answer instruction."""
-        return row["question"] + SHORT
+        """The question (lmms_eval: without outer white space) and the short-answer instruction."""
+        return (row["question"].strip() if protocol == "lmms_eval" else row["question"]) + SHORT
 
     def identity(self, row: Row, number: int) -> Identity:
         """Questions are numbered per category; all about one image are one cluster."""
@@ -80,8 +84,8 @@ class Pope(TableBenchmark):
     def tidy(row: dict[str, Any]) -> dict[str, Any]:
         """Answers are yes or no; the category is one of three."""
         if row["category"] not in CATEGORIES:
-            raise ValueError(f"column 'category' is {row['category']!r}; POPE has {', '.join(CATEGORIES)}")
+            raise ValueError(f"column 'category' is {row['category']!r:.80}; POPE has {', '.join(CATEGORIES)}")
         return {
-            "question_id": str(row["question_id"]), "question": text(row, "question"), "answer": gold(row, among=("yes", "no")),
-            "image_source": text(row, "image_source"), "category": row["category"],
+            "question_id": identifier(row, "question_id"), "question": text(row, "question"),
+            "answer": gold(row, among=("yes", "no")), "image_source": text(row, "image_source"), "category": row["category"],
         }  # fmt: skip

@@ -1,6 +1,7 @@
 """ScienceQA, the 2,017 test questions that have an image (Lu et al., arXiv 2209.09513).
 
-LLaVA asks all 4,241 and prints the accuracy on these as "IMG-Accuracy"; the harness asks only these. Same prompt, other parsers.
+LLaVA asks all 4,241 and prints the accuracy on these as "IMG-Accuracy"; the harness asks only these. Other parsers, and the same
+prompt but for double blanks, which LLaVA's file of questions does not have.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
 from diffprune.benchmarks._answers import LETTERS
-from diffprune.benchmarks._columns import text
+from diffprune.benchmarks._columns import label, text, texts, whole
 from diffprune.benchmarks._table import LETTER, Example, Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded, HubDataset
 from diffprune.io import dataset_rows
@@ -20,12 +21,23 @@ from diffprune.io import dataset_rows
 _ROW = {"question": "Which is farthest north?", "choices": ["Maine", "Ohio"], "answer": 0, "hint": "", "subject": "social science"}
 _HINT = {**_ROW, "hint": "The map shows states."}
 _PROMPT = "Which is farthest north?\nA. Maine\nB. Ohio" + LETTER
+_BLANKS = {
+    **_ROW,
+    "question": "Which is  farthest   north?",
+    "choices": ["Maine  coast", "Ohio "],
+    "hint": " The map  shows states. ",
+}
+_LLAVA = "Context: The map shows states.\nWhich is farthest  north?\nA. Maine coast\nB. Ohio"
+_HARNESS = "Context:  The map  shows states. \nWhich is  farthest   north?\nA. Maine  coast\nB. Ohio "
 EXAMPLES = (
     Example(_ROW, "llava", _PROMPT, "A", 1.0),
     Example(_ROW, "lmms_eval", _PROMPT, "a", 1.0),
     Example(_ROW, "llava", _PROMPT, "a", 0.0),
     Example(_HINT, "llava", "Context: The map shows states.\n" + _PROMPT, "The answer is A.", 1.0),
     Example(_HINT, "lmms_eval", "Context: The map shows states.\n" + _PROMPT, "The answer is A.", 0.0),
+    Example(_BLANKS, "llava", _LLAVA + LETTER, "A. Maine", 1.0),
+    Example(_BLANKS, "lmms_eval", _HARNESS + LETTER, "<think>B</think>A", 1.0),
+    Example({**_ROW, "hint": " "}, "llava", _PROMPT, "<think>B</think>A", 0.0),
 )
 
 
@@ -44,10 +56,12 @@ class Scienceqa(TableBenchmark):
     )
 
     def prompt(self, row: Row, protocol: str) -> str:
-        """Both protocols: hint, question, choices, one a line."""
-        hint = f"Context: {row['hint']}\n" if row["hint"] else ""
-        choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False))
-        return hint + row["question"] + choices + LETTER
+        """Hint, question, choices, one a line; llava writes one blank for two, once, and leaves outer white space out."""
+        hint = row["hint"].strip() if protocol == "llava" else row["hint"]
+        lines = [f"Context: {hint}"] if hint else []
+        lines += [row["question"], *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False))]
+        asked = "\n".join(lines)
+        return (asked.replace("  ", " ").strip() if protocol == "llava" else asked) + LETTER
 
     def identity(self, row: Row, number: int) -> Identity:
         """The rows have no id of their own: it is their place in the split."""
@@ -72,15 +86,18 @@ class Scienceqa(TableBenchmark):
     @staticmethod
     def tidy(row: dict[str, Any]) -> dict[str, Any]:
         """The answer is the number of a choice, of which there are at most five."""
-        choices, answer = list(row["choices"] or ()), row["answer"]
+        choices, answer = texts(row, "choices"), row["answer"]
         if not 1 <= len(choices) <= len(LETTERS):
             raise ValueError(f"column 'choices' has {len(choices)} of them; 1 to {len(LETTERS)} can be asked for by letter")
-        if dataset_rows.missing(answer) or not 0 <= int(answer) < len(choices):
-            raise ValueError(f"column 'answer' is {answer!r}; it must number one of the {len(choices)} choices, from 0")
-        hint = row["hint"] if isinstance(row["hint"], str) else ""
+        try:
+            number = whole(row, "answer")
+        except ValueError:
+            number = -1
+        if not 0 <= number < len(choices):
+            raise ValueError(f"column 'answer' is {answer!r:.80}; it must number one of the {len(choices)} choices, from 0")
         return {
-            "question": text(row, "question"), "choices": choices, "answer": int(answer), "hint": hint,
-            "subject": row.get("subject") or "",
+            "question": text(row, "question"), "choices": choices, "answer": number, "hint": label(row, "hint"),
+            "subject": label(row, "subject"),
         }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
-from diffprune.benchmarks._columns import gold, text
+from diffprune.benchmarks._columns import gold, identifier, shown, text
 from diffprune.benchmarks._table import LETTER, Example, Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded, HubDataset
 from diffprune.io import dataset_rows
@@ -27,6 +27,7 @@ EXAMPLES = (
     Example(_ROW, "llava", _PROMPT, "a", 0.0),
     Example(_ROW, "lmms_eval", _PROMPT, "a) One", 1.0),
     Example(_ROW, "lmms_eval", _PROMPT, "(A)", 0.0),
+    Example({**_ROW, "choice_a": 1.0}, "lmms_eval", _PROMPT.replace("One", "1"), "<analysis>B or</analysis> A", 1.0),
 )
 
 
@@ -54,7 +55,7 @@ class Seed(TableBenchmark):
 
     def identity(self, row: Row, number: int) -> Identity:
         """Questions about one image are one cluster; the category is the number of the kind of question."""
-        return Identity(row["question_id"], row["data_id"], row["data_id"], str(row["question_type_id"]))
+        return Identity(row["question_id"], row["data_id"], row["data_id"], row["question_type_id"])
 
     def credit(self, row: Row, answer: str, protocol: str) -> Grade:
         """See `_answers.seed`."""
@@ -78,10 +79,10 @@ class Seed(TableBenchmark):
     def tidy(row: dict[str, Any]) -> dict[str, Any]:
         """A letter as answer; image or video."""
         if row["data_type"] not in ("image", "video"):
-            raise ValueError(f"column 'data_type' is {row['data_type']!r}; it is image or video")
-        options = {f"choice_{x.lower()}": str(row[f"choice_{x.lower()}"]) for x in OPTIONS}
+            raise ValueError(f"column 'data_type' is {row['data_type']!r:.80}; it is image or video")
+        options = {column: shown(row, column) for column in (f"choice_{x.lower()}" for x in OPTIONS)}
         return {
-            "question_id": str(row["question_id"]), "question": text(row, "question"), **options,
-            "answer": gold(row, among=tuple(OPTIONS)), "data_id": str(row["data_id"]), "data_type": row["data_type"],
-            "question_type_id": row["question_type_id"],
+            "question_id": identifier(row, "question_id"), "question": text(row, "question"), **options,
+            "answer": gold(row, among=tuple(OPTIONS)), "data_id": identifier(row, "data_id"), "data_type": row["data_type"],
+            "question_type_id": identifier(row, "question_type_id"),
         }  # fmt: skip

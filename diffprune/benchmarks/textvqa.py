@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
-from diffprune.benchmarks._columns import ten, text
+from diffprune.benchmarks._columns import identifier, ten, text, texts, whole
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded, HubDataset
 
@@ -70,6 +70,6 @@ class Textvqa(TableBenchmark):
     def tidy(row: dict[str, Any]) -> dict[str, Any]:
         """Ten answers as texts; no tokens are an empty list."""
         return {
-            "question_id": int(row["question_id"]), "image_id": text(row, "image_id"), "question": text(row, "question"),
-            "answers": ten(row), "ocr_tokens": list(row["ocr_tokens"] or ()),
+            "question_id": whole(row, "question_id"), "image_id": identifier(row, "image_id"), "question": text(row, "question"),
+            "answers": ten(row), "ocr_tokens": texts(row, "ocr_tokens"),
         }  # fmt: skip

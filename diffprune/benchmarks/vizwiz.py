@@ -8,12 +8,14 @@ answer, so a method can gain by refusing more often: `refusal_rate` stands besid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
-from diffprune.benchmarks._columns import ten, text
+from diffprune.benchmarks._columns import label, ten, text
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded, HubDataset
+from diffprune.core.registry import nearest
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT
 REFUSAL = "unanswerable"
@@ -29,7 +31,11 @@ EXAMPLES = (
 
 
 class Vizwiz(TableBenchmark):
-    """Mean soft accuracy, overall and per category."""
+    """Mean soft accuracy, overall and per category.
+
+    mode: `evalai` normalises prediction and annotators, as both protocols do. The challenge's own script normalises the prediction
+    alone: `official_raw`, or `official_prenormalised` on predictions as LLaVA uploads them.
+    """
 
     label = "VizWiz"
     splits: ClassVar[tuple[str, ...]] = ("val",)
@@ -42,6 +48,12 @@ class Vizwiz(TableBenchmark):
         groups={"val": (4_319,)},
     )
 
+    def __init__(self, folder: Path | None = None, mode: str = "evalai") -> None:
+        super().__init__(folder)
+        if mode not in _answers.VIZWIZ_MODES:
+            raise ValueError(f"vizwiz has no mode {mode!r}: {nearest(str(mode), _answers.VIZWIZ_MODES)}")
+        self.mode = mode
+
     def prompt(self, row: Row, protocol: str) -> str:
         """Both protocols: the question capitalised, and what to say when it cannot be answered."""
         return row["question"].capitalize() + UNANSWERABLE
@@ -51,8 +63,8 @@ class Vizwiz(TableBenchmark):
         return Identity(row["question_id"], row["question_id"], row["question_id"], row["category"])
 
     def credit(self, row: Row, answer: str, protocol: str) -> Grade:
-        """See `_answers.evalai_vqa`."""
-        return _answers.evalai_vqa(answer, row["answers"], protocol)
+        """See `_answers.vizwiz`."""
+        return _answers.vizwiz(answer, row["answers"], protocol, self.mode)
 
     def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:
         """Soft accuracy, per category, and the share of answers that refuse."""
@@ -68,5 +80,5 @@ class Vizwiz(TableBenchmark):
         """Ten answers as texts."""
         return {
             "question_id": text(row, "question_id"), "question": text(row, "question"), "answers": ten(row),
-            "category": row.get("category") or "",
+            "category": label(row, "category"),
         }  # fmt: skip

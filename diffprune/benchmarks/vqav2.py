@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffprune.benchmarks import _aggregate, _answers
-from diffprune.benchmarks._columns import ten, text
+from diffprune.benchmarks._columns import ten, text, whole
 from diffprune.benchmarks._table import SHORT, Example, Identity, Row, TableBenchmark
 from diffprune.core.benchmark import Grade, Graded, HubDataset
 from diffprune.core.registry import nearest
@@ -74,6 +74,6 @@ class Vqav2(TableBenchmark):
     def tidy(row: dict[str, Any]) -> dict[str, Any]:
         """Ten answers as texts, by position."""
         return {
-            "question_id": int(row["question_id"]), "image_id": int(row["image_id"]), "question": text(row, "question"),
+            "question_id": whole(row, "question_id"), "image_id": whole(row, "image_id"), "question": text(row, "question"),
             "answers": ten(row), "answer_type": text(row, "answer_type"),
         }  # fmt: skip

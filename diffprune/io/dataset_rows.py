@@ -32,12 +32,16 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """Files of one split and which of their columns to read: required ones, optional ones, and that of the images ("": none)."""
+    """Files of one split and which of their columns to read: required ones, optional ones, and that of the images ("": none).
+
+    na_words: whether a word that pandas takes for nothing (`NA`, `null`, `None` ...) is nothing in a TSV; else only an empty
+    cell is."""
 
     files: tuple[Path, ...]
     columns: tuple[str, ...]
     optional: tuple[str, ...] = ()
     image: str = "image"
+    na_words: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class _TextPictures:
 
 def _tsv(path: Path, source: DatasetFiles, pictures: _TextPictures) -> Iterator[Record]:
     try:
-        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
+        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=source.na_words, encoding="utf-8").fillna("")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error.reason})") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -214,7 +218,7 @@ def _tsv(path: Path, source: DatasetFiles, pictures: _TextPictures) -> Iterator[
     wanted = _wanted(path, list(frame.columns), source)
     if source.image:
         if "index" in frame.columns:
-            pictures.row_of |= {index: len(pictures.texts) + i for i, index in enumerate(frame["index"])}
+            pictures.row_of |= {index: len(pictures.texts) + i for i, index in enumerate(frame["index"].str.removesuffix(".0"))}
         pictures.texts += frame[source.image].tolist()
     for record in zip_rows(wanted, [frame[name].tolist() for name in wanted]):
         yield {name: value if value != "" else None for name, value in record.items()}

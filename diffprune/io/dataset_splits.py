@@ -33,6 +33,16 @@ def card_patterns(folder: Path, config: str, split: str) -> list[str]:
     return [pattern for pattern in found if not Path(pattern).is_absolute() and ".." not in Path(pattern).parts]
 
 
+def hidden(path: Path) -> bool:
+    """Whether a path within a folder of data is no data: a hidden file or folder (`._a.parquet`, `.ipynb_checkpoints`), or what
+    macOS adds to archives (`__MACOSX`)."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if not hidden(path.relative_to(folder)))
+
+
 def split_files(folder: Path, config: str, split: str) -> list[Path]:
     """The Parquet files of a split, in order, or its one TSV.
 
@@ -43,9 +53,9 @@ def split_files(folder: Path, config: str, split: str) -> list[Path]:
         raise ValueError(f"there is no folder {folder}")
     loose = [f"{split}-*.parquet", f"{split}.parquet", f"{config}-{split}.parquet"]  # a folder that holds one configuration only
     for pattern in [*patterns(config, split), *card_patterns(folder, config, split), *loose]:
-        if found := sorted(folder.glob(pattern)):
+        if found := _visible(folder, pattern):
             return _complete(found)
-    tables = sorted(folder.glob("*.tsv"))
+    tables = _visible(folder, "*.tsv")
     named = [path for path in tables if split in re.split(r"[^a-z0-9]+", path.stem.lower())] or tables
     if len(named) == 1:
         return named
