@@ -68,7 +68,7 @@ def test_a_task_of_the_harness_gets_answers_without_reasoning(monkeypatch: pytes
     [
         ("yes,\tno,x", "unknown"),  # the comma touches a tab, which is no blank: it becomes one, and `no` is a word
         ("no-\tway-yes", "unknown"),
-        ("1." * 40 + " no.", "no"),  # a period after a digit stays, and is none of the 32 that are deleted
+        ("1. " * 40 + "no.", "no"),  # a period after a digit stays, and is none of the 32 that are deleted
         ("yes\nno", "unknown"),
     ],
 )
