@@ -16,7 +16,7 @@ from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Keep
 from diffprune.vlm import load as loading
-from diffprune.vlm.load import EMBEDDED, load, spelling, wrap
+from diffprune.vlm.load import EMBEDDED, load, model_spec, wrap
 from diffprune.vlm.processor import Absent, Parts
 from tests.test_families import FAMILIES, QUESTIONS, Features, batch, own, pictures, tiny
 
@@ -40,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_saved_checkpoint_answers_as_the_model_it_was(family: str, folders: Any) -> None:
     """Qwen's own processor needs torchvision for videos; without it the parts for images serve."""
     vlm, before = load(str(folders(family))), tiny(family)
-    assert vlm.weights_hash == before.weights_hash and vlm.name == str(folders(family))
+    assert vlm.weights_hash == before.weights_hash and vlm.name == family
     assert not vlm.model.training and not any(p.requires_grad for p in vlm.model.parameters())
     images = [pictures()[:2], pictures()[2], pictures()[3]]
     given: dict[str, Any] = {"pruner": Features(), "budget": Keep(4), "max_new_tokens": 5}
@@ -109,7 +109,7 @@ def test_options_behind_a_name_are_its_spelling() -> None:
     assert (vlm.image_mode, vlm.framing) == ("pad", "vicuna_v1")
     assert load(vlm.name).name == vlm.name and load("embedded").name == "embedded"
     Path("odd (1)").mkdir()
-    assert spelling("odd (1)") == ("odd (1)", {}), "a folder may be called so"
+    assert str(model_spec("odd (1)")) == "odd (1)", "a folder may be called so"
     with pytest.raises(ValueError, match="options have names"):
         load("embedded('pad')")
 

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffprune.core.budget import Keep
-from diffprune.core.records import Cell, Timing
+from diffprune.core import registry
+from diffprune.core.budget import Keep, parse
+from diffprune.core.cell import Cell
+from diffprune.core.records import Timing
+from diffprune.core.spec import Spec
 from diffprune.embedded import vlm as embedded
 from diffprune.measure import measure as measuring
-from diffprune.measure.measure import Measured, measure
+from diffprune.measure.measure import Measured, measure, measured
 from diffprune.models import llava
 from diffprune.models.llava import Llava
 from diffprune.pruners.attention import Attention
@@ -24,6 +27,7 @@ from diffprune.statistics import speedup
 from diffprune.timing import eager, flops, machine
 from diffprune.timing.clock import Clock, Marks
 from diffprune.timing.options import Measurement
+from tests.records import timing
 
 QUICK = Measurement(batches=(2,), rounds=3, warmup=1, slow_rounds=2, decode_tokens=3, inputs=1, threads=1)
 TIMED = QUICK.model_copy(update={"spans": ("encoder", "parts", "prefill")})
@@ -91,8 +95,12 @@ def slowed(vlm: Llava, clock: Fake) -> Llava:
 def run(
     vlm: Llava, clock: Fake, pruners: list[str], budgets: list[str], options: Measurement = TIMED
 ) -> dict[tuple[str, str], Measured]:
-    cells = measuring.cells(vlm, pruners, budgets, options)
-    return {(c.pruner, c.budget): m for c, m in measure(slowed(vlm, clock), cells, options, clock).items()}
+    found = measure(slowed(vlm, clock), cells(vlm, pruners, budgets, options), options, clock)
+    return {(str(cell.pruner), str(measured(cell).budget)): m for cell, m in found.items()}
+
+
+def cells(vlm: Llava, pruners: list[str], budgets: list[str], options: Measurement = TIMED) -> list[Cell]:
+    return measuring.cells(vlm, [Spec(name) for name in pruners], [parse(text) for text in budgets], options)
 
 
 def median(found: Measured, arm: str, span: str) -> float:
@@ -103,17 +111,17 @@ def median(found: Measured, arm: str, span: str) -> float:
 
 
 def test_unpruned_is_no_cell_of_its_own(tiny: Llava) -> None:
-    found = measuring.cells(tiny, ["none", "random", "grid"], ["16", "Share(1/9)"], Measurement(batches=(1, 8)))
-    assert {c.pruner for c in found} == {"random", "grid"} and len(found) == 2 * 2 * 2
+    found = cells(tiny, ["unpruned", "random", "grid"], ["16", "Share(1/9)"], Measurement(batches=(1, 8)))
+    assert {c.method.label for c in found} == {"Random", "Grid"} and len(found) == 2 * 2 * 2
     assert [len(group) for group in measuring.together(found)] == [4, 4]
 
 
 def test_a_budget_above_the_model_is_refused(tiny: Llava) -> None:
     with pytest.raises(ValueError, match="144"):
-        measuring.cells(tiny, ["random"], ["145"], QUICK)
+        cells(tiny, ["random"], ["145"], QUICK)
 
 
-# --- spans (self-tests 1, 2, 4, 6) -----------------------------------------------------------------------------------
+# --- spans -----------------------------------------------------------------------------------
 
 
 def test_keeping_all_is_no_speedup_and_pays_its_overhead(tiny: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +206,7 @@ def test_ttft_has_everything_in_it(tiny: Llava) -> None:
     assert speedup.ttft_speedup(found.timings).estimate > 1.5
 
 
-# --- noise (self-tests 7, 8, 10) -------------------------------------------------------------------------------------
+# --- noise -------------------------------------------------------------------------------------
 
 
 def test_a_machine_that_slows_down_does_not_bias_a_ratio(tiny: Llava) -> None:
@@ -278,10 +286,10 @@ def test_ratios_compare_the_rounds_both_arms_have() -> None:
 
 
 def _rows(arm: str, values: Any) -> list[Timing]:
-    return [Timing("prefill", arm, i, float(v), 8, 16.0, 40, "") for i, v in enumerate(values)]
+    return [timing(v, arm=arm, repetition=i) for i, v in enumerate(values)]
 
 
-# --- removal and costs (self-test 9) ---------------------------------------------------------------------------------
+# --- removal and costs ---------------------------------------------------------------------------------
 
 
 def test_cost_rows_say_what_the_cache_holds(tiny: Llava) -> None:
@@ -310,7 +318,7 @@ def test_hidden_tokens_are_found_out(tiny: Llava) -> None:
 @torch.inference_mode()
 def test_native_rows_are_as_long_as_pruned_ones(tiny: Llava) -> None:
     inputs = eager.prepare(tiny, *_asked(2), frozenset())
-    pruned = eager.shrink(tiny, inputs, measuring.registry.load("pruners", "grid"), Keep(16), Clock())[0]
+    pruned = eager.shrink(tiny, inputs, registry.load("pruners", "grid"), Keep(16), Clock())[0]
     native = eager.native(tiny, inputs, [16, 16])
     assert native.sequence == pruned.sequence
     positions = native.packed.prompts.position_ids[native.packed.prompts.attention_mask.bool()]
@@ -340,16 +348,16 @@ def test_a_method_that_fails_later_gives_no_times_either(tiny: Llava, monkeypatc
 
 
 def test_other_weights_than_the_cell_names_are_refused(tiny: Llava) -> None:
-    cell = measuring.cells(tiny, ["grid"], ["16"], TIMED)[0]
-    found = measure(tiny, [replace(cell, model_hash="somebody else's")], TIMED)
+    (cell,) = cells(tiny, ["grid"], ["16"])
+    found = measure(tiny, [replace(cell, model=replace(cell.model, weights_sha256="somebody else's"))], TIMED)
     assert [m.outcome.status for m in found.values()] == ["failed"]
     assert "have changed" in next(iter(found.values())).outcome.reason
 
 
 def test_too_few_samples_for_a_batch(tiny: Llava) -> None:
-    cell: Cell = replace(measuring.cells(tiny, ["grid"], ["16"], TIMED)[0], limit=1, batch=500)
+    options = TIMED.model_copy(update={"batches": (500,), "limit": 1})
     with pytest.raises(ValueError, match="a batch takes 500"):
-        measure(tiny, [cell], TIMED)
+        measure(tiny, cells(tiny, ["grid"], ["16"], options), options)
 
 
 def test_the_hook_on_the_encoder_is_gone_afterwards(tiny: Llava) -> None:
@@ -373,7 +381,7 @@ def test_marks_of_one_name_add_up() -> None:
 
 
 def _asked(number: int) -> tuple[list[Any], list[str]]:
-    benchmark = measuring.registry.load("benchmarks", "world('gqa')")
+    benchmark = registry.load("benchmarks", "world('gqa')")
     samples = benchmark.samples("test", 4)[:number]
     return [benchmark.image(s) for s in samples], [s.question for s in samples]
 

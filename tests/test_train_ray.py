@@ -21,7 +21,7 @@ from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
 
 from diffprune import data as training
-from diffprune.core.records import Provenance
+from diffprune.core.records import Step
 from diffprune.core.vlm import VLM
 from diffprune.distributed import train as on_ray
 from diffprune.distributed.cluster import connect
@@ -35,10 +35,11 @@ from diffprune.train.recipe import Recipe, drawn_budget
 from diffprune.train.scorer_trainer import BadData, drawn
 from diffprune.vlm.activation_checkpointing import decoder_layers
 from diffprune.vlm.load import load
+from tests.records import provenance
 
 ALL = 4  # steps at the start whose budget keeps everything: no noise, so that the number of workers cannot matter
 OPTIONS: dict[str, Any] = {
-    "arms": ("diffprune",), "steps": 10, "images": 4, "questions": 2, "workers": 2, "budgets": ("Share(1)", "Share(1/3)"),
+    "pruners": ("diffprune",), "steps": 10, "images": 4, "questions": 2, "workers": 2, "budgets": ("Share(1)", "Share(1/3)"),
     "calibration_images": 4, "validation_images": 4, "checkpoint_every": 2, "validate_every": 0, "grad_cosine_every": 0,
 }  # fmt: skip
 
@@ -51,7 +52,7 @@ def recipe(model: str, **options: Any) -> Recipe:
     made = Recipe(**{**OPTIONS, "model": model, **options})
     wanted = ["Share(1)"] * ALL + ["Share(0.333333)"]
     seed = next(s for s in range(10**4) if [str(drawn_budget(made, s, t)) for t in range(ALL + 1)] == wanted)
-    return Recipe(**{**made.model_dump(), "seeds": (seed,)})
+    return made.model_copy(update={"seeds": (seed,)})
 
 
 class PlainContext(Context):
@@ -74,11 +75,11 @@ class PlainContext(Context):
         pass
 
 
-def plain(folder: str, rank: str, options: str) -> None:
+def plain(folder: str, rank: str, model: str) -> None:
     """One of the two plain processes. It goes on with what else needs two, as starting them takes longer."""
     torch.set_num_threads(1)
     context = PlainContext(Path(folder), int(rank), f"{folder}/meeting")
-    train(Recipe(**json.loads(options)), context, load)
+    train(recipe(model), context, load)
     for name in ("whole", "spread"):
         vlm = load("tiny(llava)", device="cpu")
         context.files = Files(Path(folder) / name, 1)
@@ -105,10 +106,10 @@ def refused(context: Context, vlm: VLM) -> None:
         drawn(context, draw)
 
 
-def driver(folder: str, address: str, options: str) -> None:
+def driver(folder: str, address: str, model: str) -> None:
     """A driver of its own on a running cluster, to be killed."""
     with connect(address):
-        on_ray.train(Recipe(**json.loads(options)), folder)
+        on_ray.train(recipe(model), folder)
 
 
 def spawn(call: str, *args: str) -> subprocess.Popen[bytes]:
@@ -138,7 +139,13 @@ def newest(folder: Path) -> str:
 
 
 def losses(folder: Path) -> list[float]:
-    return [row.loss for row in sorted(read_steps(folder), key=lambda row: row.step)]
+    return [row.loss for row in steps(folder)]
+
+
+def steps(folder: Path) -> list[Step]:
+    """Records of the one scorer in a folder."""
+    ((_, found),) = read_steps(folder).items()
+    return sorted(found, key=lambda row: row.step)
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +162,7 @@ def two(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     for place in (folder, folder / "whole", folder / "spread"):
         claim(place)
-    options = json.dumps(recipe(model).model_dump())
-    both = [spawn("plain", str(folder), str(rank), options) for rank in range(2)]
+    both = [spawn("plain", str(folder), str(rank), model) for rank in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
     return folder
 
@@ -184,7 +190,7 @@ def test_two_workers_equal_one(undisturbed: list[float], alone: list[float]) -> 
 
 def test_a_spread_decoder_trains_as_a_whole_one(two: Path) -> None:
     """A replicated scorer (DDP) beside a spread decoder (FSDP), with micro-batches and recomputed layers."""
-    whole, spread_out = (sorted(read_steps(two / name), key=lambda row: row.step) for name in ("whole", "spread"))
+    whole, spread_out = (steps(two / name) for name in ("whole", "spread"))
     assert len(whole) == len(spread_out) == SPREAD["steps"]
     for name, near in (("loss", 1e-5), ("validation_hard", 1e-5), ("grad_norm", 1e-4)):
         wanted = [getattr(row, name) for row in whole]
@@ -194,7 +200,7 @@ def test_a_spread_decoder_trains_as_a_whole_one(two: Path) -> None:
 
 def test_one_ray_worker_equals_no_ray(model: str, alone: list[float], tmp_path: Path) -> None:
     made = recipe(model, workers=1)
-    config = {"recipe": made.model_dump(), "folder": str(tmp_path), "attempt": claim(tmp_path)}
+    config = {"recipe": made, "folder": str(tmp_path), "attempt": claim(tmp_path)}
     assert on_ray._fit(config, workers=0) == ""  # Ray's local mode: in this process, no cluster
     assert losses(tmp_path) == alone
 
@@ -203,9 +209,9 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
     import ray
 
     made, folder = recipe(model), tmp_path / "run"
-    store, provenance = Store(tmp_path / "store"), Provenance("test", 1, "", False, "{}", "{}", 0, "2026-01-01T00:00:00")
+    store, made_by = Store(tmp_path / "store"), provenance()
     with connect(workers=2):
-        first = spawn("driver", str(folder), ray.get_runtime_context().gcs_address, json.dumps(made.model_dump()))
+        first = spawn("driver", str(folder), ray.get_runtime_context().gcs_address, model)
         await_(lambda: saved(folder, 2) or first.poll() is not None)
         valid = first.poll() is None
         first.send_signal(signal.SIGKILL)
@@ -214,12 +220,12 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
         (folder / "ray" / on_ray.SNAPSHOT).write_text('{"checkpoint_res')  # what a crash in the middle of Ray's write leaves
         killer = threading.Thread(target=kill_a_worker, args=(folder,))
         killer.start()
-        (place,) = on_ray.train(made, folder, store, provenance)
+        (place,) = on_ray.train(made, folder, store, made_by)
         killer.join()
-        assert on_ray.train(made, folder, store, provenance) == [place]
+        assert on_ray.train(made, folder, store, made_by) == [place]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C stays ours"
     assert losses(folder) == pytest.approx(undisturbed, rel=1e-5)
-    begins = [json.loads(text)["begin"][2] for text in (folder / "steps.jsonl").read_text().split("\n") if '"begin"' in text]
+    begins = [json.loads(text)["begin"][1] for text in (folder / "steps.jsonl").read_text().split("\n") if '"begin"' in text]
     assert begins[0] == 0 and begins[1] >= 2 and begins[2] >= 4 and len(begins) == 3
     assert store.read("steps")["step"].tolist() == list(range(10)), "published once, redone steps left out"
     assert list((folder / "ray").glob("*.broken-*"))
