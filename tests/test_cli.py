@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +10,13 @@ import pytest
 import ray
 
 from diffprune.cli import commands
-from diffprune.core.records import Cell
 from diffprune.job import pipeline
 from diffprune.job.configure import configure
 from diffprune.job.files import find_job, load_job
 from diffprune.job.job import Job
 
 ATTENTION = ("evaluate", "--pruner", "attention")
-SHORT = ("model", "pruners", "budgets", "benchmarks", "limit", "steps", "targets")
+SHORT = ("model", "scorers", "pruners", "budgets", "benchmarks", "limit", "steps", "targets")
 
 
 def asked(verb: str, job: str | None = None, settings: dict[str, object] | None = None, **short: object) -> Job:
@@ -28,11 +26,9 @@ def asked(verb: str, job: str | None = None, settings: dict[str, object] | None 
 def test_help_does_not_wait_for_torch_or_ray() -> None:
     heavy = "[m for m in ('torch', 'ray', 'transformers') if m in sys.modules]"
     code = f"import sys, diffprune.cli.commands as c; print(c.call(['--help'])); print({heavy})"
-    start = os.times().children_user
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("(0, '')\n[]\n"), done.stdout[-200:]
     assert "diffprune demo" in done.stdout and "compare_gumbel" in done.stdout
-    assert os.times().children_user - start < 1.0, "seconds of processor time"
 
 
 @pytest.mark.parametrize("verb", [*commands.HELP, "submit"])
@@ -61,10 +57,14 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         ((*ATTENTION, "--budget", "3", "--name", "../x"), "is refused"),
         ((*ATTENTION, "--budget", "3", "--name", "x" * 65), "is refused"),
         ((*ATTENTION, "--budget", "3", "--steps", "9"), "no use for train.steps"),
-        (("evaluate", "--pruner", "diffprune", "--budget", "3"), "train it first"),
+        (("evaluate", "--pruner", "diffprune", "--budget", "3"), "is not trained"),
         (("evaluate", "--pruner", "diffprune(weights='nowhere')", "--budget", "3"), "nowhere"),
-        (("train", "--pruner", "attention"), "cannot be trained"),
-        (("train", "--pruner", "diffprune", "--set", "train.stps=3"), "did you mean 'steps'"),
+        (("train", "--scorer", "attention"), "cannot be trained"),
+        (("train", "--scorer", "diffprune", "--set", "train.stps=3"), "did you mean 'steps'"),
+        (("train", "--pruner", "diffprune"), "name what to train with --scorer"),
+        (("evaluate", "--scorer", "diffprune"), "train it first"),
+        (("evaluate", "--pruner", "none", "--budget", "3"), "'none' is called 'unpruned' now"),
+        (("evaluate", "--pruner", "replaced('attention')", "--budget", "3"), "without quotes as in replaced(attention)"),
         (("tune", "--pruner", "attention", "--target", "0"), "above 0"),
         (("tune", "--pruner", "attention", "--target", "-1"), "above 0"),
         (("tune", "--pruner", "attention", "--target", "nan"), "above 0"),
@@ -100,21 +100,19 @@ def test_ctrl_c_and_faults_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dry_run_prints_what_would_be_run_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.call([*ATTENTION, "--budget", "32", "--budget", "1/9", "--benchmark", "world('pope')", "--dry-run"]) == (0, "")
     out = capsys.readouterr().out
-    assert "evaluate: 3 cells, 3 to do" in out and "attention  Keep(32) Share(0.111111)" in out
+    assert "evaluate: 3 cells, 3 to do" in out and "Attention  Keep(32) Share(0.111111)" in out
     assert not list(Path.cwd().iterdir())
 
 
-def test_an_arm_of_three_seeds_has_three_times_the_cells_before_it_is_trained() -> None:
-    only = {"train.arms": ["diffprune"], "train.seeds": [0, 1, 2], "replaced": [], "tuned": [], "baselines": ["none"]}
+def test_a_method_of_three_seeds_has_three_times_the_cells_before_it_is_trained() -> None:
+    only = {"train.pruners": ["diffprune"], "train.seeds": [0, 1, 2], "replaced": [], "tuned": [], "baselines": ["unpruned"]}
     job = asked("run", "demo", only)
     plan = pipeline.Plan(job, Path("runs/demo"), pipeline.load("embedded"))
-    cells: list[Cell] = plan.cells("evaluate")
-    assert len(set(cells)) == 10 + 10 + 3 * 4 * 10, "unpruned, without pictures, three seeds at four budgets"
-    assert {c.pruner for c in cells} == {
-        "none",
-        "blind",
-        *(f"diffprune(weights='runs/demo/scorers/diffprune-{seed}')" for seed in range(3)),
-    }
+    cells = plan.cells("evaluate")
+    assert len({cell.key for cell in cells}) == len(cells) == 10 + 10 + 3 * 4 * 10, "unpruned, without pictures, three seeds"
+    assert {(cell.method.label, cell.columns().weights_sha256) for cell in cells} == {
+        ("Unpruned", ""), ("No image", ""), *(("DiffPrune", f"untrained, seed {seed}") for seed in range(3)),
+    }  # fmt: skip
 
 
 def test_settings_change_a_copy_of_the_job() -> None:

@@ -110,7 +110,7 @@ def test_options_behind_a_name_are_its_spelling() -> None:
     assert load(vlm.name).name == vlm.name and load("embedded").name == "embedded"
     Path("odd (1)").mkdir()
     assert str(model_spec("odd (1)")) == "odd (1)", "a folder may be called so"
-    with pytest.raises(ValueError, match="options have names"):
+    with pytest.raises(ValueError, match="options with names"):
         load("embedded('pad')")
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from diffprune.core.spec import Call, Spec, located, parse
+from diffprune.core.spec import Call, Name, Spec, located, parse
 
 KINDS = ("pruners", "models", "benchmarks")
 CONTRACTS = {"pruners": "Pruner"}  # a parameter of this type takes another plug-in: a wrapper
@@ -166,13 +166,13 @@ def bound(call: Call, signature: inspect.Signature, inner: Any = None, contract:
         elif re.search(r"\bPath\b", kind):
             places[key] = located(_text(call, key, value))
         else:
-            options[key] = value
+            options[key] = str(value) if isinstance(value, Name) else value
     return Spec(call.name, tuple(sorted(options.items())), places=tuple(sorted(places.items())))
 
 
 def _name(call: Call, key: str, value: Any) -> str:
     """The bare name of a plug-in inside a wrapper."""
-    if not (isinstance(value, str) and value.isidentifier()):
+    if not isinstance(value, Name):
         raise ValueError(f"{call.name}: {key} is a plug-in, written without quotes as in {call.name}(attention), not {value!r}")
     return value
 

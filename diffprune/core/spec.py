@@ -59,6 +59,12 @@ class Spec:
         return replace(self, places=())
 
 
+class Name(str):
+    """A bare name, as in `replaced(attention)`: text that was written without quotes."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Call:
     """A call as it was written: `name(1, key='x')`. Not bound to any plug-in yet."""
@@ -69,7 +75,7 @@ class Call:
 
 
 def parse(text: str) -> Call:
-    """`name(1, key='x')` as a value; nested calls are `Call`s, bare names are text.
+    """`name(1, key='x')` as a value; nested calls are `Call`s, bare names are `Name`s, which are text.
 
     Raises:
         ValueError: not of that form, or a value that is no literal.
@@ -96,7 +102,7 @@ def _call(node: ast.Call, text: str) -> Call:
 
 
 def _value(node: ast.expr, text: str) -> Any:
-    """A literal, a quotient of numbers (`1/9`), a bare name as text, or a nested call."""
+    """A literal, a quotient of numbers (`1/9`), a bare name, or a nested call."""
     if isinstance(node, ast.Call):
         return _call(node, text)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
@@ -105,7 +111,7 @@ def _value(node: ast.expr, text: str) -> Any:
         except (TypeError, ZeroDivisionError):
             raise ValueError(f"{text!r:.200}: {ast.unparse(node)!r} is no quotient of two numbers, as in 1/9") from None
     if isinstance(node, ast.Name):
-        return node.id
+        return Name(node.id)
     try:
         value = ast.literal_eval(node)
     except ValueError:

@@ -16,7 +16,7 @@ from transformers.utils import is_flash_attn_2_available, logging
 
 from diffprune.core import registry
 from diffprune.core.errors import first_line
-from diffprune.core.spec import Spec, parse
+from diffprune.core.spec import Name, Spec, parse
 from diffprune.core.vlm import VLM
 from diffprune.io import checkpoint
 from diffprune.vlm.processor import Absent, read
@@ -144,14 +144,12 @@ def model_spec(name: str | Spec) -> Spec:
     if name.endswith(")") and "(" in name and not Path(name).exists():
         bare, inside = name[:-1].split("(", 1)
         call = parse(f"model({inside})")
-        options = dict(call.options)
-        if bare == TINY and len(call.args) == 1 and isinstance(call.args[0], str):
-            options["family"] = call.args[0]
-        elif call.args or bare == TINY:
-            hint = (
-                "write tiny(family), as in tiny(llava)" if bare == TINY else f"options have names, as in {bare}(image_mode='pad')"
-            )
-            raise ValueError(f"{name!r}: {hint}")
+        first = [("family", value) for value in call.args] if bare == TINY else []
+        options = dict([*first, *call.options])
+        if len(options) < len(call.args) + len(call.options) or (bare == TINY and not isinstance(options.get("family"), str)):
+            hint = "tiny(family), as in tiny(llava)" if bare == TINY else f"options with names, as in {bare}(image_mode='pad')"
+            raise ValueError(f"{name!r:.200}: write {hint}")
+        options = {key: str(value) if isinstance(value, Name) else value for key, value in options.items()}
     folder = Path(bare).expanduser()
     if bare != EMBEDDED_NAME and folder.is_dir():
         return Spec(folder.resolve().name).with_options(**options).at(folder=folder.absolute())
