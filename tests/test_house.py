@@ -49,14 +49,14 @@ CORE_MAY_USE = {"torch", "safetensors"}  # beside the standard library
 BAD_NAMES = re.compile(r"(^|_)(utils?|helpers?|common|misc)$")
 
 
-def group(path: Path) -> str:
+def group(path: Path, house: Path = HOUSE) -> str:
     """`core`, `pruners`, `train` ...: the first part of a module's path below the package."""
-    return path.relative_to(HOUSE / "diffprune").with_suffix("").parts[0]
+    return path.relative_to(house / "diffprune").with_suffix("").parts[0]
 
 
-def imports(path: Path) -> list[tuple[ast.stmt, str]]:
+def imports(path: Path, house: Path = HOUSE) -> list[tuple[ast.stmt, str]]:
     """(statement, absolute module) of every import in a file, `from package import module` included as both."""
-    package = path.relative_to(HOUSE).parent.parts
+    package = path.relative_to(house).parent.parts
     found: list[tuple[ast.stmt, str]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -68,17 +68,37 @@ def imports(path: Path) -> list[tuple[ast.stmt, str]]:
     return found
 
 
-def own(module: str) -> str | None:
-    """The group a module of ours belongs to, None for foreign modules and the package's public names."""
-    parts = module.split(".")
-    known = parts[0] == "diffprune" and len(parts) > 1 and parts[1] in {group(p) for p in FILES}
-    return parts[1] if known else None
-
-
 def at_home(path: Path, library: str) -> bool:
     """Whether a foreign library may be imported in this file."""
     place = path.relative_to(HOUSE / "diffprune").as_posix()
     return any(place.startswith(f"{home}/") for home in HOMES[library])
+
+
+def bad_arrows(path: Path, house: Path = HOUSE) -> list[str]:
+    """Imports that point up or sideways, and imports by or of a module in no named group; the public names are all lazy."""
+    here, found = group(path, house), []
+    if here == "__init__":
+        return []
+    if here not in LAYER:
+        return [f"{path.relative_to(house)}: no layer is named for it"]
+    for node, module in imports(path, house):
+        parts = module.split(".")
+        place = house / "diffprune" / parts[1] if len(parts) > 1 else house
+        ours = parts[0] == "diffprune" and len(parts) > 1 and (place.is_dir() or place.with_suffix(".py").is_file())
+        if ours and parts[1] != here and not LAYER.get(parts[1], len(LAYERS)) < LAYER[here]:
+            found.append(f"{path.name}:{node.lineno} imports {module}: an arrow that points up or sideways")
+    return found
+
+
+def private_imports(path: Path, house: Path = HOUSE) -> list[str]:
+    """Imports of another folder's `_file`."""
+    home, found = path.relative_to(house).with_suffix("").parts[:-1], []
+    for node, module in imports(path, house):
+        parts = module.split(".")
+        private = [i for i, part in enumerate(parts) if part.startswith("_") and not part.startswith("__")]
+        if parts[0] == "diffprune" and private and tuple(parts[: private[0]]) != home:
+            found.append(f"{path.name}:{node.lineno} imports {module}, private to another folder")
+    return found
 
 
 def each(paths: list[Path]) -> pytest.MarkDecorator:
@@ -86,29 +106,40 @@ def each(paths: list[Path]) -> pytest.MarkDecorator:
 
 
 @each(FILES)
-def test_every_module_is_in_a_named_group(path: Path) -> None:
-    assert group(path) in LAYER or group(path) == "__init__", f"{path.relative_to(HOUSE)}: no layer is named for it"
-
-
-@each(FILES)
-def test_arrows_point_down(path: Path) -> None:
-    here = group(path)
-    if here == "__init__":
-        return  # the public names, all lazy
-    for node, module in imports(path):
-        there = own(module)
-        if there is not None and there != here:
-            assert LAYER[there] < LAYER[here], f"{path.name}:{node.lineno} imports {module}: an arrow that points up or sideways"
+def test_every_module_is_in_a_named_group_and_arrows_point_down(path: Path) -> None:
+    assert not bad_arrows(path)
 
 
 @each(FILES)
 def test_private_files_stay_at_home(path: Path) -> None:
-    home = path.relative_to(HOUSE).with_suffix("").parts[:-1]
-    for node, module in imports(path):
-        parts = module.split(".")
-        private = [i for i, part in enumerate(parts) if part.startswith("_") and not part.startswith("__")]
-        if parts[0] == "diffprune" and private:
-            assert tuple(parts[: private[0]]) == home, f"{path.name}:{node.lineno} imports {module}, private to another folder"
+    assert not private_imports(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "line", "fault"),
+    [
+        ("core/tokens.py", "", ""),
+        ("evaluate/cells.py", "from diffprune.core import tokens", ""),
+        ("evaluate/cells.py", "from diffprune.evaluate import _parts", ""),
+        ("leftover.py", "", "no layer is named for it"),
+        ("attic/old.py", "", "no layer is named for it"),
+        ("evaluate/cells.py", "from diffprune.leftover import anything", "points up or sideways"),
+        ("evaluate/cells.py", "import diffprune.tune.search", "points up or sideways"),
+        ("evaluate/cells.py", "from diffprune import tune", "points up or sideways"),
+        ("core/tokens.py", "from ..evaluate import cells", "points up or sideways"),
+        ("evaluate/cells.py", "def late():\n    from diffprune.distributed import sweep", "points up or sideways"),
+        ("evaluate/cells.py", "from diffprune.core._parts import x", "private to another folder"),
+        ("evaluate/cells.py", "from diffprune.core import _parts", "private to another folder"),
+    ],
+)
+def test_a_planted_fault_is_found(place: str, line: str, fault: str, tmp_path: Path) -> None:
+    for name in ("core/_parts.py", "tune/search.py", "distributed/sweep.py", "evaluate/_parts.py", "leftover.py", place):
+        path = tmp_path / "diffprune" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line if name == place else "")
+    planted = tmp_path / "diffprune" / place
+    found = "; ".join([*bad_arrows(planted, tmp_path), *private_imports(planted, tmp_path)])
+    assert fault in found and bool(fault) == bool(found)
 
 
 @each([p for p in FILES if group(p) in NOUNS and not p.name.startswith("_")])
