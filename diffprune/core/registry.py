@@ -95,7 +95,7 @@ def find(kind: str, name: str) -> type:
     if name not in known:
         if (kind, name) in RENAMED:
             raise ValueError(f"{name!r} is called {RENAMED[kind, name]!r} now")
-        raise ValueError(f"no {kind.rstrip('s')} named {name!r}: {nearest(name, known)}")
+        raise ValueError(f"no {kind.rstrip('s')} named {name!r:.200}: {nearest(name, known)}")
     module = _imported(known[name])
     wanted = name.replace("_", "")
     for label, value in vars(module).items():
@@ -149,7 +149,7 @@ def bound(call: Call, signature: inspect.Signature, inner: Any = None, contract:
     for key, _ in call.options:
         if key not in signature.parameters:
             known = list(signature.parameters)
-            raise ValueError(f"{call.name} has no option {key!r}: " + (nearest(key, known) if known else "it takes none"))
+            raise ValueError(f"{call.name} has no option {key!r:.200}: " + (nearest(key, known) if known else "it takes none"))
     try:
         given = signature.bind(*call.args, **dict(call.options)).arguments
     except TypeError as error:

@@ -7,9 +7,12 @@ evaluated: values are literals, quotients (`1/9`), bare names, or calls, which a
 from __future__ import annotations
 
 import ast
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+LONGEST = 10_000  # characters of a spelling
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,20 @@ def parse(text: str) -> Call:
     Raises:
         ValueError: not of that form, or a value that is no literal.
     """
+    if len(text) > LONGEST:
+        raise ValueError(f"{text[:60]!r}... has {len(text):,} characters; nothing is asked for in more than {LONGEST:,}")
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"{text!r:.200} is not of the form name or name(option=value)") from None
-    if isinstance(node, ast.Name):
-        return Call(node.id)
-    if not isinstance(node, ast.Call):
+        node = None
+    try:
+        if isinstance(node, ast.Call):
+            return _call(node, text)
+    except RecursionError:
+        node = None
+    if not isinstance(node, ast.Name):
         raise ValueError(f"{text!r:.200} is not of the form name or name(option=value)")
-    return _call(node, text)
+    return Call(node.id)
 
 
 def _call(node: ast.Call, text: str) -> Call:
@@ -121,6 +129,6 @@ def _value(node: ast.expr, text: str) -> Any:
 
 def located(place: str) -> str:
     """A path as it travels: absolute, `~` expanded, if it is one; a name of the Hub (`owner/name`) or of a data set as it is."""
-    path = Path(place).expanduser()
+    path = os.path.expanduser(place)
     looks = place.startswith((".", "/", "~")) or place.count("/") > 1
-    return str(path.absolute()) if looks or path.exists() else place
+    return str(Path(path).absolute()) if looks or os.path.exists(path) else place

@@ -109,9 +109,9 @@ def scorer_folder(name: str, revision: str = "main") -> Path:
     Raises:
         ValueError: neither a folder nor a name of the Hub, or not to be had.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # unlike `Path.is_dir`, False for what no file can be called
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"no scorer {name!r}: give a folder with config.json and {FILE}, or a name of the Hub, 'owner/name'")
+        raise ValueError(f"no scorer {name!r:.200}: give a folder with config.json and {FILE}, or a name of the Hub, 'owner/name'")
     found = files(name, revision, (CONFIG, FILE), kind="model")
     return next((path.parent for path in found if path.name == CONFIG), found[0].parent)

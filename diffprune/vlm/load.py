@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def model_spec(name: str | Spec) -> Spec:
     if isinstance(name, Spec):
         return name
     bare, options = name, dict[str, Any]()
-    if name.endswith(")") and "(" in name and not Path(name).exists():
+    if name.endswith(")") and "(" in name and not os.path.exists(name):
         bare, inside = name[:-1].split("(", 1)
         call = parse(f"model({inside})")
         first = [("family", value) for value in call.args] if bare == TINY else []
@@ -150,8 +151,8 @@ def model_spec(name: str | Spec) -> Spec:
             hint = "tiny(family), as in tiny(llava)" if bare == TINY else f"options with names, as in {bare}(image_mode='pad')"
             raise ValueError(f"{name!r:.200}: write {hint}")
         options = {key: str(value) if isinstance(value, Name) else value for key, value in options.items()}
-    folder = Path(bare).expanduser()
-    if bare != EMBEDDED_NAME and folder.is_dir():
+    folder = Path(os.path.expanduser(bare))
+    if bare != EMBEDDED_NAME and os.path.isdir(folder):
         return Spec(folder.resolve().name).with_options(**options).at(folder=folder.absolute())
     return Spec(bare).with_options(**options)
 
@@ -182,7 +183,7 @@ def _source(asked: Spec, revision: str | None) -> Path | str:
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(
-            f"no model {name!r}: write 'embedded', a folder with a checkpoint, or a hub name such as 'llava-hf/llava-1.5-7b-hf'"
+            f"no model {name!r:.200}: write 'embedded', a folder with a checkpoint, or a hub name such as 'llava-hf/llava-1.5-7b-hf'"
         )
     return name
 
