@@ -183,7 +183,7 @@ def _source(asked: Spec, revision: str | None) -> Path | str:
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(
-            f"no model {name!r:.200}: write 'embedded', a folder with a checkpoint, or a hub name such as 'llava-hf/llava-1.5-7b-hf'"
+            f"no model {name!r:.200}: write 'embedded', a checkpoint's folder, or a hub name such as 'llava-hf/llava-1.5-7b-hf'"
         )
     return name
 
