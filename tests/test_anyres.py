@@ -185,7 +185,3 @@ def test_refusals() -> None:
         vlm.read({"input_ids": ids, "pixel_values": pixels["pixel_values"][0], "image_sizes": pixels["image_sizes"]})
     with pytest.raises(ValueError, match="takes images, not videos"):
         onevision.read({"input_ids": ids, "pixel_values_videos": pixels["pixel_values"]})
-    with pytest.raises(
-        ValueError, match=r"llava_onevision cannot give attention in the vision encoder: its encoder has no \[CLS\]"
-    ):
-        onevision.encode(pixels, frozenset({encoder_attention()}))

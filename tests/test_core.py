@@ -210,13 +210,9 @@ def test_budgets_out_of_range_are_refused_in_one_sentence(text: str) -> None:
     assert str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_nan_and_more_than_the_model_has_are_refused() -> None:
+def test_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="threshold"):
         Above(math.nan)
-    with pytest.raises(ValueError, match="only 144"):
-        Keep(145).check(144)
-    with pytest.raises(ValueError, match="only 144"):
-        Above(0.0, least=145).check(144)
 
 
 @pytest.mark.parametrize("budget", [Keep(64), Share(0.25), Above(0.5, least=2, most=9), Above(-0.25)], ids=str)

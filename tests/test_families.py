@@ -218,8 +218,6 @@ def test_encoding_leaves_no_hook_and_projection_is_the_familys_own(family: str) 
 def test_the_default_image_has_the_number_of_tokens_the_family_states(family: str) -> None:
     vlm = tiny(family)
     assert vlm.num_visual_tokens >= 1 and vlm.shape.layers >= 1
-    with pytest.raises(ValueError, match="ask for at most"):
-        pruning.generate(vlm, pictures()[:1], ["what?"], pruner=Features(), budget=Keep(10**6))
     with pytest.raises(ValueError, match="give one image"):
         pruning.generate(vlm, pictures(), ["what?"], pruner=Features(), budget=Keep(1))
     with pytest.raises(ValueError, match="without an image"):

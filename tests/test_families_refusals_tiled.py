@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffprune.core import registry
-from diffprune.core.evidence import IDENTITY, encoder_attention
+from diffprune.core.evidence import IDENTITY
 from diffprune.core.vlm import VLM
 
 TILED = ("idefics3", "internvl", "smolvlm")
@@ -24,13 +24,6 @@ def pictures() -> list[Image.Image]:
 def tiny(family: str) -> VLM:
     made: VLM = registry.find("models", family).tiny()
     return made
-
-
-@pytest.mark.parametrize("family", [*TILED, *RASTERS])
-def test_encoder_attention_is_refused(family: str) -> None:
-    vlm = tiny(family)
-    with pytest.raises(ValueError, match=r"\[CLS\] token in each tile" if family == "internvl" else r"has no \[CLS\] token"):
-        vlm.encode(vlm.pixels(pictures()[:1]), frozenset({encoder_attention()}))
 
 
 @pytest.mark.parametrize("family", TILED)

@@ -153,8 +153,6 @@ def test_what_cannot_be_pruned_is_refused() -> None:
             vlm.model(**given, past_key_values=cache)
     with pytest.raises(ValueError, match="positions is 'odd'"), diffprune.pruned(vlm.model, Features(), Keep(4), positions="odd"):
         pass
-    with pytest.raises(ValueError, match="ask for at most"), diffprune.pruned(vlm.model, Features(), Keep(10**6)):
-        vlm.model(**given)
     with diffprune.pruned(vlm.model, Features(), Keep(4)):
         pass  # and after all that it can be used again
 

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from transformers.models.pixtral import image_processing_pil_pixtral
 
-from diffprune.core.evidence import encoder_attention
 from diffprune.models.mistral3 import Mistral3
 
 TEXTS = ("<image>and<image>?", "<image>what?")
@@ -81,5 +80,3 @@ def test_refusals() -> None:
     pixels = vlm.pixels(pictures())
     with pytest.raises(ValueError, match="mistral3 needs image_sizes"):
         vlm.read({"input_ids": torch.ones(1, 4, dtype=torch.long), "pixel_values": pixels["pixel_values"]})
-    with pytest.raises(ValueError, match=r"mistral3 cannot give attention in the vision encoder: its encoder has no \[CLS\]"):
-        vlm.encode(pixels, frozenset({encoder_attention()}))

@@ -194,8 +194,3 @@ def test_masked_softmax_gives_dropped_tokens_gradient() -> None:
         retention = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0]], requires_grad=True)
         masked_softmax(torch.nn.Module(), query, key, value, None, retention=retention)[0].square().sum().backward()
         assert retention.grad is not None and retention.grad[0, 1].abs() > 1e-6 and retention.grad[0, 3].abs() > 1e-6
-
-
-def test_budgets_above_the_model_are_refused(vlm: Llava) -> None:
-    with pytest.raises(ValueError, match="only 144 visual tokens"):
-        parse("Keep(145)").check(vlm.num_visual_tokens)

@@ -57,15 +57,6 @@ class Keep:
         """Survivors [B N] bool among `valid`, by `scores` [B N]."""
         return top(scores, valid, valid.sum(1).clamp_max(self.num))
 
-    def check(self, total: int) -> None:
-        """Refuse a budget that an image of `total` tokens cannot meet.
-
-        Raises:
-            ValueError: more tokens asked for than the model has.
-        """
-        if self.num > total:
-            raise ValueError(f"{self}: the model has only {total} visual tokens per image; ask for at most {total}")
-
     def __str__(self) -> str:
         return f"Keep({self.num})"
 
@@ -88,16 +79,13 @@ class Share:
         """Survivors [B N] bool among `valid`, by `scores` [B N]."""
         return top(scores, valid, (self.share * valid.sum(1).double() + 0.5).long().clamp_min(1))
 
-    def check(self, total: int) -> None:
-        """A share fits every model."""
-
     def __str__(self) -> str:
         return f"Share({self.share:.6g})"
 
 
 @dataclass(frozen=True)
 class Above:
-    """Keep tokens whose standardised score exceeds `threshold`; between `least` and `most` of them."""
+    """Keep tokens whose standardised score exceeds `threshold`; `least` to `most` of them, all of an image that has fewer."""
 
     threshold: float
     least: int = 1
@@ -119,15 +107,6 @@ class Above:
         over = ((standardise(scores, valid) > self.threshold) & valid).sum(1)
         most = valid.sum(1) if self.most is None else valid.sum(1).clamp_max(self.most)
         return top(scores, valid, over.clamp_min(self.least).minimum(most))
-
-    def check(self, total: int) -> None:
-        """Refuse a floor above what the model has.
-
-        Raises:
-            ValueError: `least` exceeds `total`.
-        """
-        if self.least > total:
-            raise ValueError(f"{self}: the model has only {total} visual tokens per image; least must not exceed it")
 
     def __str__(self) -> str:
         extra = f", least={self.least}" if self.least != 1 else ""

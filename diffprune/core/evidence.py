@@ -68,7 +68,10 @@ IDENTITY = Evidence(EvidenceKind.IDENTITY)  # -> [B] int64, a hash of the pixels
 
 
 def encoder_attention(layer: int | None = None) -> Evidence:
-    """Attention [B N] each token receives from the encoder's summary token, mean over heads."""
+    """Attention [B N] each token receives from the encoder's summary token or, where it has none, from all tokens; mean over heads.
+
+    A visual token of several patches has their mean.
+    """
     return Evidence(EvidenceKind.ENCODER_ATTENTION, layer)
 
 

@@ -37,6 +37,15 @@ class Reference:
     arxiv: str = ""
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """The model a scorer was trained on: its name, the hash of its weights, and their type, as in its card."""
+
+    model: str
+    weights_sha256: str
+    dtype: str
+
+
 class Pruner(ABC):
     """A method that chooses which visual tokens survive. Stateless between calls: the same tokens, the same answer.
 
@@ -59,6 +68,8 @@ class Pruner(ABC):
     weights_sha256: str = ""  # 20 digits, of what was learnt; empty for rules
     recipe: str = ""  # of a trained scorer: the hash of its recipe, seeds aside
     trained_seed: int | None = None
+    trained_on: TrainedOn | None = None  # of a trained scorer
+    other_model: bool = False  # it may serve another model than that, because its user says so
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -25,6 +25,9 @@ class Prompts:
     slots          [B S] bool: positions of visual tokens, in the order of the row's images.
     question       [B S] bool: text a question-aware scorer may read (never an answer).
     labels         [B S] int | None: -100 where there is nothing to predict.
+    index          [B S] int | None: place of each token in the full row, by which sliding windows measure distance; None: tokens
+                   count as they stand.
+    token_types    [B S] int | None: token types as a caller gave them; None: those the family finds itself (`VLM.token_inputs`).
     """
 
     input_ids: Tensor
@@ -33,6 +36,8 @@ class Prompts:
     slots: Tensor
     question: Tensor
     labels: Tensor | None = None
+    index: Tensor | None = None
+    token_types: Tensor | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -190,6 +195,13 @@ class VLM(ABC):
     @abstractmethod
     def token_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
         """Further keyword arguments [B S] the model's own forward wants beside the ids (token types)."""
+
+    def blocks(self, types: Mapping[str, Tensor]) -> Tensor | None:
+        """[B S] int: tokens of one number see each other in both directions, -1 sees what came before; None where all do.
+
+        types: `token_inputs` of the rows.
+        """
+        return None
 
     @abstractmethod
     def embed(self, input_ids: Tensor) -> Tensor:

@@ -46,9 +46,6 @@ class Backend(Protocol):
     def dtype(self) -> str:
         """Of the weights, as torch names it."""
 
-    def check(self, budget: Budget) -> None:
-        """Raises ValueError: the model's pictures have fewer tokens than the budget keeps."""
-
     def answer(self, questions: Sequence[Question], pruner: Pruner, budget: Budget, max_new_tokens: int) -> list[Answer]:
         """Greedy answers, one per question, as one batch.
 

@@ -66,7 +66,6 @@ class Evaluator:
             wanted = f"the cell asks for {cell.model.weights_sha256}, {model.weights_sha256} is loaded"
             raise ValueError(f"the weights of {cell.model} have changed: {wanted}")
         pruner, asked = self._pruner(spec.pruner), self._ask(spec.questions)
-        self.backend.check(spec.budget)
         return _isolating(partial(self._answers, spec, asked, pruner), index, partial(_failed, asked))
 
     def _pruner(self, spec: Spec) -> Pruner:

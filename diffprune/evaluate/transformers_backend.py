@@ -36,10 +36,6 @@ class TransformersBackend:
         """Of its weights."""
         return self.vlm.dtype
 
-    def check(self, budget: Budget) -> None:
-        """Raises ValueError: an image of the default size has fewer tokens than the budget keeps."""
-        budget.check(self.vlm.num_visual_tokens)
-
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], pruner: Pruner, budget: Budget, max_new_tokens: int) -> list[Answer]:
         """See `Backend.answer`."""

@@ -75,7 +75,6 @@ class DiffPrune(lmms_eval.lmms):  # type: ignore[misc, valid-type]
             revision=None if revision is None else str(revision),
             attention=attention,
         )
-        self.budget.check(self.vlm.num_visual_tokens)
         self.device = self.vlm.device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

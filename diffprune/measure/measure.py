@@ -44,12 +44,10 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
     """Every pruner that prunes at every budget, batch size and mode. `unpruned` is no cell: it is the `full` arm of every other.
 
     Raises:
-        ValueError: unknown pruner, benchmark or option, a budget above what the model has, or a mode it cannot run in.
+        ValueError: unknown pruner, benchmark or option, or a mode it cannot run in.
     """
     if "graph" in options.modes:
         cuda_graph.refuse(vlm)
-    for budget in budgets:
-        budget.check(vlm.num_visual_tokens)
     benchmark: Benchmark = registry.make("benchmarks", options.benchmark)
     questions = Questions(benchmark.spec, benchmark.revision, split=options.split, limit=options.limit)
     methods: list[Pruner] = [m for m in (registry.make("pruners", one) for one in pruners) if m.kind is not Kind.BOUND]
@@ -110,7 +108,6 @@ def method(vlm: VLM, cell: Cell) -> tuple[Pruner, Budget]:
         wanted = f"the cell asks for {cell.model.weights_sha256}, {vlm.spec.weights_sha256} is loaded"
         raise ValueError(f"the weights of {cell.model} have changed: {wanted}")
     pruner: Pruner = registry.make("pruners", spec.pruner)
-    spec.budget.check(vlm.num_visual_tokens)
     return pruner, spec.budget
 
 

@@ -20,10 +20,9 @@ from torch.nn.utils.rnn import pad_sequence
 from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
+from diffprune.models._clip import CLIP
 from diffprune.models._patches import patch_shape
 from diffprune.vlm.family import Family
-
-SUMMARY_TOWER = "clip_vision_model"  # the encoder whose first token is a [CLS]
 
 
 class Anyres(Family):
@@ -45,7 +44,7 @@ class Anyres(Family):
     def _shape(self) -> Shape:
         shape = patch_shape(self.model.config, self._tiles({"image_sizes": self._default_size})[0])
         self.patches = shape.patches
-        self.has_summary = self.model.config.vision_config.model_type == SUMMARY_TOWER
+        self.has_summary = self.model.config.vision_config.model_type in CLIP
         return replace(shape, patches=self.patches + self.has_summary)
 
     @property

@@ -78,6 +78,10 @@ class Qwen(Family):
         alike = time == 1 and bool((grids == grids[0]).all())
         return replace(tokens, grid=(rows // self.group, columns // self.group) if alike else None)
 
+    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        groups = self.ordered(values.view(-1, self.group**2), pixels["image_grid_thw"])
+        return groups.mean(1).split(self.slots(pixels))
+
     def ordered(self, groups: Tensor, grids: Tensor) -> Tensor:
         """[N 4*D_v] in the merger's order -> in the decoder's (raster) order."""
         return groups
@@ -110,8 +114,6 @@ class Qwen(Family):
         return torch.stack([super().positions(ids, mask, layout), *where], -1)
 
     def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Prompts]:
-        if any(inputs.get(name) is not None for name in ("pixel_values_videos", "video_grid_thw")):
-            raise ValueError("a pruned call takes images, not videos; give the frames as images or call the model unpruned")
         if inputs.get("pixel_values") is not None and inputs.get("image_grid_thw") is None:
             raise ValueError("a pruned call needs image_grid_thw beside pixel_values, as the model's processor makes them")
         return super().read(inputs)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
@@ -35,6 +38,12 @@ class Raster(Family):
 
     def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         return replace(super()._tokens(captured, output, pixels, needs), grid=(self.side, self.side))
+
+    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Patches are pooled into tokens, square by square."""
+        images = len(pixels["pixel_values"])
+        rows = math.isqrt(len(values) // images)
+        return list(functional.avg_pool2d(values.view(images, 1, rows, rows), rows // self.side).flatten(1))
 
 
 def tiny_vision(**changes: Any) -> dict[str, Any]:

@@ -71,6 +71,11 @@ class Tiles(Family):
     def layout(self, pixels: dict[str, Tensor]) -> Tensor | None:
         return pixels.get("grid")
 
+    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        """By the pixel shuffle of the family's own connector."""
+        squares = self.model.model.connector.pixel_shuffle(values.view(-1, self.shape.patches, 1), self.model.config.scale_factor)
+        return squares.mean(-1).flatten().split(self.slots(pixels))
+
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def chat_prompt(self, question: str, images: int = 1) -> str:

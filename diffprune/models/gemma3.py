@@ -3,13 +3,12 @@
 ENCODED is one row per visual token, after pooling (4 x 4 patches at the usual sizes) and before the projector's norm; N is the
 same for every image. `\\n\\n<start_of_image>` and `<end_of_image>\\n\\n` around the tokens are text. Tokens of a picture see each
 other in both directions; the survivors of a cut still do. Pan-and-scan is off; crops that a user's own processor made are
-pictures with a budget each. A sliding window counts the tokens that are left, so in rows longer than the window (1024 in most
-checkpoints) a pruned row sees farther back than the full one: there, removing is no longer the same as hiding.
+pictures with a budget each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +56,14 @@ class Gemma3(Raster):
     def project(self, features: Tensor) -> Tensor:
         projector = self.model.model.multi_modal_projector
         return torch.matmul(projector.mm_soft_emb_norm(features), projector.mm_input_projection_weight).type_as(features)
+
+    def blocks(self, types: Mapping[str, Tensor]) -> Tensor | None:
+        """The tokens of a picture see each other."""
+        if self.token_types not in types:
+            return None
+        pictures = types[self.token_types] == 1
+        starts = pictures.long().diff(dim=1, prepend=pictures.new_zeros(len(pictures), 1).long()) == 1
+        return torch.where(pictures, starts.cumsum(1) - 1, -1)
 
     def chat_prompt(self, question: str, images: int = 1) -> str:
         """The chat template, start and end of each picture written out: the newlines around merge with those of the text."""

@@ -8,6 +8,7 @@ pictures with a budget each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from diffprune.core.evidence import Evidence, EvidenceKind
+from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
 from diffprune.vlm import tiny
+from diffprune.vlm.encoder_attention import Kept, summary_row
 from diffprune.vlm.family import Family, decoder_shape
 from diffprune.vlm.image_token_runs import runs
 
@@ -75,14 +77,19 @@ class InternVL(Family):
         tiles = pixels["num_tiles"].tolist() if "num_tiles" in pixels else [1] * len(pixels["pixel_values"])
         return [n * self.num_visual_tokens for n in tiles]
 
-    def lacks(self, evidence: Evidence) -> str:
-        if evidence.kind is EvidenceKind.ENCODER_ATTENTION:
-            return "its encoder has a [CLS] token in each tile, whose attention cannot rank tokens of several tiles"
-        return super().lacks(evidence)
-
     def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         sizes = (pixels["num_tiles"] * captured.shape[1]).tolist()
         return self._rows(captured.flatten(0, 1).split(sizes), pixels, needs)  # no grid: not every picture is one tile
+
+    def _attention(self, calls: Sequence[Kept], pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Of each tile's own [CLS], so each tile shares out the same attention."""
+        return self._per_token(torch.cat([summary_row(call)[:, 1:] for call in calls]).flatten(), pixels)
+
+    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        """By the family's own pixel shuffle."""
+        side = math.isqrt(self.patches)
+        squares = self.model.model.pixel_shuffle(values.view(-1, side, side, 1), scale_factor=self.model.config.downsample_ratio)
+        return squares.mean(-1).flatten().split(self.slots(pixels))
 
     def chat_prompt(self, question: str, images: int = 1) -> str:
         """The chat template, start and end of each picture written out."""

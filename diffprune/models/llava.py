@@ -1,4 +1,7 @@
-"""LLaVA 1.5: a CLIP encoder, a two-layer projector, a Llama-type decoder (arXiv 2310.03744). The embedded model is one."""
+"""LLaVA 1.5: a CLIP encoder, a two-layer projector, a Llama-type decoder (arXiv 2310.03744). The embedded model is one.
+
+Encoders without a [CLS] token (SigLIP) and strategy "full", which shows the decoder every token of the encoder, are served too.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from diffprune.core.evidence import IDENTITY, Evidence, EvidenceKind
+from diffprune.core.evidence import IDENTITY, Evidence
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
 from diffprune.io.image import pad_to_square
-from diffprune.models._clip import attention_layers, lacking_layer, summary_attention
+from diffprune.models._clip import CLIP, summary_attention
 from diffprune.models._patches import patch_shape
 from diffprune.vlm import tiny
+from diffprune.vlm.encoder_attention import Kept, has_summary, kept_by_encoder, summary_row
 from diffprune.vlm.family import Family
 from diffprune.vlm.tokenize import identities
 
@@ -70,12 +74,17 @@ class Llava(Family):
         return cls(tiny.build(LlavaForConditionalGeneration, config, seed), tiny.Parts(pictures, text), "tiny llava")
 
     def _shape(self) -> Shape:
-        self.patches = self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size
-        return replace(patch_shape(self.model.config), patches=self.patches**2 + 1)  # [CLS]
+        config = self.model.config
+        if config.vision_config.model_type == "pixtral":
+            raise ValueError("llava with a Pixtral encoder is not supported: it sees pictures of any size as one row of patches")
+        self.side = config.vision_config.image_size // config.vision_config.patch_size
+        self.summary = has_summary(self.model.model.vision_tower)
+        self.first = int(config.vision_feature_select_strategy == "default")  # of the encoder's tokens that the decoder sees
+        return replace(patch_shape(config), patches=self.side**2 + self.summary)
 
     @property
     def num_visual_tokens(self) -> int:
-        return self.patches**2
+        return self.shape.patches - self.first
 
     def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
         pictures = self.processor.image_processor
@@ -93,26 +102,35 @@ class Llava(Family):
             return VICUNA_V1.format(images=f"{self.image_placeholder}\n" * images, question=question)
         return super().chat_prompt(question, images)
 
-    def lacks(self, evidence: Evidence) -> str:
-        if evidence.kind is EvidenceKind.ENCODER_ATTENTION:
-            return lacking_layer(self.model.config, evidence)
-        return super().lacks(evidence)
-
     def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
         self.check_evidence(needs)
         config, tower = self.model.config, self.model.model.vision_tower
-        layer = config.vision_feature_layer
-        states: Any = tower(pixels["pixel_values"], output_hidden_states=True).hidden_states
+        layer, asked = config.vision_feature_layer, self.attention_layers(needs)
+        clip = config.vision_config.model_type in CLIP
+        with kept_by_encoder(self.model, () if clip else set(asked.values())) as kept:
+            states: Any = tower(pixels["pixel_values"], output_hidden_states=True).hidden_states
         features = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], -1)
-        asked = attention_layers(config, needs).items()
-        evidence = {key: summary_attention(tower, states[index], index) for key, index in asked}
+        evidence = {
+            key: summary_attention(tower, states[index], index)[:, self.first :]
+            if clip
+            else torch.stack(list(self._attention(kept.calls[index], pixels)))
+            for key, index in asked.items()
+        }
         if IDENTITY in needs:
             evidence[IDENTITY] = identities(pixels["pixel_values"])
-        if config.vision_feature_select_strategy == "default":
-            features = features[:, 1:]
+        features = features[:, self.first :]
         return VisualTokens(
             features=features,
             valid=torch.ones(features.shape[:2], dtype=torch.bool, device=features.device),
-            grid=(self.patches, self.patches),
+            grid=(self.side, self.side) if features.shape[1] == self.side**2 else None,
             evidence=evidence,
         )
+
+    def _attention(self, calls: Sequence[Kept], pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Of the summary token where the encoder has one; it stands first among the tokens where the decoder sees it."""
+        if not (self.summary and calls):
+            return super()._attention(calls, pixels)
+        return self._per_token(torch.cat([summary_row(call) for call in calls]).flatten(), pixels)
+
+    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        return list(values.view(-1, self.shape.patches)[:, self.first :])

@@ -2,7 +2,8 @@
 
 ENCODED is before the projector: the tokens of all tiles of a picture in one row, in the order the decoder reads them, under one
 budget. Tokens that lie in the padding around a picture never reach the decoder and are not presented. Newlines are separators.
-Attention of the encoder is that of each tile's own [CLS], so each tile shares out the same attention.
+Attention of the encoder is that of each tile's own [CLS], or what a patch receives within its tile, so each tile shares out the
+same attention.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNe
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from diffprune.core.evidence import Evidence, EvidenceKind
+from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.models._anyres import Anyres
-from diffprune.models._clip import attention_layers, lacking_layer, summary_attention
+from diffprune.models._clip import summary_attention
 from diffprune.vlm import tiny
 
 
@@ -57,24 +58,24 @@ class LlavaNext(Anyres):
         packed: Sequence[Tensor] = self.model.model.pack_image_features(tiles, sizes, strategy, newline)[0]
         return packed
 
-    def lacks(self, evidence: Evidence) -> str:
-        if evidence.kind is EvidenceKind.ENCODER_ATTENTION and self.has_summary:
-            return lacking_layer(self.model.config, evidence)
-        return super().lacks(evidence)
-
     def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
+        if not self.has_summary:
+            return super().encode(pixels, needs)
         self.check_evidence(needs)
-        asked = attention_layers(self.model.config, needs)
+        asked = self.attention_layers(needs)
         with ExitStack() as hooks:
             states = {i: hooks.enter_context(self._captured(f"vision_tower.encoder.layers.{i}")) for i in set(asked.values())}
-            tokens = super().encode(pixels, needs)
+            tokens = super().encode(pixels, needs - asked.keys())
         if not asked:
             return tokens
         orders, tower, evidence = self._orders(pixels), self.model.model.vision_tower, dict(tokens.evidence)
         for key, index in asked.items():
-            seen = self._in_order(summary_attention(tower, states[index][-1], index), pixels, orders)
+            seen = self._in_order(summary_attention(tower, states[index][-1], index)[:, 1:], pixels, orders)
             evidence[key] = pad_sequence(seen, batch_first=True)
         return replace(tokens, evidence=evidence)
+
+    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        return self._in_order(values.view(-1, self.patches), pixels, self._orders(pixels))
 
     def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         orders = self._orders(pixels)

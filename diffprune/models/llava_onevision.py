@@ -10,7 +10,7 @@ shows several pictures of one prompt whole; `read` follows it through `batch_num
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,6 @@ from transformers.models.llava_onevision.modeling_llava_onevision import image_s
 
 from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
-from diffprune.core.vlm import Prompts
 from diffprune.models._anyres import Anyres
 from diffprune.vlm import tiny
 
@@ -68,10 +67,11 @@ class LlavaOnevision(Anyres):
             found["batch_num_images"] = part_of_groups(pixels["batch_num_images"], start, stop)
         return found
 
-    def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Prompts]:
-        if inputs.get("pixel_values_videos") is not None:
-            raise ValueError("a pruned call takes images, not videos; give the frames as images or call the model unpruned")
-        return super().read(inputs)
+    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Packed and resized as the features are; a newline has none."""
+        tiles = values.view(-1, self.patches, 1).split(self._tiles(pixels))
+        packed = self._pack(tiles, pixels["image_sizes"], values.new_zeros(1))
+        return [found[:, 0] for found in packed]
 
     def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         return replace(self._lined(output.pooler_output, pixels, needs, self._orders(pixels)), projected=True)

@@ -12,6 +12,7 @@ from math import isqrt
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
@@ -93,6 +94,14 @@ class Mistral3(Family):
         tokens, shapes = super()._tokens(captured, output, pixels, needs), self.layout(pixels)
         alike = bool((shapes == shapes[0]).all())
         return replace(tokens, grid=(int(shapes[0, 0]), int(shapes[0, 1])) if alike else None)
+
+    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        side = self.model.config.spatial_merge_size
+        shapes = [(rows * side, columns * side) for rows, columns in self.layout(pixels).tolist()]
+        rasters = values.split([rows * columns for rows, columns in shapes])
+        return [
+            functional.avg_pool2d(raster.view(1, *shape), side).flatten() for raster, shape in zip(rasters, shapes, strict=True)
+        ]
 
     def project(self, features: Tensor) -> Tensor:
         projector = self.model.model.multi_modal_projector

@@ -6,6 +6,7 @@ prefix, whose tokens see each other. What follows the newline is the answer and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -22,6 +23,7 @@ class PaliGemma(Raster):
     """`PaliGemmaForConditionalGeneration`; its forward counts positions from 1, its generate adds that 1 itself."""
 
     position_offset = 1
+    token_types = "token_type_ids"
 
     @classmethod
     def tiny(cls, seed: int = 0) -> PaliGemma:
@@ -46,13 +48,19 @@ class PaliGemma(Raster):
         return f"{self.image_placeholder * images}{self.processor.tokenizer.bos_token}{question}\n"
 
     def token_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
-        """0 for the prefix, 1 for the answer: labelled tokens or, without labels, those after the row's last newline."""
+        """0 for the prefix, 1 for the answer: as a caller says, by labels, or what follows the last newline."""
+        if prompts.token_types is not None:
+            return super().token_inputs(prompts)
         if prompts.labels is not None:
             return {"token_type_ids": (prompts.labels != -100).long()}
         ids = prompts.input_ids
         breaks = torch.isin(ids, torch.tensor(self._newlines, device=ids.device)) & prompts.attention_mask.bool()
         after = breaks.flip(1).cumsum(1).flip(1) == 0
         return {"token_type_ids": (after & breaks.any(1, keepdim=True)).long()}
+
+    def blocks(self, types: Mapping[str, Tensor]) -> Tensor | None:
+        """The prefix sees itself."""
+        return torch.where(types[self.token_types] == 0, 0, -1) if self.token_types in types else None
 
     @cached_property
     def _newlines(self) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffprune.core.budget import Budget
 from diffprune.core.evidence import QUESTION, Question
 from diffprune.core.fitted import TrainablePruner
+from diffprune.core.pruner import TrainedOn
 from diffprune.core.tokens import VisualTokens
 from diffprune.io import checkpoint as files
 from diffprune.io.hub import scorer_folder
@@ -36,6 +37,7 @@ class Learned(TrainablePruner):
 
     question_aware: the scorer reads the question. attention: its blocks look at other tokens. denoiser: there is one.
     depth, width:   blocks of the scorer and their width; 0 scales the paper's shape to the encoder (`scaled`).
+    other_model:    it may serve another model than the one it was trained on.
 
     Raises:
         ValueError: the folder holds another method, other options, or damaged weights.
@@ -43,7 +45,6 @@ class Learned(TrainablePruner):
 
     option_labels = {"attention": "self-attention"}
     outputs: ClassVar[int] = 1  # logits per token
-    option_labels = {"attention": "self-attention"}
 
     def __init__(
         self,
@@ -54,11 +55,13 @@ class Learned(TrainablePruner):
         denoiser: bool = True,
         depth: int = 0,
         width: int = 0,
+        other_model: bool = False,
     ) -> None:
         self.options: dict[str, Any] = {
             "question_aware": question_aware, "attention": attention, "denoiser": denoiser, "depth": depth, "width": width,
         }  # fmt: skip
         self.needs = frozenset({QUESTION}) if question_aware else frozenset()
+        self.other_model = other_model
         self.networks: nn.ModuleDict | None = None
         self.dims: dict[str, int | None] = {}
         self.standardise_by(torch.zeros(0), torch.ones(0))
@@ -198,7 +201,10 @@ class Learned(TrainablePruner):
         files.load_into(networks, tensors, path)
         networks.eval().requires_grad_(False)
         self.weights_sha256 = files.sha256(path)[:20]
-        self.recipe, self.trained_seed = config.get("facts", {}).get("recipe_key", ""), config.get("facts", {}).get("seed")
+        facts = config.get("facts", {})
+        self.recipe, self.trained_seed = facts.get("recipe_key", ""), facts.get("seed")
+        if facts.get("model_hash"):
+            self.trained_on = TrainedOn(str(facts.get("model", "")), str(facts["model_hash"]), str(facts.get("dtype", "")))
 
 
 def scaled(features: int) -> tuple[int, int]:

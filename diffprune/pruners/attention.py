@@ -1,4 +1,4 @@
-"""Attention that the encoder's [CLS] token pays to each patch: a strong image-only rule (FasterVLM, arXiv 2412.01818)."""
+"""Attention in the vision encoder: a strong image-only rule (FasterVLM, arXiv 2412.01818)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from diffprune.core.tokens import VisualTokens
 
 
 class Attention(ScorePruner):
-    """Keeps the tokens with the largest [CLS] attention in the layer whose output the projector reads."""
+    """Keeps the tokens with the largest [CLS] attention in the layer whose output the projector reads.
+
+    Where the encoder has no [CLS] token, those that receive most attention from all others, as VisionZip (arXiv 2412.04467) does.
+    """
 
     label = "Attention"
     reference = Reference("[CLS] Attention is All You Need for Training-Free Visual Token Pruning (FasterVLM)", "2412.01818")

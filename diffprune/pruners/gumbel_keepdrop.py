@@ -35,9 +35,13 @@ class GumbelKeepDrop(Learned):
         attention: bool = True,
         depth: int = 0,
         width: int = 0,
+        other_model: bool = False,
     ) -> None:
         self.ratio_weight = ratio_weight
-        super().__init__(weights, question_aware=question_aware, attention=attention, denoiser=False, depth=depth, width=width)
+        super().__init__(
+            weights, question_aware=question_aware, attention=attention, denoiser=False, depth=depth, width=width,
+            other_model=other_model,
+        )  # fmt: skip
 
     def temperature(self, progress: Progress, annealing: Annealing) -> float:
         """Geometric from 1 to the recipe's last temperature over all steps, as in Dynamic-LLaVA (arXiv 2412.00876)."""

@@ -41,11 +41,15 @@ class GumbelTopK(Learned):
         denoiser: bool = True,
         depth: int = 0,
         width: int = 0,
+        other_model: bool = False,
     ) -> None:
         if backward not in BACKWARDS or filler not in FILLERS:
             raise ValueError(f"gumbel_topk: backward is one of {', '.join(BACKWARDS)}, filler one of {', '.join(FILLERS)}")
         self.backward, self.filler = backward, filler
-        super().__init__(weights, question_aware=question_aware, attention=attention, denoiser=denoiser, depth=depth, width=width)
+        super().__init__(
+            weights, question_aware=question_aware, attention=attention, denoiser=denoiser, depth=depth, width=width,
+            other_model=other_model,
+        )  # fmt: skip
 
     def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
         z, scores, counts = self.standardised(tokens.features), self.logits(tokens), self.counts(tokens, budget)

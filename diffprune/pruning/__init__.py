@@ -12,16 +12,18 @@ from diffprune.pruning.path import (
     decoder_inputs,
     embeddings,
     forward,
+    full_windows,
     generate,
     merged,
     plan_of,
     rows_of_images,
     select,
+    shortened,
     shrink,
     with_question,
 )
 
 __all__ = [
-    "POSITIONS", "Packed", "answer", "blind", "cut", "decoder_inputs", "embeddings", "forward", "generate", "merged",
-    "plan_of", "rows_of_images", "select", "shrink", "with_question",
+    "POSITIONS", "Packed", "answer", "blind", "cut", "decoder_inputs", "embeddings", "forward", "full_windows", "generate",
+    "merged", "plan_of", "rows_of_images", "select", "shortened", "shrink", "with_question",
 ]  # fmt: skip

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
@@ -23,11 +25,17 @@ from torch import Tensor
 from diffprune import pruning
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Pruner
-from diffprune.core.tokens import Selection
+from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
+from diffprune.pruning._arguments import budget_of, pruner_of
+from diffprune.pruning.pretrained import check_model
+from diffprune.vlm.family import refuse_videos
 from diffprune.vlm.load import wrap
+from diffprune.vlm.windows import Windows
 
 _active: WeakSet[torch.nn.Module] = WeakSet()
+OURS = ("return_dict", "self", "kwargs")  # parameters of a family's `get_image_features` that choose nothing
+ELSEWHERE = "another thread called a model inside a pruned() block that this thread did not enter: its call is not pruned"
 
 
 class Pruned:
@@ -37,10 +45,21 @@ class Pruned:
         self.vlm, self.pruner, self.budget, self.positions = vlm, pruner, budget, positions
         self.selection: Selection | None = None
         self.parameters = inspect.signature(vlm.model.forward).parameters
+        self.windows, self.thread = Windows(vlm), threading.get_ident()
+        encoding = inspect.signature(vlm.model.base_model.get_image_features).parameters
+        self.settings = {*encoding, "interpolate_pos_encoding"} - {*vlm.encoder_inputs, *OURS}
         self._asked: tuple[Any, dict[str, Any]] = (None, {})  # a deferred encoder output, and the pictures it stands for
+        self._chosen: tuple[VisualTokens, VisualTokens] | None = None  # of those pictures: all tokens, and what is left of them
         self._full: Prompts | None = None  # rows of the newest prefill as they came, and as they went on
         self._short: Prompts | None = None
         self._offset = 0  # from positions of the rows to those the forward expects
+
+    def elsewhere(self) -> bool:
+        """Whether this is another thread than the one that entered the block; it is told so."""
+        if threading.get_ident() == self.thread:
+            return False
+        warnings.warn(ELSEWHERE, stacklevel=3)
+        return True
 
     def deferring(self, encode: Callable[..., Any]) -> Callable[..., Any]:
         """A `get_image_features` that records its arguments and encodes nothing yet."""
@@ -48,7 +67,11 @@ class Pruned:
 
         @functools.wraps(encode)
         def record(*args: Any, **options: Any) -> Any:
-            self._asked = self.vlm.deferred(), dict(signature.bind(*args, **options).arguments)
+            if self.elsewhere():
+                return encode(*args, **options)
+            given = dict(signature.bind(*args, **options).arguments)
+            self._check_settings(given | given.get("kwargs", {}))
+            self._asked, self._chosen = (self.vlm.deferred(), given), None
             return self._asked[0]
 
         return record
@@ -59,24 +82,30 @@ class Pruned:
         Raises:
             ValueError: a call that cannot be pruned; the sentence says which and what to do.
         """
+        if self.elsewhere():
+            return args, given
         given = {**dict(zip(self.parameters, args, strict=False)), **given}
         past = given.get("past_key_values")
         held = int(past.get_seq_length()) if past is not None else 0
-        encoded = given.pop("mm_encoder_outputs", None) or {}
-        if encoded.get("image") is not None and encoded["image"] is self._asked[0]:
+        encoded = dict(given.pop("mm_encoder_outputs", None) or {})
+        again = encoded.get("image") is not None and encoded["image"] is self._asked[0]
+        if again:
             given |= {name: value for name, value in self._asked[1].items() if name in self.vlm.encoder_inputs}
-        elif any(output is not None for output in encoded.values()):
-            raise ValueError("these pictures or videos are already encoded; inside pruned() give the pixel values of pictures")
+            del encoded["image"]
         pictures = any(given.get(name) is not None for name in self.vlm.encoder_inputs)
-        self._refuse(given, held, pictures)
+        self._refuse(given, encoded, held, pictures)
         if pictures:
-            return (), self._prefill(given)
-        if held == 0:
-            self._full = self._short = None  # a prompt without pictures
+            return (), self._prefill(given, again)
+        if held == 0:  # a prompt without pictures
+            self._full = self._short = None
+            self.windows.measure_by(None, {})
         return (), given if self._short is None else self._later(given, held)
 
-    def _refuse(self, given: dict[str, Any], held: int, pictures: bool) -> None:
+    def _refuse(self, given: dict[str, Any], encoded: dict[str, Any], held: int, pictures: bool) -> None:
         mask = given.get("attention_mask")
+        refuse_videos(given | {f"{kind} features": output for kind, output in encoded.items() if kind == "video"})
+        if any(output is not None for output in encoded.values()):
+            raise ValueError("these pictures are already encoded; inside pruned() give their pixel values")
         if given.get("inputs_embeds") is not None:
             raise ValueError("inputs_embeds hide where the visual tokens are; inside pruned() give input_ids and pixel values")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
@@ -86,28 +115,44 @@ class Pruned:
             )
         if pictures and held:
             raise ValueError(f"a picture in a later turn: the cache already holds {held} tokens; start with an empty cache")
+        self._check_settings(given)
 
-    def _prefill(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _check_settings(self, given: Mapping[str, Any]) -> None:
+        """Raises ValueError: an argument of this call that would encode otherwise than the configuration says."""
+        for name in self.settings & given.keys():
+            usual = getattr(self.vlm.model.config, name, None)
+            if given[name] is not None and given[name] != usual:
+                raise ValueError(
+                    f"{name}={given[name]!r:.40} at this call: inside pruned() pictures are encoded as the configuration says "
+                    f"({usual!r:.40}); set model.config.{name} before the block"
+                )
+
+    def _prefill(self, given: dict[str, Any], again: bool) -> dict[str, Any]:
+        """again: the pictures are those of the newest `get_image_features`, as in generation without a cache."""
         vlm, times = self.vlm, self._times(given)
-        rows = {name: value[::times] for name in ("input_ids", "attention_mask") if (value := given.get(name)) is not None}
-        pixels, prompts = vlm.read(given | rows)
-        if (where := given.get("position_ids")) is not None:
-            prompts = replace(prompts, position_ids=_as_rows(where, prompts, times))
-        self._offset = 0 if where is not None else vlm.position_offset  # what generate passes already counts as the forward does
+        pixels, prompts, own = self._read(given, times)
+        self._offset = 0 if given.get("position_ids") is not None else vlm.position_offset  # what generate passes counts it already
+        if not again or self._chosen is None:
+            tokens = vlm.encode(pixels, self.pruner.needs)
+            pruning.rows_of_images(own, tokens)  # refuses rows whose slots are not those of the pictures
+            self._chosen = tokens, pruning.select(vlm, own, tokens, self.pruner, self.budget)
+        tokens, left = self._chosen
+        self.selection = Selection(left.valid, grid=left.grid)
+        if times > 1:
+            owner = pruning.rows_of_images(own, tokens)
+            order = torch.cat([(owner == row).nonzero().squeeze(1).repeat(times) for row in range(len(own))])
+            tokens, left = tokens[order], left[order]
         if (labels := given.get("labels")) is not None:
             prompts = replace(prompts, labels=labels)
-        tokens = vlm.encode(pixels, self.pruner.needs)
-        self.budget.check(int(tokens.counts.min()))
-        # refuses rows whose slots are not those of the pictures, as in chunked prefill
-        owner = pruning.rows_of_images(prompts, tokens)
-        packed = pruning.shrink(vlm, prompts, tokens, self.pruner, self.budget, self.positions)
-        self.selection = packed.selection
-        packed = _repeated(packed, owner, times)
-        self._full, self._short = _each(prompts, times), packed.prompts
+        packed = pruning.shortened(vlm, prompts, tokens, left, self.positions)
+        self._full, self._short = prompts, packed.prompts
         made = pruning.decoder_inputs(vlm, packed)
         made["position_ids"] = made["position_ids"] + self._offset
+        types = {name: made.pop(name) for name in vlm.token_inputs(packed.prompts)}
+        types = {name: value for name, value in types.items() if given.get(name) is not None}  # given none, the model has none
+        self.windows.measure_by(packed.prompts.index, types)
         kept = {name: value for name, value in given.items() if name not in (*vlm.encoder_inputs, "labels")}
-        return kept | made | ({} if labels is None else {"labels": packed.prompts.labels})
+        return kept | made | types | ({} if labels is None else {"labels": packed.prompts.labels})
 
     def _times(self, given: dict[str, Any]) -> int:
         """How often each prompt stands in the rows: generate repeats it for beams and several answers, its pictures not.
@@ -116,28 +161,46 @@ class Pruned:
             ValueError: rows that do not fit the pictures.
         """
         ids = given.get("input_ids")
-        if ids is None or len(ids) < 2 or not torch.equal(ids[0], ids[1]):
+        if ids is None or len(ids) < 2:
             return 1
         pixels = {name: given[name] for name in self.vlm.encoder_inputs if given.get(name) is not None}
         slots = int((ids == self.vlm.model.config.image_token_id).sum())
         tokens = sum(self.vlm.slots(pixels))
-        if slots % tokens or len(ids) % (slots // tokens):
+        if slots % tokens or len(ids) % max(slots // tokens, 1):
             raise ValueError(f"the prompts have {slots} places for visual tokens, the pictures have {tokens} of them")
-        return slots // tokens
+        return max(slots // tokens, 1)
+
+    def _read(self, given: dict[str, Any], times: int) -> tuple[dict[str, Tensor], Prompts, Prompts]:
+        """(encoder inputs, all rows, one row per prompt); without a cache the rows of a prompt differ in what was generated."""
+        names = [name for name, value in given.items() if _is_row_wise(name, value, len(given["input_ids"]))] if times > 1 else []
+        read = []
+        for first in range(times):
+            pixels, rows = self.vlm.read(given | {name: given[name][first::times] for name in names})
+            if (where := given.get("position_ids")) is not None:
+                rows = replace(rows, position_ids=_as_rows(where, rows, first, times))
+            read.append((pixels, rows))
+        return read[0][0], _alternating([rows for _, rows in read]), read[0][1]
 
     def _later(self, given: dict[str, Any], held: int) -> dict[str, Any]:
         """A step after prefill: the mask and the positions of a sequence that is shorter than the caller knows."""
         assert self._full is not None and self._short is not None, "a later step follows a prefill"
+        self._chosen = None
         full, short, new = self._full, self._short, given["input_ids"].shape[1]
         since = held - short.input_ids.shape[1]  # tokens cached after the prompt
         mask, where = given.get("attention_mask"), given.get("position_ids")
         told = since if mask is None else mask.shape[1] - full.input_ids.shape[1] - new
+        removed = full.input_ids.shape[1] - short.input_ids.shape[1]
+        if told == since - removed < since:  # another turn of generate, which cuts what it believes to be new by the cache's length
+            given, new, told = {**given, "input_ids": given["input_ids"][:, removed:]}, new - removed, since
+            where = None if where is None else where[..., removed:]
         steps = torch.arange(since, since + new, device=short.input_ids.device) + 1
         expected = _last(full) + self._offset + steps
+        if not bool(full.attention_mask[:, -1].all()):
+            raise ValueError("rows padded on the right cannot be continued inside pruned(): let the tokenizer pad on the left")
         if since < 0 or told != since or len(given["input_ids"]) != len(short) or not _agree(where, expected):
             raise ValueError(
                 f"the cache holds {held} tokens, {since} after the pruned prompt, the caller counts on another number: a cache "
-                "that somebody else cut cannot be used inside pruned()"
+                "that was cut or filled elsewhere cannot be used inside pruned(); give the whole conversation and an empty cache"
             )
         later = (
             torch.ones(len(short), since + new, dtype=torch.long, device=steps.device)
@@ -148,6 +211,12 @@ class Pruned:
         return given | {"attention_mask": torch.cat([short.attention_mask, later], 1), "position_ids": going_on}
 
 
+def _is_row_wise(name: str, value: Any, rows: int) -> bool:
+    """Whether an argument has one line per row of ids, [B S]."""
+    named = name in ("input_ids", "attention_mask") or name.endswith("token_type_ids")
+    return named and isinstance(value, Tensor) and value.ndim == 2 and len(value) == rows
+
+
 def _agree(where: Tensor | None, expected: Tensor) -> bool:
     """Whether the caller's positions, if it gives any, are those that follow the full rows."""
     if where is None:
@@ -156,12 +225,12 @@ def _agree(where: Tensor | None, expected: Tensor) -> bool:
     return bool((where.expand_as(wanted) == wanted).all())
 
 
-def _as_rows(where: Tensor, prompts: Prompts, times: int) -> Tensor:
-    """Positions as a caller passes them ([B S], [3 B S] or [4 B S]) -> [B S] or [B S 4] of the rows before they were repeated."""
+def _as_rows(where: Tensor, prompts: Prompts, first: int, times: int) -> Tensor:
+    """Positions as a caller passes them ([B S], [3 B S] or [4 B S]) -> [B S] or [B S 4] of every `times`-th row from `first` on."""
     if where.ndim == 2:
-        return where.expand(len(prompts) * times, -1)[::times]
+        return where.expand(len(prompts) * times, -1)[first::times]
     text = (prompts.attention_mask.cumsum(1) - 1).clamp_min(0)
-    return torch.stack([text, *where[-3:, ::times]], -1)
+    return torch.stack([text, *where[-3:, first::times]], -1)
 
 
 def _last(prompts: Prompts) -> Tensor:
@@ -170,42 +239,37 @@ def _last(prompts: Prompts) -> Tensor:
     return where if where.ndim == 2 else where.permute(2, 0, 1)
 
 
-def _each(prompts: Prompts, times: int) -> Prompts:
-    """Every row `times` times, one after the other."""
-    found = {f.name: getattr(prompts, f.name) for f in fields(prompts)}
-    return replace(prompts, **{name: value.repeat_interleave(times, 0) for name, value in found.items() if value is not None})
-
-
-def _repeated(packed: pruning.Packed, owner: Tensor, times: int) -> pruning.Packed:
-    """Every row `times` times, with its pictures. owner: [I] the row of each picture."""
-    if times == 1:
-        return packed
-    sizes = packed.sizes
-    order = torch.cat([(owner == row).nonzero().squeeze(1).repeat(times) for row in range(len(packed.prompts))])
-    lines = torch.arange(len(packed.features), device=owner.device).split(sizes.tolist())
-    index = torch.cat([lines[i] for i in order.tolist()])
-    return pruning.Packed(
-        _each(packed.prompts, times), packed.features[index], packed.kept[order], packed.total[order], sizes[order],
-        None if packed.deepstack is None else packed.deepstack[index],
-    )  # fmt: skip
+def _alternating(parts: list[Prompts]) -> Prompts:
+    """The first row of every part, then the second of every part ..."""
+    found = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Prompts)}
+    return Prompts(**{name: None if v[0] is None else torch.stack(v, 1).flatten(0, 1) for name, v in found.items()})
 
 
 @contextmanager
-def pruned(model: Any, pruner: Pruner, budget: Budget, *, positions: str = "original") -> Iterator[Pruned]:
+def pruned(
+    model: Any, pruner: Pruner | str, budget: Budget | int | float | str, *, positions: str = "original"
+) -> Iterator[Pruned]:
     """Inside the block `model`'s own forward and generate run with pruned visual tokens; on exit it is as it was.
 
         with diffprune.pruned(model, pruner, Keep(64)):
             model.generate(**processor(images=images, text=prompts, return_tensors="pt", padding=True))
 
-    model: a loaded transformers VLM of a supported family. positions: "original" or "compact" (`pruning.cut`). A direct call of the
-    model returns logits of the shortened rows, whose padding stands on the left.
+    model: a loaded transformers VLM of a supported family, compiled or not, or what `diffprune.load` gives. pruner, budget: values
+    or their spellings, as in `pruned(model, "attention", 64)`. positions: "original" or "compact" (`pruning.cut`). A direct call of
+    the model returns logits of the shortened rows, whose padding stands on the left.
+
+    The block holds for the thread that enters it. To read a stream in one thread while another generates, enter it in the thread
+    that calls generate; a call from elsewhere runs unpruned, with a warning.
 
     Raises:
         ValueError: no supported VLM, one that is already pruned, or that lacks what the method needs; later, a call that cannot be
-            pruned.
+            pruned: videos, chunked prefill, static caches, pictures that are already encoded, encoder settings at the call.
     """
-    vlm = wrap(model)
+    pruner, budget = pruner_of(pruner), budget_of(budget)
+    vlm = model if isinstance(model, VLM) else wrap(getattr(model, "_orig_mod", model))  # of torch.compile
+    model = vlm.model
     vlm.check_evidence(pruner.needs)
+    check_model(pruner, vlm)
     if positions not in pruning.POSITIONS:
         raise ValueError(f"positions is {positions!r}; it is one of {', '.join(pruning.POSITIONS)}")
     if model in _active:
@@ -217,7 +281,8 @@ def pruned(model: Any, pruner: Pruner, budget: Budget, *, positions: str = "orig
     own = vars(base).get(name)
     setattr(base, name, session.deferring(getattr(base, name)))
     try:
-        yield session
+        with session.windows.hooked():
+            yield session
     finally:
         hook.remove()
         delattr(base, name)

@@ -10,6 +10,7 @@ Survivors keep their original positions unless asked otherwise. A row may show s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,9 @@ from diffprune.core.site import Plan, Stage, in_order
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.io.image import open_image
+from diffprune.pruning._arguments import budget_of, pruner_of, rows_of_questions
+from diffprune.pruning.pretrained import check_model
+from diffprune.vlm.windows import packed_mask, window_of, windows_of_full_rows
 
 POSITIONS = ("original", "compact")
 
@@ -99,8 +103,9 @@ def select(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, bud
     tokens: of the rows' images in order (`VisualTokens.__getitem__` repeats shared encodings).
 
     Raises:
-        ValueError: a budget or a cut that `plan_of` refuses.
+        ValueError: a budget or a cut that `plan_of` refuses, or a scorer of another model.
     """
+    check_model(pruner, vlm)
     if QUESTION in pruner.needs:
         tokens = with_question(vlm, prompts, tokens)
     for step in plan_of(vlm, pruner, budget):
@@ -189,6 +194,7 @@ def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original
         short = at(where, 0)
     else:  # the text coordinate only tells sequences apart and must not have gaps
         short = torch.stack([compact, *(at(where[..., i], 0) for i in range(1, where.shape[2]))], -1)
+    places = torch.arange(live.shape[1], device=live.device).expand_as(live) if prompts.index is None else prompts.index
     return Prompts(
         input_ids=at(prompts.input_ids, pad),
         attention_mask=rows.long(),
@@ -196,12 +202,18 @@ def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original
         slots=at(prompts.slots, False),
         question=at(prompts.question, False),
         labels=None if prompts.labels is None else at(prompts.labels, -100),
+        index=at(places, 0) if positions == "original" else None,
+        token_types=None if prompts.token_types is None else at(prompts.token_types, 0),
     )
 
 
 def shrink(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget, positions: str = "original") -> Packed:
     """From full-length rows and encoded images to rows at the length the pruner leaves."""
-    left = select(vlm, prompts, tokens, pruner, budget)
+    return shortened(vlm, prompts, tokens, select(vlm, prompts, tokens, pruner, budget), positions)
+
+
+def shortened(vlm: VLM, prompts: Prompts, tokens: VisualTokens, left: VisualTokens, positions: str = "original") -> Packed:
+    """Full-length rows cut to the tokens that are `left` of their images' `tokens`."""
     before, after = tokens.present, left.present
     live = prompts.attention_mask.bool().masked_scatter(prompts.slots, after.masked_select(before))
     return Packed(
@@ -227,7 +239,7 @@ def decoder_inputs(vlm: VLM, packed: Packed) -> dict[str, Any]:
     prompts, where = packed.prompts, packed.prompts.position_ids
     inputs = {
         "input_ids": prompts.input_ids,
-        "attention_mask": prompts.attention_mask,
+        "attention_mask": prompts.attention_mask if prompts.attention_mask.ndim == 2 else packed_mask(vlm.model, prompts),
         "position_ids": where if where.ndim == 2 else where.permute(2, 0, 1).contiguous(),
         **vlm.token_inputs(prompts),
     }
@@ -241,58 +253,78 @@ def decoder_inputs(vlm: VLM, packed: Packed) -> dict[str, Any]:
 def forward(vlm: VLM, packed: Packed, **options: Any) -> Any:
     """The model's own forward at the shorter length; `options` go to it (`logits_to_keep`, `use_cache`, `labels` ...)."""
     inputs = decoder_inputs(vlm, packed)
-    return vlm.model(**inputs | {"position_ids": inputs["position_ids"] + vlm.position_offset}, **options)
+    with full_windows(vlm, packed.prompts):
+        return vlm.model(**inputs | {"position_ids": inputs["position_ids"] + vlm.position_offset}, **options)
+
+
+def full_windows(vlm: VLM, prompts: Prompts) -> AbstractContextManager[None]:
+    """Inside, the model measures sliding windows in the full rows that `prompts` were cut from; most decoders have none."""
+    return nullcontext() if window_of(vlm.model) is None else windows_of_full_rows(vlm, prompts, vlm.token_inputs(prompts))
+
+
+GREEDY = {
+    "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False, "use_cache": True,
+    **dict.fromkeys(
+        (
+            "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "assistant_early_exit", "prefill_chunk_size",
+            "cache_implementation", "is_assistant", "token_healing", "max_time",
+        )
+    ),
+}  # what a checkpoint's generation configuration may not change: one greedy answer a row, the same in any batch  # fmt: skip
 
 
 @torch.inference_mode()
 def answer(vlm: VLM, packed: Packed, max_new_tokens: int, **options: Any) -> tuple[list[str], list[int]]:
     """Greedy answers of packed rows, one beam: (texts, tokens generated per row, the end token included).
 
-    A penalty that the checkpoint's generation configuration sets stays in force, as in the family's own generate.
+    What the checkpoint's generation configuration says about tokens stays in force, as in the family's own generate: penalties,
+    end tokens, stop strings.
     """
     tokenizer = vlm.processor.tokenizer
-    made = vlm.model.generate(
-        **decoder_inputs(vlm, packed),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=tokenizer.pad_token_id,
-        **options,
-    )[:, packed.prompts.input_ids.shape[1] :]
-    end = vlm.model.generation_config.eos_token_id
-    ends = torch.tensor(end if isinstance(end, list) else [end], device=made.device)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    with full_windows(vlm, packed.prompts):
+        made = vlm.model.generate(
+            **decoder_inputs(vlm, packed), max_new_tokens=max_new_tokens, pad_token_id=pad, tokenizer=tokenizer, **GREEDY | options
+        )
+    made = made[:, packed.prompts.input_ids.shape[1] :]
+    texts = [text.strip() for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
+    return texts, _lengths(made, vlm.model.generation_config.eos_token_id, pad).tolist()
+
+
+def _lengths(made: Tensor, end: int | Sequence[int] | None, pad: int) -> Tensor:
+    """[B] int: tokens of each row up to its first end token or, where it has none, without the padding behind its last."""
+    ends = torch.tensor([] if end is None else [end] if isinstance(end, int) else list(end), device=made.device)
     done = torch.isin(made, ends)
-    lengths = torch.where(done.any(1), done.int().argmax(1) + 1, made.shape[1])
-    return [t.strip() for t in tokenizer.batch_decode(made, skip_special_tokens=True)], lengths.tolist()
+    padding = (made != pad).flip(1).cumsum(1).eq(0).sum(1)
+    return torch.where(done.any(1), done.int().argmax(1) + 1, made.shape[1] - padding)
 
 
 @torch.inference_mode()
 def generate(
     vlm: VLM,
-    images: Sequence[Any],
-    questions: Sequence[str],
+    images: Any,
+    questions: str | Sequence[str],
     *,
-    pruner: Pruner,
-    budget: Budget,
+    pruner: Pruner | str,
+    budget: Budget | int | float | str,
     max_new_tokens: int = 32,
     positions: str = "original",
 ) -> list[str]:
     """Answer one question about each image (or each list of images) with pruned visual tokens.
 
-    images: PIL images of any mode, or paths; they are read safely and made RGB.
+    images: PIL images of any mode, or paths; they are read safely and made RGB. One question alone may come with one image alone.
+    pruner: a method or its spelling. budget: a budget or its spelling; a whole number is a count of tokens.
 
     Raises:
-        ValueError: an image that cannot be read, different numbers of images and questions, a question without an image, or a
-            budget above what an image has.
+        ValueError: an image that cannot be read, different numbers of images and questions, a question without an image, or an
+            argument of another kind.
     """
-    if len(images) != len(questions):
-        raise ValueError(
-            f"{len(images)} images and {len(questions)} questions: give one image, or one list of images, per question"
-        )
-    shown = [list(image) if isinstance(image, (list, tuple)) else [image] for image in images]
-    if not shown or not all(shown):
-        raise ValueError("a question without an image: give every question at least one")
+    if not isinstance(vlm, VLM):
+        raise ValueError(f"generate takes a model as diffprune.load gives it, not {type(vlm).__name__}")
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it is a whole number of at least 1")
+    pruner, budget = pruner_of(pruner), budget_of(budget)
+    shown, asked = rows_of_questions(images, questions)
     tokens = vlm.encode(vlm.pixels([open_image(image) for row in shown for image in row]), pruner.needs)
-    budget.check(int(tokens.counts.min()))
-    prompts = vlm.prompts(questions, tokens.present.sum(1).tolist(), tokens.layout, [len(row) for row in shown])
+    prompts = vlm.prompts(asked, tokens.present.sum(1).tolist(), tokens.layout, [len(row) for row in shown])
     return answer(vlm, shrink(vlm, prompts, tokens, pruner, budget, positions), max_new_tokens)[0]

@@ -1,19 +1,28 @@
-"""Load a trained scorer from a folder or a repository of the Hub, whose config.json says which method it is."""
+"""Load a trained scorer from a folder or a repository of the Hub, and compare its model with the one it was trained on."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
 
 from diffprune.core import registry
-from diffprune.core.pruner import Pruner
+from diffprune.core.pruner import Pruner, TrainedOn
+from diffprune.core.vlm import VLM
 from diffprune.io.checkpoint import CONFIG, read_config
 from diffprune.io.hub import scorer_folder
+from diffprune.vlm.tokenize import weights_hash
+
+_hashes: WeakKeyDictionary[torch.nn.Module, tuple[Any, dict[str, str]]] = WeakKeyDictionary()
 
 
-def from_pretrained(name: str | Path, revision: str = "main") -> Pruner:
+def from_pretrained(name: str | Path, revision: str = "main", *, other_model: bool = False) -> Pruner:
     """The method `save_pretrained` wrote, its options and weights. safetensors only; no code from a repository ever runs.
 
     name: a folder, or "user/scorer-llava15" on the Hub, fetched at `revision` (a branch, a tag or a commit) into the Hub's cache.
+    other_model: it may serve another model than the one it was trained on.
 
     Raises:
         ValueError: neither a folder nor a name of the Hub, not to be had, no scorer, or a damaged one.
@@ -23,5 +32,39 @@ def from_pretrained(name: str | Path, revision: str = "main") -> Pruner:
     if config.get("method") not in registry.names("pruners") or not isinstance(config.get("spec"), str):
         method = config.get("method")
         raise ValueError(f"{folder / CONFIG} names no method of ours but {method!r}; a scorer's folder is written by training")
-    made: Pruner = registry.make("pruners", registry.spec("pruners", config["spec"]).at(weights=folder.absolute()))
+    asked = registry.spec("pruners", config["spec"])
+    asked = asked.with_options(other_model=True) if other_model else asked
+    made: Pruner = registry.make("pruners", asked.at(weights=folder.absolute()))
     return made
+
+
+def check_model(pruner: Pruner | None, vlm: VLM) -> None:
+    """Refuse a scorer, or one inside a wrapper, that was trained on other weights than those of `vlm`, unless its user says so.
+
+    A card without a hash of its model is taken as it is.
+
+    Raises:
+        ValueError: names both models.
+    """
+    while pruner is not None:
+        told = pruner.trained_on
+        if told is not None and not pruner.other_model and not is_trained_on(vlm, told):
+            raise ValueError(
+                f"{pruner.label} was trained on {told.model or 'a model'} with the weights {told.weights_sha256} ({told.dtype}), "
+                f"this is {vlm.name} with other ones ({vlm.dtype}); train it on this model, or write other_model=True"
+            )
+        pruner = pruner.inner
+
+
+def is_trained_on(vlm: VLM, told: TrainedOn) -> bool:
+    """Whether the weights of `vlm` are those a card tells of, also where they were loaded in a wider or narrower type."""
+    if vars(vlm).get("weights_hash") == told.weights_sha256:  # taken already
+        return True
+    state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in vlm.model.parameters()]
+    before, known = _hashes.get(vlm.model, (None, {}))
+    if before != state:
+        known = {}
+        _hashes[vlm.model] = state, known
+    if told.dtype not in known:
+        known[told.dtype] = weights_hash(vlm.model, getattr(torch, told.dtype, None))
+    return known[told.dtype] == told.weights_sha256

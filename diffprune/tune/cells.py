@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark
-from diffprune.core.budget import Keep
 from diffprune.core.cell import Cell, Questions, TuneSettings, TuneSpec, describe
 from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.spec import Spec
@@ -20,7 +19,10 @@ def cells(vlm: VLM, methods: Sequence[Spec], options: Tuning) -> list[Cell]:
     Raises:
         ValueError: unknown method or benchmark, or guards the model cannot meet.
     """
-    Keep(options.least).check(vlm.num_visual_tokens)
+    if options.least > vlm.num_visual_tokens:
+        raise ValueError(
+            f"least={options.least}: an image of the default size has {vlm.num_visual_tokens} visual tokens; give fewer"
+        )
     pruners: list[Pruner] = [p for p in (registry.make("pruners", one) for one in methods) if p.kind is not Kind.BOUND]
     asked = settings(options)
     label = " ".join(dict.fromkeys(benchmark.label for benchmark in _benchmarks(options)))

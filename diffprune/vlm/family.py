@@ -8,7 +8,7 @@ copied: a forward pre-hook captures the projector's input while the family's own
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -23,7 +23,15 @@ from diffprune.core.evidence import IDENTITY, Evidence, EvidenceKind
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts, Shape
+from diffprune.vlm.encoder_attention import Kept, kept_by_encoder, received
 from diffprune.vlm.tokenize import identities, tokenise, weights_hash
+
+
+class Deferred(BaseModelOutputWithPooling):
+    """An encoder output that is made later. `generate` looks inside only to prefill in chunks."""
+
+    def __getitem__(self, name: Any) -> Any:
+        raise ValueError("prefill_chunk_size splits pictures before they are pruned; leave it unset: pruned rows are short")
 
 
 class Family(VLM):
@@ -84,17 +92,45 @@ class Family(VLM):
         return [self.num_visual_tokens] * len(pixels[self.encoder_inputs[0]])
 
     def lacks(self, evidence: Evidence) -> str:
-        if evidence.kind is EvidenceKind.ENCODER_ATTENTION:
-            return "its encoder has no [CLS] token whose attention could rank the others"
-        return super().lacks(evidence)
+        if evidence.kind is not EvidenceKind.ENCODER_ATTENTION:
+            return super().lacks(evidence)
+        layers = self.shape.vision_layers
+        return "" if evidence.layer is None or 0 <= evidence.layer < layers else f"its encoder has the layers 0 to {layers - 1}"
 
     def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
         self.check_evidence(needs)
-        with self._captured() as captured:
+        asked = self.attention_layers(needs)
+        with self._captured() as captured, kept_by_encoder(self.model, set(asked.values())) as kept:
             given = {name: pixels[name] for name in self.encoder_inputs if name in pixels}
             base = self.model.model  # by its class: `hooks.pruned` patches the instance
             output = type(base).get_image_features(base, **given, return_dict=True)
-        return self._tokens(captured[-1], output, pixels, needs)
+        tokens = self._tokens(captured[-1], output, pixels, needs)
+        if not asked:
+            return tokens
+        seen = {key: pad_sequence(self._attention(kept.calls[layer], pixels), batch_first=True) for key, layer in asked.items()}
+        return replace(tokens, evidence={**tokens.evidence, **seen})
+
+    # -- attention in the encoder --------------------------------------------------------------------------------------
+
+    def attention_layers(self, needs: Iterable[Evidence]) -> dict[Evidence, int]:
+        """The encoder layer (from 0) of every attention asked for; by default the one whose output the projector reads."""
+        layers, chosen = self.shape.vision_layers, getattr(self.model.config, "vision_feature_layer", -1)
+        default = (chosen if isinstance(chosen, int) else chosen[-1]) % (layers + 1) - 1
+        asked = [evidence for evidence in needs if evidence.kind is EvidenceKind.ENCODER_ATTENTION]
+        return {evidence: default if evidence.layer is None else evidence.layer for evidence in asked}
+
+    def _attention(self, calls: Sequence[Kept], pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        """[n_i] of each image: attention its visual tokens receive, from the encoder's calls in one layer.
+
+        A token of several patches has their mean.
+        """
+        if not calls:
+            raise ValueError(f"{self.family}: its vision encoder does not show its attention (it uses no attention function)")
+        return self._per_token(torch.cat([received(call).flatten() for call in calls]), pixels)
+
+    @abstractmethod
+    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        """One value per patch, in the order in which the encoder has them -> [n_i], one per visual token of each image."""
 
     @contextmanager
     def _captured(self, path: str = "") -> Iterator[list[Tensor]]:
@@ -141,7 +177,7 @@ class Family(VLM):
 
     def deferred(self) -> Any:
         """An encoder output with nothing in it yet: `hooks.pruned` encodes when the rows are known."""
-        return BaseModelOutputWithPooling()
+        return Deferred()
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
@@ -180,21 +216,33 @@ class Family(VLM):
         return (mask.cumsum(1) - 1).clamp_min(0)
 
     def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Prompts]:
+        refuse_videos(inputs)
         ids = inputs.get("input_ids")
         pixels = {name: inputs[name] for name in self.encoder_inputs if inputs.get(name) is not None}
         if ids is None or self.encoder_inputs[0] not in pixels:
             raise ValueError(f"a pruned call needs input_ids and {self.encoder_inputs[0]}, as the model's processor makes them")
         mask = inputs.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
-        pixels = self._placed(pixels)
+        pixels, types = self._placed(pixels), inputs.get(self.token_types) if self.token_types else None
         after = ((ids == self.image_token_id).flip(1).cumsum(1) == 0).flip(1)
-        return pixels, self._prompts(ids, mask.long(), after & mask.bool(), self.layout(pixels))
+        prompts = self._prompts(ids, mask.long(), after & mask.bool(), self.layout(pixels))
+        return pixels, prompts if types is None else replace(prompts, token_types=types)
 
     def token_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
-        return {self.token_types: prompts.slots.long()} if self.token_types else {}
+        if not self.token_types:
+            return {}
+        return {self.token_types: prompts.slots.long() if prompts.token_types is None else prompts.token_types}
 
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(input_ids)
+
+
+def refuse_videos(inputs: Mapping[str, Any]) -> None:
+    """Raises ValueError: one of the inputs is about a video."""
+    if found := [name for name, value in inputs.items() if "video" in name and value is not None]:
+        raise ValueError(
+            f"a pruned call takes images, not videos ({found[0]}); give the frames as images or call the model unpruned"
+        )
 
 
 def decoder_shape(text: Any) -> dict[str, int]:

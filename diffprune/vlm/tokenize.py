@@ -46,10 +46,14 @@ def tokenise(
     return left_pad(ids, pad), mask, left_pad(question, False)
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """sha256 (20 digits) over names, shapes, types and bytes of every parameter: which weights really ran."""
+def weights_hash(model: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
+    """sha256 (20 digits) over names, shapes, types and bytes of every parameter: which weights really ran.
+
+    dtype: as if they had been loaded in this type.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return digest.hexdigest()[:20]
