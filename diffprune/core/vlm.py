@@ -197,7 +197,7 @@ class VLM(ABC):
         """Further keyword arguments [B S] the model's own forward wants beside the ids (token types)."""
 
     def blocks(self, types: Mapping[str, Tensor]) -> Tensor | None:
-        """[B S] int: tokens of one number see each other in both directions, -1 sees what came before; None where all do.
+        """[B S] int: tokens of one number see each other whatever a sliding window says, -1 does not; None where none do.
 
         types: `token_inputs` of the rows.
         """

@@ -8,7 +8,7 @@ pictures with a budget each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,14 +56,6 @@ class Gemma3(Raster):
     def project(self, features: Tensor) -> Tensor:
         projector = self.model.model.multi_modal_projector
         return torch.matmul(projector.mm_soft_emb_norm(features), projector.mm_input_projection_weight).type_as(features)
-
-    def blocks(self, types: Mapping[str, Tensor]) -> Tensor | None:
-        """The tokens of a picture see each other."""
-        if self.token_types not in types:
-            return None
-        pictures = types[self.token_types] == 1
-        starts = pictures.long().diff(dim=1, prepend=pictures.new_zeros(len(pictures), 1).long()) == 1
-        return torch.where(pictures, starts.cumsum(1) - 1, -1)
 
     def chat_prompt(self, question: str, images: int = 1) -> str:
         """The chat template, start and end of each picture written out: the newlines around merge with those of the text."""

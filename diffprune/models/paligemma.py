@@ -59,7 +59,7 @@ class PaliGemma(Raster):
         return {"token_type_ids": (after & breaks.any(1, keepdim=True)).long()}
 
     def blocks(self, types: Mapping[str, Tensor]) -> Tensor | None:
-        """The prefix sees itself."""
+        """The prefix sees itself, beyond the windows of PaliGemma 2."""
         return torch.where(types[self.token_types] == 0, 0, -1) if self.token_types in types else None
 
     @cached_property

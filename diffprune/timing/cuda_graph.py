@@ -28,6 +28,7 @@ from diffprune.core.vlm import VLM, Prompts, Shape
 from diffprune.timing import eager, fixed_shape
 from diffprune.timing.clock import Clock, Marks
 from diffprune.timing.eager import Inputs, Ready, Spans
+from diffprune.vlm.windows import window_of
 
 STEP = 64  # bucket edges are its multiples: the tile of a matrix product, so finer buckets save little
 WARMUPS = 3  # runs on a side stream before capture: libraries set themselves up, nothing of which may be captured
@@ -95,6 +96,8 @@ def refuse_family(vlm: VLM) -> None:
         raise ValueError(
             f"{vlm.name}: its decoder reads pictures in both directions, which mode graph does not serve; use mode eager"
         )
+    if window_of(vlm.model) is not None:
+        raise ValueError(f"{vlm.name}: its decoder has sliding windows, which mode graph does not serve; use mode eager")
 
 
 class Graphs:

@@ -165,7 +165,7 @@ def prefill(vlm: VLM, ready: Ready, clock: Clock) -> tuple[float, Any]:
     """(ms from decoder inputs to the logits of the last position, the model's output with its cache)."""
     marks = Marks(clock)
     clock.wait()
-    with marks.span("prefill"):
+    with pruning.full_windows(vlm, ready.packed.prompts), marks.span("prefill"):
         output = vlm.model(**ready.keywords, use_cache=True, logits_to_keep=1)
     return marks.totals()["prefill"], output
 
@@ -207,7 +207,7 @@ def decode(vlm: VLM, ready: Ready, num_tokens: int, clock: Clock) -> float:
     marks = Marks(clock)
     for name, length in (("short", 1), ("long", 1 + num_tokens)):
         with marks.span(name):
-            pruning.answer(vlm, ready.packed, length, min_new_tokens=length)
+            pruning.answer(vlm, ready.packed, length, min_new_tokens=length, stop_strings=None)
     spent = marks.totals()
     return (spent["long"] - spent["short"]) / num_tokens
 
