@@ -54,7 +54,7 @@ class DiffPrune(lmms_eval.lmms):  # type: ignore[misc, valid-type]
         device: str | None = None,
         dtype: str = "auto",
         revision: str | None = None,
-        attention: str = "sdpa",
+        attention: str = "auto",
         max_batch_size: int | None = None,
         **unknown: Any,
     ) -> None:

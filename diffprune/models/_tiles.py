@@ -124,7 +124,9 @@ def grid(ids: Tensor, where: Sequence[tuple[int, int]]) -> list[tuple[int, int]]
     Needs no tokenizer. What follows the last run of a row ends a picture and is the token AROUND. Between tiles of a picture it
     stands once, first in the text or, at the start of a line of tiles, after a newline; between pictures it stands twice.
     """
-    around = ids[where[-1][1]] if where and where[-1][1] < len(ids) else -1
+    if not where:  # a row without pictures
+        return []
+    around = ids[where[-1][1]] if where[-1][1] < len(ids) else -1
     found: list[tuple[int, int]] = []
     tiles, lines = 1, 0
     for (_, stop), (start, _) in zip(where, [*where[1:], (len(ids), 0)], strict=True):

@@ -9,8 +9,9 @@ Survivors keep their original positions unless asked otherwise. A row may show s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -273,6 +274,19 @@ GREEDY = {
 }  # what a checkpoint's generation configuration may not change: one greedy answer a row, the same in any batch  # fmt: skip
 
 
+@contextmanager
+def _greedy(model: Any) -> Iterator[None]:
+    """Inside, the model's generation configuration is a copy with `GREEDY` in place."""
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    for name, value in GREEDY.items():
+        setattr(model.generation_config, name, value)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 @torch.inference_mode()
 def answer(vlm: VLM, packed: Packed, max_new_tokens: int, **options: Any) -> tuple[list[str], list[int]]:
     """Greedy answers of packed rows, one beam: (texts, tokens generated per row, the end token included).
@@ -282,9 +296,9 @@ def answer(vlm: VLM, packed: Packed, max_new_tokens: int, **options: Any) -> tup
     """
     tokenizer = vlm.processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    with full_windows(vlm, packed.prompts):
+    with full_windows(vlm, packed.prompts), _greedy(vlm.model):
         made = vlm.model.generate(
-            **decoder_inputs(vlm, packed), max_new_tokens=max_new_tokens, pad_token_id=pad, tokenizer=tokenizer, **GREEDY | options
+            **decoder_inputs(vlm, packed), max_new_tokens=max_new_tokens, pad_token_id=pad, tokenizer=tokenizer, **options
         )
     made = made[:, packed.prompts.input_ids.shape[1] :]
     texts = [text.strip() for text in tokenizer.batch_decode(made, skip_special_tokens=True)]

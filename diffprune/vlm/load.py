@@ -27,7 +27,7 @@ logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "checkpoint"
 ENDS = 2**20  # bytes of a weight file that its fingerprint reads at either end
 EMBEDDED_NAME, TINY = "embedded", "tiny"
-ATTENTION = ("sdpa", "eager", "flash_attention_2")
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 
 
 def load(
@@ -36,7 +36,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
-    attention: str = "sdpa",
+    attention: str = "auto",
     device_map: str | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     **options: Any,
@@ -48,7 +48,8 @@ def load(
                 "llava-hf/llava-1.5-7b-hf(image_mode='pad')"; this spelling is `VLM.name`; or a value of `model_spec`.
     device:     "auto" is the first GPU, else the CPU.
     dtype:      "auto" is float32 on the CPU and the checkpoint's own elsewhere.
-    attention:  implementation of encoder and decoder: "sdpa", "eager" or "flash_attention_2".
+    attention:  implementation of encoder and decoder: "sdpa", "eager" or "flash_attention_2"; "auto" is sdpa in the parts of a
+                model that support it and eager in the others, as in PaliGemma 2.
     device_map: "auto" or {module: device} spreads a model over devices, with accelerate; instead of `device`.
     options:    the family's own, e.g. `image_mode` and `frame` of llava.
 
@@ -71,7 +72,7 @@ def load(
     if isinstance(source, Path):
         check(source)
     more = {"device_map": dict(device_map) if isinstance(device_map, Mapping) else device_map} if device_map else {}
-    model = _model(asked.name, source, dtype=kind, attn_implementation=attention, **more, **hub)
+    model = _model(asked.name, source, dtype=kind, attn_implementation=None if attention == "auto" else attention, **more, **hub)
     if place is not None:
         model.to(place)
     parts = read(source, model.config.image_token_id, trust_remote_code=False, **hub)
@@ -87,7 +88,7 @@ def described(name: str | Spec) -> None:
     """
     asked = model_spec(name)
     if asked.name == TINY:
-        _tiny(asked, torch.device("cpu"), torch.float32, "sdpa")
+        _tiny(asked, torch.device("cpu"), torch.float32, "auto")
         return
     source = _source(asked, None)
     _check_options(_family(asked.name, _config(asked.name, source, {"revision": "main"})), dict(asked.options))
@@ -99,7 +100,8 @@ def _tiny(asked: Spec, place: torch.device, kind: torch.dtype, attention: str) -
     family: Any = registry.find("models", options.pop("family"))
     _check_options(family, options)
     parts = family.tiny()
-    parts.model.set_attn_implementation(attention)
+    if attention != "auto":
+        parts.model.set_attn_implementation(attention)
     vlm: VLM = family(parts.model.to(place, kind), parts.processor, asked, **options)
     return vlm
 
@@ -268,6 +270,9 @@ def _model(name: str, source: Path | str, **options: Any) -> Any:
             source, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except (OSError, RuntimeError, ValueError) as error:
+        if "attention implementation" in str(error):
+            wanted = options["attn_implementation"]
+            raise ValueError(f"{name}: a part of it has no attention {wanted!r}; with 'auto' such a part runs eager") from None
         raise ValueError(f"{name}: the weights cannot be loaded or do not fit config.json ({first_line(error)})") from None
     wrong = [*found["missing_keys"], *found["mismatched_keys"]]
     if wrong:

@@ -45,10 +45,10 @@ def read(source: str | Path, image_token_id: int, **options: Any) -> Any:
         found = AutoProcessor.from_pretrained(source, **options)
         if all(hasattr(found, part) for part in ("image_processor", "tokenizer")):
             return found
-    except ImportError:  # its video processor exists for torchvision only; images need none
-        pass
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source}: no processor can be read ({first_line(error)})") from None
+    except (ImportError, OSError, ValueError, TypeError, AttributeError) as error:
+        # its video processor exists for torchvision only; images need none
+        if not isinstance(error, ImportError) and "torchvision" not in str(error):
+            raise ValueError(f"{source}: no processor can be read ({first_line(error)})") from None
     try:
         pictures = AutoImageProcessor.from_pretrained(source, **options)
         text = AutoTokenizer.from_pretrained(source, **options)
