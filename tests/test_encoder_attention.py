@@ -82,7 +82,7 @@ def wanted_per_patch(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Te
 
 def wanted(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Tensor]:
     """Per visual token of each image: means over the patches of a token, written out family by family."""
-    patches, config = wanted_per_patch(vlm, pixels, layer), vlm.model.config
+    patches = wanted_per_patch(vlm, pixels, layer)
     match vlm.family:
         case "llava" | "paligemma":
             return patches
@@ -101,7 +101,7 @@ def wanted(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Tensor]:
         case "idefics3" | "smolvlm" | "internvl":  # 4 x 4 patches a tile, 2 x 2 a token
             tiles = [p.view(2, 2, 2, 2).mean((1, 3)).flatten() for p in patches]
             return list(torch.cat(tiles).split(vlm.slots(pixels)))
-    raise AssertionError(f"{vlm.family}: {config.model_type} is compared another way")
+    raise AssertionError(f"write here which patches a visual token of {vlm.family} is made of")
 
 
 PLAIN = [family for family in FAMILIES if family not in ("llava_next", "llava_onevision", "qwen2_5_vl")]

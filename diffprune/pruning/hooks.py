@@ -52,6 +52,7 @@ class Pruned:
         self._chosen: tuple[VisualTokens, VisualTokens] | None = None  # of those pictures: all tokens, and what is left of them
         self._full: Prompts | None = None  # rows of the newest prefill as they came, and as they went on
         self._short: Prompts | None = None
+        self._turned = False  # the cache has gone into another call of generate
         self._offset = 0  # from positions of the rows to those the forward expects
 
     def elsewhere(self) -> bool:
@@ -145,7 +146,7 @@ class Pruned:
         if (labels := given.get("labels")) is not None:
             prompts = replace(prompts, labels=labels)
         packed = pruning.shortened(vlm, prompts, tokens, left, self.positions)
-        self._full, self._short = prompts, packed.prompts
+        self._full, self._short, self._turned = prompts, packed.prompts, False
         made = pruning.decoder_inputs(vlm, packed)
         made["position_ids"] = made["position_ids"] + self._offset
         types = {name: made.pop(name) for name in vlm.token_inputs(packed.prompts)}
@@ -192,7 +193,9 @@ class Pruned:
         removed = full.input_ids.shape[1] - short.input_ids.shape[1]
         if told == since - removed < since:  # another turn of generate, which cuts what it believes to be new by the cache's length
             given, new, told = {**given, "input_ids": given["input_ids"][:, removed:]}, new - removed, since
-            where = None if where is None else where[..., removed:]
+            where, self._turned = None if where is None else where[..., removed:], True
+        if self._turned and where is not None and where.ndim == 3:
+            where = None  # generate derives those of M-RoPE from the pictures, which are those of an earlier turn
         steps = torch.arange(since, since + new, device=short.input_ids.device) + 1
         expected = _last(full) + self._offset + steps
         if not bool(full.attention_mask[:, -1].all()):
@@ -242,7 +245,8 @@ def _last(prompts: Prompts) -> Tensor:
 def _alternating(parts: list[Prompts]) -> Prompts:
     """The first row of every part, then the second of every part ..."""
     found = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Prompts)}
-    return Prompts(**{name: None if v[0] is None else torch.stack(v, 1).flatten(0, 1) for name, v in found.items()})
+    joined: dict[str, Any] = {name: None if v[0] is None else torch.stack(v, 1).flatten(0, 1) for name, v in found.items()}
+    return Prompts(**joined)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class Family(VLM):
         tokens = self._tokens(captured[-1], output, pixels, needs)
         if not asked:
             return tokens
-        seen = {key: pad_sequence(self._attention(kept.calls[layer], pixels), batch_first=True) for key, layer in asked.items()}
+        seen = {key: pad_sequence(list(self._attention(kept.calls[n], pixels)), batch_first=True) for key, n in asked.items()}
         return replace(tokens, evidence={**tokens.evidence, **seen})
 
     # -- attention in the encoder --------------------------------------------------------------------------------------
@@ -128,9 +128,14 @@ class Family(VLM):
             raise ValueError(f"{self.family}: its vision encoder does not show its attention (it uses no attention function)")
         return self._per_token(torch.cat([received(call).flatten() for call in calls]), pixels)
 
-    @abstractmethod
     def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
         """One value per patch, in the order in which the encoder has them -> [n_i], one per visual token of each image."""
+        sizes = self.slots(pixels)
+        if len(values) != sum(sizes):
+            raise ValueError(
+                f"{self.family} does not say which of {len(values)} patches are in which of {sum(sizes)} visual tokens"
+            )
+        return values.split(sizes)
 
     @contextmanager
     def _captured(self, path: str = "") -> Iterator[list[Tensor]]:

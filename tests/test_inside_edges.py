@@ -1,0 +1,276 @@
+"""Edges of `pruned(...)` and of the public arguments: each either equals a run that hides tokens, or is refused by one sentence."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import diffprune
+from diffprune import pruning
+from diffprune.core.budget import Keep, Share
+from diffprune.core.evidence import QUESTION, Question
+from diffprune.core.pruner import ScorePruner
+from diffprune.core.tokens import VisualTokens
+from diffprune.core.vlm import VLM
+from diffprune.vlm import tiny as parts
+from tests.test_families import FAMILIES, QUESTIONS, Features, batch, close, own, pictures, tiny
+from tests.test_inside import hidden_inputs
+
+
+@pytest.fixture(autouse=True)
+def no_gradient() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+OPTIONS: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": [parts.IMAGE]}
+
+
+# -- generation without a cache ----------------------------------------------------------------------------------------
+
+WITHOUT_CACHE = {
+    "beams": {"num_beams": 3, "do_sample": False},
+    "beams, several answers": {"num_beams": 3, "num_return_sequences": 2, "do_sample": False},
+    "sampling, several answers": {"do_sample": True, "num_return_sequences": 3},
+}
+
+
+@pytest.mark.parametrize("mode", WITHOUT_CACHE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_repeated_rows_without_a_cache_equal_hiding(family: str, mode: str) -> None:
+    """Rows of one prompt differ in what was generated, and share its pictures."""
+    vlm, prompts, pixels, _ = batch(family)
+    asked = {**OPTIONS, **WITHOUT_CACHE[mode], "use_cache": False}
+    torch.manual_seed(5)
+    with diffprune.pruned(vlm.model, Features(), Keep(4)):
+        found = vlm.model.generate(**own(vlm, prompts, pixels), **asked)
+    torch.manual_seed(5)
+    assert torch.equal(found, vlm.model.generate(**hidden_inputs(family), **asked))
+
+
+class Reads(ScorePruner):
+    """A score that depends on the question, and counts how often it was asked."""
+
+    needs = frozenset({QUESTION})
+
+    def __init__(self) -> None:
+        self.words: list[int] = []
+
+    def score(self, tokens: VisualTokens) -> torch.Tensor:
+        question = tokens.evidence[QUESTION]
+        assert isinstance(question, Question)
+        self.words.append(int(question.valid.sum(1)[0]))
+        total = (question.embedding * question.valid[..., None]).sum((1, 2))
+        return tokens.features.float().sum(-1) * total[:, None]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+def test_what_was_generated_is_no_question_and_pictures_are_encoded_once(options: dict[str, Any]) -> None:
+    vlm, prompts, pixels, _ = batch("llava")
+    calls, method = [], Reads()
+    hook = vlm.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    with diffprune.pruned(vlm.model, method, Keep(4)):
+        found = vlm.model.generate(**own(vlm, prompts, pixels), **OPTIONS, use_cache=False, do_sample=False, **options)
+        first, once = list(method.words), len(calls)
+        cached = vlm.model.generate(**own(vlm, prompts, pixels), **OPTIONS, do_sample=False, **options)
+    hook.remove()
+    assert torch.equal(found, cached) and once == 1 and len(first) == 1 and method.words == first * 2
+
+
+# -- turns, padding, chunks, compiled models ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_turn_of_generate_goes_on_with_the_cache(family: str) -> None:
+    """Oracle: the same two turns over full rows with the removed columns hidden."""
+    vlm, prompts, pixels, _ = batch(family)
+    asked = {**OPTIONS, "do_sample": False, "return_dict_in_generate": True}
+
+    def turns(given: dict[str, Any]) -> torch.Tensor:
+        first = vlm.model.generate(**given, **asked)
+        more = torch.tensor([[40, 41, 42]] * 3)
+        ids = torch.cat([first.sequences, more], 1)
+        seen = ids.shape[1] - given["attention_mask"].shape[1]
+        mask = torch.cat([given["attention_mask"], torch.ones(3, seen, dtype=torch.long)], 1)
+        known = {name: longer(given[name], seen) for name in given if name in ("position_ids", "mm_token_type_ids")}
+        found: torch.Tensor = vlm.model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **known, **asked
+        ).sequences
+        return found
+
+    with diffprune.pruned(vlm.model, Features(), Keep(4)):
+        found = turns(own(vlm, prompts, pixels))
+    assert torch.equal(found, turns(hidden_inputs(family)))
+
+
+def longer(value: torch.Tensor, by: int) -> torch.Tensor:
+    """Positions that go on, or token types of text."""
+    is_positions = value.ndim == 3 or int(value.max()) > 1
+    more = value[..., -1:] + torch.arange(1, by + 1) if is_positions else value.new_zeros(len(value), by)
+    return torch.cat([value, more], -1)
+
+
+def test_a_cache_cut_elsewhere_and_rows_padded_on_the_right_have_a_sentence_each() -> None:
+    vlm, prompts, pixels, _ = batch("llava")
+    given = own(vlm, prompts, pixels)
+    order = (1 - given["attention_mask"]).argsort(dim=1, stable=True)
+    right = given | {name: given[name].gather(1, order) for name in ("input_ids", "attention_mask")}
+    with diffprune.pruned(vlm.model, Features(), Keep(4)):
+        with pytest.raises(ValueError, match=r"rows padded on the right cannot be continued .*pad on the left"):
+            vlm.model.generate(**right, max_new_tokens=3, do_sample=False)
+        left, moved = (vlm.model(**rows).logits[:, -1] for rows in (given, right))
+        close(moved, left)  # one call alone does not mind
+        out = vlm.model(**given, use_cache=True)
+        out.past_key_values.crop(-2)
+        mask = torch.nn.functional.pad(given["attention_mask"], (0, 1), value=1)
+        with pytest.raises(ValueError, match=r"cut or filled elsewhere .*give the whole conversation and an empty cache"):
+            vlm.model(input_ids=given["input_ids"][:, -1:], attention_mask=mask, past_key_values=out.past_key_values)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefill_in_chunks_is_refused(family: str) -> None:
+    vlm, prompts, pixels, _ = batch(family)
+    with (
+        diffprune.pruned(vlm.model, Features(), Keep(4)),
+        pytest.raises(ValueError, match="prefill_chunk_size splits pictures before they are pruned; leave it unset"),
+    ):
+        vlm.model.generate(**own(vlm, prompts, pixels), max_new_tokens=2, prefill_chunk_size=8)
+
+
+def test_a_compiled_model_generates_as_the_model_itself() -> None:
+    vlm, prompts, pixels, _ = batch("llava")
+    compiled = torch.compile(vlm.model, backend="eager")
+    asked = {**OPTIONS, "do_sample": False}
+    with diffprune.pruned(vlm.model, Features(), Keep(4)):
+        wanted = vlm.model.generate(**own(vlm, prompts, pixels), **asked)
+    with diffprune.pruned(compiled, Features(), Keep(4)):
+        assert torch.equal(compiled.generate(**own(vlm, prompts, pixels), **asked), wanted)
+    assert not vlm.model._forward_pre_hooks
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def in_a_thread(call: Any) -> tuple[Any, list[str]]:
+    """What a call returns in another thread, and what it warned of."""
+    found: list[Any] = []
+
+    def run() -> None:
+        with torch.inference_mode():
+            found.append(call())
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    return found[0], [str(warning.message) for warning in heard]
+
+
+def test_the_block_holds_for_the_thread_that_enters_it() -> None:
+    vlm, prompts, pixels, _ = batch("llava")
+    given, asked = own(vlm, prompts, pixels), {**OPTIONS, "do_sample": False}
+    plain, logits = vlm.model.generate(**given, **asked), vlm.model(**given).logits
+    with diffprune.pruned(vlm.model, Features(), Keep(4)) as session:
+        for call, wanted in ((lambda: vlm.model(**given).logits, logits), (lambda: vlm.model.generate(**given, **asked), plain)):
+            found, heard = in_a_thread(call)
+            assert torch.equal(found, wanted) and session.selection is None
+            assert any("another thread" in line and "is not pruned" in line for line in heard)
+        pruned = vlm.model.generate(**given, **asked)
+    assert not torch.equal(pruned, plain)
+
+    def entered() -> torch.Tensor:
+        with diffprune.pruned(vlm.model, Features(), Keep(4)):
+            made: torch.Tensor = vlm.model.generate(**given, **asked)
+        return made
+
+    found, heard = in_a_thread(entered)
+    assert torch.equal(found, pruned) and not heard, "entered where generate is called"
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("clear", "meant"), [(4, Keep(4)), (0.25, Share(0.25)), ("4", Keep(4)), ("25%", Share(0.25)), (Keep(4), Keep(4))]
+)
+def test_a_budget_may_be_spelled(clear: Any, meant: Any) -> None:
+    vlm, prompts, pixels, _ = batch("llava")
+    ask = {"pruner": Features(), "max_new_tokens": 3}
+    wanted = pruning.generate(vlm, pictures()[0], "what?", budget=meant, **ask)
+    assert pruning.generate(vlm, pictures()[0], "what?", budget=clear, **ask) == wanted
+    with diffprune.pruned(vlm.model, Features(), clear) as session:
+        vlm.model(**own(vlm, prompts, pixels))
+    assert session.budget == meant
+
+
+def test_a_pruner_may_be_spelled_and_a_loaded_vlm_is_a_model() -> None:
+    vlm, prompts, pixels, _ = batch("llava")
+    keeps = []
+    for method, model in (("random", vlm.model), (diffprune.pruner("random"), vlm)):
+        with diffprune.pruned(model, method, 4) as session:
+            vlm.model(**own(vlm, prompts, pixels))
+        assert session.selection is not None
+        keeps.append(session.selection.keep)
+    assert torch.equal(*keeps)
+    ask: dict[str, Any] = {"budget": 4, "max_new_tokens": 3}
+    spelled, made = (pruning.generate(vlm, pictures()[0], "what?", pruner=p, **ask) for p in ("grid", diffprune.pruner("grid")))
+    assert spelled == made
+
+
+def test_one_picture_one_question(tmp_path: Path) -> None:
+    vlm, ask = tiny("llava"), {"pruner": "grid", "budget": 4, "max_new_tokens": 3}
+    one, two = pictures()[:2]
+    one.save(tmp_path / "one.png")
+    wanted = pruning.generate(vlm, [one], ["what?"], **ask)
+    for image in (one, tmp_path / "one.png", str(tmp_path / "one.png"), (tmp_path / "one.png").read_bytes()):
+        assert pruning.generate(vlm, image, "what?", **ask) == wanted
+        assert pruning.generate(vlm, [image], ["what?"], **ask) == wanted
+    assert pruning.generate(vlm, [one, two], "what?", **ask) == pruning.generate(vlm, [[one, two]], ["what?"], **ask)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"budget": None}, "None is not a budget: write Keep"),
+    ({"budget": True}, "True is not a budget: write Keep"),
+    ({"budget": 0}, r"Keep\(0\)"),
+    ({"budget": 2.5}, r"Share\(2.5\)"),
+    ({"budget": "many"}, "'many' is not a budget"),
+    ({"pruner": None}, "None is not a pruner: write diffprune.pruner"),
+    ({"pruner": Features}, "Features'> is not a pruner: write"),
+    ({"pruner": "rondom"}, "did you mean 'random'"),
+    ({"questions": ["what?", "how?"]}, "one image and 2 questions: give one image"),
+    ({"images": [1, 2], "questions": ["what?"]}, "2 images and 1 questions: give one image"),
+    ({"images": [None], "questions": ["what?"]}, "NoneType; a path, the bytes of a file or a PIL image"),
+    ({"images": [3], "questions": [7]}, "a question is text, not 7"),
+    ({"images": [], "questions": []}, "a question without an image"),
+    ({"max_new_tokens": 0}, "max_new_tokens is 0; it is a whole number"),
+    ({"max_new_tokens": "4"}, "max_new_tokens is '4'"),
+    ({"positions": "odd"}, "positions is 'odd'"),
+    ({"vlm": "embedded"}, "generate takes a model as diffprune.load gives it, not str"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
+def test_arguments_of_another_kind_are_refused_by_a_sentence(changes: dict[str, Any], reason: str) -> None:
+    usual: dict[str, Any] = {
+        "vlm": tiny("llava"), "images": pictures()[0], "questions": "what?", "pruner": "grid", "budget": 4, "max_new_tokens": 2,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=reason):
+        pruning.generate(**usual | changes)
+    if changes.keys() & {"budget", "pruner", "positions"}:
+        given: dict[str, Any] = {"pruner": "grid", "budget": 4} | changes
+        with pytest.raises(ValueError, match=reason), diffprune.pruned(usual["vlm"], **given):
+            pass
+
+
+def test_questions_and_images_are_read_as_before() -> None:
+    vlm: VLM = tiny("llava")
+    shown = [pictures()[:2], pictures()[2], (pictures()[3],)]
+    assert len(pruning.generate(vlm, shown, QUESTIONS, pruner="grid", budget=4, max_new_tokens=1)) == 3
+    assert len(pruning.generate(vlm, tuple(shown), iter(QUESTIONS), pruner="grid", budget=4, max_new_tokens=1)) == 3  # type: ignore[arg-type]
