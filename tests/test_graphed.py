@@ -100,8 +100,8 @@ class Coarse(ScorePruner):
 
 
 def same_prompts(one: Prompts, other: Prompts) -> bool:
-    """All fields but the question, which is only read before the cut."""
-    names = [f.name for f in fields(Prompts) if f.name not in ("question", "labels")]
+    """All fields but those that are only read before the cut, and the index, by which windows are measured: mode graph has none."""
+    names = [f.name for f in fields(Prompts) if f.name not in ("question", "labels", "index", "token_types")]
     return all(torch.equal(getattr(one, n).long(), getattr(other, n).long()) for n in names)
 
 

@@ -11,7 +11,7 @@ length, and what is left over is padding.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -189,4 +189,5 @@ def unfitted(rows: Rows, kept: Tensor, total: Tensor) -> pruning.Packed:
     asked = Prompts(rows.input_ids, rows.mask.long(), rows.position_ids, slots, torch.zeros_like(slots))
     owner = torch.arange(len(slots), device=slots.device)[:, None].expand_as(slots)
     features = rows.visual[owner[slots], rows.rank[slots]]
-    return pruning.Packed(pruning.cut(asked, rows.mask), features, kept, total, slots.sum(1))
+    short = replace(pruning.cut(asked, rows.mask), index=None)  # places in the full row are not among what is fixed
+    return pruning.Packed(short, features, kept, total, slots.sum(1))

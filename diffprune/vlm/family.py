@@ -133,7 +133,7 @@ class Family(VLM):
         sizes = self.slots(pixels)
         if len(values) != sum(sizes):
             raise ValueError(
-                f"{self.family} does not say which of {len(values)} patches are in which of {sum(sizes)} visual tokens"
+                f"{self.family} does not say which of {len(values)} patches are in its {sum(sizes)} visual tokens"
             )
         return values.split(sizes)
 
