@@ -4,8 +4,8 @@
     diffprune evaluate --benchmark "custom('rows.jsonl', answer='label', grader='letter', options='choices')"
     diffprune evaluate --benchmark "custom('rows.parquet', grader='mypackage.grades:close_enough')"
 
-Rows come from Parquet, TSV (pictures in base64), JSON lines or CSV (pictures as paths beside the file), or an image folder with
-`metadata.jsonl` or `metadata.csv`. A grader `package.module:function` runs your code, function(answer, answers, row) -> credit from
+Rows come from Parquet, JSON lines or one JSON array, CSV or TSV, or an image folder with `metadata.jsonl` or `metadata.csv`; what
+their columns may hold stands in `io/qa_rows.py`, by which training reads, too. A grader `package.module:function` runs your code, function(answer, answers, row) -> credit from
 0 to 1; the module must be importable on every worker and may not lie in the folder of the data.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,12 +21,11 @@ from PIL import Image
 
 from diffprune.benchmarks import _aggregate, _folder, _graders
 from diffprune.benchmarks._answers import LETTERS, PROTOCOLS
-from diffprune.benchmarks._columns import text
 from diffprune.benchmarks._groups import drawn
 from diffprune.benchmarks._table import LETTER, LONGEST_ANSWER, SHORT
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
-from diffprune.io import dataset_rows
 from diffprune.io.image import open_image
+from diffprune.io.qa_rows import IMAGE, QAColumns
 
 SUFFIX_OF: Mapping[str, str] = {"exact": SHORT, "vqa": SHORT, "yes_no": SHORT, "letter": LETTER}
 
@@ -55,9 +53,12 @@ EXAMPLES: tuple[tuple[str, Mapping[str, Any], str, str, float], ...] = (
 
 
 @dataclass(frozen=True)
-class _Split:
-    rows: _folder.Rows
-    asked: list[Mapping[str, Any]]  # answers, options and every other column that was read, by row
+class _Question:
+    """asked: question, answers, options, id, group, category and every other column that was read."""
+
+    id: str
+    row: _folder.StoredRow
+    asked: Mapping[str, Any]
 
 
 class Custom(Benchmark):
@@ -66,7 +67,7 @@ class Custom(Benchmark):
     path:     of a file or a folder. grader: exact, vqa, letter, yes_no, contains, or `package.module:function`.
     image, question, answer, id, group, category, options: names of columns. Where they are not given, `answer` is `answer` or
               `answers`; `id`, `group` and `category` are read where there are columns of these names, an id is else the row's
-              number and a group else the picture; `options`, a list, is added to the question as lines `A. text`.
+              number and a group else the picture, by its content; `options` are added to the question as lines `A. text`.
     suffix:   text after each question; by default the instruction of the grader's own benchmarks (one word or phrase, a letter).
     tokens:   the most an answer may have.
 
@@ -81,8 +82,8 @@ class Custom(Benchmark):
         self,
         path: Path,
         grader: str = "exact",
-        image: str = _folder.IMAGE,
-        question: str = "question",
+        image: str = IMAGE,
+        question: str = "",
         answer: str = "",
         id: str = "",
         group: str = "",
@@ -96,10 +97,10 @@ class Custom(Benchmark):
             raise ValueError(f"tokens is {tokens!r}: an answer needs at least 1")
         self.path, self.grader, self.tokens = Path(path).expanduser(), grader, tokens
         self.label = self.path.stem
-        self.columns = {"image": image, "question": question, "answer": answer, "id": id, "group": group, "category": category}
-        self.options = options
+        self.columns = QAColumns(image, question, answer, options, id, group, category)
         self.suffix = SUFFIX_OF.get(grader, "") if suffix is None else suffix
-        self._read: dict[str, _Split] = {}
+        self._read: dict[str, list[_Question]] = {}
+        self._hashes = _folder.PictureHashes()
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
@@ -110,65 +111,44 @@ class Custom(Benchmark):
         """What the folder has; `test` where it does not say."""
         return tuple(self._files)
 
-    def _split(self, split: str) -> _Split:
+    def _questions(self, split: str) -> list[_Question]:
         if split not in self._read:
-            given = [self.columns[k] for k in ("question", "answer", "id", "group", "category") if self.columns[k]]
-            found = ("answer", "answers", "id", "group", "category") if not self.columns["answer"] else ("id", "group", "category")
-            needed = [*given, *([self.options] if self.options else [])]
-            optional = [name for name in found if name not in needed]
-            rows = _folder.read(self._files[split], needed, optional, self.columns["image"])
-            if not rows.records:
+            found = _folder.read(self._files[split], self.columns)
+            if not found:
                 raise ValueError(f"{self.path} has no row in split {split!r}")
-            asked = [self._asked(record, rows.places[i]) for i, record in enumerate(rows.records)]
-            self._check(rows, asked)
-            self._read[split] = _Split(rows, asked)
+            asked = [question for number, row in enumerate(found) for question in self._asked(row, number)]
+            self._check(asked)
+            self._read[split] = asked
         return self._read[split]
 
-    def _asked(self, record: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-        """A row with `question`, `answers` and `options` in one form, checked."""
+    def _asked(self, row: _folder.StoredRow, number: int) -> list[_Question]:
+        """The questions of a row, checked, with `answers` and `options` in one form."""
         try:
-            question = _filled(record, self.columns["question"])
-            options = _options(record.get(self.options)) if self.options else {}
-            answers = [_filled({column: given}, column) for column, given in self._given(record)]
+            options, pairs = row.columns.choices(row.record), row.columns.pairs(row.record)
+            named = {what: row.columns.name(row.record, what) for what in _folder.NAMED}
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-        answers = _graders.checked_answers(self.grader, answers, options, place)
-        lines = "".join(f"\n{letter}. {option}" for letter, option in options.items())
-        return {**record, "question": question + lines + self.suffix, "answers": answers, "options": options}
+            raise ValueError(f"{row.place}: {error}") from None
+        if more := sorted(options.keys() - set(LETTERS)):
+            raise ValueError(f"{row.place}: there is an option {more[0]}; the published rules know {', '.join(LETTERS)}")
+        found = []
+        for turn, (question, accepted) in enumerate(pairs):
+            answers = _graders.checked_answers(self.grader, accepted, options, row.place)
+            told = {"question": question + self.suffix, "answers": answers, "options": options}
+            name = named["id"] or str(number)
+            found.append(_Question(name if len(pairs) == 1 else f"{name}.{turn}", row, {**row.record, **named, **told}))
+        return found
 
-    def _given(self, record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-        """(column, answer) of every accepted answer, as texts."""
-        column = self.columns["answer"] or next((name for name in ("answer", "answers") if record.get(name) is not None), "")
-        if not column and not {"answer", "answers"} & record.keys():
-            raise ValueError("column 'answer' (or 'answers') is missing; name yours with answer=")
-        value = record.get(column or "answer")
-        listed = value if isinstance(value, list | tuple) else [value]
-        told = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in listed]
-        if not told or told == [None] or told == [""]:
-            raise ValueError(f"column {column or 'answer'!r} has no answer to grade by")
-        words = {True: "yes", False: "no"}
-        return [(column, words[a] if isinstance(a, bool) else f"{a}" if isinstance(a, int | float) else a) for a in told]
-
-    def _check(self, rows: _folder.Rows, asked: Sequence[Mapping[str, Any]]) -> None:
+    def _check(self, asked: Sequence[_Question]) -> None:
         """What only all rows together show."""
         seen: dict[str, str] = {}
-        for i, place in enumerate(rows.places):
-            name = self._id(rows, i)
-            if name in seen:
-                raise ValueError(f"{place} has the id {name!r}, which {seen[name]} has already")
-            seen[name] = place
-        if self.grader == "vqa" and any(len(row["answers"]) == _graders.ANNOTATORS for row in asked):
-            for place, row in zip(rows.places, asked, strict=True):
-                if len(row["answers"]) != _graders.ANNOTATORS:
-                    raise ValueError(f"{place} has {len(row['answers'])} answers where other rows have ten annotators")
-
-    def _named(self, rows: _folder.Rows, i: int, what: str) -> str | None:
-        """The value of the column `what`, as text; None where there is no such column or it is empty here."""
-        value = rows.records[i].get(self.columns[what] or what)
-        return None if dataset_rows.missing(value) or value == "" else f"{value}"
-
-    def _id(self, rows: _folder.Rows, i: int) -> str:
-        return self._named(rows, i, "id") or str(i)
+        ten = any(len(one.asked["answers"]) == _graders.ANNOTATORS for one in asked)
+        for one in asked:
+            place, answers = one.row.place, len(one.asked["answers"])
+            if one.id in seen:
+                raise ValueError(f"{place} has the id {one.id!r}, which {seen[one.id]} has already")
+            seen[one.id] = place
+            if self.grader == "vqa" and ten and answers != _graders.ANNOTATORS:
+                raise ValueError(f"{place} has {answers} answers where other rows have ten annotators")
 
     @cached_property
     def revision(self) -> str:  # type: ignore[override]
@@ -177,26 +157,23 @@ class Custom(Benchmark):
         Raises:
             ValueError: whatever is wrong with the data.
         """
-        pictures = (rows.picture(i) for split in self._files for rows in [self._split(split).rows] for i in range(len(rows.places)))
-        return f"custom@{_folder.content_hash([f for files in self._files.values() for f in files], pictures)}"
+        pictures = (one.row.picture() for split in self._files for one in self._questions(split))
+        return f"custom@{self._hashes.revision([f for files in self._files.values() for f in files], pictures)}"
 
     def samples(self, split: str, limit: int | None = None, protocol: str = "llava") -> list[Sample]:
         """Whole groups in the order of the files; see `Benchmark.samples`."""
         self.check_asked(protocol, limit)
         split = self.named_split(split)
-        rows = self._split(split).rows
-        found = [self._sample(split, i) for i in range(len(rows.places))]
+        found = [self._sample(split, number, one) for number, one in enumerate(self._questions(split))]
         if limit is not None:
             chosen = drawn([sample.group for sample in found], limit)
             found = [sample for sample in found if sample.group in chosen]
         return found
 
-    def _sample(self, split: str, i: int) -> Sample:
-        found = self._split(split)
-        image_id = _image_id(found.rows.picture(i), self.path)
-        group, category = self._named(found.rows, i, "group") or image_id, self._named(found.rows, i, "category") or ""
-        row = {**found.asked[i], "split": split, "number": i}
-        return Sample(self._id(found.rows, i), group, image_id, row["question"], row, category)
+    def _sample(self, split: str, number: int, one: _Question) -> Sample:
+        image_id = self._hashes.name(one.row.picture())
+        row = {**one.asked, "split": split, "number": number}
+        return Sample(one.id, one.asked["group"] or image_id, image_id, row["question"], row, row["category"])
 
     def image(self, sample: Sample) -> Image.Image:
         """The picture, RGB, decoded now.
@@ -204,8 +181,8 @@ class Custom(Benchmark):
         Raises:
             ValueError: it is missing or damaged; the row is named.
         """
-        rows, i = self._split(sample.row["split"]).rows, sample.row["number"]
-        return open_image(rows.picture(i), name=f"the picture of {rows.places[i]}")
+        row = self._questions(sample.row["split"])[sample.row["number"]].row
+        return open_image(row.picture(), name=f"the picture of {row.place}")
 
     def new_tokens(self, protocol: str = "llava") -> int:
         """`tokens`, in every protocol."""
@@ -233,31 +210,3 @@ class Custom(Benchmark):
         if self.grader == "yes_no":
             return _aggregate.mean(rows) | _aggregate.pope(rows)
         return _aggregate.mean(rows)
-
-
-def _filled(row: Mapping[str, Any], column: str) -> str:
-    value = text(row, column)
-    if not value.strip():
-        raise ValueError(f"column {column!r} is empty; it must hold text")
-    return value
-
-
-def _options(found: Any) -> dict[str, str]:
-    """A list of choices, or a mapping from letters -> text by letter.
-
-    Raises:
-        ValueError: none, or more than there are letters in the published rules.
-    """
-    listed = list(found.values()) if isinstance(found, Mapping) else list(found) if isinstance(found, list | tuple) else []
-    if not 1 < len(listed) <= len(LETTERS):
-        raise ValueError(f"{len(listed)} options; a list of 2 to {len(LETTERS)} is needed")
-    return {letter: f"{option}" for letter, option in zip(LETTERS, listed, strict=False)}
-
-
-def _image_id(picture: Any, root: Path) -> str:
-    """Equal for equal pictures: the path of a file, the hash of bytes."""
-    if isinstance(picture, Mapping):
-        picture = picture.get("bytes") or str(picture.get("path"))
-    if isinstance(picture, Path):
-        return str(picture.relative_to(root)) if picture.is_relative_to(root) else str(picture)
-    return blake2b(picture if isinstance(picture, bytes) else f"{picture}".encode(), digest_size=10).hexdigest()

@@ -1,8 +1,7 @@
 """Training sources by name: `world`, `jsonl('chats.jsonl', images='pictures')`, `parquet('folder')` ...
 
-Fields of all that read files: `image`, `question`, `answer` name columns, `prompt` is the question of rows that have none. By
-default the answer is the first there of `conversations` (turns of LLaVA-665K or of chats), `answer`, `caption`,
-`caption_enriched` (ImageNet-1K-VL-Enriched), `text`.
+What all that read files accept stands in `io/qa_rows.py`, which a benchmark of one's own reads by, too: `image`, `question`,
+`answer`, `options`, `id` name columns, and `prompt` is what is asked about pictures with captions.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ from pathlib import Path
 
 from diffprune.core.registry import bound, nearest
 from diffprune.core.spec import Spec, parse
-from diffprune.data.parquet import ParquetTable, parquet_files
-from diffprune.data.qa_fields import PROMPT, QAFields
+from diffprune.data.parquet import parquet_table
 from diffprune.data.sources import TrainingSource
 from diffprune.data.table import RowTable, TableSource
-from diffprune.data.text import TextTable
+from diffprune.data.text import text_table
 from diffprune.data.world import WorldSource
 from diffprune.io import dataset_splits
 from diffprune.io import hub as remote
 from diffprune.io.dataset_splits import patterns
+from diffprune.io.qa_rows import FILE_NAME, IMAGE, QAColumns
+from diffprune.io.row_files import row_files
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 
@@ -33,43 +33,55 @@ def world() -> TrainingSource:
 
 
 def jsonl(
-    file: Path, images: Path | None = None, image: str = "image", question: str = "", answer: str = "", prompt: str = PROMPT
+    file: Path,
+    images: Path | None = None,
+    image: str = IMAGE,
+    question: str = "",
+    answer: str = "",
+    prompt: str = "",
+    options: str = "",
+    id: str = "",
 ) -> TrainingSource:
-    """One object per line (or one array of objects); images are paths in the folder `images`, by default the file's own."""
-    fields = QAFields(image, question, answer, prompt)
-    return TableSource(lambda: TextTable(file, fields), fields, lambda: images or file.parent, f"jsonl {fields}")
+    """One object per line, one array of objects, a CSV or a TSV; images are paths in the folder `images`, by default the file's."""
+    columns, beside = QAColumns(image, question, answer, options, id, prompt=prompt, captions=True), images or file.parent
+    return TableSource(lambda: text_table(file, columns, beside), beside, f"jsonl {columns}")
 
 
 def parquet(
     place: Path,
     images: Path | None = None,
-    image: str = "image",
+    image: str = IMAGE,
     question: str = "",
     answer: str = "",
-    prompt: str = PROMPT,
+    prompt: str = "",
+    options: str = "",
     id: str = "",
 ) -> TrainingSource:
-    """A Parquet file or a folder of them; images inside, or as paths in the folder `images`, by default that of the files."""
-    fields = QAFields(image, question, answer, prompt)
+    """A Parquet file or a folder of them; images inside, or as paths in the folder `images`, by default that of the files.
+
+    id: the column that says which rows are about the same image, so that none is both trained on and held out; by default the
+        path inside the image column, else the bytes of the image, which are then read once before the first step.
+    """
+    columns = QAColumns(image, question, answer, options, id, prompt=prompt, captions=True)
     beside = images or (place.parent if place.suffix == ".parquet" else place)
 
     def opened() -> RowTable:
-        return ParquetTable(str(place), parquet_files(place), fields, id)
+        return parquet_table(str(place), row_files(place, (".parquet",)), columns, beside)
 
-    return TableSource(opened, fields, lambda: beside, f"parquet {fields} id={id!r}")
+    return TableSource(opened, beside, f"parquet {columns}")
 
 
-def folder(place: Path, question: str = "", answer: str = "", prompt: str = PROMPT) -> TrainingSource:
+def folder(place: Path, question: str = "", answer: str = "", prompt: str = "") -> TrainingSource:
     """A folder of images with captions in `metadata.jsonl` or `metadata.csv`, whose `file_name` names the image."""
-    fields = QAFields("file_name", question, answer, prompt)
+    columns = QAColumns(FILE_NAME, question, answer, prompt=prompt, captions=True)
 
     def opened() -> RowTable:
         found = next((place / name for name in METADATA if (place / name).is_file()), None)
         if found is None:
             raise ValueError(f"{place} has neither {' nor '.join(METADATA)}, which would name each image's caption")
-        return TextTable(found, fields)
+        return text_table(found, columns, place)
 
-    return TableSource(opened, fields, lambda: place, f"folder {fields}")
+    return TableSource(opened, place, f"folder {columns}")
 
 
 def hub(
@@ -77,10 +89,11 @@ def hub(
     revision: str = "",
     split: str = "train",
     config: str = "default",
-    image: str = "image",
+    image: str = IMAGE,
     question: str = "",
     answer: str = "",
-    prompt: str = PROMPT,
+    prompt: str = "",
+    options: str = "",
     id: str = "",
 ) -> TrainingSource:
     """The Parquet files of one split of a data set on the Hub, at a commit; downloaded at the first draw."""
@@ -88,20 +101,17 @@ def hub(
         raise ValueError(f"{repository!r} is no data set of the Hub; write 'owner/name'")
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(f"hub({repository!r}) needs revision='<commit>' of 40 digits, so that every run reads the same data")
-    fields = QAFields(image, question, answer, prompt)
+    columns = QAColumns(image, question, answer, options, id, prompt=prompt, captions=True)
 
     def opened() -> RowTable:
         wanted = patterns(config, split)
         first = remote.files(repository, revision, wanted)[0]
         place = next(first.parents[pattern.count("/")] for pattern in wanted if first.match(pattern))
         files = dataset_splits.split_files(place, config, split)  # which refuses a missing shard
-        return ParquetTable(repository, files, fields, id)
+        return parquet_table(repository, files, columns, None)
 
-    def beside() -> Path:
-        raise ValueError("the image is a path, but only images inside the Parquet files of the Hub can be read")
-
-    source = TableSource(opened, fields, beside, f"hub {fields} id={id!r}")
-    source.identity = f"hub {repository} {revision} {config!r} {split!r} {fields} id={id!r}"
+    source = TableSource(opened, None, f"hub {columns}")
+    source.identity = f"hub {repository} {revision} {config!r} {split!r} {columns}"
     return source
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ TRAIN, CALIBRATION, VALIDATION = 0, 1, 2  # disjoint parts of the data, and the 
 JUDGED_OVER = 1000  # rows: one broken image among the first few says nothing about a share
 
 QAPairs = list[tuple[str, str]]  # (question, answer) pairs about one image
+Check = Callable[[Any, QAPairs], None]  # raises ValueError for a row that the model cannot take
 
 
 class TooManyBroken(ValueError):
@@ -51,6 +53,10 @@ class BrokenRows:
     broken: int = 0
     first: str = ""
 
+    def reset(self, before: BrokenRows) -> None:
+        """Count as it was then."""
+        self.drawn, self.broken, self.first = before.drawn, before.broken, before.first
+
     def skip(self, reason: str, rows: int) -> None:
         """Count a row that cannot be used; `rows` is the size of the data.
 
@@ -75,8 +81,8 @@ class TrainingSource(ABC):
         """The data's content and options, wherever it lies: part of a recipe's key. Empty where its name says it all."""
 
     @abstractmethod
-    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, QAPairs]:
-        """The PIL image (RGB) of a draw and up to `questions` pairs about it; at least one.
+    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> tuple[Any, QAPairs]:
+        """The PIL image (RGB) of a draw and up to `questions` pairs about it; at least one. check: what it must pass.
 
         Raises:
             ValueError: the data cannot be read. TooManyBroken: too much of it.

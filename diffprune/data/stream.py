@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
+from diffprune.core.errors import with_class
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.data.batch import TrainBatch, batch
 from diffprune.data.catalog import source
-from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex
+from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex, QAPairs, TrainingSource
 
 
 def _share(images: int, rank: int, world: int) -> range:
@@ -43,13 +46,13 @@ def batches(
     drawn, mine, counted = source(data), _share(images, rank, world), tally or BrokenRows()
     for step in count(start_step):
         indices = [DrawIndex(TRAIN, i, images, seed, step) for i in mine]
-        yield batch(vlm, [drawn.draw(index, questions, counted) for index in indices], packed)
+        yield _drawn(vlm, drawn, indices, questions, packed, counted)
 
 
 def calibration(vlm: VLM, data: Spec | str, images: int = 64, tally: BrokenRows | None = None) -> TrainBatch:
     """Fixed images on which scorers standardise features, one question each; never trained on, the same on every worker."""
     drawn, counted = source(data), tally or BrokenRows()
-    return batch(vlm, [drawn.draw(DrawIndex(CALIBRATION, i, images), 1, counted) for i in range(images)], False)
+    return _drawn(vlm, drawn, [DrawIndex(CALIBRATION, i, images) for i in range(images)], 1, False, counted)
 
 
 def validation(
@@ -64,4 +67,36 @@ def validation(
 ) -> TrainBatch:
     """Fixed images that are never trained on, one question per row; this worker's share of them."""
     drawn, mine, counted = source(data), _share(images, rank, world), tally or BrokenRows()
-    return batch(vlm, [drawn.draw(DrawIndex(VALIDATION, i, images), questions, counted) for i in mine], False)
+    return _drawn(vlm, drawn, [DrawIndex(VALIDATION, i, images) for i in mine], questions, False, counted)
+
+
+def first_example(data: Spec | str) -> str:
+    """The first usable training example of a run with seed 0, for a look at what is trained on: size, question, answer.
+
+    Raises:
+        ValueError: the data cannot be read, lack a column, or none of the first rows can be used.
+    """
+    image, pairs = source(data).draw(DrawIndex(TRAIN, 0, 1), 1, BrokenRows(limit=0.99))
+    question, answer = (f"{text:.200}".replace("\n", "\\n") for text in pairs[0])
+    return f"an image of {image.width} x {image.height}, question {question!r}, answer {answer!r}"
+
+
+def _drawn(
+    vlm: VLM, drawn: TrainingSource, indices: Sequence[DrawIndex], questions: int, packed: bool, tally: BrokenRows
+) -> TrainBatch:
+    """A batch of the rows of these draws. Where some row cannot go through the model's processor or tokenizer, the rows are drawn
+    again and each is tried alone: those that fail are broken rows like any other."""
+    before = replace(tally)
+    rows = [drawn.draw(index, questions, tally) for index in indices]
+    try:
+        return batch(vlm, rows, packed)
+    except Exception:  # whatever a foreign processor raises
+        tally.reset(before)
+
+    def check(image: Any, pairs: QAPairs) -> None:
+        try:
+            batch(vlm, [(image, pairs)], packed)
+        except Exception as error:
+            raise ValueError(f"the model cannot take it ({with_class(error)})") from None
+
+    return batch(vlm, [drawn.draw(index, questions, tally, check) for index in indices], packed)

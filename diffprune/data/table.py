@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,39 +13,41 @@ from typing import Any
 import numpy as np
 
 from diffprune.data.order import Order, split
-from diffprune.data.qa_fields import QAFields
-from diffprune.data.sources import TRAIN, BrokenRows, DrawIndex, QAPairs, TrainingSource
+from diffprune.data.sources import TRAIN, BrokenRows, Check, DrawIndex, QAPairs, TrainingSource
 from diffprune.io.image import open_image
+from diffprune.io.qa_rows import QAColumns, Row
 
 
-class RowTable(ABC):
-    """Random access to the rows of files.
+@dataclass(frozen=True)
+class RowTable:
+    """Random access to the rows of files that are about a picture.
 
     name:     what messages call it.
     contents: (file name, bytes, rows) of every file, in order: changes when the data do.
-    images:   [n] uint64, the fingerprint of each row's image.
+    columns:  by which the rows are read.
+    images:   [n] uint64, the fingerprint of each row's picture.
+    row:      gives row `number`, or raises ValueError: it cannot be read; says where it stands.
+    where:    the file and line, or row, for messages.
     blocks:   [n] the block each row is read with, or None (see `Order`).
     """
 
     name: str
     contents: list[tuple[str, int, int]]
+    columns: QAColumns
     images: np.ndarray
+    row: Callable[[int], Row]
+    where: Callable[[int], str]
     blocks: np.ndarray | None = None
-
-    @abstractmethod
-    def row(self, number: int) -> Mapping[str, Any]:
-        """Row `number`. Raises ValueError: it cannot be read; says where it stands."""
-
-    @abstractmethod
-    def where(self, number: int) -> str:
-        """The file and line, or row, for messages."""
 
 
 class TableSource(TrainingSource):
-    """A table read as training data; opened at the first draw, so that a recipe can be written where the data are not."""
+    """A table read as training data; opened at the first draw, so that a recipe can be written where the data are not.
 
-    def __init__(self, open_table: Callable[[], RowTable], fields: QAFields, pictures: Callable[[], Path], options: str) -> None:
-        self._open, self.fields, self._pictures, self._options = open_table, fields, pictures, options
+    folder: of pictures that are paths; None where files hold them all.
+    """
+
+    def __init__(self, open_table: Callable[[], RowTable], folder: Path | None, options: str) -> None:
+        self._open, self.folder, self._options = open_table, folder, options
 
     @cached_property
     def table(self) -> RowTable:
@@ -69,7 +72,7 @@ class TableSource(TrainingSource):
         """The options, and a hash of the files' names, sizes and numbers of rows; not where they lie."""
         return f"{self._options} {hashlib.sha256(repr(self.table.contents).encode()).hexdigest()[:16]}"
 
-    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, QAPairs]:
+    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> tuple[Any, QAPairs]:
         """The row of a draw; where it is broken, another that is shuffled together with it."""
         order = self.orders[index.stream]
         if index.stream == TRAIN:
@@ -80,23 +83,33 @@ class TableSource(TrainingSource):
         while True:
             tally.drawn += 1
             try:
-                return self._read(number, index, questions)
+                return self._read(number, index, questions, check)
             except ValueError as error:
                 reason = str(error)
             tally.skip(reason, len(self.table.images))
             attempt += 1
             number = order.near(index.seed, index.position, index.random(attempt))
 
-    def _read(self, number: int, index: DrawIndex, questions: int) -> tuple[Any, QAPairs]:
-        row = self.table.row(number)
+    def _read(self, number: int, index: DrawIndex, questions: int, check: Check | None) -> tuple[Any, QAPairs]:
+        row, columns = self.table.row(number), self.table.columns
         try:
-            pairs, found = self.fields.pairs(row), self.fields.picture(row)
-            if isinstance(found, Mapping) and found.get("bytes") is None:
-                found = found.get("path")
-            image = open_image(self._pictures() / found if isinstance(found, str) else found)
+            pairs = [(question, _usual(answers)) for question, answers in columns.pairs(row)]
+            found = columns.picture(row, self.folder)
+            if found is None:
+                raise ValueError(f"column {columns.image!r} has no picture")
+            if isinstance(found, Path) and self.folder is None:
+                raise ValueError("the picture is a path, but only pictures inside the Parquet files of the Hub can be read")
+            image = open_image(found)
+            if len(pairs) > questions:
+                picked = index.random(0).choice(len(pairs), questions, replace=False)
+                pairs = [pairs[i] for i in sorted(picked)]
+            if check:
+                check(image, pairs)
         except ValueError as error:
             raise ValueError(f"{self.table.where(number)}: {error}") from None
-        if len(pairs) > questions:
-            picked = index.random(0).choice(len(pairs), questions, replace=False)
-            pairs = [pairs[i] for i in sorted(picked)]
         return image, pairs
+
+
+def _usual(answers: Sequence[str]) -> str:
+    """The answer that most annotators gave, of equals the first: what VQA models are trained on."""
+    return Counter(answers).most_common(1)[0][0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffprune.data.sources import TRAIN, BrokenRows, DrawIndex, QAPairs, TrainingSource
+from diffprune.data.sources import TRAIN, BrokenRows, Check, DrawIndex, QAPairs, TrainingSource
 from diffprune.embedded.questions import draw
 from diffprune.embedded.world import SPLITS, scene
 
@@ -16,7 +16,7 @@ class WorldSource(TrainingSource):
 
     identity = ""
 
-    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows) -> tuple[Any, QAPairs]:
+    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> tuple[Any, QAPairs]:
         """A picture of the embedded world and questions about it."""
         rng, seeds = index.random(), SPLITS["train" if index.stream == TRAIN else "calibration"]
         picture = scene(int(rng.integers(seeds.start, seeds.stop)))

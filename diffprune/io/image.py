@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffprune.core.errors import first_line
+from diffprune.io.stored_picture import pictures
 
 MAX_PIXELS = 89_478_485  # a quarter of a gibibyte of RGB; the point from which Pillow itself warns
 CLIP_MEAN = (122, 116, 104)  # CLIP's mean times 255, truncated: what LLaVA-1.5 pads with
@@ -31,7 +32,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, Key
 def open_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str = "") -> Image.Image:
     """The picture in `source` as RGB, 8 bits per channel.
 
-    source: a path, the bytes of a file, a PIL image, or a mapping with `bytes` and/or `path` (as Hugging Face data sets have it).
+    source: a PIL image, or a picture as a row stores it (`stored_picture`): a path, bytes, base64, a data URI, a mapping of these.
     name:   what messages call the picture; by default its path.
 
     The orientation in EXIF is applied, transparency is laid on white, 16 bits are scaled to 8 (65535 -> 255), of an animation
@@ -44,18 +45,28 @@ def open_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str = "") -> 
         inner = source.get("bytes")
         named = name or str(source.get("path") or "")
         return open_image(source.get("path") if inner is None else inner, max_pixels=max_pixels, name=named)
+    if isinstance(source, str | list | tuple):
+        found = pictures(source)
+        if len(found) != 1:
+            raise ValueError(f"{name or 'an image'} is {len(found) or 'no'} pictures; one is needed")
+        source = found[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged metadata and palettes, of no consequence for the pixels we return
         if isinstance(source, Image.Image):
             called = name or "the image"
             _check_size(source, called, max_pixels)
             return _decoded(source, called)
-        if isinstance(source, str | os.PathLike):
+        if isinstance(source, os.PathLike):
             source = Path(source)
-            return _read(source, name or str(source), max_pixels)
+            return _read(source, name or shortened(str(source)), max_pixels)
         if isinstance(source, bytes | bytearray | memoryview):
             return _read(io.BytesIO(source), name or f"an image of {len(source)} bytes", max_pixels)
     raise ValueError(f"{name or 'an image'} is {type(source).__name__}; a path, the bytes of a file or a PIL image is needed")
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """A name for a message: of a longer one the start and the end."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:

@@ -17,7 +17,7 @@ from diffprune.io.sized_cache import sized_cache
 class RowGroups:
     """The rows of some files with the same columns, numbered on from file to file.
 
-    counts: [g] rows of each row group; rows: [files] rows of each file.
+    counts: [g] rows of each row group; starts: [g + 1] its first row; rows, names: [files] rows and columns of each file.
     keep:   rows to hold in memory, by whole row groups, the last one whatever its size; the least recently used go first.
 
     Raises:
@@ -29,11 +29,11 @@ class RowGroups:
         self.groups: list[tuple[int, int]] = []  # (file, row group in it)
         counts: list[int] = []
         self.rows: list[int] = []
-        self.names: list[set[str]] = []
+        self.names: list[list[str]] = []
         for number, path in enumerate(self.paths):
             with _opened(path) as file:
                 facts = file.metadata
-                self.names.append(set(file.schema_arrow.names))
+                self.names.append(list(file.schema_arrow.names))
                 self.rows.append(facts.num_rows)
                 self.groups += [(number, group) for group in range(facts.num_row_groups)]
                 counts += [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
@@ -45,24 +45,22 @@ class RowGroups:
         """[n] the row group of every row."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
-    def is_text(self, path: str) -> bool:
-        """Whether a column, or a part of one such as `image.path`, is there and holds text."""
+    @property
+    def conversations(self) -> set[str]:
+        """The columns that hold lists of structs."""
         with _opened(self.paths[0]) as file:
-            kind: Any = pa.struct(list(file.schema_arrow))
-        for name in path.split("."):
-            if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-                return False
-            kind = kind.field(name).type
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+            kinds = {field.name: field.type for field in file.schema_arrow}
+        return {name for name, kind in kinds.items() if _is_list(kind) and pa.types.is_struct(kind.value_type)}
 
-    def values(self, path: str) -> Iterator[Any]:
-        """The values of one column, or of one part of a column such as `image.path`, of all rows."""
-        for group in range(len(self.groups)):
-            column = self._read(group, (path,)).column(0)
-            for value in column.to_pylist():
-                for key in path.split(".")[1:]:
-                    value = value and value.get(key)
-                yield value
+    def leaves(self, column: str, name: str) -> list[str]:
+        """The parts of a column that are called so, such as `image.path`."""
+        with _opened(self.paths[0]) as file:
+            parts = [file.schema.column(i) for i in range(len(file.schema))]
+        return [part.path for part in parts if part.path.startswith(f"{column}.") and part.name == name]
+
+    def scan(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The rows of a row group. Raises ValueError: it cannot be read; names the file."""
+        yield from self._rows(self._read(group, columns), group)
 
     def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
         """Row `number`. Raises ValueError: its row group cannot be read; names the file."""
@@ -70,13 +68,20 @@ class RowGroups:
         key = (group, tuple(columns))
         if (rows := self._held.get(key)) is None:
             rows = self._held[key] = self._read(group, columns)
-        return rows.slice(number - int(self.starts[group]), 1).to_pylist()[0]
+        return self._rows(rows.slice(number - int(self.starts[group]), 1), group)[0]
 
     def where(self, number: int) -> str:
         """The file and the row in it, from 0."""
         file, group = self.groups[int(np.searchsorted(self.starts, number, "right")) - 1]
         before = sum(self.rows[:file])
         return f"{self.paths[file]}, row {number - before} (row group {group})"
+
+    def _rows(self, table: pa.Table, group: int) -> list[dict[str, Any]]:
+        try:
+            found: list[dict[str, Any]] = table.to_pylist()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.paths[self.groups[group][0]]} holds text that is not UTF-8 ({error.reason})") from None
+        return found
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
         number, inner = self.groups[group]
@@ -85,6 +90,10 @@ class RowGroups:
                 return file.read_row_group(inner, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self.paths[number]}, row group {inner}, cannot be read ({first_line(error)})") from None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _opened(path: Path) -> pq.ParquetFile:

@@ -1,0 +1,37 @@
+"""Files with rows in a folder: by suffix, at any depth, hidden ones left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+ARRAY = ".json"  # in a folder only where it holds an array: data sets carry descriptions in JSON, too
+
+
+def row_files(place: Path, suffixes: Collection[str]) -> list[Path]:
+    """The file `place`, or all with these suffixes below the folder `place`, by name.
+
+    Hidden are names that start with a full stop (`._a.parquet`, `.ipynb_checkpoints/`) and `__MACOSX/`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise ValueError(f"there is no file or folder {place}")
+    names = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.suffix.lower() in suffixes)
+    found = [place / name for name in names if not _hidden(name) and (place / name).is_file()]
+    found = [path for path in found if path.suffix.lower() != ARRAY or _is_array(path)]
+    if not found:
+        raise ValueError(f"{place} holds no file with rows: one of {', '.join(suffixes)} is needed")
+    return found
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
