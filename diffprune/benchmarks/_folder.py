@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b, file_digest, sha256
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def _text(path: Path, columns: QAColumns) -> Iterator[StoredRow]:
         place = rows.where(number)
         here = found if rows.columns else columns.found_in(row.keys(), place, columns.has_turns(row))
         record = {name: row[name] for name in here.read(row.keys(), NAMED) if name != here.image}
-        yield StoredRow(here, record, place, path.parent, lambda number=number: rows.row(number))
+        yield StoredRow(here, record, place, path.parent, partial(rows.row, number))
 
 
 def _parquet(path: Path, columns: QAColumns) -> Iterator[StoredRow]:
@@ -102,8 +103,7 @@ def _parquet(path: Path, columns: QAColumns) -> Iterator[StoredRow]:
     number = 0
     for group in range(len(groups.groups)):
         for record in groups.scan(group, wanted):
-            read = lambda number=number: groups.row(number, [found.image])  # noqa: E731
-            yield StoredRow(found, record, groups.where(number), path.parent, read)
+            yield StoredRow(found, record, groups.where(number), path.parent, partial(groups.row, number, [found.image]))
             number += 1
 
 

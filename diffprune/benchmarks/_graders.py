@@ -1,15 +1,15 @@
 """Graders a user's own benchmark chooses by name, or brings as a function: answer and accepted answers -> credit in [0, 1].
 
 `module:function` imports and runs the user's code. It must be importable where the run happens (on every worker too); a module
-that lies in the folder of the data is refused, as data must never bring code along.
+that lies in the folder of the data is refused, as data must never bring code along. Before a rule of ours compares them, answer,
+accepted answers and options are brought into normalisation form C; a user's function gets them as they are.
 """
 
 from __future__ import annotations
 
 import importlib
-import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from diffprune.core.registry import nearest
 Row = Mapping[str, Any]
 Grader = Callable[[str, Row, str], Grade]  # answer, row with `answers` (and `options` by letter), protocol
 ANNOTATORS = 10
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "YI ", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "HANGUL")
 
 
 def exact(answer: str, row: Row, protocol: str) -> Grade:
@@ -51,23 +52,34 @@ def yes_no(answer: str, row: Row, protocol: str) -> Grade:
 
 
 def contains(answer: str, row: Row, protocol: str) -> Grade:
-    """One of the answers occurs in what was said, whatever the case, as whole words where it starts or ends with a Latin letter
-    or a digit."""
+    """One of the answers occurs in what was said, whatever the case, as whole words: where it starts or ends with a letter, a
+    digit or a mark, none may stand beside it. Scripts that write words without spaces, and Hangul with its particles, are free."""
     said = " ".join(answer.split()).casefold()
     for accepted in row["answers"]:
-        if _occurrence(" ".join(accepted.split()).casefold()).search(said):
+        if _occurs(" ".join(accepted.split()).casefold(), said):
             return Grade(1.0, accepted, accepted)
     return Grade(0.0, said, row["answers"][0])
 
 
-@lru_cache(maxsize=1 << 12)
-def _occurrence(text: str) -> re.Pattern[str]:
-    before, after = (r"(?<![a-z0-9])", r"(?![a-z0-9])")
-    return re.compile((before if _latin(text[0]) else "") + re.escape(text) + (after if _latin(text[-1]) else ""))
+def _occurs(text: str, said: str) -> bool:
+    start = said.find(text)
+    while start >= 0:
+        stop = start + len(text)
+        before, after = said[start - 1 : start], said[stop : stop + 1]
+        if not (_in_words(before) and _in_words(text[0])) and not (_in_words(text[-1]) and _in_words(after)):
+            return True
+        start = said.find(text, start + 1)
+    return False
 
 
-def _latin(mark: str) -> bool:
-    return mark.isascii() and mark.isalnum()
+def _in_words(mark: str) -> bool:
+    """Whether a character is part of words with spaces between them."""
+    return bool(mark) and unicodedata.category(mark)[0] in "LMN" and not unicodedata.name(mark, "").startswith(UNSPACED)
+
+
+def composed(text: str) -> str:
+    """Normalisation form C: an accent typed apart is part of its letter."""
+    return unicodedata.normalize("NFC", text)
 
 
 RULES: Mapping[str, Grader] = {"exact": exact, "vqa": vqa, "letter": letter, "yes_no": yes_no, "contains": contains}
@@ -92,7 +104,7 @@ def find(name: str, data: Path) -> Grader:
         ValueError: the module cannot be imported, has no such function, or lies beside the data.
     """
     if name in RULES:
-        return RULES[name]
+        return lambda answer, row, protocol: RULES[name](composed(answer), _composed(row), protocol)
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -105,6 +117,11 @@ def find(name: str, data: Path) -> Grader:
     if not callable(function):
         raise ValueError(f"grader {name!r}: {module_name} has no function {function_name!r}")
     return lambda answer, row, protocol: _asked(name, function, answer, row)
+
+
+def _composed(row: Row) -> Row:
+    options = {letter: composed(option) for letter, option in (row.get("options") or {}).items()}
+    return {**row, "answers": [composed(answer) for answer in row["answers"]], "options": options}
 
 
 def _asked(name: str, function: Callable[..., Any], answer: str, row: Row) -> Grade:

@@ -5,7 +5,9 @@
     diffprune evaluate --benchmark "custom('rows.parquet', grader='mypackage.grades:close_enough')"
 
 Rows come from Parquet, JSON lines or one JSON array, CSV or TSV, or an image folder with `metadata.jsonl` or `metadata.csv`; what
-their columns may hold stands in `io/qa_rows.py`, by which training reads, too. A grader `package.module:function` runs your code, function(answer, answers, row) -> credit from
+their columns may hold stands in `io/qa_rows.py`, by which training reads, too.
+
+A grader `package.module:function` runs your code, function(answer, answers, row) -> credit from
 0 to 1; the module must be importable on every worker and may not lie in the folder of the data.
 """
 

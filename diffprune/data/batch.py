@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.data.sources import QAPairs
+from diffprune.vlm.tokenize import mentions, picture_tokens, plain, token_ids
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def _single(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor]) -> list[
     framed = vlm.prompts([q for q, _ in pairs], [slots[i] for i in owner], None if layout is None else layout[owner]).to("cpu")
     live = framed.attention_mask.bool().numpy()
     arrays = [getattr(framed, name).numpy() for name in COLUMNS[:-1]]
-    answers = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in {a for _, a in pairs}}
+    shown = mentions(picture_tokens(vlm.model.config, tokenizer))  # in an answer they are text
+    answers = {text: token_ids(tokenizer, plain(text, shown)) for text in {a for _, a in pairs}}
     made: list[Row] = []
     for i, (_, answer) in enumerate(pairs):
         ids, positions, places, question = (a[i][live[i]] for a in arrays)

@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import tokenize
+from itertools import pairwise
 from typing import Any
 
 LONGEST = 1_000_000  # letters
@@ -31,4 +32,4 @@ def listed(text: str) -> Any:
 
 def _joined(text: str) -> bool:
     kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
-    return any(a == b == tokenize.STRING for a, b in zip(kinds, kinds[1:], strict=False))
+    return any(a == b == tokenize.STRING for a, b in pairwise(kinds))

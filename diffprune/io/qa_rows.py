@@ -1,15 +1,15 @@
 """What a row of question-answering data says: its picture, its questions with their answers, its options, its name.
 
-One reader for training and for a benchmark of one's own. What is accepted, in rows of JSON lines, JSON arrays, CSV, TSV and Parquet:
+One reader for training and for a benchmark of one's own. Rows of JSON lines, JSON arrays, CSV, TSV and Parquet may have
 
-    picture     `image`, else `file_name`: see `stored_picture`; one picture
-    question    `question`; one `<image>` at its start or its end is LLaVA's mark for the picture and is taken out, any other is text
-    answer      `conversations` (turns of LLaVA-665K or of chats: each answer goes with the question before it), `answer`, `answers`;
-                where a question is not needed also a caption: `caption`, `caption_enriched` (ImageNet-1K-VL-Enriched), `text`
-    answers     one, or a list: of accepted answers, of annotators' (`{"answer": ...}`), also as text ("['red', 'crimson']")
-    options     a list (letters by position), letters -> texts as a mapping, a list of pairs or of `{"key": ..., "value": ...}`, ARC's
-                `{"label": [...], "text": [...]}`; any of them as text. Null and empty options do not exist
-    id, group, category   texts or numbers
+    picture   `image`, else `file_name`: see `stored_picture`; one picture
+    question  `question`; one `<image>` at its start or end is LLaVA's mark for the picture and is taken out, any other is text
+    answer    `conversations` (turns of LLaVA-665K or of chats; each answer goes with the question before it), `answer`, `answers`;
+              in training also a caption: `caption`, `caption_enriched` (ImageNet-1K-VL-Enriched), `text`
+    answers   one, or a list: of accepted answers, of annotators' (`{"answer": ...}`), also as text ("['red', 'crimson']")
+    options   a list (letters by position), a mapping from letters, a list of pairs or of `{"key": ..., "value": ...}`, ARC's
+              `{"label": [...], "text": [...]}`; any of them as text. Null and empty options do not exist
+    id, group, category
 
 A text may be a number or a truth value: 2 and 2.0 are "2", true is "yes", false is "no". Null, NaN and blank text are missing.
 """
@@ -86,7 +86,9 @@ class QAColumns:
             if name and name not in names:
                 raise ValueError(f"{where}: column {name!r} is missing; {_has(name, names)}")
         if not (accepted := [name for name in self.answers if name in names]):
-            raise ValueError(f"{where}: column 'answer' (or 'answers') is missing; name yours with answer=; {_has('answer', names)}")
+            raise ValueError(
+                f"{where}: column 'answer' (or 'answers') is missing; name yours with answer=; {_has('answer', names)}"
+            )
         made = replace(self, image=image, question=self.question or (QUESTION if QUESTION in names else ""))
         if made.question or made.prompt or turns or accepted[0] == "conversations":
             return made
@@ -187,13 +189,10 @@ def missing(value: Any) -> bool:
 
 
 def unmarked(question: str, marker: str = MARKER, most: int = 1) -> str:
-    """A question without LLaVA's marks for its pictures: up to `most` at its start, else at its end."""
+    """A question without the marks for its pictures, up to `most`, that it opens with."""
     for _ in range(most):
-        stripped = question.strip()
-        if stripped.startswith(marker):
-            question = stripped.removeprefix(marker).strip()
-        elif stripped.endswith(marker):
-            question = stripped.removesuffix(marker).strip()
+        if question.lstrip().startswith(marker):
+            question = question.lstrip().removeprefix(marker).lstrip()
     return question
 
 
@@ -225,7 +224,8 @@ def _question(value: Any, prompt: str, where: str) -> str:
         if prompt:
             return prompt
         raise ValueError(f"{where} is empty; it must hold text")
-    found = unmarked(text(value, where)) or prompt
+    asked = text(value, where)
+    found = (unmarked(asked) if asked.startswith(MARKER) else asked.removesuffix(MARKER).rstrip()) or prompt
     if not found:
         raise ValueError(f"{where} is a mark for the picture alone; it must hold text, or give prompt=")
     return found

@@ -1,10 +1,10 @@
 """A picture as a row of a data set stores it: a path, bytes, base64, a data URI, a mapping of these, or a list of one or more.
 
-    "12.png", Path("12.png")                a file, relative to the folder of the rows
-    b"\x89PNG...", "iVBORw0KGgo...",        the bytes of a file, in base64 where a row holds text
-    "data:image/png;base64,iVBORw0KGgo..."
-    {"bytes": ..., "path": ...}             either of them, as the Hub has it; the bytes lead
-    ["12.png"], '["12.png"]'                a list, or its text
+"12.png", Path("12.png")                a file, relative to the folder of the rows
+b"\x89PNG...", "iVBORw0KGgo...",        the bytes of a file, in base64 where a row holds text
+"data:image/png;base64,iVBORw0KGgo..."
+{"bytes": ..., "path": ...}             either of them, as the Hub has it; the bytes lead
+["12.png"], '["12.png"]'                a list, or its text
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from PIL import Image
-
 from diffprune.io.listed_text import listed
 
-Picture = Path | bytes | Image.Image
+Picture = Path | bytes
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}=*\s*")
 LONGEST_PATH = 4096
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0")  # of the formats that we read
@@ -42,8 +40,8 @@ def pictures(value: Any, folder: Path | None = None) -> list[Picture]:
         return pictures(value.get("path") if held is None else held, folder)
     if isinstance(value, list | tuple):
         return [picture for part in value for picture in pictures(part, folder)]
-    if isinstance(value, Path | Image.Image):
-        return [folder / value if folder and isinstance(value, Path) else value]
+    if isinstance(value, Path):
+        return [(folder or Path()) / value]
     if isinstance(value, bytes | bytearray | memoryview):
         return [bytes(value)] if len(value) else []
     if isinstance(value, str):
@@ -55,8 +53,7 @@ def picture_id(picture: Picture, folder: Path | None = None) -> str:
     """Equal for equal pictures: the path within `folder`, in one spelling, or the hash of the bytes."""
     if isinstance(picture, Path):
         return normpath(picture.relative_to(folder) if folder and picture.is_relative_to(folder) else picture)
-    held = picture if isinstance(picture, bytes) else picture.tobytes()
-    return blake2b(held, digest_size=10).hexdigest()
+    return blake2b(picture, digest_size=10).hexdigest()
 
 
 def _of_text(text: str, folder: Path | None) -> list[Picture]:

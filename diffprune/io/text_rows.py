@@ -1,8 +1,8 @@
 """Random access to rows of text files by byte offset: JSON lines, one JSON array of objects, CSV, TSV.
 
-The file is UTF-8, with or without its mark; only offsets are held in memory. CSV and TSV have the rows that `csv.reader` gives over
-`newline=""`; a record that it refuses is one broken row, and reading goes on at the next line. A column of a CSV or TSV all of whose
-values are whole numbers with `.0`, or empty, holds integers: pandas writes them so where one is missing.
+The file is UTF-8, with or without its mark; only offsets are held in memory. CSV and TSV have the rows that `csv.reader` gives
+over `newline=""`; a record that it refuses is one broken row, and reading goes on at the next line. A column of a CSV or TSV all
+of whose values are whole numbers with `.0`, or empty, holds integers: pandas writes them so where one is missing.
 """
 
 from __future__ import annotations
@@ -226,6 +226,10 @@ def _array(stream: BinaryIO, path: Path) -> Iterator[Span]:
             line += text[place] == "\n"
             place += 1
         if text[place : place + 1] == "]":
+            if (text[place + 1 :] + stream.read(CHUNK).decode("latin-1")).strip():
+                raise ValueError(
+                    f"{path} goes on after its array, which ends at byte {done + place}: an array, or one object per line?"
+                )
             return
         try:
             _, stop = decoder.raw_decode(text, place)

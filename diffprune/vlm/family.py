@@ -7,6 +7,7 @@ copied: a forward pre-hook captures the projector's input while the family's own
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,9 @@ from diffprune.core.evidence import IDENTITY, Evidence, EvidenceKind
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts, Shape
+from diffprune.io.qa_rows import MARKER, unmarked
 from diffprune.vlm.encoder_attention import Kept, kept_by_encoder, received
-from diffprune.vlm.tokenize import identities, tokenise, weights_hash
+from diffprune.vlm.tokenize import identities, mentions, picture_tokens, plain, special_tokens, tokenise, weights_hash
 
 
 class Deferred(BaseModelOutputWithPooling):
@@ -207,10 +209,21 @@ class Family(VLM):
         images: Sequence[int] | None = None,
     ) -> Prompts:
         shown = list(images or [1] * len(questions))
-        texts = [self.chat_prompt(q, n) for q, n in zip(questions, shown, strict=True)]
+        texts = [self.chat_prompt(self._plain(q, n), n) for q, n in zip(questions, shown, strict=True)]
         ids_of_images = [self.placeholder_ids(n, None if layout is None else layout[i]) for i, n in enumerate(num_tokens)]
         ids, mask, question = tokenise(self.processor.tokenizer, texts, self.image_placeholder, ids_of_images, shown)
         return self._prompts(ids.to(self.device), mask.to(self.device), question.to(self.device), layout)
+
+    def _plain(self, question: str, images: int) -> str:
+        """A question without the marks for its images that it may open with; further mentions of special tokens are text."""
+        for marker in (MARKER, self.image_placeholder):
+            question = unmarked(question, marker, images)
+        return plain(question, self._mentions)
+
+    @cached_property
+    def _mentions(self) -> re.Pattern[str]:
+        tokenizer = self.processor.tokenizer
+        return mentions((self.image_placeholder, *picture_tokens(self.model.config, tokenizer), *special_tokens(tokenizer)))
 
     def _prompts(self, ids: Tensor, mask: Tensor, question: Tensor, layout: Tensor | None) -> Prompts:
         slots = (ids == self.image_token_id) & mask.bool()

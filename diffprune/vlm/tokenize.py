@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+CUT = "\ufdd0"  # a code point that is no character in any text
 
 
 def left_pad(rows: Sequence[Tensor], fill: int | bool) -> Tensor:
     """Rows of different length -> [B S], padded on the left."""
     longest = max(len(r) for r in rows)
     return torch.stack([torch.cat([r.new_full((longest - len(r),), fill), r]) for r in rows])
+
+
+def mentions(tokens: Iterable[str]) -> re.Pattern[str]:
+    """What finds any of these tokens in a text."""
+    return re.compile("|".join(re.escape(token) for token in sorted({*tokens}, key=len, reverse=True)))
+
+
+def picture_tokens(config: Any, tokenizer: Any) -> list[str]:
+    """Tokens that a model replaces by pictures or videos, as text."""
+    ids = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+    return [tokenizer.convert_ids_to_tokens(number) for number in ids if number is not None and number < len(tokenizer)]
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Tokens that control a model, as text."""
+    return [*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)]
+
+
+def plain(text: str, tokens: re.Pattern[str]) -> str:
+    """A text whose mentions of tokens are cut after their first letter, so that `token_ids` takes them for text."""
+    done, start = "", 0
+    while found := tokens.search(text, start):
+        done, start = f"{done}{text[start : found.start() + 1]}{CUT}", found.start() + 1
+    return done + text[start:]
+
+
+def token_ids(tokenizer: Any, text: str, special: bool = False) -> list[int]:
+    """Ids of a text, what stands between two cuts apart. special: with the token that starts a row."""
+    first, *rest = text.split(CUT)
+    ids = list(tokenizer(first, add_special_tokens=special)["input_ids"])
+    for part in rest:
+        ids += tokenizer(part, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def tokenise(
@@ -34,10 +70,10 @@ def tokenise(
             raise ValueError(f"a prompt needs exactly {count} x {placeholder}; this one has {len(pieces) - 1}: {text[:80]!r}")
         start = tokenizer.bos_token
         special = not (start and text.startswith(start))  # a chat template may have written it already
-        row = list(tokenizer(pieces[0], add_special_tokens=special)["input_ids"])
+        row = token_ids(tokenizer, pieces[0], special)
         for piece in pieces[1:]:
             row += next(waiting)
-            tail = tokenizer(piece, add_special_tokens=False)["input_ids"]
+            tail = token_ids(tokenizer, piece)
             row += tail
         ids.append(torch.tensor(row))
         question.append(torch.arange(len(row)) >= (len(row) - len(tail) if count else 0))
