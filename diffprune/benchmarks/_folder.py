@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b, file_digest, sha256
+from os.path import isfile
 from pathlib import Path
 
 from diffprune.io.image import shortened
@@ -47,7 +48,7 @@ class StoredRow:
             raise ValueError(f"{self.place}: {error}") from None
         if found is None:
             raise ValueError(f"{self.place} has no picture")
-        if isinstance(found, Path) and not found.is_file():
+        if isinstance(found, Path) and not isfile(found):  # which says no to a name that is too long, too
             raise ValueError(f"{self.place}: there is no picture {shortened(str(found))}")
         return found
 

@@ -18,6 +18,9 @@ def fingerprint(image_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
+BROKEN = 2**64 - 1  # stands for the picture of a row that names none that can be used: never held out, counted when it is drawn
+
+
 def split(images: np.ndarray) -> np.ndarray:
     """Fingerprints of the rows' images, uint64 [n] -> the stream each row belongs to, int8 [n].
 
@@ -27,7 +30,7 @@ def split(images: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: fewer than three images.
     """
-    distinct = np.unique(images)
+    distinct = np.unique(images[images != BROKEN])
     if len(distinct) < 3:
         raise ValueError(f"found {len(distinct)} images; training, calibration and validation need one each at least")
     held = min(max(len(distinct) // HELD_SHARE, 1), HELD_MOST)

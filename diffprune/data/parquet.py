@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffprune.data.order import WINDOW, fingerprint
+from diffprune.data.order import BROKEN, WINDOW, fingerprint
 from diffprune.data.table import RowTable
 from diffprune.io.qa_rows import QAColumns, Row
 from diffprune.io.row_groups import RowGroups
@@ -40,7 +40,7 @@ def _images(facts: Facts, columns: QAColumns, folder: Path | None) -> np.ndarray
     """[n] fingerprints of the rows' pictures, in files as they were at a time.
 
     A row is named by its `id`, else by the path inside its picture; where there is none, or all rows have the same, the bytes of
-    the picture are read and hashed. A row that cannot be read has a name of its own.
+    the picture are read and hashed. A row that cannot be read is broken.
     """
     groups = RowGroups([path for path, _, _ in facts])
     names = _named(groups, columns, folder)
@@ -50,7 +50,7 @@ def _images(facts: Facts, columns: QAColumns, folder: Path | None) -> np.ndarray
         start = int(groups.starts[group])
         for i, name in enumerate(_hashed(groups, group, columns, folder), start):
             names[i] = names[i] or name
-    return np.array([fingerprint(name or f"broken {i}") for i, name in enumerate(names)], np.uint64)
+    return np.array([fingerprint(name) if name else BROKEN for name in names], np.uint64)
 
 
 def _named(groups: RowGroups, columns: QAColumns, folder: Path | None) -> list[str]:

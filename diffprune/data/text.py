@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffprune.data.order import fingerprint
+from diffprune.data.order import BROKEN, fingerprint
 from diffprune.data.table import RowTable
 from diffprune.io.qa_rows import QAColumns
 from diffprune.io.stored_picture import picture_id
@@ -57,8 +57,8 @@ def _index(
                 continue
             name = columns.name(row, "id") if columns.id else ""
             name = f"id {name}" if name else picture_id(picture, folder)
+            images.append(fingerprint(name))
         except ValueError:
-            name = f"broken {number}"
+            images.append(BROKEN)
         numbers.append(number)
-        images.append(fingerprint(name))
     return rows, tuple(names), turns, np.array(numbers, np.int64), np.array(images, np.uint64)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
 
+from diffprune import data as training
 from diffprune.core import registry
 from diffprune.core.cell import Cell, TrainSpec, describe
 from diffprune.core.records import Outcome, Provenance, Step
@@ -132,12 +133,13 @@ def train(recipe: Recipe, folder: Path | str, store: Store | None = None, proven
     in the folder while training and to the store whenever a scorer is finished.
 
     Raises:
-        ValueError: the folder holds another recipe's scorer. RuntimeError: training failed; the sentence says why.
+        ValueError: the folder holds another recipe's scorer, or the data cannot be read. RuntimeError: training failed; the sentence says why.
     """
     folder = Path(folder).resolve()
     if missing(recipe, folder):
         config = {"recipe": recipe, "folder": str(folder), "attempt": claim(folder)}
         put_aside(folder / NAME)
+        print(f"train: the first example is {training.first_example(recipe.data)}", flush=True)
         with Follower(recipe, folder, store, provenance):
             reason = _fit(config, recipe.workers)
         if reason:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
@@ -82,7 +83,10 @@ def build(seed: int) -> LlavaForConditionalGeneration:
 
 
 def processor() -> LlavaProcessor:
-    """Word-level tokenizer (left padding, BOS first) and image processor, as they are saved beside the weights."""
+    """Word-level tokenizer (left padding, BOS first) and image processor, as they are saved beside the weights.
+
+    Pictures of other sizes than 96 x 96 are resized (bicubic); those of the world stay as they are, bit for bit.
+    """
     words = Tokenizer(models.WordLevel(WORD_ID, unk_token=UNKNOWN))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, BOS_ID)])
@@ -92,8 +96,8 @@ def processor() -> LlavaProcessor:
     )  # fmt: skip
     size = {"height": world.IMAGE_SIZE, "width": world.IMAGE_SIZE}
     pictures = CLIPImageProcessorPil(
-        do_resize=False, do_center_crop=False, size=size, crop_size=size, image_mean=[PIXEL_MEAN] * 3,
-        image_std=[PIXEL_STD] * 3, do_convert_rgb=True,
+        do_resize=True, resample=Image.Resampling.BICUBIC, do_center_crop=False, size=size, crop_size=size,
+        image_mean=[PIXEL_MEAN] * 3, image_std=[PIXEL_STD] * 3, do_convert_rgb=True,
     )  # fmt: skip
     return LlavaProcessor(
         pictures, tokenizer, patch_size=world.PATCH, vision_feature_select_strategy="default",

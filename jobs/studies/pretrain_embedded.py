@@ -50,6 +50,7 @@ model = LlavaForConditionalGeneration.from_pretrained(diffprune.embedded.vlm.che
 | vision | `CLIPVisionModel`, 96 px, patch 8, 96 wide x 4 layers, last layer, CLS dropped: **144 visual tokens** |
 | projector | LLaVA's two layers |
 | text | `LlamaForCausalLM`, 160 wide x 4 layers, tied words, a word-level vocabulary |
+| pictures | 96 x 96 px as they are; others are resized to that (bicubic, without regard to their shape) |
 | prompt | BOS, 45 words of who talks and how to answer (as in LLaVA-1.5), the image, the question, whose key word ends it |
 
 ## How it was made
