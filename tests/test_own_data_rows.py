@@ -1,4 +1,4 @@
-"""Rows of a user's own data, read alike for training and evaluation: texts as `csv` and `json` have them, options, answers, pictures."""
+"""Rows of a user's own data, read alike for training and evaluation: files, options, answers, pictures, columns."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def trained_on(data: str) -> list[tuple[int, str, str]]:
 def both(path: str, **options: Any) -> list[tuple[str, str]]:
     """(question, first answer), which training and evaluation must agree on."""
     evaluated = [(s.question, s.row["answers"][0]) for s in questions(path, **options)]
-    source = f"{'parquet' if path.endswith('parquet') else 'jsonl'}({path!r}" + "".join(f", {k}={v!r}" for k, v in options.items()) + ")"
+    source = (
+        f"{'parquet' if path.endswith('parquet') else 'jsonl'}({path!r}" + "".join(f", {k}={v!r}" for k, v in options.items()) + ")"
+    )
     assert sorted(evaluated) == sorted((question, answer) for _, question, answer in trained_on(source))
     return evaluated
 
@@ -129,7 +131,11 @@ def test_null_and_empty_options_do_not_exist(write: Callable[[list[Any]], str]) 
 
 def test_arrow_maps_structs_and_dictionaries_hold_options() -> None:
     write_pictures(3)
-    columns = {"image": [f"{i}.png" for i in range(3)], "question": ["which?"] * 3, "answer": pa.array(["A"] * 3).dictionary_encode()}
+    columns = {
+        "image": [f"{i}.png" for i in range(3)],
+        "question": ["which?"] * 3,
+        "answer": pa.array(["A"] * 3).dictionary_encode(),
+    }
     for choices in (
         pa.array([[("B", "blue"), ("A", "red")]] * 3, pa.map_(pa.string(), pa.string())),
         pa.array([{"B": "blue", "A": "red", "C": None}] * 3),
@@ -167,14 +173,29 @@ def test_other_options_are_refused_with_row_and_column(choices: Any, sentence: s
 
 # --- rows of text files (line 2) -------------------------------------------------------------------------------------
 
-ODD = ["a\x85b", "a\u2028b", "a\u2029b", "a\x0bb", "a\x0cb", "a\x1cb", 'a 12" screen', "x\ry", "two\nlines", 'said "no"', "ü, é", ""]
+ODD = [
+    "a\x85b",
+    "a\u2028b",
+    "a\u2029b",
+    "a\x0bb",
+    "a\x0cb",
+    "a\x1cb",
+    'a 12" screen',
+    "x\ry",
+    "two\nlines",
+    'said "no"',
+    "ü, é",
+    "",
+]
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_text_tables_have_the_rows_that_csv_gives(ending: str, mark: bytes) -> None:
     file = io.StringIO()
-    csv.writer(file, lineterminator=ending, quoting=csv.QUOTE_ALL).writerows([["image", "answer"], *([f"{i}.png", text] for i, text in enumerate(ODD))])
+    csv.writer(file, lineterminator=ending, quoting=csv.QUOTE_ALL).writerows(
+        [["image", "answer"], *([f"{i}.png", text] for i, text in enumerate(ODD))]
+    )
     content = file.getvalue() + f'12.png,a 12" screen{ending}13.png,a 13" screen{ending}{ending}14.png,last'
     Path("rows.csv").write_bytes(mark + content.encode())
     with Path("rows.csv").open(newline="", encoding="utf-8-sig") as stream:
@@ -197,7 +218,11 @@ def test_a_quotation_that_never_ends_costs_its_own_line_only() -> None:
 
 def test_a_long_cell_and_a_picture_that_points_to_another_row() -> None:
     data = base64.b64encode(np.random.default_rng(0).bytes(200_000)).decode()
-    rows = [{"index": 7, "image": data, "answer": "a"}, {"index": 8, "image": "7", "answer": "7"}, {"index": 9, "image": "5", "answer": "b"}]
+    rows = [
+        {"index": 7, "image": data, "answer": "a"},
+        {"index": 8, "image": "7", "answer": "7"},
+        {"index": 9, "image": "5", "answer": "b"},
+    ]
     read = TextRows(Path(write_tsv(rows)), "image")
     assert read.row(0)["image"] == read.row(1)["image"] == data and read.row(1)["answer"] == "7"
     with pytest.raises(ValueError, match=r"rows.tsv line 4: 'image' is 5, but no row of this index has a picture"):
@@ -249,7 +274,9 @@ def test_integers_that_pandas_made_floats_are_integers(write: Callable[[list[Any
 
 def test_a_version_number_in_csv_stays_what_it_is() -> None:
     write_pictures(3)
-    path = write_csv([{"image": f"{i}.png", "question": "which version?", "answer": a} for i, a in enumerate(("2.0", "2.1", "3.0"))])
+    path = write_csv(
+        [{"image": f"{i}.png", "question": "which version?", "answer": a} for i, a in enumerate(("2.0", "2.1", "3.0"))]
+    )
     assert [answer for _, answer in both(path)] == ["2.0", "2.1", "3.0"]
 
 
@@ -260,7 +287,17 @@ def pictured(i: int) -> list[Any]:
     """Every way in which a row may hold picture `i`."""
     encoded = base64.b64encode(png(i)).decode()
     uri = f"data:image/png;base64,{encoded}"
-    return [f"{i}.png", f"./{i}.png", {"path": f"{i}.png"}, [f"{i}.png"], f'["{i}.png"]', [{"path": f"{i}.png"}], encoded, uri, {"bytes": encoded}]
+    return [
+        f"{i}.png",
+        f"./{i}.png",
+        {"path": f"{i}.png"},
+        [f"{i}.png"],
+        f'["{i}.png"]',
+        [{"path": f"{i}.png"}],
+        encoded,
+        uri,
+        {"bytes": encoded},
+    ]
 
 
 @pytest.mark.parametrize("way", range(9))
@@ -305,7 +342,10 @@ def test_what_is_no_picture_is_told_shortly(picture: Any, sentence: str) -> None
 @pytest.mark.parametrize("column", ["question", "answer", "id", "group", "category"])
 def test_half_a_character_is_refused_beforehand(column: str) -> None:
     write_pictures(4)
-    rows = [{"image": f"{i}.png", "question": "q", "answer": f"a{i}", "id": f"i{i}", "group": f"g{i}", "category": "c"} for i in range(4)]
+    rows = [
+        {"image": f"{i}.png", "question": "q", "answer": f"a{i}", "id": f"i{i}", "group": f"g{i}", "category": "c"}
+        for i in range(4)
+    ]
     rows[1][column] = "a cat \ud83d"
     with pytest.raises(ValueError, match=rf"rows.jsonl line 2: column '{column}' holds half a character"):
         questions(write_jsonl(rows))
@@ -372,7 +412,9 @@ def test_a_misspelt_question_column_is_refused_with_the_nearest(write: Callable[
     write_pictures(4)
     path = write([{"image": f"{i}.png", "qestion": f"q{i}", "answer": "a"} for i in range(4)])
     source = "parquet" if path.endswith("parquet") else "jsonl"
-    sentence = r"rows.*: column 'question' is missing; it has image, qestion, answer: did you mean 'qestion'\?.*name yours with question="
+    sentence = (
+        r"rows.*: column 'question' is missing; it has image, qestion, answer: did you mean 'qestion'\?.*name yours with question="
+    )
     for data in (f"{source}({path!r})", f"{source}({path!r}, answer='answer')"):
         with pytest.raises(ValueError, match=sentence):
             trained_on(data)
