@@ -25,6 +25,7 @@ from diffprune.data import catalog, stream, text
 from diffprune.data.order import WINDOW, Order, split
 from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex, TooManyBroken
 from diffprune.embedded import vlm as embedded
+from diffprune.io import text_rows
 from diffprune.train import loop
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
@@ -250,7 +251,7 @@ def test_row_groups_are_read_once_and_only_the_columns_in_use(monkeypatch: pytes
 def test_a_json_array_larger_than_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     data = as_array()
     expected = epoch(data, 0, NUM)
-    monkeypatch.setattr(text, "CHUNK", 50)
+    monkeypatch.setattr(text_rows, "CHUNK", 50)
     text._index.cache_clear()
     assert epoch(data, 0, NUM) == expected
     Path("rows.json").write_text(Path("rows.json").read_text()[:-40])
@@ -309,9 +310,9 @@ def breakages(rows: list[Any]) -> None:
     Path("1.png").write_bytes(picture(1)[:40])
     rows[2]["conversations"] = []
     rows[3]["conversations"][1]["value"] = "  "
-    rows[4]["conversations"][0]["value"] = "<image> and <image>"
+    rows[4]["conversations"][0]["value"] = "<image>"
     rows[5]["conversations"][1]["from"] = "robot"
-    rows[6]["conversations"][1]["value"] = 4
+    rows[6]["conversations"][1]["value"] = {"a": 4}
     rows[7]["image"] = ["7.png", "8.png"]
 
 
@@ -332,7 +333,7 @@ def test_broken_rows_are_counted_and_replaced_alike_for_all_workers(plain: None)
     whole = steps(20, tally)
     drawn = {i for step in whole for i, _ in step}
     assert drawn <= set(range(8, NUM)) and len(drawn) > 20
-    assert tally.drawn - tally.broken == 120 and tally.broken > 20 and "rows.jsonl, row at byte" in tally.first
+    assert tally.drawn - tally.broken == 120 and tally.broken > 20 and "rows.jsonl line " in tally.first
     shares, counts = [], [BrokenRows(0.9), BrokenRows(0.9)]
     for rank in range(2):
         shares.append(steps(20, counts[rank], rank=rank, world=2))
@@ -382,14 +383,14 @@ def test_a_broken_row_group_counts_as_broken_rows() -> None:
     ("data", "said"),
     [
         ("jsonl('absent.jsonl')", "absent.jsonl cannot be read"),
-        ("jsonl('shards/train-00000.parquet')", "no row with an image|cannot be read|no JSON"),
+        ("jsonl('shards/train-00000.parquet')", "is a Parquet file, no text"),
         ("jsonl('rows.jsonl', image='photo')", "no row with an image in field 'photo'"),
-        ("parquet('absent')", "neither a file nor a folder"),
-        ("parquet('pictures')", "holds no .parquet file"),
+        ("parquet('absent')", "there is no file or folder .*absent"),
+        ("parquet('pictures')", "holds no file with rows: one of .parquet is needed"),
         ("parquet('rows.jsonl')", "no Parquet file"),
-        ("parquet('shards', image='imgae')", "no column 'imgae': did you mean 'image'"),
+        ("parquet('shards', image='imgae')", "column 'imgae' is missing; it has .*: did you mean 'image'"),
         ("parquet('shards', answer='anser')", "did you mean 'answer'"),
-        ("parquet('shards', id='nr')", "no column 'nr'"),
+        ("parquet('shards', id='nr')", "column 'nr' is missing"),
         ("folder('pictures')", "neither metadata.jsonl nor metadata.csv"),
         ("jsonl('two.jsonl')", "found 2 images"),
     ],

@@ -7,8 +7,8 @@
 Rows come from Parquet, JSON lines or one JSON array, CSV or TSV, or an image folder with `metadata.jsonl` or `metadata.csv`; what
 their columns may hold stands in `io/qa_rows.py`, by which training reads, too.
 
-A grader `package.module:function` runs your code, function(answer, answers, row) -> credit from
-0 to 1; the module must be importable on every worker and may not lie in the folder of the data.
+A grader `package.module:function` runs your code, function(answer, answers, row) -> credit from 0 to 1; the module must be
+importable on every worker and may not lie in the folder of the data.
 """
 
 from __future__ import annotations

@@ -133,8 +133,8 @@ def train(recipe: Recipe, folder: Path | str, store: Store | None = None, proven
     in the folder while training and to the store whenever a scorer is finished.
 
     Raises:
-        ValueError: the folder holds another recipe's scorer, or the data cannot be read. RuntimeError: training failed; the sentence
-            says why.
+        ValueError: the folder holds another recipe's scorer, or the data cannot be read.
+        RuntimeError: training failed; the sentence says why.
     """
     folder = Path(folder).resolve()
     if missing(recipe, folder):
