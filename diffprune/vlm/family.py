@@ -134,9 +134,7 @@ class Family(VLM):
         """One value per patch, in the order in which the encoder has them -> [n_i], one per visual token of each image."""
         sizes = self.slots(pixels)
         if len(values) != sum(sizes):
-            raise ValueError(
-                f"{self.family} does not say which of {len(values)} patches are in its {sum(sizes)} visual tokens"
-            )
+            raise ValueError(f"{self.family} does not say which of {len(values)} patches are in its {sum(sizes)} visual tokens")
         return values.split(sizes)
 
     @contextmanager
