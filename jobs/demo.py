@@ -20,7 +20,16 @@ job = Job(
         validate_every=100,
         grad_cosine_every=50,
     ),
-    tune=Tuning(curve_repeats=10, warmup=3, repeats=1, corrections=2, candidates=1, calibration=72, held_out=72),
+    tune=Tuning(
+        benchmarks=("world(like='gqa')", "world(like='textvqa')", "world(like='pope')"),
+        curve_repeats=10,
+        warmup=3,
+        repeats=1,
+        corrections=2,
+        candidates=1,
+        calibration=72,
+        held_out=72,
+    ),
     evaluate=Evaluation(blind=True, limit=80),  # the world's ten benchmarks, each also asked without its pictures
     measure=Measurement(warmup=5, inputs=1, slow_rounds=3, decode_tokens=8),
     baselines=("unpruned", "random", "grid", "attention"),

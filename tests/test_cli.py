@@ -10,9 +10,10 @@ import pytest
 import ray
 
 from diffprune.cli import commands
+from diffprune.io.job_files import find_job
 from diffprune.job import pipeline
 from diffprune.job.configure import configure
-from diffprune.job.files import find_job, load_job
+from diffprune.job.files import load_job
 from diffprune.job.job import Job
 
 ATTENTION = ("evaluate", "--pruner", "attention")

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from diffprune.distributed import submit
-from diffprune.job.files import REPOSITORY, placed
+from diffprune.io.job_files import REPOSITORY, placed
 
 LOCAL = REPOSITORY / "cluster" / "local.sh"
 JOB = """

@@ -48,21 +48,46 @@ HELP = {
     "tune": "Find the threshold and the count that reach each --target prefill speedup on this machine, then verify by measuring.",
     "evaluate": "Accuracy: every pruner x budget x benchmark, one graded answer per question.",
     "measure": "Latency: encoder, overhead, prefill, TTFT and decode apart; memory and FLOPs.",
-    "report": "Write the page and the tables from what is in the store; needs no model.",
+    "report": "Write the page and the tables from what is in the store; no model. JOB may be a run's folder; --out is where.",
     "run": "All of a job: train, tune, evaluate, measure, report. Resumes; what is done is not done again.",
     "demo": "The same as `diffprune run demo`: the whole path on the embedded model, offline, in minutes.",
 }
-EPILOGUE = "Any setting of a job can be changed with --set, e.g. --set train.steps=50 --set evaluate.limit=40."
+EPILOGUE = (
+    "Any setting of a job can be changed with --set, as in --set train.steps=50 --set evaluate.limit=40. `diffprune show train` "
+    "lists those of training with default and meaning; so with tune, evaluate, measure, job, jsonl (data), custom (benchmark)."
+)
+
+
+MOST_NESTED = 12
+NESTED = "--set: {!r:.60} is nested deeper than any setting"
 
 
 def value_of(text: str) -> Any:
     """The value of `--set key=value`: JSON or a Python literal, else the text itself."""
     for read in (json.loads, ast.literal_eval):
         try:
-            return read(text)
+            found = read(text)
         except (ValueError, SyntaxError):
             continue
+        except (RecursionError, MemoryError):
+            raise ValueError(NESTED.format(text)) from None
+        if _depth(found) > MOST_NESTED:
+            raise ValueError(NESTED.format(text))
+        return found
     return text
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and mappings lie in each other."""
+    level, depth = [value], 0
+    while level:
+        level = [one for item in level for one in _within(item)]
+        depth += 1
+    return depth - 1
+
+
+def _within(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple | set) else []
 
 
 def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +119,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--steps", type=click.IntRange(min=1), help="Training steps."),
     click.option("--target", "targets", type=float, multiple=True, help="Prefill speedup to tune for, e.g. 2; may be repeated."),
     click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change any setting of the job, e.g. train.steps=50."),
-    click.option("--workers", type=click.IntRange(min=1), help="Processes that share the work. [default: the job's]"),
+    click.option("--workers", type=click.IntRange(1, 4096), help="Processes that share the work. [default: the job's]"),
     click.option("--address", help="Of a running Ray cluster; without it one is started on this machine and stopped at the end."),
     click.option("--tiny", is_flag=True, help="The job on its family's tiny random instance, a few steps: tries the very code."),
     click.option("--dry-run", is_flag=True, help="Print the cells that would be run, and how many are done; run nothing."),
@@ -103,12 +128,16 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
 
 def _perform(verb: str, options: dict[str, Any]) -> None:
     """Read the job, apply the options, run the stages of the verb."""
+    asked = options["job"] or ("demo" if verb == "demo" else None)
+    if verb == "report" and asked and (Path(asked) / "store").is_dir():
+        return _report(Path(asked), options)
+    if asked is None and verb == "run":
+        raise ValueError("run needs a job: diffprune run demo")
+    if not options["dry_run"]:
+        _refuse_if_held(verb, asked, options)
     from diffprune.job import pipeline
     from diffprune.job.configure import configure
 
-    asked = options["job"] or ("demo" if verb == "demo" else None)
-    if asked is None and verb == "run":
-        raise ValueError("run needs a job: diffprune run demo")
     stages = (verb,) if verb in pipeline.STAGES else pipeline.STAGES
     short = {
         key: options[key]
@@ -118,6 +147,29 @@ def _perform(verb: str, options: dict[str, Any]) -> None:
     pipeline.run(
         job, options["out"], stages=stages, workers=options["workers"], address=options["address"], dry_run=options["dry_run"]
     )
+
+
+def _report(folder: Path, options: Mapping[str, Any]) -> None:
+    """The report of a run's folder, which may be read-only, into --out if that was given."""
+    from diffprune import report
+
+    given = options["out"] != Path("runs")
+    made = report.report(
+        folder / "store", options["out"] if given else folder / "report", title=options["name"] or folder.resolve().name
+    )
+    print(f"\n{report.summary(folder / 'store')}\n\nreport: {made['html'].resolve()}", flush=True)
+
+
+def _refuse_if_held(verb: str, asked: str | None, options: Mapping[str, Any]) -> None:
+    """Before torch is imported and anything planned: whether another process runs this name, as far as the job's text tells it."""
+    from diffprune.io.job_files import find_job, run_name
+    from diffprune.io.run_lock import refuse_if_held
+
+    name = options["name"] or (run_name(find_job(asked)) if asked else verb)
+    if name and options["tiny"] and not options["name"]:
+        name += "-tiny"
+    if name:
+        refuse_if_held(options["out"] / name / "store", name)
 
 
 def _command(verb: str) -> click.Command:
@@ -163,7 +215,8 @@ def submit(job: str, address: str, rest: tuple[str, ...]) -> None:
     Further options go to `diffprune run` on the cluster. The token is taken from RAY_AUTH_TOKEN or ~/.ray/auth_token.
     """
     from diffprune.distributed import submit as jobs
-    from diffprune.job.files import load_job, placed
+    from diffprune.io.job_files import placed
+    from diffprune.job.files import load_job
 
     load_job(job)  # a misspelt or broken job is refused here, not on the cluster
     folder, called = placed(job)
@@ -212,8 +265,8 @@ def list_(kind: str) -> None:
 @app.command("show")
 @click.argument("spec")
 def show(spec: str) -> None:
-    """Options of a pruner, a model family or a benchmark with their meaning; of `train`, `tune`, `evaluate`, `measure` or `job` the
-    settings that --set changes."""
+    """Options of a pruner, a model family, a benchmark or training data with their meaning; of `train`, `tune`, `evaluate`,
+    `measure` or `job` the settings that --set changes."""
     from diffprune.cli.listing import shown
 
     for heading, description, options in shown(spec):
@@ -272,6 +325,9 @@ def _crash(error: BaseException) -> str:
 
 def call(arguments: Sequence[str] | None = None) -> tuple[int, str]:
     """Run one command line; returns (exit code, sentence for stderr, "" if all went well)."""
+    for text in sys.argv[1:] if arguments is None else arguments:
+        if "\0" in text or any("\ud800" <= mark <= "\udfff" for mark in text):  # which no file system and no table takes
+            return 2, f"the argument {text!a:.80} must be text of whole characters, without NUL"
     try:
         app.main(args=arguments, prog_name="diffprune", standalone_mode=False)
     except click.ClickException as error:
@@ -282,6 +338,8 @@ def call(arguments: Sequence[str] | None = None) -> tuple[int, str]:
         return int(error.code or 0), ""
     except ValueError as error:
         return (2, _sentence(error)) if _ours(error) else (1, _crash(error))
+    except RuntimeError as error:
+        return 1, _sentence(error) if _ours(error) else _crash(error)
     except OSError as error:
         return 1, f"{error.strerror or error}: {error.filename}" if error.filename else _crash(error)
     except Exception as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from diffprune.core import registry
 from diffprune.core.spec import parse
-from diffprune.job.files import find_job, folders, load_job
+from diffprune.data import catalog
+from diffprune.data.catalog import SOURCES
+from diffprune.io.job_files import find_job, known
+from diffprune.job.files import load_job
 from diffprune.job.job import SECTIONS, Job
 
 KINDS = (*registry.KINDS, "jobs")
@@ -58,11 +61,7 @@ def _plugins(kind: str) -> Iterator[Line]:
 
 
 def _jobs() -> Iterator[Line]:
-    found: dict[str, str] = {}
-    for folder in folders():
-        for file in sorted(folder.glob("*.py")) if folder.is_dir() else []:
-            found.setdefault(file.stem, str(file))
-    for name, place in sorted(found.items()):
+    for name, place in sorted((name, str(file)) for name, file in known().items()):
         try:
             job = load_job(place)
         except ValueError as error:
@@ -73,7 +72,7 @@ def _jobs() -> Iterator[Line]:
 
 
 def shown(text: str) -> list[tuple[str, str, list[Option]]]:
-    """(heading, description, options) of everything called `text`: plug-ins, a section of a job's settings, or a job.
+    """(heading, description, options) of everything called `text`: plug-ins, training data, a section of settings, or a job.
 
     Raises:
         ValueError: there is nothing of that name; the nearest is named.
@@ -89,28 +88,33 @@ def shown(text: str) -> list[tuple[str, str, list[Option]]]:
             if text != name and kind != "models":
                 registry.make(kind, registry.spec(kind, text))
             found.append((f"{kind.rstrip('s')} {name}", _first(plugin), list(_options(plugin))))
+    if name in SOURCES:
+        about = f"{_first(SOURCES[name])} {_first(catalog, 1)}".strip()
+        found.append((f"training data {name}", about, list(_options(SOURCES[name]))))
     if not found:
-        known = [n for kind in registry.KINDS for n in registry.names(kind)]
-        jobs = [file.stem for folder in folders() if folder.is_dir() for file in folder.glob("*.py")]
-        if name not in jobs:
-            raise ValueError(f"nothing is called {name!r}: {registry.nearest(name, [*known, *SECTIONS, 'job', *jobs])}")
+        plugins = [n for kind in registry.KINDS for n in registry.names(kind)]
+        if name not in known():
+            raise ValueError(
+                f"nothing is called {name!r}: {registry.nearest(name, [*plugins, *SOURCES, *SECTIONS, 'job', *known()])}"
+            )
         found = [(f"job {name}, {find_job(name)}", load_job(name).title, [])]
     return found
 
 
-def _options(plugin: type) -> Iterator[Option]:
-    """The constructor's parameters, explained by the docstrings of the class and of what it inherits from."""
+def _options(plugin: Callable[..., Any]) -> Iterator[Option]:
+    """Parameters of a constructor, explained by the docstrings of its class and of what that inherits from, or of a function."""
     meanings: dict[str, str] = {}
-    for parent in reversed(plugin.__mro__):
-        meanings |= _meanings(parent.__doc__ or "")
-    for name, parameter in inspect.signature(plugin).parameters.items():
+    parameters = inspect.signature(plugin).parameters
+    for parent in reversed(getattr(plugin, "__mro__", (plugin,))):
+        meanings |= _meanings(parent.__doc__ or "", parameters)
+    for name, parameter in parameters.items():
         if name not in LOADER and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             default = "" if parameter.default in (parameter.empty, None) else repr(parameter.default)
             yield Option(name, default, meanings.get(name, ""))
 
 
 def _fields(section: Any) -> list[Option]:
-    meanings = _meanings(section.__doc__ or "")
+    meanings = _meanings(section.__doc__ or "", section.model_fields)
     found = []
     for name, field in section.model_fields.items():
         default = field.get_default(call_default_factory=True) if not field.is_required() else ""
@@ -119,17 +123,18 @@ def _fields(section: Any) -> list[Option]:
     return found
 
 
-def _meanings(text: str) -> dict[str, str]:
+def _meanings(text: str, names: Collection[str]) -> dict[str, str]:
     """`name: meaning` and `one, two: meaning` of a docstring; several may stand in one line, a meaning may go on in the next."""
     flat = " ".join(line.strip() for line in inspect.cleandoc(text).partition("Raises:")[0].splitlines())
     found: dict[str, str] = {}
-    pieces = re.split(r"(?:(?<=^)|(?<=\. )|(?<=; )|(?<=\s))((?:[a-z_]+, )*[a-z_]+):\s+", flat)
-    for names, meaning in zip(pieces[1::2], pieces[2::2], strict=True):
-        for name in names.split(", "):
+    one = f"(?:{'|'.join(names)})"
+    pieces = re.split(rf"(?:^|(?<=[\s;]))({one}(?:, {one})*):\s+", flat) if names else [flat]
+    for told, meaning in zip(pieces[1::2], pieces[2::2], strict=True):
+        for name in told.split(", "):
             found.setdefault(name, meaning.strip().rstrip(";"))
     return found
 
 
-def _first(plugin: type) -> str:
-    """The first sentence of a docstring."""
-    return inspect.cleandoc(plugin.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+def _first(plugin: object, paragraph: int = 0) -> str:
+    """The first paragraph of a docstring, or another one; "" where there is none."""
+    return dict(enumerate(inspect.cleandoc(plugin.__doc__ or "").split("\n\n"))).get(paragraph, "").replace("\n", " ")

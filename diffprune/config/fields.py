@@ -1,11 +1,11 @@
-"""Pydantic field types that take the spelling of a plug-in, a model or a budget, and hold the value."""
+"""Pydantic field types: plug-ins, models and budgets by their spelling, which hold the value; counts and seeds in their ranges."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from diffprune.core import budget, registry
 from diffprune.core.budget import Budget
@@ -34,3 +34,8 @@ PrunerSpec = Annotated[Spec, BeforeValidator(partial(_spec, "pruners")), TEXT]
 BenchmarkSpec = Annotated[Spec, BeforeValidator(partial(_spec, "benchmarks")), TEXT]
 ModelSpec = Annotated[Spec, BeforeValidator(_model), TEXT]
 BudgetValue = Annotated[Budget, BeforeValidator(_budget), TEXT]
+
+MOST, MOST_WORKERS = 10**9, 4096
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
@@ -108,4 +109,15 @@ class ScorePruner(Pruner):
         """Scores [B N] float: higher is kept first. Values at padding are ignored."""
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
-        return Selection(cut.budget.pick(self.score(tokens), tokens.valid))
+        """The best by score.
+
+        Raises:
+            ValueError: a score is NaN, which no order has a place for; or a kind of budget this method cannot meet.
+        """
+        scores = self.score(tokens)
+        asked = scores.is_cpu or not torch.cuda.is_current_stream_capturing()  # a graph under capture cannot be asked for values
+        if asked and bool((scores.isnan() & tokens.valid).any()):
+            raise ValueError(
+                f"{self.label} gives scores that are NaN, so nothing can be chosen by them: its weights or its evidence are damaged"
+            )
+        return Selection(cut.budget.pick(scores, tokens.valid))

@@ -26,6 +26,7 @@ from diffprune.core.registry import FOLDER
 
 INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by the Jobs API for the process it starts, together with RAY_ADDRESS
 ONE_HOST = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": every port of the node listens on 127.0.0.1, on every system
+MOST_TMPDIR = 27  # bytes: a socket's path has 107, of which Ray's folders below take 80
 STORE_BYTES = 256 * 2**20  # of a local object store: rows and small tensors pass through it, never a model
 
 
@@ -56,16 +57,21 @@ def secure(create: bool = True) -> None:
         return
     path = token_path()
     if path.is_file():
+        if not path.stat().st_size:
+            raise ValueError(f"the token file {path} is empty: remove it, or put a token of your own into it")
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
         return
     if not create:
         raise ValueError(f"no token for this cluster: put the one its head was started with into {path}, or into RAY_AUTH_TOKEN")
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return  # another process was faster
+    except OSError as error:
+        hint = "put a secret of your own into RAY_AUTH_TOKEN, which needs no file"
+        raise ValueError(f"the token file {path} cannot be written ({error.strerror}): {hint}") from None
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
 
@@ -109,7 +115,7 @@ def _one_host() -> Iterator[str]:
     Without the switch Ray replaces 127.0.0.1 by the host's own address and listens on every interface.
     """
     before = os.environ.get(ONE_HOST), ray_constants.ENABLE_RAY_CLUSTER
-    folder = tempfile.mkdtemp(prefix="dp-ray-")  # short, as the paths of sockets must be
+    folder = tempfile.mkdtemp(prefix="dp-ray-", dir=_short_folder())
     os.environ[ONE_HOST], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
         yield folder
@@ -119,6 +125,18 @@ def _one_host() -> Iterator[str]:
         os.environ.pop(ONE_HOST)
         if before[0] is not None:
             os.environ[ONE_HOST] = before[0]
+
+
+def _short_folder() -> str:
+    """Where temporary files go, or the first of the usual folders whose name is short enough for the sockets below it.
+
+    Raises:
+        ValueError: there is none that can be written.
+    """
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
+        if len(os.fsencode(place)) <= MOST_TMPDIR and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise ValueError(f"no folder for Ray's sockets: set TMPDIR to one of at most {MOST_TMPDIR} characters that can be written")
 
 
 def _options(folder: str | None, workers: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from diffprune.core.errors import first_line
 from diffprune.distributed.cluster import secure, token_path
-from diffprune.store.names import checked_name
+from diffprune.io.names import checked_name
 
 LEFT_HERE = [".git", ".venv", "runs"]  # whatever .gitignore says
 POLL_S = 0.5
@@ -37,7 +37,7 @@ STOPPED = 130  # exit code of a job that was stopped, as of a program after Ctrl
 def submit(job: str, folder: Path, address: str, arguments: Sequence[str] = (), *, name: str | None = None) -> int:
     """Run `diffprune run JOB ARGUMENTS` on the cluster behind `address`; returns the job's exit code.
 
-    folder: what is uploaded, with the job in it (`diffprune.job.files.placed`). address: of the head's dashboard, as in
+    folder: what is uploaded, with the job in it (`diffprune.io.job_files.placed`). address: of the head's dashboard, as in
     http://127.0.0.1:8265. name: submission id. Ctrl-C stops following, not the job: 130.
 
     Raises:

@@ -34,7 +34,7 @@ from diffprune.distributed.fsdp import spread
 from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.checkpoint import is_complete, read_config
 from diffprune.store import Store
-from diffprune.train.checkpoints import STATES, STEPS, Files, as_step, claim, load_state, read_steps
+from diffprune.train.checkpoints import STATES, STEPS, Files, as_step, claim, damaged_lines, load_state, read_steps, verified
 from diffprune.train.context import Context
 from diffprune.train.loop import line, missing, scorers
 from diffprune.train.loop import train as train_here
@@ -204,7 +204,7 @@ def put_aside(run: Path) -> Path | None:
         named = set(_values(snapshot, "checkpoint_dir_name"))
         if snapshot["ray_version"] == ray.__version__ and all((run / checkpoint).is_dir() for checkpoint in named):
             return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     aside = path.with_name(f"{SNAPSHOT}.broken-{time.time_ns()}")
     path.rename(aside)
@@ -227,6 +227,8 @@ def publish(recipe: Recipe, folder: Path, store: Store | None, provenance: Prove
         return
     finished = {key: place for key, place in scorers(recipe, folder).items() if is_complete(place)}
     done, steps = store.done() if finished else set(), read_steps(folder)
+    if damaged := damaged_lines(folder):
+        print(f"train: {damaged} damaged lines of {folder / STEPS} are left out of the records", flush=True)
     for (spec, seed), place in finished.items():
         facts = read_config(place)["facts"]
         made = registry.make("pruners", spec)
@@ -258,26 +260,28 @@ class Follower(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.join()
+        for scorer, step in self._newest():
+            print(line(scorer, step, self.recipe.steps), flush=True)
 
     def run(self) -> None:
         done = 0
         while not self.ended.wait(self.every_s):
-            if newest := self._newest():
-                print(line(*newest, self.recipe.steps), flush=True)
+            for scorer, step in self._newest():
+                print(line(scorer, step, self.recipe.steps), flush=True)
             finished = sum(is_complete(place) for place in scorers(self.recipe, self.folder).values())
             if finished > done:
                 done = finished
                 with suppress(OSError, ValueError, RuntimeError):  # the driver publishes again at the end, and raises then
                     publish(self.recipe, self.folder, self.store, self.provenance)
 
-    def _newest(self) -> tuple[str, Step] | None:
-        """(scorer, its last whole step) written since the last look."""
+    def _newest(self) -> list[tuple[str, Step]]:
+        """(scorer, its last whole step) of what was written since the last look: the newest of the scorer that is trained now, and
+        the last of each that was finished meanwhile."""
         with suppress(FileNotFoundError), (self.folder / STEPS).open("rb") as stream:
             stream.seek(self.place)
             text = stream.read()
-            self.place += text.rfind(b"\n") + 1
-            for piece in reversed(text[: text.rfind(b"\n") + 1].splitlines()):
-                with suppress(ValueError):
-                    if row := as_step(json.loads(piece)):
-                        return row
-        return None
+            whole = text[: text.rfind(b"\n") + 1]
+            self.place += len(whole)
+            lines = [found for piece in whole.splitlines() if (found := verified(piece))]
+            return list(dict(row for found in lines if (row := as_step(found))).items())
+        return []

@@ -17,15 +17,18 @@ from typing import Any, cast
 
 import ray
 from ray import tune as ray_tune
+from ray.exceptions import RayTaskError
 
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Keep
 from diffprune.core.cell import Cell, EvaluateSpec
+from diffprune.core.errors import with_class
 from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Choice, CurvePoint, Provenance, Timing
 from diffprune.core.spec import Spec
 from diffprune.distributed.cluster import connect
+from diffprune.distributed.sweep import SweepFailed
 from diffprune.evaluate.evaluator import Evaluator
 from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.store import Store
@@ -35,7 +38,7 @@ from diffprune.tune.calibration import Scored, scored
 from diffprune.tune.cells import settings
 from diffprune.tune.options import Tuning
 from diffprune.tune.probes import check, grid, splits, time_curve, time_overhead
-from diffprune.tune.search import Candidate, Probes, Search, answers, tuned
+from diffprune.tune.search import Candidate, Failed, Probes, Search, answers, tuned
 from diffprune.tune.solver import MeasuredSpeedup
 from diffprune.vlm.load import load
 
@@ -77,8 +80,9 @@ class Resident:
             RuntimeError: a question could not be answered; a mean over the others would be another figure.
         """
         options, credits = self.options, list[float]()
-        for questions in settings(options).questions:
-            each = math.ceil(options.calibration / len(options.benchmarks))
+        asked = settings(options).questions
+        for questions in asked:
+            each = math.ceil(options.calibration / len(asked))
             subject = EvaluateSpec(pruner, budget, replace(questions, limit=each))
             rows = self.evaluator.run(Cell(self.vlm.spec, self.vlm.dtype, subject))
             if broken := [row.error for row in rows if row.error]:
@@ -101,7 +105,13 @@ class _Remote:
         self.actor = actor
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *args: ray.get(getattr(self.actor, name).remote(*args))
+        def asked(*args: Any) -> Any:
+            try:
+                return ray.get(getattr(self.actor, name).remote(*args))
+            except RayTaskError as error:
+                raise Failed(with_class(error.cause)) from error
+
+        return asked
 
 
 class _Tell(ray_tune.Callback):
@@ -124,7 +134,7 @@ def _trials(actor: Any, folder: Path, candidates: Sequence[Candidate], found: Ca
     """Ray Tune over candidates.
 
     Raises:
-        RuntimeError: a trial failed; the first one's reason.
+        Failed: a trial failed; the first one's reason. The accuracies of the others have been told.
     """
     # Ctrl-C stays ours: Ray's handler ends the trials as if they were done, and then swallows one more.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -142,7 +152,7 @@ def _trials(actor: Any, folder: Path, candidates: Sequence[Candidate], found: Ca
         shutil.rmtree(folder, ignore_errors=True)
     if results.errors:
         reason = (str(results.errors[0]).strip().splitlines() or [""])[-1]
-        raise RuntimeError(f"{results.num_errors} of {len(candidates)} trials failed, the first with: {reason}")
+        raise Failed(f"{results.num_errors} of {len(candidates)} trials failed, the first with: {reason}")
 
 
 def tune(
@@ -160,6 +170,7 @@ def tune(
 
     Raises:
         ValueError: no method that could be tuned, or the model cannot be loaded.
+        SweepFailed: some cells failed; the others are in the store, and so are the reasons (`outcomes`).
     """
     store = Store(store_root)
     done = store.done()
@@ -173,9 +184,16 @@ def tune(
             folder = Path(f"{store.blobs}-ray-tune-{provenance.run}-{provenance.attempt}")
             try:
                 _ready(actor, model, list(dict.fromkeys(tuned(cell).pruner for cell in todo)), options)
-                Search(todo, options, store, provenance, cast(Probes, _Remote(actor)), partial(_trials, actor, folder)).go()
+                search = Search(todo, options, store, provenance, cast(Probes, _Remote(actor)), partial(_trials, actor, folder))
+                search.go()
+            except Failed as error:
+                raise SweepFailed(f"prefill could not be timed: {error}") from error
             finally:
                 ray.kill(actor)
+        if search.failed:
+            cell, reason = next(iter(search.failed.items()))
+            what = f"{len(search.failed)} of {len(todo)} cells could not be tuned and will be tried again by the next run"
+            raise SweepFailed(f"{what}; first {cell.method.label}: {reason}")
     return answers(store, asked)
 
 
@@ -183,7 +201,7 @@ def _ready(actor: Any, model: Spec, pruners: list[Spec], options: Tuning) -> Non
     """Load the model in the actor; a user's mistake comes back as itself."""
     try:
         ray.get(actor.prepare.remote(model, pruners, options))
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise error.cause from None
         raise

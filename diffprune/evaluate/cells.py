@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffprune.config.fields import BenchmarkSpec
+from diffprune.config.fields import BenchmarkSpec, Count
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark
 from diffprune.core.budget import Budget, Share
@@ -15,6 +15,7 @@ from diffprune.core.cell import Cell, EvaluateSpec, Method, Questions, describe
 from diffprune.core.pruner import Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
+from diffprune.pruning.pretrained import check_model
 
 TEN = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "seed", "vizwiz")
 UNPRUNED = Spec("unpruned")
@@ -23,8 +24,12 @@ BLIND = Method(label="No image", base="No image", kind="bound")  # not a method:
 
 
 class Evaluation(BaseModel):
-    """What to ask. benchmarks: spellings; limit: questions per benchmark, whole groups; batch: rows per generation.
+    """What to ask.
 
+    benchmarks: spellings, as in "pope" or "custom('questions.jsonl')".
+    split: of every benchmark; test is its main one.
+    limit: questions per benchmark, whole groups; none given, all of them.
+    batch: rows per generation.
     protocol: whose prompts and rules, for all benchmarks that know it.
     blind: also ask every question without its image, which is what blind-corrected retention is measured from.
     answer_tokens: the most an answer may have where the benchmark allows more; such answers are no full run.
@@ -34,11 +39,11 @@ class Evaluation(BaseModel):
 
     benchmarks: tuple[BenchmarkSpec, ...] = Field(tuple(Spec("world").with_options(like=name) for name in TEN), min_length=1)
     split: str = "test"
-    limit: int | None = Field(None, ge=1)
-    batch: int = Field(64, ge=1)
+    limit: Count | None = None
+    batch: Count = 64
     protocol: str = "llava"
     blind: bool = False
-    answer_tokens: int | None = Field(None, ge=1)
+    answer_tokens: Count | None = None
 
 
 def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options: Evaluation) -> list[Cell]:
@@ -46,9 +51,11 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
     question without its image, if asked for, once per benchmark.
 
     Raises:
-        ValueError: unknown pruner, benchmark, split, protocol or option.
+        ValueError: unknown pruner, benchmark, split, protocol or option, or a scorer that was trained on another model.
     """
     methods: list[Pruner] = [registry.make("pruners", one) for one in pruners]
+    for method in methods:
+        check_model(method, vlm)
     if any(method.kind != "bound" for method in methods) and not budgets:
         raise ValueError("no budget given: a method needs at least one, as in Keep(64) or 22%")
     sources: list[Benchmark] = [registry.make("benchmarks", one) for one in options.benchmarks]

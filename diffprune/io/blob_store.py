@@ -155,7 +155,7 @@ class LocalBlobs:
             publish(temporary, path)
             _sync_folder(path.parent)
         except OSError as error:
-            raise _named(error, path) from error
+            raise named(error, path) from error
         finally:
             with suppress(OSError):
                 temporary.unlink()
@@ -227,10 +227,12 @@ def _make_folder(folder: Path) -> None:
     _sync_folder(folder.parent)
 
 
-def _named(error: OSError, path: Path) -> OSError:
+def named(error: OSError, path: Path) -> OSError:
     """The same error with the path and a reason in its text: a failed write or fsync does not say which file it was."""
     if error.errno == errno.EEXIST:
         return FileExistsError(error.errno, "is there already", str(path))
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return OSError(error.errno, f"read-only, could not write ({error.strerror})", str(path))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(error.errno, "disk full, could not write", str(path))
     return OSError(error.errno, f"could not write ({error.strerror or error})", str(path))

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from diffprune.io.blob_store import Blobs, open_blobs
+from diffprune.io.json_object import parsed
 
 FILE = "model.safetensors"
 CONFIG = "config.json"
@@ -83,11 +84,11 @@ def read_config(folder: Blobs | Path | str) -> dict[str, Any]:
     """
     blobs = open_blobs(folder)
     try:
-        return json.loads(blobs.read(CONFIG))
+        return parsed(blobs.read(CONFIG))
     except FileNotFoundError:
         raise ValueError(f"{blobs}: no trained weights here (config.json is missing)") from None
     except ValueError as error:
-        raise ValueError(f"{blobs}/{CONFIG}: not valid JSON ({error})") from None
+        raise ValueError(f"{blobs}/{CONFIG}: {error}") from None
 
 
 def check_file(path: Path, checksum: str | None = None) -> None:
@@ -115,10 +116,10 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path | str) -> None:
 
 
 def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy tensors into a module of exactly these names and shapes.
+    """Make tensors the values of a module of exactly these names and shapes, which may lie on torch's `meta` device.
 
     Raises:
-        ValueError: names or shapes differ; names the first that does.
+        ValueError: names or shapes differ, or a tensor holds no floating-point numbers; names the first that does.
     """
     wanted = module.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
@@ -128,4 +129,6 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path
             raise ValueError(
                 f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}"
             )
-    module.load_state_dict(dict(tensors))
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{path}: tensor {name!r} is of type {tensors[name].dtype}, weights are floating-point numbers")
+    module.load_state_dict({name: value.to(wanted[name].dtype, copy=True) for name, value in tensors.items()}, assign=True)

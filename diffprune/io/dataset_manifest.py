@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.io.blob_store import LocalBlobs
+from diffprune.io.json_object import parsed
 
 MANIFEST = "diffprune.json"
 FIXTURE = "fixture"  # the commit of rows that we made ourselves for tests; never the real data
@@ -34,7 +35,7 @@ class Manifest:
         if not path.is_file():
             return None
         try:
-            return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+            return Manifest(**parsed(path.read_bytes()))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is no manifest of ours ({error}): remove it, or fetch the data again") from None
 

@@ -12,15 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from diffprune.core.errors import first_line
 from diffprune.io.stored_picture import pictures
 
-MAX_PIXELS = 89_478_485  # a quarter of a gibibyte of RGB; the point from which Pillow itself warns
+MAX_PIXELS = 25_000_000  # 75 MB of RGB; a few kilobytes of PNG can claim a hundred times as much
 CLIP_MEAN = (122, 116, 104)  # CLIP's mean times 255, truncated: what LLaVA-1.5 pads with
 # Formats that are decoded in this process. Others Pillow knows start programs (EPS) or read documents (PDF).
 Image.init()
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20  # comments of editors are no damage
 FORMATS: list[str] = [
     f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO") if f in Image.OPEN
 ]

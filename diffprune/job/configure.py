@@ -106,10 +106,17 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: b
         found += [("baselines", given["pruners"] if "unpruned" in given["pruners"] else ("unpruned", *given["pruners"]))]
     if "budgets" in given:
         found += [("train.budgets" if verb == "train" else "budgets", given["budgets"])]
+    asks = verb if verb in ("tune", "measure") else "evaluate"  # whose questions are meant
+    if verb == "measure" and len(given.get("benchmarks", ())) > 1:
+        raise ValueError("measure takes its pictures from one benchmark: give --benchmark once")
+    if verb == "measure" and "benchmarks" in given:
+        found += [("measure.benchmark", given.pop("benchmarks")[0])]
+    if verb == "tune" and "limit" in given:
+        raise ValueError("tune takes its numbers of questions from tune.calibration and tune.held_out: --set tune.calibration=100")
     paths = {
-        "benchmarks": "evaluate.benchmarks",
-        "limit": "evaluate.limit",
-        "protocol": "evaluate.protocol",
+        "benchmarks": f"{asks}.benchmarks",
+        "limit": f"{asks}.limit",
+        "protocol": f"{asks}.protocol",
         "steps": "train.steps",
         "targets": "tune.targets",
     }

@@ -9,15 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec
+from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec, Seed, Workers
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.fitted import FittedPruner
 from diffprune.core.spec import Spec
 from diffprune.evaluate.cells import Evaluation
-from diffprune.store.names import checked_name
+from diffprune.io.names import checked_name
 from diffprune.timing.options import Measurement
 from diffprune.train.estimate import Assumed
 from diffprune.train.loop import scorers
@@ -31,6 +31,10 @@ TINY_BUDGETS = ("Share(1/3)", "Share(1/9)")
 class Job(BaseModel):
     """What to run. A section that is None is a verb the job does not do.
 
+    name:      of the run and its folder.
+    title:     of the report.
+    model:     what is pruned: embedded, a folder, or a name of the Hub.
+    train, tune, evaluate, measure, report: the verbs; each section's settings are shown by its own name.
     baselines: methods that need no training, or name their weights; compared with the trained ones. `unpruned` is the bound.
                Weights are looked for when a verb needs them.
     replaced:  methods (of `train.pruners` or `baselines`) also run with tokens replaced by their mean instead of removed, a
@@ -59,8 +63,8 @@ class Job(BaseModel):
     replaced: tuple[PrunerSpec, ...] = ()
     tuned: tuple[PrunerSpec, ...] = ()
     budgets: tuple[BudgetValue, ...] = (Share(1 / 3), Share(2 / 9), Share(1 / 9), Share(1 / 20))
-    seed: int = 0
-    workers: int = Field(2, ge=1)
+    seed: Seed = 0
+    workers: Workers = 2
     family: str = ""
     tiny: dict[str, Any] = {}
     config: dict[str, Any] = {}
@@ -104,6 +108,39 @@ class Job(BaseModel):
                 hint = registry.nearest(str(spec), map(str, known))
                 raise ValueError(f"{field} names {str(spec)!r}, which the job does not run: {hint}")
         return self
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """`tune` with what it leaves to the job: benchmarks, protocol, and the split that is tested.
+
+        Raises:
+            ValueError: a model of one's own, and nobody says what to ask it.
+        """
+        if self.tune is None:
+            return None
+        own = self.evaluate
+        asked = self.tune.benchmarks or (own.benchmarks if own else ())
+        if not asked and self.model.name != "embedded":
+            raise ValueError(f"nothing says what to ask {self.model} while tuning: name a benchmark, as in --benchmark ...")
+        protocol = own.protocol if own and "protocol" not in self.tune.model_fields_set else self.tune.protocol
+        tested = own.split if own else self.tune.tested
+        return self.tune.model_copy(update={"benchmarks": asked, "protocol": protocol, "tested": tested})
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """`measure` with what it leaves to the job: the benchmark, the first of the job's, and the protocol.
+
+        Raises:
+            ValueError: a model of one's own, and nobody says what to ask it.
+        """
+        if self.measure is None:
+            return None
+        own = self.evaluate
+        asked = self.measure.benchmark or (own.benchmarks[0] if own else None)
+        if not asked and self.model.name != "embedded":
+            raise ValueError(f"nothing says what to ask {self.model} while measuring: name a benchmark, as in --benchmark ...")
+        protocol = own.protocol if own and "protocol" not in self.measure.model_fields_set else self.measure.protocol
+        return self.measure.model_copy(update={"benchmark": asked, "protocol": protocol})
 
     def scorers(self, folder: Path) -> dict[tuple[Spec, int], Path]:
         """Where the scorer of each method and seed is, or will be, saved."""

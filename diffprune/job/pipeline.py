@@ -19,7 +19,7 @@ from PIL import Image
 from diffprune import report
 from diffprune.core import registry
 from diffprune.core.budget import Budget
-from diffprune.core.cell import Cell, describe
+from diffprune.core.cell import Cell, Questions, TuneSpec, describe
 from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Provenance
@@ -29,10 +29,13 @@ from diffprune.core.vlm import VLM
 from diffprune.distributed import train as training
 from diffprune.distributed import tune as tuning
 from diffprune.distributed.cluster import connect
-from diffprune.distributed.sweep import exclusive, sweep
+from diffprune.distributed.sweep import SweepFailed, exclusive, sweep
 from diffprune.embedded.world import SPLITS, scene
 from diffprune.evaluate.cells import cells as evaluation_cells
 from diffprune.io.blob_store import LocalBlobs
+from diffprune.io.json_object import parsed
+from diffprune.io.run_lock import refuse_if_held
+from diffprune.job import preflight, settings
 from diffprune.job.job import Job
 from diffprune.measure import measure
 from diffprune.store import Store, lock
@@ -65,10 +68,13 @@ def run(
     Raises:
         ValueError: something the job asks for does not exist or cannot be; nothing has been started then.
         Busy: another process runs this name.
+        SweepFailed: some cells have no result; all stages went to their end.
     """
     folder = Path(out) / job.name
     job = job if workers is None else job.model_copy(update={"workers": workers})
     asked = _wanted(job, stages)
+    if not dry_run:
+        refuse_if_held(folder / "store", job.name)
     vlm = load(job.model) if set(asked) & set(CELLS) else None  # training loads it in its workers
     plan = Plan(job, folder, vlm)
     plan.check(asked)
@@ -77,11 +83,13 @@ def run(
     if dry_run:
         plan.show(asked)
         return
+    if asked == ["report"]:  # reads alone, so it needs no lock, and a run in a folder that is read-only has a report, too
+        plan.report(folder / "report")
+        return
+    plan.try_methods(asked)
     with lock(plan.store_root, job.name) as attempt, contextlib.ExitStack() as stack:
-        live = PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack)
-        for stage in asked:
-            with live.timed(stage):
-                getattr(live, stage)()
+        settings.keep(job, folder, asked)
+        PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack).go(asked)
 
 
 def _wanted(job: Job, stages: Sequence[str]) -> list[str]:
@@ -103,6 +111,7 @@ class Plan:
     job: Job
     folder: Path
     vlm: VLM | None
+    _cells: dict[tuple[str, frozenset[tuple[Spec, int]]], list[Cell]] = field(default_factory=dict)
 
     @property
     def store_root(self) -> Path:
@@ -120,6 +129,12 @@ class Plan:
             ValueError: unknown method, benchmark or option, or a budget the model cannot meet.
         """
         waiting = set(self.untrained())
+        known = stage, frozenset(waiting)
+        if known not in self._cells:
+            self._cells[known] = self._listed(stage, waiting)
+        return self._cells[known]
+
+    def _listed(self, stage: str, waiting: set[tuple[Spec, int]]) -> list[Cell]:
         ready = [spec for spec in self.job.baselines if self._wanted(stage, spec)]
         for (spec, seed), place in self.job.scorers(self.folder).items():
             if (spec, seed) not in waiting and self._wanted(stage, spec, seed):
@@ -141,13 +156,13 @@ class Plan:
         """The cells of these methods; `evaluate` also gets those to run with tokens replaced."""
         job = self.job
         assert self.vlm is not None, "only the report needs no model"
-        if stage == "tune" and job.tune:
-            return tuning_cells(self.vlm, methods, job.tune)
+        if stage == "tune" and (options := job.tuning):
+            return tuning_cells(self.vlm, methods, options)
         if stage == "evaluate" and job.evaluate:
             also = [Spec("replaced").with_options(method=spec) for spec in methods if spec in job.replaced]
             return evaluation_cells(self.vlm, [*methods, *also], job.budgets, job.evaluate)
-        assert job.measure is not None, "a stage without a section is not asked for"
-        return measure.cells(self.vlm, methods, job.budgets, job.measure)
+        assert job.measurement is not None, "a stage without a section is not asked for"
+        return measure.cells(self.vlm, methods, job.budgets, job.measurement)
 
     def scenes(self) -> dict[int, dict[str, list[bool]]]:
         """What the first seed of each image-only trained method keeps of a few test scenes at the job's third budget, or its last.
@@ -164,10 +179,14 @@ class Plan:
         pruners: list[Pruner] = [made for made in (registry.make("pruners", spec) for spec in first) if not made.reads_question]
         budget, path = job.budgets[:3][-1], self.folder / "scenes.json"
         key = [str(budget), *(f"{pruner.spec} {pruner.weights_sha256}" for pruner in pruners)]
-        if path.is_file() and (found := json.loads(path.read_text()))["key"] == key:
-            return {int(seed): masks for seed, masks in found["scenes"].items()}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # a cache: what is damaged is made anew
+            if (found := parsed(path.read_bytes()))["key"] == key:
+                return {
+                    int(seed): {str(x): list(map(bool, m)) for x, m in masks.items()} for seed, masks in found["scenes"].items()
+                }
         scenes = self._choose(pruners, budget)
-        LocalBlobs(self.folder).replace(path.name, json.dumps({"key": key, "scenes": scenes}).encode())
+        with contextlib.suppress(OSError):  # a run that is read-only has its report without the cache
+            LocalBlobs(self.folder).replace(path.name, json.dumps({"key": key, "scenes": scenes}).encode())
         return scenes
 
     def _choose(self, pruners: Sequence[Pruner], budget: Budget) -> dict[int, dict[str, list[bool]]]:
@@ -193,6 +212,48 @@ class Plan:
             raise ValueError(
                 f"{spec}, seed {seed}, is not trained yet below {self.folder}: run `diffprune train {self.job.name}` first"
             )
+
+    def try_methods(self, stages: Sequence[str]) -> None:
+        """Refuse a method that cannot run on the model, where anything is left to do.
+
+        Raises:
+            ValueError: names it, with the reason.
+        """
+        needs = [stage for stage in stages if stage in CELLS]
+        done = Store(self.store_root).done() if needs else set()
+        left = [cell for stage in needs for cell in self.cells(stage) if cell.key not in done]
+        if left and self.vlm is not None:
+            subject: Any = left[0].subject
+            asked: Questions = subject.settings.questions[0] if isinstance(subject, TuneSpec) else subject.questions
+            waiting = set(self.untrained())
+            trained = [
+                spec if (spec, seed) in waiting else spec.at(weights=place.absolute())
+                for (spec, seed), place in self.job.scorers(self.folder).items()
+            ]
+            preflight.check(self.vlm, [*self.job.baselines, *trained], asked, self.job.budgets)
+
+    def report(self, out: Path) -> None:
+        """Page and tables in the folder `out`, from the records alone; then the short table."""
+        job = self.job
+        made = report.report(
+            self.store_root, out, title=job.title or job.name, masks=self.scenes(), command=f"diffprune run {job.name}",
+            asked=self.setting,
+        )  # fmt: skip
+        print(f"\n{self.summary()}\n\nreport: {made['html'].resolve()}", flush=True)
+
+    def summary(self) -> str:
+        """The short table."""
+        return report.summary(self.store_root, asked=self.setting)
+
+    @property
+    def setting(self) -> dict[str, str]:
+        """What of the job's evaluation tells its chapter of the report from others: columns of cells."""
+        own = self.job.evaluate
+        if own is None:
+            return {}
+        limits = {"limit": own.limit, "answer_tokens": own.answer_tokens}
+        told = {name: "all" if value is None else str(value) for name, value in limits.items()}
+        return {"model": str(self.job.model), "protocol": own.protocol, "split": own.split, "batch": str(own.batch)} | told
 
     def show(self, stages: Sequence[str]) -> None:
         """Print what would be run, one line per method and budget, and how much of it is done."""
@@ -247,6 +308,25 @@ class PipelineRun:
     def job(self) -> Job:
         return self.plan.job
 
+    def go(self, stages: Sequence[str]) -> None:
+        """The stages in order; cells without a result do not keep the others from theirs.
+
+        Raises:
+            SweepFailed: some cells have none; said when all is done.
+        """
+        failed = []
+        for stage in stages:
+            with self.timed(stage):
+                try:
+                    getattr(self, stage)()
+                except SweepFailed as error:
+                    print(f"{stage}: {error}", flush=True)
+                    failed.append(f"{stage}: {error}")
+        if "report" not in stages and stages != ["train"]:
+            print(f"\n{self.plan.summary()}", flush=True)
+        if failed:
+            raise SweepFailed("; ".join(failed))
+
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Say when a stage begins and how long it took."""
@@ -276,7 +356,8 @@ class PipelineRun:
         assert self.job.tune is not None
         if left := self.todo("tune"):
             self.ray()
-            tuning.tune(left, self.job.tune, self.plan.store_root, self.provenance, model=self.job.model)
+            assert self.job.tuning is not None
+            tuning.tune(left, self.job.tuning, self.plan.store_root, self.provenance, model=self.job.model)
 
     def todo(self, stage: str) -> list[Cell]:
         """Cells of a stage that the store does not have; says so where it has all."""
@@ -294,29 +375,25 @@ class PipelineRun:
 
     def measure(self) -> None:
         """Timings of every cell that is missing, by one process that has a host to itself."""
-        assert self.job.measure is not None
+        options = self.job.measurement
+        assert options is not None
         left, store = self.todo("measure"), Store(self.plan.store_root)
         if not left:
             return
-        print(f"measure: {len(left)} cells next to each other, {self.job.measure.rounds} rounds", flush=True)
+        print(f"measure: {len(left)} cells next to each other, {options.rounds} rounds", flush=True)
         self.ray()
         failed = []
-        for cell, found in exclusive(measured, self.job.model, left, self.job.measure, address=self.address).items():
+        for cell, found in exclusive(measured, self.job.model, left, options, address=self.address).items():
             store.publish(found.tables, cell=cell, provenance=self.provenance)
             failed += (
                 [f"{cell.method.label} {cell.columns().budget}: {found.outcome.reason}"] if found.outcome.status != "ok" else []
             )
         if failed:
-            raise RuntimeError(f"{len(failed)} of {len(left)} cells could not be measured; first {failed[0]}")
+            raise SweepFailed(f"{len(failed)} of {len(left)} cells could not be measured; first {failed[0]}")
 
     def report(self) -> None:
-        """Page and tables, from the records alone; then the short table."""
-        job, root = self.job, self.plan.store_root
-        scenes = self.plan.scenes()
-        made = report.report(
-            root, self.plan.folder / "report", title=job.title or job.name, masks=scenes, command=f"diffprune run {job.name}"
-        )
-        print(f"\n{report.summary(root)}\n\nreport: {made['html'].resolve()}", flush=True)
+        """Page and tables, then the short table."""
+        self.plan.report(self.plan.folder / "report")
 
 
 def measured(model: Spec, cells: Sequence[Cell], options: Measurement) -> dict[Cell, measure.Measured]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from diffprune.core import registry
-from diffprune.core.benchmark import Benchmark
+from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.budget import Budget
 from diffprune.core.cell import Cell, MeasureSpec, Questions, describe
 from diffprune.core.errors import with_class
@@ -18,12 +18,15 @@ from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.records import Cost, Outcome, Timing
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
+from diffprune.pruning.pretrained import check_model
 from diffprune.timing import cuda_graph, eager
 from diffprune.timing.clock import Clock, clocks
 from diffprune.timing.eager import Inputs, Mode
 from diffprune.timing.machine import drifted, machine_flags, others, processor_seconds, steady
 from diffprune.timing.options import Measurement
 from diffprune.timing.session import Session, TimedVariant
+
+EMBEDDED = Spec("world").with_options(like="gqa")  # what is asked where nobody names a benchmark
 
 
 class Measured(NamedTuple):
@@ -44,13 +47,18 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
     """Every pruner that prunes at every budget, batch size and mode. `unpruned` is no cell: it is the `full` arm of every other.
 
     Raises:
-        ValueError: unknown pruner, benchmark or option, or a mode it cannot run in.
+        ValueError: unknown pruner, benchmark or option, a mode it cannot run in, too few samples
+            for a batch, or a scorer that was trained on another model.
     """
     if "graph" in options.modes:
         cuda_graph.refuse(vlm)
-    benchmark: Benchmark = registry.make("benchmarks", options.benchmark)
-    questions = Questions(benchmark.spec, benchmark.revision, split=options.split, limit=options.limit)
+    benchmark: Benchmark = registry.make("benchmarks", options.benchmark or EMBEDDED)
+    questions = Questions(benchmark.spec, benchmark.revision, options.protocol, options.split, options.limit)
+    benchmark.check_asked(options.protocol, options.limit)
+    _enough(benchmark, questions, max(options.batches))
     methods: list[Pruner] = [m for m in (registry.make("pruners", one) for one in pruners) if m.kind is not Kind.BOUND]
+    for one in methods:
+        check_model(one, vlm)
     made = [
         Cell(vlm.spec, vlm.dtype, MeasureSpec(m.spec, budget, questions, batch, mode, options.seed), describe(m), benchmark.label)
         for batch in options.batches for mode in options.modes for m in methods for budget in budgets
@@ -85,16 +93,22 @@ def batches(vlm: VLM, cell: Cell, number: int, needs: frozenset[Evidence]) -> li
     """
     spec, asked = measured(cell), measured(cell).questions
     benchmark: Benchmark = registry.make("benchmarks", asked.benchmark)
-    samples = benchmark.samples(asked.split, asked.limit, asked.protocol)
-    if len(samples) < spec.batch:
-        found = f"{asked.benchmark} gives {len(samples)} samples of split {asked.split!r}"
-        raise ValueError(f"{found}; a batch takes {spec.batch}: raise the limit")
+    samples = _enough(benchmark, asked, spec.batch)
     starts = range(0, len(samples) - spec.batch + 1, spec.batch)[:number]
     made = []
     for start in starts:
         chosen = samples[start : start + spec.batch]
         made.append(eager.prepare(vlm, [benchmark.image(s) for s in chosen], [s.question for s in chosen], needs))
     return made
+
+
+def _enough(benchmark: Benchmark, asked: Questions, batch: int) -> list[Sample]:
+    """The samples of a measurement. Raises ValueError: fewer than one batch."""
+    samples = benchmark.samples(asked.split, asked.limit, asked.protocol)
+    if len(samples) < batch:
+        found = f"{asked.benchmark} gives {len(samples)} samples of split {asked.split!r}"
+        raise ValueError(f"{found}; a batch takes {batch}: raise the limit or lower measure.batches")
+    return samples
 
 
 def method(vlm: VLM, cell: Cell) -> tuple[Pruner, Budget]:
@@ -143,10 +157,26 @@ def _session(vlm: VLM, group: list[Cell], options: Measurement, clock: Clock, ho
             methods[cell] = method(vlm, cell)
         except Exception as error:  # a cell that cannot run is an outcome
             found[cell] = _failed(error)
-    needs = frozenset[Evidence]().union(*(pruner.needs for pruner, _ in methods.values()))
     mode: Mode = cuda_graph.Graphs(vlm) if measured(group[0]).mode == "graph" else eager
+    for cell, reason in _unable(vlm, group[0], methods).items():
+        found[cell] = _failed(reason)
+        del methods[cell]
+    needs = frozenset[Evidence]().union(*(pruner.needs for pruner, _ in methods.values()))
     session = Session(vlm, batches(vlm, group[0], options.inputs, needs), options, clock, host, mode)
     return found | side_by_side(session, methods, threads)
+
+
+def _unable(vlm: VLM, cell: Cell, methods: Mapping[Cell, tuple[Pruner, Budget]]) -> dict[Cell, str]:
+    """The cells whose method needs evidence that this model does not give, each with the reason; the others need not suffer."""
+    reasons: dict[frozenset[Evidence], str] = {}
+    for needs in {pruner.needs for pruner, _ in methods.values()} - {frozenset()}:
+        try:
+            batches(vlm, cell, 1, needs)
+        except Exception as error:
+            reasons[needs] = with_class(error)
+    if reasons:
+        batches(vlm, cell, 1, frozenset())  # which raises where it is the pictures that cannot be encoded
+    return {one: reasons[pruner.needs] for one, (pruner, _) in methods.items() if pruner.needs in reasons}
 
 
 @torch.inference_mode()

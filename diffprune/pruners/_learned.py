@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from diffprune.core.budget import Budget
 from diffprune.core.evidence import QUESTION, Question
 from diffprune.core.fitted import TrainablePruner
-from diffprune.core.pruner import TrainedOn
 from diffprune.core.tokens import VisualTokens
 from diffprune.io import checkpoint as files
 from diffprune.io.hub import scorer_folder
 from diffprune.pruners._scorer import Denoiser, Scorer
+from diffprune.pruners._scorer_config import DIMS, checked, trained_on
 
-DIMS = ("features", "text", "width", "depth")  # what fixes the shapes of a scorer
 CARD = """---
 library_name: diffprune
 tags: [visual-token-pruning]
@@ -43,7 +42,7 @@ class Learned(TrainablePruner):
         ValueError: the folder holds another method, other options, or damaged weights.
     """
 
-    option_labels = {"attention": "self-attention"}
+    option_labels = {"attention": "self-attention", "other_model": "trained on another model"}
     outputs: ClassVar[int] = 1  # logits per token
 
     def __init__(
@@ -57,6 +56,7 @@ class Learned(TrainablePruner):
         width: int = 0,
         other_model: bool = False,
     ) -> None:
+        self.other_model = other_model
         self.options: dict[str, Any] = {
             "question_aware": question_aware, "attention": attention, "denoiser": denoiser, "depth": depth, "width": width,
         }  # fmt: skip
@@ -181,30 +181,28 @@ class Learned(TrainablePruner):
 
     def _load(self, folder: Path) -> None:
         tensors, config = files.read(folder)
-        name = str(config.get("method", "no method"))
+        name, path = str(config.get("method", "no method"))[:60], folder / files.FILE
         if name.replace("_", "") != type(self).__name__.lower():
             raise ValueError(f"{folder}: these weights belong to {name!r}, not to {type(self).__name__}")
-        for key, value in config["options"].items():
-            if key in ("question_aware", "attention", "denoiser") and self.options.get(key) != value:
-                raise ValueError(f"{folder}: trained with {key}={value}; write {name}({key}={value}, weights='{folder}')")
-        for key in DIMS:
-            if key not in config.get("dims", {}):
-                raise ValueError(f"{folder / 'config.json'}: dims.{key} is missing; retrain this scorer")
-        self.options = dict(config["options"])
-        path = folder / files.FILE
+        options, dims = checked(config, folder / files.CONFIG)
+        for key in ("question_aware", "attention", "denoiser"):
+            if self.options[key] != options[key]:
+                raise ValueError(
+                    f"{folder}: trained with {key}={options[key]}; write {name}({key}={options[key]}, weights='{folder}')"
+                )
         for field in ("mean", "spread"):
-            if field not in tensors or tensors[field].shape != (config["dims"]["features"],):
-                raise ValueError(f"{path}: tensor {field!r} is missing or not of length {config['dims']['features']}")
-        self.standardise_by(tensors.pop("mean"), tensors.pop("spread"))
-        self.dims = dict(config["dims"])
-        networks = self._make()
-        files.load_into(networks, tensors, path)
+            if field not in tensors or tensors[field].shape != (dims["features"],) or not tensors[field].is_floating_point():
+                raise ValueError(f"{path}: tensor {field!r} is missing or no {dims['features']} floating-point numbers")
+        if not bool((tensors["spread"] > 0).all()):
+            raise ValueError(f"{path}: tensor 'spread' holds values that are not above 0, by which features are divided")
+        self.options, self.dims = options, dims
+        with torch.device("meta"):  # shapes alone: what does not fit the file is refused before it is allocated
+            networks = self._make()
+        files.load_into(networks, {key: value for key, value in tensors.items() if key not in ("mean", "spread")}, path)
+        self.standardise_by(tensors["mean"].float(), tensors["spread"].float())
         networks.eval().requires_grad_(False)
         self.weights_sha256 = files.sha256(path)[:20]
-        facts = config.get("facts", {})
-        self.recipe, self.trained_seed = facts.get("recipe_key", ""), facts.get("seed")
-        if facts.get("model_hash"):
-            self.trained_on = TrainedOn(str(facts.get("model", "")), str(facts["model_hash"]), str(facts.get("dtype", "")))
+        self.trained_on, self.recipe, self.trained_seed = trained_on(config, folder / files.CONFIG)
 
 
 def scaled(features: int) -> tuple[int, int]:

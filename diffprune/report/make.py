@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffprune.io.blob_store import LocalBlobs
 from diffprune.report.analysis import records, speed
 from diffprune.report.analysis.comparison import FULL, Comparison, chapters
 from diffprune.report.analysis.derived import Derived
@@ -47,19 +48,21 @@ def report(
     title: str = "DiffPrune report",
     masks: scenes.Masks | None = None,
     command: str | None = None,
+    asked: Mapping[str, str] | None = None,
 ) -> dict[str, Path]:
     """Write `report.html`, `report.md`, `report.tex`, `tables/*.csv` and `figures/*.svg` into the folder `out`.
 
     scenes: {seed of the embedded world: {label: keep mask, bool [N] or [rows, columns]}}, drawn side by side.
     command: how the run was started, printed under Provenance.
+    asked: the setting whose chapter comes first: values of columns of cells (`analysis.records.SETTING`).
 
     Returns the paths by name ("html", "markdown", "latex", "csv/<table>", "svg/<figure>").
 
     Raises:
-        ValueError: a mask in `masks` that is no mask of that scene.
+        ValueError: a mask in `masks` that is no mask of that scene. OSError: names the file that could not be written.
     """
     found = records.read(store_root)
-    parts = [_chapter(chapter) for chapter in chapters(found)]
+    parts = [_chapter(chapter) for chapter in chapters(found, asked)]
     drawn = {
         "tuning": curves.tuning(found),
         "training": curves.training(found),
@@ -184,7 +187,7 @@ def _write(
         if svg:
             head = '<?xml version="1.0" encoding="utf-8"?>\n'
             texts[f"svg/{name}"] = (out / "figures" / f"{name}.svg", head + svg)
+    blobs = LocalBlobs(out)
     for path, content in texts.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, "utf-8", newline="\n")
+        blobs.replace(path.relative_to(out).as_posix(), content.encode())
     return {name: path for name, (path, _) in texts.items()}

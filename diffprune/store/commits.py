@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from diffprune.io.blob_store import Blobs
+from diffprune.io.names import NAME
 from diffprune.store.manifest import MANIFESTS, Commit, Damaged, OtherVersion, Part, parse, render, sha256
-from diffprune.store.names import NAME
 
 
 class Commits:
     """Published commits among the blobs of a store.
 
-    check(table, bytes) raises `Damaged` for a part this program cannot read, although it is what was written.
+    check(table, bytes) gives the rows of a part; it raises `Damaged` for one this program cannot read, although it is what was
+    written.
     """
 
-    def __init__(self, blobs: Blobs, check: Callable[[str, bytes], object]) -> None:
+    def __init__(self, blobs: Blobs, check: Callable[[str, bytes], int]) -> None:
         self.blobs = blobs
         self.check = check
         self.problems: list[str] = []
@@ -94,7 +95,9 @@ class Commits:
     def _verify(self, commit: Commit) -> bool:
         for part in commit.parts:
             try:
-                self.check(part.table, self.data(part))
+                rows = self.check(part.table, self.data(part))
+                if rows != part.rows:
+                    raise Damaged(f"has {rows} rows, its manifest says {part.rows}")
             except Damaged as damage:
                 self.quarantine(commit, part, damage)
                 return False

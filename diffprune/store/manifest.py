@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from diffprune.core.records import TABLES
+from diffprune.io.names import checked_name
 from diffprune.store.columns import VERSION
-from diffprune.store.names import checked_name
 
 MANIFESTS = "manifests"  # what the keys of all manifests begin with
 

@@ -19,11 +19,11 @@ from diffprune.core.cell import Cell
 from diffprune.core.records import Provenance
 from diffprune.core.registry import nearest
 from diffprune.io.blob_store import Blobs, open_blobs
+from diffprune.io.run_lock import attempts_at
 from diffprune.store.columns import columns
 from diffprune.store.commits import Commits, chosen
 from diffprune.store.manifest import Commit, Damaged, Part, sha256
 from diffprune.store.parts import check, decode, digest, encode, record_arrays
-from diffprune.store.run_lock import attempts_at
 from diffprune.store.to_pandas import frame, origin, origin_frame
 
 T = TypeVar("T")

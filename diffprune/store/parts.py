@@ -94,13 +94,14 @@ def digest(arrays: Mapping[str, list[pa.Array]], salt: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def check(table: str, data: bytes) -> None:
-    """Look at a part's footer.
+def check(table: str, data: bytes) -> int:
+    """Look at a part's footer; returns its rows.
 
     Raises:
         Damaged: foreign, another table, or other columns than its version has; names the column.
     """
-    _opened(table, data, coded=False)
+    rows: int = _opened(table, data, coded=False).metadata.num_rows
+    return rows
 
 
 def _opened(table: str, data: bytes, coded: bool) -> pq.ParquetFile:

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffprune.config.fields import BenchmarkSpec
-from diffprune.core.spec import Spec
+from diffprune.config.fields import MOST, BenchmarkSpec, Count, Seed, Workers
 
 Span = Literal["encoder", "parts", "prefill", "ttft", "decode"]
 
@@ -15,26 +14,32 @@ Span = Literal["encoder", "parts", "prefill", "ttft", "decode"]
 class Measurement(BaseModel):
     """How to measure.
 
-    batches: rows per request, one cell each. rounds, warmup: repetitions kept and discarded, the latter per variant and shape.
-    modes: "eager", and "graph" on a CUDA device (`graphed`, which leaves out the spans parts and decode); one cell each.
-    slow_rounds: repetitions of `ttft` and `decode`, which cost many times a prefill. decode_tokens: of the slope.
-    spans: beside overhead, projection and prefill, which always are timed: `parts` are score, select and gather.
-    inputs: different batches of images and questions the rounds go through. threads: of torch; none leaves them as they are.
-    benchmark, split, limit: where images and questions come from. seed: of the order in which variants are timed.
+    batches: rows per request, one cell each.
+    modes: eager, and graph on a CUDA device (`cuda_graph`, which leaves out the spans parts and decode); one cell each.
+    rounds, warmup: repetitions kept and discarded, the latter per variant and shape.
+    slow_rounds: repetitions of ttft and decode, which cost many times a prefill.
+    decode_tokens: of the slope that decoding is measured by.
+    spans: beside overhead, projection and prefill, which always are timed; parts are score, select and gather.
+    inputs: different batches of images and questions the rounds go through.
+    threads: of torch; none leaves them as they are.
+    benchmark: where images and questions come from; none given, the job's first.
+    split, protocol, limit: of that benchmark; the protocol is the job's unless given.
+    seed: of the order in which variants are timed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    batches: tuple[int, ...] = Field((8,), min_length=1)
+    batches: tuple[Count, ...] = Field((8,), min_length=1)
     modes: tuple[Literal["eager", "graph"], ...] = Field(("eager",), min_length=1)
-    rounds: int = Field(30, ge=2)
-    warmup: int = Field(10, ge=0)
-    slow_rounds: int = Field(10, ge=2)
-    decode_tokens: int = Field(16, ge=1)
+    rounds: Count = Field(30, ge=2)
+    warmup: int = Field(10, ge=0, le=MOST)
+    slow_rounds: Count = Field(10, ge=2)
+    decode_tokens: Count = 16
     spans: tuple[Span, ...] = ("encoder", "parts", "prefill", "ttft", "decode")
-    inputs: int = Field(2, ge=1)
-    threads: int | None = Field(None, ge=1)
-    benchmark: BenchmarkSpec = Spec("world", (("like", "gqa"),))
+    inputs: Count = 2
+    threads: Workers | None = None
+    benchmark: BenchmarkSpec | None = None
     split: str = "test"
-    limit: int | None = Field(None, ge=1)
-    seed: int = 0
+    protocol: str = "llava"
+    limit: Count | None = None
+    seed: Seed = 0

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -21,7 +22,8 @@ import torch
 
 from diffprune.core.records import Step
 from diffprune.io.attempts import Attempts
-from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs
+from diffprune.io.blob_store import Blobs, LocalBlobs, named, open_blobs
+from diffprune.io.json_object import parsed
 
 STEPS = "steps.jsonl"
 STATES = "states"
@@ -88,12 +90,15 @@ class Files:
 
     def append(self, line: Mapping[str, Any], durable: bool = False) -> None:
         """Add a line to the step log; `durable` waits until it and all before it are on the disk."""
-        with (self.folder / STEPS).open("ab+") as stream:
-            whole = stream.tell() == 0 or (stream.seek(-1, os.SEEK_END) and stream.read(1) == b"\n")
-            stream.write(("" if whole else "\n").encode() + json.dumps(line, allow_nan=False).encode() + b"\n")
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
+        path = self.folder / STEPS
+        try:
+            with path.open("ab+", buffering=0) as stream:
+                whole = stream.tell() == 0 or (stream.seek(-1, os.SEEK_END) and stream.read(1) == b"\n")
+                stream.write(("" if whole else "\n").encode() + signed(line) + b"\n")
+                if durable:
+                    os.fsync(stream.fileno())
+        except OSError as error:
+            raise named(error, path) from error
 
 
 def load_state(blobs: Blobs, prefix: str, device: torch.device) -> dict[str, Any] | None:
@@ -109,6 +114,21 @@ def load_state(blobs: Blobs, prefix: str, device: torch.device) -> dict[str, Any
     return None
 
 
+def signed(line: Mapping[str, Any]) -> bytes:
+    """A line of the step log: JSON that ends with its own checksum."""
+    text = json.dumps(line, allow_nan=False)
+    return f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}'.encode()
+
+
+def verified(text: bytes) -> dict[str, Any] | None:
+    """What a line of the step log says; None where it is torn, or any bit of it was changed."""
+    body, mark, checksum = text.rpartition(b', "crc": ')
+    with suppress(ValueError):
+        if mark and checksum == f"{zlib.crc32(body + b'}')}}}".encode():
+            return parsed(body + b"}")
+    return None
+
+
 def as_step(line: Mapping[str, Any]) -> tuple[str, Step] | None:
     """A line of the step log as (name of the scorer, record), None where it says something else."""
     if line.keys() != {"scorer", *(f.name for f in fields(Step))}:
@@ -118,13 +138,13 @@ def as_step(line: Mapping[str, Any]) -> tuple[str, Step] | None:
 
 
 def read_steps(folder: Path) -> dict[str, list[Step]]:
-    """The step records in a folder by scorer: each step once, as it was last run; a torn last line is left out."""
+    """The step records in a folder by scorer: each step once, as it was last run; what is torn or damaged is left out
+    (`damaged_lines` counts it)."""
     path = folder / STEPS
     found: dict[str, dict[int, Step]] = {}
     for text in path.read_bytes().split(b"\n") if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
+        line = verified(text)
+        if line is None:
             continue
         if "begin" in line:  # a scorer's training (re)starts here: what an earlier one did from this step on does not count
             scorer, step = line["begin"]
@@ -132,3 +152,9 @@ def read_steps(folder: Path) -> dict[str, list[Step]]:
         elif row := as_step(line):
             found.setdefault(row[0], {})[row[1].step] = row[1]
     return {scorer: list(rows.values()) for scorer, rows in found.items()}
+
+
+def damaged_lines(folder: Path) -> int:
+    """Lines of the step log that are torn or damaged, which a killed run may leave one of."""
+    path = folder / STEPS
+    return sum(bool(text) and verified(text) is None for text in path.read_bytes().split(b"\n")) if path.is_file() else 0

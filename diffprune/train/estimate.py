@@ -199,7 +199,8 @@ def lines(recipe: Recipe, found: Estimate) -> list[str]:
         f"estimate for {found.pruner}, from the configuration alone (formulas: diffprune/train/estimate.py)",
         f"  frozen   {found.frozen:,} parameters, {found.weights / GIB:.1f} GiB in {kind} per GPU",
         f"  trained  {found.trained:,} parameters, {found.optimizer / GIB:.1f} GiB with gradients and AdamW in float32",
-        f"  image    {image.rows} x {image.length} positions ({image.visual} visual); "
+        f"  image    {image.rows} x {image.length} positions ({image.visual} visual; questions as assumed: --set assumed.text=N, "
+        "train.questions=N); "
         f"keeps {found.stored / GIB:.2f} GiB for the backward pass, {found.recomputed / GIB:.2f} GiB with checkpointing",
         f"  peak     {found.peak / GIB:.1f} GiB per GPU ({how})",
         f"  step     {recipe.images} images, {total:,} positions, {found.step_flops / 1e12:,.0f} TFLOP",

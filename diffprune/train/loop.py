@@ -41,7 +41,10 @@ def missing(recipe: Recipe, folder: Path | str) -> list[tuple[Spec, int]]:
     left = []
     for (spec, seed), place in scorers(recipe, folder).items():
         try:
-            facts = checkpoint.read(place)[1].get("facts", {})
+            facts = checkpoint.read(place)[1].get("facts")
+            if not isinstance(facts, dict):
+                raise ValueError(f"{place}: nothing says how it was trained")
+            registry.make("pruners", spec.at(weights=place))
         except ValueError:
             left.append((spec, seed))
             continue
@@ -140,8 +143,15 @@ def _facts(trainer: ScorerTrainer, broken: int) -> dict[str, Any]:
         "median_step_ms": round(median(r.step_ms for r in rows), 1),
         "validation_soft_nll": round(last.validation_soft, 4) if last else None,
         "validation_hard_nll": round(last.validation_hard, 4) if last else None,
-        "broken_rows": broken, "first_broken": trainer.tally.first,  # since the last (re)start; the first of this worker
-    }  # fmt: skip
+        "broken_rows": broken, "first_broken": _placeless(trainer.tally.first, trainer.recipe.data),
+    }  # fmt: skip  # broken: since the last (re)start; the first of this worker
+
+
+def _placeless(text: str, data: Spec) -> str:
+    """A message about training data without the folders they lie in: cards travel."""
+    for folder in sorted({str(up) for _, place in data.places for up in (Path(place), Path(place).parent)}, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+    return text
 
 
 def line(scorer: str, row: Step, steps: int) -> str:

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
 
 from diffprune import data as training
-from diffprune.config.fields import TEXT, BudgetValue, ModelSpec, PrunerSpec
+from diffprune.config.fields import MOST, MOST_WORKERS, TEXT, BudgetValue, ModelSpec, PrunerSpec, Seed
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.fitted import FittedPruner
@@ -24,27 +24,37 @@ DRAW, NOISE, PROBE, CHECK = range(4)  # streams of random numbers that never mee
 class Recipe(BaseModel):
     """What to train and how. The defaults fit the embedded model.
 
+    model:      what is pruned, as the job's.
     pruners:    methods to train, as spelled; each is trained with every seed on the same batches and budgets.
-    images:     per step, over all workers; questions: per image, packed in one row.
+    seeds:      of the scorers: one scorer per method and seed.
+    steps:      of every scorer.
+    images:     per step, over all workers.
+    questions:  per image, packed in one row.
     questions_alone: per image for question-aware arms, whose tokens depend on the question, so each has a row of its own.
+    learning_rate, weight_decay: of AdamW.
+    warmup_share: of the steps, over which the learning rate grows; it falls along a cosine then.
+    clip:       of the gradient's norm.
     budgets:    one is drawn per step, the same for the whole batch, so that one scorer serves all.
-    temperature_start, _end, anneal_share: of the relaxation, over that share of the steps, then constant. A method may make of
-                them what it wants (`TrainablePruner.temperature`).
+    temperature_start, temperature_end, anneal_share: of the relaxation, over that share of the steps, then constant. A method may
+                make of them what it wants (`TrainablePruner.temperature`).
+    calibration_images: by which a scorer standardises its features.
+    validation_images: held out, looked at every `validate_every` steps.
     max_skips:  steps of a scorer that may be skipped because the loss was not finite.
     data:       what to train on, such as "world" or "jsonl('chats.jsonl', images='pictures')" (`data/catalog.py`).
     max_broken_share: of the rows a worker draws that may be broken; they are skipped and counted.
     checkpoint_every, validate_every, grad_cosine_every: in steps; 0 never (a state is always saved at the end).
-    dtype:      of the frozen model: "auto" as `load` has it, or "bfloat16" ...; scorer, relaxation and loss are float32 always.
+    dtype:      of the frozen weights, "auto" as `load` has it, or "bfloat16" ...; scorer, relaxation and loss are float32 always.
     micro_images: per worker that are in memory at once; a step adds up gradients over such parts, 0: all of its share at once.
     checkpointing: decoder layers are computed again in the backward pass instead of stored.
     shard:      the frozen decoder's layers are spread over the workers and gathered one by one; for models too large for one.
+    workers:    processes that share every step.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ModelSpec = Spec("embedded")
     pruners: tuple[PrunerSpec, ...] = (Spec("diffprune"), Spec("gumbel_topk"), Spec("gumbel_keepdrop"))
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     data: Annotated[Spec, BeforeValidator(training.source_spec), TEXT] = Spec("world")
     steps: int = 200
     images: int = 12
@@ -112,11 +122,12 @@ class Recipe(BaseModel):
             if not given or len(set(given)) != len(given):
                 raise ValueError(f"{name} must be given, and each once; got {', '.join(map(str, given)) or 'none'}")
         for name in ("steps", "images", "questions", "questions_alone", "workers", "calibration_images", "validation_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+            most = MOST_WORKERS if name == "workers" else MOST
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1 and at most {most:,}")
         for name in ("checkpoint_every", "validate_every", "grad_cosine_every", "max_skips", "weight_decay", "micro_images"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative")
+            if not 0 <= getattr(self, name) <= MOST:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative, and at most {MOST:,}")
         for name in ("learning_rate", "clip", "temperature_start", "temperature_end"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be a positive number")

@@ -10,22 +10,28 @@ from diffprune.core.cell import Cell, Questions, TuneSettings, TuneSpec, describ
 from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
+from diffprune.pruning.pretrained import check_model
 from diffprune.tune.options import Tuning
+
+SPLITS = ("calibration", "validation", "val", "dev", "train")  # the best first
+EMBEDDED = tuple(Spec("world").with_options(like=name) for name in ("gqa", "textvqa", "pope"))
 
 
 def cells(vlm: VLM, methods: Sequence[Spec], options: Tuning) -> list[Cell]:
     """One cell per method that prunes, kind and target.
 
     Raises:
-        ValueError: unknown method or benchmark, or guards the model cannot meet.
+        ValueError: unknown method or benchmark, guards the model cannot meet, or a scorer that was trained on another model.
     """
     if options.least > vlm.num_visual_tokens:
         raise ValueError(
             f"least={options.least}: an image of the default size has {vlm.num_visual_tokens} visual tokens; give fewer"
         )
     pruners: list[Pruner] = [p for p in (registry.make("pruners", one) for one in methods) if p.kind is not Kind.BOUND]
+    for pruner in pruners:
+        check_model(pruner, vlm)
     asked = settings(options)
-    label = " ".join(dict.fromkeys(benchmark.label for benchmark in _benchmarks(options)))
+    label = " ".join(dict.fromkeys(benchmark.label for benchmark in benchmarks(options)))
     return [
         Cell(vlm.spec, vlm.dtype, TuneSpec(p.spec, kind, target, asked), describe(p), label)
         for p in pruners for kind in options.kinds for target in options.targets
@@ -35,7 +41,8 @@ def cells(vlm: VLM, methods: Sequence[Spec], options: Tuning) -> list[Cell]:
 def settings(options: Tuning) -> TuneSettings:
     """What of the options changes an answer."""
     questions = tuple(
-        Questions(b.spec, b.revision, options.protocol, options.split, options.calibration) for b in _benchmarks(options)
+        Questions(b.spec, b.revision, options.protocol, calibration_split(b, options), options.calibration)
+        for b in benchmarks(options)
     )
     return TuneSettings(
         questions=questions, batch=options.batch, calibration=options.calibration, held_out=options.held_out,
@@ -45,5 +52,24 @@ def settings(options: Tuning) -> TuneSettings:
     )  # fmt: skip
 
 
-def _benchmarks(options: Tuning) -> list[Benchmark]:
-    return [registry.make("benchmarks", one) for one in options.benchmarks]
+def benchmarks(options: Tuning) -> list[Benchmark]:
+    """Whose questions are asked; where nobody names any, the embedded world's."""
+    return [registry.make("benchmarks", one) for one in options.benchmarks or EMBEDDED]
+
+
+def calibration_split(benchmark: Benchmark, options: Tuning) -> str:
+    """The split of a benchmark that a tuning asks: as the options say, or the first of `SPLITS` that it has.
+
+    Raises:
+        ValueError: no such split, or it is the one that is tested: what is tuned on it would be judged by its own questions.
+    """
+    tested = benchmark.named_split(options.tested)
+    if options.split:
+        found = benchmark.named_split(options.split)
+        hint = "name another one, as in --set tune.split=validation"
+    else:
+        found = next((name for name in SPLITS if name in benchmark.splits and name != tested), tested)
+        hint = "tune on another benchmark, as in --set 'tune.benchmarks=[...]', or give this one a split `calibration`"
+    if found == tested:
+        raise ValueError(f"{benchmark.spec} would be tuned on its test split {tested!r}: {hint}")
+    return found

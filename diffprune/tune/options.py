@@ -6,44 +6,55 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from diffprune.config.fields import BenchmarkSpec
+from diffprune.config.fields import MOST, BenchmarkSpec, Count, Seed, Workers
+from diffprune.core.benchmark import MAIN_SPLIT
 from diffprune.core.cell import TuneKind
-from diffprune.core.spec import Spec
 from diffprune.tune.solver import STEPS
 
 
 class Tuning(BaseModel):
     """What to tune for.
 
-    targets: prefill speedups, net of overhead, at `batch` rows. kinds: thresholds, counts (top-K), or both.
-    benchmarks: questions asked; calibration, held_out: how many, over all benchmarks, of different images of `split`.
-    margin: predicted speedup aims this share above the target. candidates: per target, tighter than needed ones included.
-    least, most: guards of a threshold. corrections: rounds after a verification that missed. repeats: timings of each held-out
-    batch; curve_repeats: of each length. threads: of torch; none leaves them as they are.
+    targets: prefill speedups, net of overhead, at `batch` rows.
+    kinds: threshold, count (top-K), or both.
+    benchmarks: questions asked; none given, the job's own.
+    split: they are taken from, which may not be the `tested` one; none given, each benchmark's own for calibration or validation.
+    tested: split on which the job is evaluated.
+    protocol: whose prompts and rules; the job's unless given.
+    batch: rows of a timed request.
+    calibration, held_out: how many questions, over all benchmarks, of different images.
+    margin: predicted speedup aims this share above the target.
+    candidates: per target, tighter than needed ones included.
+    least, most: guards of a threshold, in tokens.
+    corrections: rounds after a verification that missed.
+    repeats: timings of each held-out batch.
+    curve_repeats: timings of each length.
+    warmup: timings of each length that are not kept.
+    threads: of torch; none leaves them as they are.
+    seed: of the order in which variants are timed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, validate_default=True)
 
     targets: tuple[float, ...] = Field((1.5, 2.0, 2.85), min_length=1)
     kinds: tuple[TuneKind, ...] = Field(("threshold", "count"), min_length=1)
-    benchmarks: tuple[BenchmarkSpec, ...] = Field(
-        tuple(Spec("world").with_options(like=name) for name in ("gqa", "textvqa", "pope")), min_length=1
-    )
-    split: str = "calibration"
+    benchmarks: tuple[BenchmarkSpec, ...] = ()
+    split: str = ""
+    tested: str = MAIN_SPLIT
     protocol: str = "llava"
-    batch: int = Field(8, ge=1)
-    calibration: int = Field(200, ge=1)
-    held_out: int = Field(200, ge=1)
+    batch: Count = 8
+    calibration: Count = 200
+    held_out: Count = 200
     margin: float = 0.02
     candidates: int = Field(2, ge=1, le=len(STEPS) - 1)
-    least: int = Field(1, ge=1)
-    most: int | None = None
-    corrections: int = Field(3, ge=0)
-    repeats: int = Field(3, ge=1)
-    curve_repeats: int = Field(30, ge=3)
-    warmup: int = Field(10, ge=0)
-    threads: int | None = Field(None, ge=1)
-    seed: int = 0
+    least: Count = 1
+    most: Count | None = None
+    corrections: int = Field(3, ge=0, le=100)
+    repeats: Count = 3
+    curve_repeats: Count = Field(30, ge=3)
+    warmup: int = Field(10, ge=0, le=MOST)
+    threads: Workers | None = None
+    seed: Seed = 0
 
     @field_validator("targets")
     @classmethod

@@ -19,12 +19,13 @@ from diffprune.core.budget import Budget, Share
 from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import CurvePoint, Timing
-from diffprune.core.registry import load, make
+from diffprune.core.registry import load
 from diffprune.core.vlm import VLM
 from diffprune.statistics import ClusterBootstrap, ratio_of_sums
 from diffprune.timing import eager
 from diffprune.timing.clock import Clock
 from diffprune.timing.eager import Inputs
+from diffprune.tune.cells import benchmarks, calibration_split
 from diffprune.tune.options import Tuning
 from diffprune.tune.solver import MeasuredSpeedup, monotone
 
@@ -44,17 +45,18 @@ def splits(vlm: VLM, options: Tuning, needs: frozenset[Evidence]) -> tuple[list[
     Raises:
         ValueError: no image is left to hold out.
     """
-    benchmarks: list[Benchmark] = [make("benchmarks", one) for one in options.benchmarks]
-    share = [math.ceil(n / len(benchmarks)) for n in (options.calibration, options.held_out)]
-    first = [b.samples(options.split, share[0], options.protocol) for b in benchmarks]
+    asked = [(b, calibration_split(b, options)) for b in benchmarks(options)]
+    share = [math.ceil(n / len(asked)) for n in (options.calibration, options.held_out)]
+    first = [b.samples(split, share[0], options.protocol) for b, split in asked]
     used = {s.image_id for samples in first for s in samples}
-    more = [b.samples(options.split, options.calibration + options.held_out, options.protocol) for b in benchmarks]
+    more = [b.samples(split, options.calibration + options.held_out, options.protocol) for b, split in asked]
     later = [[s for s in samples if s.image_id not in used][: share[1]] for samples in more]
     if not any(later):
-        raise ValueError(f"split {options.split!r} has no image beside the {len(used)} used for calibration: lower `calibration`")
+        splits = ", ".join(dict.fromkeys(split for _, split in asked))
+        raise ValueError(f"split {splits} has no image beside the {len(used)} used for calibration: lower tune.calibration")
 
     def cut(group: list[list[Sample]]) -> list[Inputs]:
-        return [i for b, s in zip(benchmarks, group, strict=True) for i in _cut(vlm, b, s, options.batch, needs)]
+        return [i for (b, _), s in zip(asked, group, strict=True) for i in _cut(vlm, b, s, options.batch, needs)]
 
     return cut(first), cut(later)
 

@@ -25,8 +25,12 @@ Candidate = tuple[Spec, Budget]  # whose accuracy on the calibration questions i
 Trials = Callable[[Sequence[Candidate], Callable[[Candidate, float], None]], None]  # runs candidates, tells each accuracy
 
 
+class Failed(RuntimeError):
+    """A probe could not be run; the process that was asked lives. The text is the reason in one line."""
+
+
 class Probes(Protocol):
-    """A process with the model, the encoded images and the scores."""
+    """A process with the model, the encoded images and the scores. Whatever a method raises comes as `Failed`."""
 
     def curve(self) -> list[CurvePoint]:
         """Prefill latency on a grid of lengths."""
@@ -79,6 +83,7 @@ class Search:
         self.probes, self.run_trials = probes, trials
         self.solvers: dict[tuple[Spec, TuneKind], Solver | None] = {}
         self.trials: list[_Trial] = []
+        self.failed: dict[Cell, str] = {}
         self.labels = {tuned(cell).pruner: cell.method.label for cell in asked}
         self.accuracies = self._known()
 
@@ -94,14 +99,28 @@ class Search:
         return {(pruner, parse(text)): accuracy for (pruner, text), accuracy in found.items()}
 
     def go(self) -> None:
-        """Answer every cell."""
+        """Answer every cell; those of a method that cannot be tuned are outcomes with the reason (`failed`), and the rest goes on.
+
+        Raises:
+            Failed: prefill could not be timed, on which every answer rests.
+        """
         points = self._curve()
         for pruner in self.labels:
-            self._solvers(pruner, points)
+            try:
+                self._solvers(pruner, points)
+            except Failed as error:
+                self._give_up([cell for cell in self.asked if tuned(cell).pruner == pruner], str(error))
         for cell in self.asked:
-            self._propose(cell)
+            if cell not in self.failed:
+                self._propose(cell)
         self._run_trials()
         self._verify()
+
+    def _give_up(self, cells: Sequence[Cell], reason: str) -> None:
+        for cell in cells:
+            self.failed[cell] = reason
+            self.store.publish({"outcomes": [Outcome("failed", reason, 0, 0.0)]}, cell=cell, provenance=self.provenance)
+        print(f"tune: {cells[0].method.label} cannot be tuned: {reason}", flush=True)
 
     def _once(self, table: str, cell: Cell, call: Callable[[], list[Any]]) -> list[Any]:
         """What was timed for a cell, from the store where it is there: a run that goes on finds the candidates it had."""
@@ -157,8 +176,15 @@ class Search:
             if not trial.record.feasible or trial.candidate in self.accuracies:
                 self._record(trial)
         unknown = [t.candidate for t in self.trials if t.record.feasible and t.candidate not in self.accuracies]
-        if unknown:
+        if not unknown:
+            return
+        try:
             self.run_trials(list(dict.fromkeys(unknown)), self._found)
+        except Failed as error:
+            able = {t.cell for t in self.trials if t.record.feasible and t.candidate in self.accuracies}
+            for cell in dict.fromkeys(t.cell for t in self.trials if t.cell not in able):
+                self._give_up([cell], str(error))
+            self.trials = [t for t in self.trials if t.cell in able]
 
     def _found(self, candidate: Candidate, accuracy: float) -> None:
         """One accuracy: written for every question it answers."""
@@ -183,7 +209,12 @@ class Search:
         for turn in range(self.options.corrections + 1):
             if not todo:
                 break
-            found = self.probes.check([(tuned(cell).pruner, self._budget(cell, t)) for cell, t in todo.items()])
+            try:
+                found = self.probes.check([(tuned(cell).pruner, self._budget(cell, t)) for cell, t in todo.items()])
+            except Failed as error:
+                for cell in [cell for cell in todo if cell not in tried]:
+                    self._give_up([cell], str(error))
+                break
             for (cell, trial), checked in zip(todo.items(), found, strict=True):
                 tried.setdefault(cell, []).append(Verified(tuned(cell).target_speedup, trial, checked))
             last = turn == self.options.corrections
@@ -207,7 +238,10 @@ class Search:
             return None
         candidate = tuned(cell).pruner, solver.budget(value)
         if candidate not in self.accuracies:
-            self.accuracies[candidate] = self.probes.accuracy(*candidate)
+            try:
+                self.accuracies[candidate] = self.probes.accuracy(*candidate)
+            except Failed:  # then the candidates before it are all there is to choose from
+                return None
         record = replace(solver.trial(tuned(cell).target_speedup, value), accuracy=self.accuracies[candidate])
         self._publish(_Trial(cell, record, candidate[1]).own, {"trials": [record]})
         return record
@@ -216,7 +250,8 @@ class Search:
         self._publish(cell, {"choices": [answer]} if answer else {})
         if answer:
             asked = tuned(cell)
-            told = f"{answer.chosen_budget} measures {answer.measured_speedup:.2f}x" if answer.chosen_budget else answer.note
+            measures = f"{answer.chosen_budget} measures {answer.measured_speedup:.2f}x" if answer.chosen_budget else ""
+            told = ", ".join(filter(None, (measures, answer.note)))
             print(
                 f"tune: {cell.method.label}, {asked.kind}, {asked.target_speedup:g}x: {answer.verdict}, {told}",
                 flush=True,

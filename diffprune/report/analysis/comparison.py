@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,7 +57,7 @@ class Comparison:
         mine = np.logical_and.reduce([cells[k] == v for k, v in setting.items()])
         self.evaluated = cells[mine & (cells["verb"] == "evaluate")]
         model = (cells["model"] == setting["model"]) & (cells["dtype"] == setting["dtype"])
-        self.measured = cells[model & (cells["verb"] == "measure")]
+        self.measured, self.other_pictures = _newest_pictures(cells[model & (cells["verb"] == "measure")])
         rows = records.of("predictions", self.evaluated)
         failed = rows["error"] != ""
         self.errors = int(failed.sum())
@@ -265,13 +265,30 @@ class Comparison:
         return 100 * float(np.mean(shares)) if shares else float("nan")
 
 
-def chapters(records: Records) -> Iterator[Comparison]:
-    """Chapters of a store, the one with most cells first; models that were only timed come last."""
+def chapters(records: Records, asked: Mapping[str, str] | None = None) -> Iterator[Comparison]:
+    """Chapters of a store: the setting that is asked for (values of `SETTING`) first, full runs before limited ones, then the one
+    with most cells; models that were only timed come last."""
     cells = records.cells
     evaluated = cells[cells["verb"] == "evaluate"]
-    sizes = evaluated.groupby(list(SETTING), sort=True).size().sort_values(ascending=False, kind="stable")
-    for values in sizes.index:
+    sizes = evaluated.groupby(list(SETTING), sort=True).size()
+
+    def place(values: tuple[object, ...]) -> tuple[bool, bool, bool, int]:
+        setting = dict(zip(SETTING, values, strict=True))
+        other = any(str(setting[name]) != value for name, value in (asked or {}).items())
+        return other, setting["limit"] != "all", setting["answer_tokens"] != "all", -int(sizes[values])
+
+    for values in sorted(sizes.index, key=place):
         yield Comparison(records, dict(zip(SETTING, values, strict=True)))
     timed = cells[(cells["verb"] == "measure") & ~cells["model"].isin(evaluated["model"])]
     for model, dtype in sorted(set(zip(timed["model"], timed["dtype"], strict=True))):
         yield Comparison(records, {"model": model, "dtype": dtype})
+
+
+def _newest_pictures(measured: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Timings of one choice of pictures, the newest, as others are no repetitions of them; and a sentence on what was left out."""
+    choice = ["benchmark", "protocol", "split", "limit"]
+    if len(measured[choice].drop_duplicates()) < 2:
+        return measured, ""
+    newest = measured.sort_values("started", kind="stable").iloc[-1][choice]
+    mine = (measured[choice] == newest).all(axis=1)
+    return measured[mine], f"{int((~mine).sum())} cells timed on other pictures than {newest['benchmark']}"

@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffprune.report.analysis import records, speed
-from diffprune.report.analysis.comparison import chapters
+from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.render import escape
-from diffprune.report.render.table import Entry
+from diffprune.report.render.table import Entry, Table
 from diffprune.report.tables import accuracy as accuracy_tables
-from diffprune.report.tables import verdict
+from diffprune.report.tables import errors, provenance, verdict
+from diffprune.report.tables import speed as speed_tables
 from diffprune.report.tables.caveats import caveats
 
 
-def summary(store_root: Path | str) -> str:
-    """Method x budget: accuracy with interval, relative accuracy, measured prefill speedup, overhead; verdict and caveats.
+def summary(store_root: Path | str, asked: Mapping[str, str] | None = None) -> str:
+    """Method x budget: accuracy with interval, relative accuracy, measured prefill speedup, overhead; verdict, failed questions and
+    caveats. Then what was tuned, and what failed.
 
-    Plain text without escape sequences; a store without results gives one sentence.
+    asked: the setting whose block comes first (`comparison.chapters`). Plain text without escape sequences; a store without results
+    gives one sentence.
     """
     found = records.read(store_root)
-    blocks = []
-    for chapter in chapters(found):
-        _, fast, batch = speed.of(chapter)
-        table = accuracy_tables.headline(chapter, fast)
-        if not table.rows:
-            continue
-        lines = _lines([tuple(table.columns), *table.rows], table.rule_before)
-        about = escape.plain(
-            f"{chapter.setting['model']}: accuracy on {len(chapter.benchmarks)} benchmarks, prefill at batch {batch or '–'}"
-        )
-        blocks.append(
-            "\n".join(
-                [
-                    about,
-                    "",
-                    *lines,
-                    "",
-                    verdict.short(chapter),
-                    *(escape.plain(f"{flag}: {says}", 400) for flag, says in caveats(chapter)),
-                ]
-            )
-        )
+    blocks = [block for chapter in chapters(found, asked) if (block := _block(chapter))]
+    if tuned := speed_tables.tuned(found):
+        blocks.append("\n".join([tuned.title, "", *_lines([tuple(tuned.columns), *tuned.rows], tuned.rule_before)]))
+    if failed := [row for row in (provenance.failures(found) or _NOTHING).rows if row[0] == "cell failed"]:
+        _, label, where, reason = failed[0]
+        blocks.append(escape.plain(f"{len(failed)} cells failed; first {label} {where}: {reason}", 400))
     return (
         "\n\n".join(blocks)
         if blocks
         else "This store holds no results yet: run `diffprune evaluate` and `diffprune measure` on it."
     )
+
+
+_NOTHING = Table("", "", (), ())
+
+
+def _block(chapter: Comparison) -> str:
+    """One chapter; "" where it has nothing."""
+    timed, fast, batch = speed.of(chapter)
+    table = accuracy_tables.headline(chapter, fast)
+    if table.rows:
+        about = f"{chapter.setting['model']}: accuracy on {len(chapter.benchmarks)} benchmarks, prefill at batch {batch or '–'}"
+    elif chapter.errors:
+        return escape.plain(f"{chapter.setting['model']}: {_failed(chapter)}", 400)
+    elif timed:
+        about, table = f"{chapter.setting['model']}: timings", speed_tables.latency(chapter, timed)
+    else:
+        return ""
+    asked = [verdict.short(chapter), escape.plain(_failed(chapter), 400)] if chapter.benchmarks else []
+    told = [escape.plain(f"{flag}: {says}", 400) for flag, says in caveats(chapter)]
+    return "\n".join([escape.plain(about), "", *_lines([tuple(table.columns), *table.rows], table.rule_before), "", *asked, *told])
+
+
+def _failed(chapter: Comparison) -> str:
+    """How many questions had no answer, and why the first had none."""
+    total = chapter.errors + len(chapter.rows)
+    if not chapter.errors:
+        return f"questions failed: 0 of {total:,}"
+    first = next(iter((errors.by_class(chapter) or _NOTHING).rows))[-1]
+    return f"questions failed: {chapter.errors:,} of {total:,}, left out of the accuracies; first {first}"
 
 
 def _lines(rows: list[tuple[Entry, ...]], breaks: frozenset[int]) -> list[str]:

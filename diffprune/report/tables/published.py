@@ -14,7 +14,9 @@ from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.render.table import Entry, Number, Table
 from diffprune.report.tables.caveats import benchmark_flags
 
-FOLDER = Path(__file__).parents[3] / "reports" / "published"  # of the repository; an installed wheel has none
+PACKAGE = Path(__file__).parents[2]
+FOLDERS = (PACKAGE / "published", PACKAGE.parent / "reports" / "published")  # of an installed package, of a checkout
+FOLDER = next((folder for folder in FOLDERS if folder.is_dir()), FOLDERS[0])
 COLUMNS = (
     "source", "table", "model", "method", "num_kept", "total", "share", "benchmark", "value", "unit", "protocol", "note",
 )  # fmt: skip

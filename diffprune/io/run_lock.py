@@ -18,7 +18,8 @@ import psutil
 
 from diffprune.io.attempts import Attempts
 from diffprune.io.blob_store import Blobs, open_blobs
-from diffprune.store.names import checked_name
+from diffprune.io.json_object import parsed
+from diffprune.io.names import checked_name
 
 CLOCK_S = 2.0  # a process start time read twice may differ by a corrected clock
 
@@ -61,9 +62,30 @@ def attempts_at(blobs: Blobs, run: str) -> Attempts:
 def _owner(attempts: Attempts, number: int) -> Owner | None:
     """Who holds an attempt; None where it was released, or where the blob names nobody."""
     try:
-        return Owner(**json.loads(attempts.blobs.read(attempts.key(number))))
+        found = Owner(**parsed(attempts.blobs.read(attempts.key(number))))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+    fits = isinstance(found.host, str) and type(found.pid) is int and found.pid > 0 and isinstance(found.started, int | float)
+    return found if fits else None
+
+
+def refuse_if_held(store: Blobs | Path | str, run: str) -> None:
+    """Look whether a run's name is free, in an instant; nothing is taken or written.
+
+    Raises:
+        Busy: another live process holds it. ValueError: a run name outside the allow-list, or a store that is a file.
+    """
+    attempts = attempts_at(open_blobs(store), run)
+    _check_free(attempts, attempts.newest())
+
+
+def _check_free(attempts: Attempts, newest: int) -> None:
+    holder = _owner(attempts, newest) if newest else None
+    if holder and not holder.gone:
+        raise Busy(
+            f"{attempts.title} in {attempts.blobs} is held by process {holder.pid} on {holder.host} (attempt {newest}): "
+            f"wait for it, choose another name, or empty {attempts.blobs}/{attempts.key(newest)} if that machine is gone"
+        )
 
 
 def _acquire(attempts: Attempts) -> int:
@@ -71,12 +93,7 @@ def _acquire(attempts: Attempts) -> int:
     note = json.dumps(asdict(mine)).encode()
     while True:
         newest = attempts.newest()
-        holder = _owner(attempts, newest) if newest else None
-        if holder and not holder.gone:
-            raise Busy(
-                f"{attempts.title} in {attempts.blobs} is held by process {holder.pid} on {holder.host} (attempt {newest}): "
-                f"wait for it, choose another name, or empty {attempts.blobs}/{attempts.key(newest)} if that machine is gone"
-            )
+        _check_free(attempts, newest)
         if attempts.take(newest + 1, note):
             return newest + 1
 

@@ -1,0 +1,62 @@
+"""Whether the methods of a job can run on its model: one picture through encoder, selection and cut before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from diffprune import pruning
+from diffprune.core import registry
+from diffprune.core.benchmark import Benchmark
+from diffprune.core.budget import Budget
+from diffprune.core.cell import Questions, describe
+from diffprune.core.errors import with_class
+from diffprune.core.fitted import FittedPruner
+from diffprune.core.pruner import Kind, Pruner
+from diffprune.core.spec import Spec
+from diffprune.core.vlm import VLM
+from diffprune.timing import eager
+
+
+def check(vlm: VLM, methods: Sequence[Spec], asked: Questions, budgets: Sequence[Budget]) -> None:
+    """Try every method on the first picture that is asked about. Of one that is not trained yet only what it needs beside the
+    features is looked at.
+
+    Raises:
+        ValueError: a method cannot run on this model, with the reason, and how the job does without it.
+    """
+    shown = _first_picture(asked)
+    if shown is None:  # data that cannot be opened are told by whoever asks them
+        return
+    for pruner in [registry.make("pruners", spec) for spec in methods]:
+        try:
+            if pruner.kind is not Kind.BOUND:
+                _try(vlm, pruner, shown, budgets)
+        except Exception as error:  # whatever a method or a model raises is the reason
+            said = str(error) if isinstance(error, ValueError) else with_class(error)
+            raise ValueError(
+                f"{describe(pruner).label} cannot run on {vlm.name}: {' '.join(said.split()).rstrip('.')}; do without it, as in "
+                '--set \'baselines=["unpruned", "random"]\''
+            ) from error
+
+
+def _first_picture(asked: Questions) -> tuple[Any, str] | None:
+    """(picture, question) of the first question; None where it cannot be opened."""
+    benchmark: Benchmark = registry.make("benchmarks", asked.benchmark)
+    try:
+        sample = benchmark.samples(asked.split, 1, asked.protocol)[0]
+        return benchmark.image(sample), sample.question
+    except (ValueError, OSError, IndexError):
+        return None
+
+
+@torch.inference_mode()
+def _try(vlm: VLM, pruner: Pruner, shown: tuple[Any, str], budgets: Sequence[Budget]) -> None:
+    picture, question = shown
+    inputs = eager.prepare(vlm, [picture], [question], pruner.needs)
+    if isinstance(pruner, FittedPruner) and not pruner.weights_sha256:
+        return
+    for budget in budgets[:1]:
+        pruning.shrink(vlm, inputs.prompts, inputs.for_(pruner), pruner, budget)
