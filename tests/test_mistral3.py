@@ -46,6 +46,7 @@ def test_rows_and_pixels_are_those_of_the_familys_processor(monkeypatch: pytest.
     pixels = vlm.pixels(pictures())
     tokens = vlm.encode(pixels)
     monkeypatch.setattr(vlm, "chat_prompt", lambda question, images: question)
+    monkeypatch.setattr(vlm, "_plain", lambda question, images: question)  # the texts hold the places of the images themselves
     ours = vlm.prompts(TEXTS, tokens.present.sum(1).tolist(), tokens.layout, [2, 1])
     assert torch.equal(ours.input_ids, made["input_ids"]) and torch.equal(ours.attention_mask, made["attention_mask"])
     assert torch.equal(pixels["image_sizes"], torch.as_tensor(made["image_sizes"]))

@@ -67,7 +67,9 @@ def tokenise(
     for text, count in zip(texts, images, strict=True):
         pieces = text.split(placeholder)
         if len(pieces) != count + 1:
-            raise ValueError(f"a prompt needs exactly {count} x {placeholder}; this one has {len(pieces) - 1}: {text[:80]!r}")
+            raise ValueError(
+                f"a prompt needs exactly {count} x {placeholder}; this one has {len(pieces) - 1}: {text.replace(CUT, '')[:80]!r}"
+            )
         start = tokenizer.bos_token
         special = not (start and text.startswith(start))  # a chat template may have written it already
         row = token_ids(tokenizer, pieces[0], special)
