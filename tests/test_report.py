@@ -585,9 +585,13 @@ def test_a_scorer_trained_again_replaces_the_old_one(tmp_path: Path) -> None:
     assert "weights or data changed under the same name" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
-def test_two_recipes_of_one_method_are_two_methods(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["of its own", "unknown"])
+def test_scorers_of_two_recipes_or_of_none_that_is_known_are_two_methods(recipe: str, tmp_path: Path) -> None:
     made = {"a": 0.0, "b": 1.0}
-    cells = {evaluate_cell("diffprune", weights=x * 20, recipe=x * 20, seed=0): credit for x, credit in made.items()}
+    cells = {
+        evaluate_cell("diffprune", weights=x * 20, recipe="" if recipe == "unknown" else x * 20, seed=0): credit
+        for x, credit in made.items()
+    }
     found = {row["Method"]: float(row["accuracy %"]) for row in scored(tmp_path, cells)}
     assert found == {f"DiffPrune (recipe {x * 6})": 100 * credit for x, credit in made.items()}
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from diffprune.core.cell import CellColumns
 from diffprune.core.records import TABLES, Provenance
+from diffprune.core.spec import Call, Name, parse
 from diffprune.report.analysis import labels
 from diffprune.report.analysis.labels import Method, Style
 from diffprune.store import Store
@@ -28,7 +29,7 @@ class Records:
     """Frames by table, without provenance, and two frames about them.
 
     frames:  rows name their cell in `cell`; predictions come without `TEXTS`.
-    cells:   index `cell`; a cell's columns, `label` (method, and its recipe where several recipes share a label), `replaced`,
+    cells:   index `cell`; a cell's columns, `label` (method, and its plug-in or recipe where several share a label), `replaced`,
              `replicate` (scorer seed), `started`.
     sources: distinct provenance with the table it is of.
     problems: files the store set aside and results that newer ones replaced, one sentence each.
@@ -95,21 +96,39 @@ def _labelled(cells: pd.DataFrame) -> pd.DataFrame:
     cells = cells.copy()
     for column in ("limit", "answer_tokens"):
         cells[column] = ["all" if pd.isna(x) else str(int(x)) for x in cells[column]]
-    several = cells[cells["recipe"] != ""].groupby("method")["recipe"].nunique()
-    ambiguous = cells["method"].isin(several.index[several > 1]) & (cells["recipe"] != "")
-    told = zip(cells["method"], cells["recipe"], ambiguous, strict=True)
-    cells["label"] = [f"{method} (recipe {recipe[:6]})" if several else method for method, recipe, several in told]
+    cells["trained_as"] = cells["recipe"].where(cells["recipe"] != "", cells["weights_sha256"])  # unknown: nobody's replicate
+    plugin = pd.Series([_plugin(*told) for told in zip(cells["pruner"], cells["method_kind"], strict=True)], cells.index)
+    by_plugin, by_recipe = _ambiguous(cells, plugin), _ambiguous(cells, cells["trained_as"])
+    behind = (" (" + plugin + ")").where(by_plugin, "") + (" (recipe " + cells["trained_as"].str[:6] + ")").where(by_recipe, "")
+    cells["label"] = cells["method"] + behind
     cells["replaced"] = cells["method_kind"] == "diagnostic"
     seeds = ["" if pd.isna(s) else f"{int(s):09d}" for s in cells["scorer_seed"]]
     cells["replicate"] = [f"{seed} {sha}".strip() for seed, sha in zip(seeds, cells["weights_sha256"], strict=True)]
     return cells
 
 
+def _ambiguous(cells: pd.DataFrame, told: pd.Series) -> pd.Series:
+    """Cells whose method's label belongs to several of `told`: plug-ins, or recipes."""
+    several = told[told != ""].groupby(cells["method"]).nunique()
+    return cells["method"].isin(several.index[several > 1]) & (told != "")
+
+
+def _plugin(pruner: str, kind: str) -> str:
+    """The plug-in whose label a cell has: of a diagnostic that of the method inside, of a bound none."""
+    try:
+        call = parse(pruner) if kind != "bound" else None
+    except ValueError:
+        return ""
+    while call and kind == "diagnostic" and (inner := [value for _, value in call.options if isinstance(value, (Call, Name))]):
+        call = inner[0] if isinstance(inner[0], Call) else Call(inner[0])
+    return call.name if call else ""
+
+
 def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Only the newest of cells that differ in nothing but weights or data; a sentence per method that lost some."""
     if cells.empty:
         return cells, []
-    same = ["verb", *SETTING, "mode", "pruner", "recipe", "scorer_seed"]
+    same = ["verb", *SETTING, "mode", "pruner", "trained_as", "scorer_seed"]
     last = (
         cells.sort_values("started", kind="stable")
         .groupby([*same, "benchmark"], sort=False, dropna=False)[list(_LEARNT)]
