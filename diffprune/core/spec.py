@@ -128,7 +128,13 @@ def _value(node: ast.expr, text: str) -> Any:
 
 
 def located(place: str) -> str:
-    """A path as it travels: absolute, `~` expanded, if it is one; a name of the Hub (`owner/name`) or of a data set as it is."""
+    """A path as it travels: absolute, `~` expanded, if it is one; a name of the Hub (`owner/name`) or of a data set as it is.
+
+    Raises:
+        ValueError: a NUL or half a character in it, which no file system takes.
+    """
+    if "\0" in place or any("\ud800" <= mark <= "\udfff" for mark in place):
+        raise ValueError(f"{place!a:.100} is no path: it must be text of whole characters, without NUL")
     path = os.path.expanduser(place)
     looks = place.startswith((".", "/", "~")) or place.count("/") > 1
     return str(Path(path).absolute()) if looks or os.path.exists(path) else place

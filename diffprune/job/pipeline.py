@@ -80,13 +80,13 @@ def run(
     plan.check(asked)
     if vlm is None and "train" in asked and not dry_run and plan.untrained():
         described(job.model)
+    plan.try_methods(asked)
     if dry_run:
         plan.show(asked)
         return
     if asked == ["report"]:  # reads alone, so it needs no lock, and a run in a folder that is read-only has a report, too
         plan.report(folder / "report")
         return
-    plan.try_methods(asked)
     with lock(plan.store_root, job.name) as attempt, contextlib.ExitStack() as stack:
         settings.keep(job, folder, asked)
         PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack).go(asked)

@@ -158,25 +158,30 @@ def _session(vlm: VLM, group: list[Cell], options: Measurement, clock: Clock, ho
         except Exception as error:  # a cell that cannot run is an outcome
             found[cell] = _failed(error)
     mode: Mode = cuda_graph.Graphs(vlm) if measured(group[0]).mode == "graph" else eager
-    for cell, reason in _unable(vlm, group[0], methods).items():
+    inputs, reasons = _encoded(vlm, group[0], options.inputs, methods)
+    for cell, reason in reasons.items():
         found[cell] = _failed(reason)
         del methods[cell]
-    needs = frozenset[Evidence]().union(*(pruner.needs for pruner, _ in methods.values()))
-    session = Session(vlm, batches(vlm, group[0], options.inputs, needs), options, clock, host, mode)
+    session = Session(vlm, inputs, options, clock, host, mode)
     return found | side_by_side(session, methods, threads)
 
 
-def _unable(vlm: VLM, cell: Cell, methods: Mapping[Cell, tuple[Pruner, Budget]]) -> dict[Cell, str]:
-    """The cells whose method needs evidence that this model does not give, each with the reason; the others need not suffer."""
+def _encoded(
+    vlm: VLM, cell: Cell, number: int, methods: Mapping[Cell, tuple[Pruner, Budget]]
+) -> tuple[list[Inputs], dict[Cell, str]]:
+    """(batches with the evidence of all methods, the cells whose method needs what this model does not give, with the reasons)."""
+    asked = {pruner.needs for pruner, _ in methods.values()}
     reasons: dict[frozenset[Evidence], str] = {}
-    for needs in {pruner.needs for pruner, _ in methods.values()} - {frozenset()}:
-        try:
-            batches(vlm, cell, 1, needs)
-        except Exception as error:
-            reasons[needs] = with_class(error)
-    if reasons:
-        batches(vlm, cell, 1, frozenset())  # which raises where it is the pictures that cannot be encoded
-    return {one: reasons[pruner.needs] for one, (pruner, _) in methods.items() if pruner.needs in reasons}
+    try:
+        return batches(vlm, cell, number, frozenset[Evidence]().union(*asked)), {}
+    except Exception:  # whose fault it is, the needs one by one tell
+        for needs in asked - {frozenset()}:
+            try:
+                batches(vlm, cell, 1, needs)
+            except Exception as error:
+                reasons[needs] = with_class(error)
+    rest = batches(vlm, cell, number, frozenset[Evidence]().union(*(asked - reasons.keys())))
+    return rest, {one: reasons[pruner.needs] for one, (pruner, _) in methods.items() if pruner.needs in reasons}
 
 
 @torch.inference_mode()

@@ -61,7 +61,6 @@ class Learned(TrainablePruner):
             "question_aware": question_aware, "attention": attention, "denoiser": denoiser, "depth": depth, "width": width,
         }  # fmt: skip
         self.needs = frozenset({QUESTION}) if question_aware else frozenset()
-        self.other_model = other_model
         self.networks: nn.ModuleDict | None = None
         self.dims: dict[str, int | None] = {}
         self.standardise_by(torch.zeros(0), torch.ones(0))
