@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.io.blob_store import LocalBlobs
-from diffprune.report.analysis import records, speed
+from diffprune.report.analysis import records, speed, verdicts
 from diffprune.report.analysis.comparison import FULL, Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.render import curves, escape, figures, html, scenes, table
@@ -17,13 +17,14 @@ from diffprune.report.tables import caveats, errors, provenance, published, verd
 from diffprune.report.tables import derived as derived_tables
 from diffprune.report.tables import speed as speed_tables
 from diffprune.statistics import DRAWS
+from diffprune.statistics.speedup import LEAST_ROUNDS
 
 FLAGS = {
     "above_flop_ratio": "A speedup lies above the ratio of FLOPs: not plausible without a second look.",
     "clock_drift": "The machine got slower or faster by more than 2 % while it was timed.",
     "cpu_only": "Timed on a CPU: ratios carry over to other machines only roughly, milliseconds do not.",
     "error_rows": "Some answers failed; they are left out of the accuracies and counted under Failures.",
-    "few_repeats": f"Some spans were timed fewer than {speed.FEW} times; their intervals are wide, and a little too narrow still.",
+    "few_repeats": f"Some spans were timed fewer than {speed.FEW} times; their intervals are wide, or ranges.",
     "no_warmup": "Timed without warm-up.",
     "outlier": "Single repetitions took many times the median; none was removed.",
     "overhead_excluded": "The pruner's overhead could not be timed in full, so no net speedup is printed.",
@@ -33,11 +34,11 @@ FLAGS = {
 DETAILS = ("latency_spans", "benchmarks_")  # tables that repeat others in detail: beside the page as CSV, not on it
 METHOD = (
     "Accuracy: mean credit per benchmark, averaged over benchmarks. Intervals: {draws:,} bootstrap draws of whole groups "
-    "(pictures), the same draws for every "
-    "method, with scorer seeds drawn as well; S − 1 of S seeds are drawn, but three seeds remain three. Speedups: ratio of "
-    "medians, interleaved rounds drawn "
-    "anew. Results that failed are listed, never counted as wrong. Seeds of the bootstrap are fixed, so the same records "
-    "give the same page."
+    "(pictures), the same draws for every method, two unseen changes added (Bonett and Price 2012), and, where a trained method "
+    "has several scorer seeds, their variance as replicates (generalized confidence interval, Weerahandi 1993); with one seed an "
+    "interval is about these scorers only. p values are of the same distribution. Speedups: ratio of medians, with the interval of "
+    "the median of the rounds' own ratios; from fewer than {rounds} rounds their smallest and largest, a range. Results that "
+    "failed are listed, never counted as wrong. Seeds of the bootstrap are fixed, so the same records give the same page."
 )
 
 
@@ -76,7 +77,7 @@ def report(
         chapters=parts,
         figures=html.drawn(drawn),
         pictures=scenes.strips(masks or {}),
-        method=METHOD.format(draws=DRAWS),
+        method=METHOD.format(draws=DRAWS, rounds=LEAST_ROUNDS),
         command=command or "diffprune report STORE --out FOLDER",
         thresholds=[t for c in parts for t in [c["thresholds"]] if t],
         **shared,
@@ -133,7 +134,7 @@ def _examples(chapter: Comparison) -> Table | None:
         return None
     budget = chapter.budgets[len(chapter.budgets) // 2].spelling
     arms = {}
-    for label in (FULL, accuracy_tables.SUBJECT, *accuracy_tables.rivals(chapter)):
+    for label in (FULL, accuracy_tables.SUBJECT, *verdicts.rivals(chapter)):
         arm = chapter.arms.get((label, "" if label == FULL else budget))
         if arm:
             arms[label] = list(arm[min(arm)].values())

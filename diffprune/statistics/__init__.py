@@ -1,27 +1,19 @@
-"""Confidence intervals and tests: one cluster bootstrap, paired significance tests, speedups.
+"""Confidence intervals and verdicts: one cluster bootstrap, scorer seeds as replicates, one rule, speedups.
 
-`bootstrap`     figures of sums over rows (means, F1, MME points, ratios, differences) over groups and scorer seeds drawn anew
-`interval`      percentile intervals and the rule of three
-`significance`  McNemar's mid-p, the sign-flip (permutation) test over clusters, Holm's correction
-`speedup`       ratios of medians of timings, from rows of the store
+`bootstrap`  figures of sums over rows (means, F1, MME points, ratios, differences): groups drawn anew, seeds as replicates
+`spread`     the distribution of an estimate's error: Student's t and its mixtures, with a scale of its own on each side
+`interval`   what is said of a figure: intervals, ranges, differences
+`verdict`    better, worse, equivalent, cannot tell; corrected for families after Holm
+`speedup`    ratios of medians of timings, from rows of the store
 """
 
-from diffprune.statistics.bootstrap import (
-    DRAWS,
-    ClusterBootstrap,
-    Estimate,
-    average,
-    ratio_of_sums,
-    resampled,
-    seed_shares,
-    totals,
-)
-from diffprune.statistics.interval import Difference, Interval, Retention, two_sided_p
-from diffprune.statistics.significance import holm, mcnemar, paired_p, sign_flip
+from diffprune.statistics.bootstrap import DRAWS, ClusterBootstrap, Estimate, average, ratio_of_sums, resampled, totals
+from diffprune.statistics.interval import Difference, Interval, Range, Retention
 from diffprune.statistics.speedup import ratio_of_medians
+from diffprune.statistics.spread import Spread
+from diffprune.statistics.verdict import Verdict, counted, holm, judged
 
 __all__ = [
-    "DRAWS", "ClusterBootstrap", "Difference", "Estimate", "Interval", "Retention", "average", "holm", "mcnemar",
-    "paired_p", "ratio_of_medians", "ratio_of_sums", "resampled", "seed_shares", "sign_flip", "totals",
-    "two_sided_p",
+    "DRAWS", "ClusterBootstrap", "Difference", "Estimate", "Interval", "Range", "Retention", "Spread", "Verdict", "average",
+    "counted", "holm", "judged", "ratio_of_medians", "ratio_of_sums", "resampled", "totals",
 ]  # fmt: skip

@@ -19,11 +19,16 @@ from math import prod
 from zlib import crc32
 
 import numpy as np
+from scipy import stats
 
-from diffprune.statistics.interval import Array, Difference, Interval, percentile_interval, two_sided_p
+from diffprune.statistics.interval import Array, Difference, Interval
+from diffprune.statistics.spread import Spread
 
 DRAWS = 2000  # of every interval in the project
 BLOCKS = 2000  # more groups than this are first joined at random: the same variance in expectation, bounded time
+PSEUDO_CHANGES = 2  # one each way (Bonett and Price 2012, "Adjusted Wald confidence interval ... paired data")
+MARGIN = 0.01  # of full credit: differences within it are equivalent
+NORMAL = float(stats.norm.ppf(0.975))
 Figure = Callable[[Array], Array]  # sums [... M] -> [...]
 
 
@@ -66,27 +71,52 @@ def joined(sums: Array) -> Array:
     return np.add.reduceat(sums[order], np.searchsorted(block[order], np.arange(BLOCKS)))
 
 
-def seed_shares(num: int, draws: int = DRAWS) -> Array:
-    """Share of each of `num` scorer seeds in a replicate, float [draws num]: num - 1 seeds drawn with replacement."""
-    if num == 1:
-        return np.ones((draws, 1))
-    return np.random.default_rng(num).multinomial(num - 1, np.full(num, 1 / num), size=draws) / (num - 1)
+@dataclass(frozen=True)
+class Seeds:
+    """How the scorer seeds of an arm (or the pairs of seeds of two) differ from their mean.
+
+    values [S]: on all groups; draws [D S]: in every draw of groups.
+    """
+
+    values: Array
+    draws: Array
+
+    def times(self, factor: float | Array) -> Seeds:
+        """In other units; factor: one number, or one for each draw and one for the values."""
+        return Seeds(self.values * factor, self.draws * factor)
+
+    @property
+    def parts(self) -> tuple[float, float, float]:
+        """Variance of the mean over seeds, how much of it lies in the groups, and its degrees of freedom; by moments.
+
+        A seed's value differs from the mean by the seed itself and by how this seed fares on these groups (the interaction). The
+        draws of groups show the latter alone, and the draws of the mean have it already.
+        """
+        num = len(self.values)
+        finite = self.draws[np.isfinite(self.draws).all(1)]
+        interaction = float(finite.var(0).mean()) * num / (num - 1) if len(finite) else 0.0
+        return float(self.values.var(ddof=1)) / num, interaction / num, num - 1.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of one arm with its bootstrap distribution.
+    """A figure of one arm, or of a comparison, with what is known of its spread.
 
-    value: observed; draws [D]: in every replicate; used [G]: whether it rests on a group;
-    full: what full credit on every row is worth in the figure's units.
+    value: observed; draws [D]: in every draw of groups, seeds averaged; used [G]: whether it rests on a group; df: of the groups;
+    seeds: the scorer seeds' differences, one entry for each independent set of them, none where there is one seed;
+    full: what full credit on every row is worth in the figure's units, 0 where rows have no credit; answer: variance of one
+    answer that might as well have been another.
     """
 
     value: float
     draws: Array
     used: Array
     num_rows: int
+    df: float = 0.0
     num_seeds: int = 1
+    seeds: tuple[Seeds, ...] = ()
     full: float = 100.0
+    answer: float = 0.0
 
     @property
     def num_groups(self) -> int:
@@ -94,36 +124,80 @@ class Estimate:
         return int(self.used.sum())
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """Paired difference in the units of both."""
-        seeds = max(self.num_seeds, other.num_seeds)
-        return replace(self, value=self.value - other.value, draws=self.draws - other.draws, num_seeds=seeds)
+        """Paired difference in the units of both: on the same groups and, where both have equally many, seed by seed."""
+        seeds = (*self.seeds, *other.seeds)
+        if self.num_seeds == other.num_seeds and len(self.seeds) == len(other.seeds) == 1:
+            one, two = seeds
+            seeds = (Seeds(one.values - two.values, one.draws - two.draws),)
+        return replace(
+            self, value=self.value - other.value, draws=self.draws - other.draws, seeds=seeds,
+            num_seeds=max(self.num_seeds, other.num_seeds), answer=max(self.answer, other.answer),
+        )  # fmt: skip
 
     def percent_of(self, other: Estimate) -> Estimate:
-        """100 x self / other: relative accuracy, retention."""
+        """100 x self / other, of a figure without scorer seeds: relative accuracy, retention."""
+        assert not other.seeds, "shares are of a bound, which has no scorer seeds"
         with np.errstate(divide="ignore", invalid="ignore"):
-            draws = 100 * self.draws / other.draws
-        return replace(self, value=100 * self.value / other.value, draws=draws, full=100 * self.full / other.value)
+            share, shares = 100 / np.float64(other.value), 100 / other.draws
+            return replace(
+                self, value=float(self.value * share), draws=self.draws * shares, full=float(self.full * share),
+                answer=float(self.answer * share**2),
+                seeds=tuple(Seeds(s.values * share, s.draws * shares[:, None]) for s in self.seeds),
+            )  # fmt: skip
+
+    @property
+    def spread(self) -> Spread:
+        """Groups, unseen changes and scorer seeds together.
+
+        Towards each side the 95 % percentile of the draws of groups sets the scale. `PSEUDO_CHANGES` are added, so that where few
+        answers changed, or none, the interval stays honest and never shrinks because one more changed.
+        """
+        finite = self.draws[np.isfinite(self.draws)]
+        ends = np.quantile(finite, (0.025, 0.975)) if len(finite) else (np.nan, np.nan)
+        unseen = PSEUDO_CHANGES * self.answer
+        sides = (max(0.0, float(side)) / NORMAL for side in (self.value - ends[0], ends[1] - self.value))
+        below, above = (side**2 + unseen for side in sides)
+        return Spread.of(self.value, below, above, self.df if len(finite) else 0.0, [s.parts for s in self.seeds])
 
     def interval(self, low: float = -np.inf, high: float = np.inf) -> Interval:
-        """The 95 % percentile interval, within [low, high]."""
-        ends = percentile_interval(self.value, self.draws, self.num_groups, self.full, (low, high))
-        return Interval(self.value, *ends, self.num_rows, self.num_groups, self.num_seeds)
+        """The 95 % interval, within [low, high]."""
+        ends = np.clip(self.spread.interval(), low, high)
+        return Interval(self.value, float(ends[0]), float(ends[1]), self.num_rows, self.num_groups, self.num_seeds)
 
     def difference(self) -> Difference:
-        """The interval of an estimate that is a difference, with its bootstrap p."""
-        return Difference(**vars(self.interval()), p=two_sided_p(self.draws))
+        """The interval of an estimate that is a difference, and how it tests."""
+        found = self.spread
+        return Difference(
+            **vars(self.interval()), p=found.p(), p_outside=found.p_outside(MARGIN * self.full), detectable=found.detectable()
+        )
 
 
 def average(parts: Sequence[Estimate], *, together: bool, cap: float = np.inf) -> Estimate:
     """Unweighted mean over benchmarks, each at most `cap` first; together: whether the benchmarks share their groups."""
-    used = [part.used for part in parts]
+    used, num = [part.used for part in parts], len(parts)
+    rows = sum(part.num_rows for part in parts)
+    every = np.any(used, axis=0) if together else np.concatenate(used)
     return Estimate(
         float(np.mean([min(part.value, cap) for part in parts])),
         np.mean([np.minimum(part.draws, cap) for part in parts], axis=0),
-        np.any(used, axis=0) if together else np.concatenate(used),
-        sum(part.num_rows for part in parts),
+        every,
+        rows,
+        max(0.0, float(every.sum()) - 1) if together else sum(part.df for part in parts),
         max(part.num_seeds for part in parts),
+        _seeds([tuple(s.times(float(part.value < cap)) for s in part.seeds) for part in parts]),
         float(np.mean([part.full for part in parts])),
+        sum(part.num_rows * part.answer for part in parts) / max(1, rows) / num**2,
+    )
+
+
+def _seeds(parts: Sequence[tuple[Seeds, ...]]) -> tuple[Seeds, ...]:
+    """Seeds of a mean over benchmarks; of benchmarks that were not asked with the same ones, as if all varied together."""
+    num, shapes = len(parts), {tuple(len(s.values) for s in part) for part in parts}
+    if len(shapes) > 1:
+        return tuple(s.times(num**-0.5) for part in parts for s in part)
+    return tuple(
+        Seeds(np.mean([s.values for s in same], axis=0), np.mean([s.draws for s in same], axis=0))
+        for same in zip(*parts, strict=True)
     )
 
 
@@ -176,12 +250,20 @@ class ClusterBootstrap:
         return value, self._draw(part, None if self.strata is None else self.strata[shared]), shared
 
     def estimates(self, arms: Sequence[Sequence[int]]) -> list[Estimate]:
-        """One estimate per arm, the mean over its seeds' columns, all on the groups that every column has answered."""
+        """One estimate per arm, the mean over its seeds' columns, all on the groups that every column has answered.
+
+        The draws are stretched by sqrt(G / (G - 1)): of G groups a bootstrap understates the variance by (G - 1) / G (Rao and
+        Wu 1988, "Resampling inference with complex survey data").
+        """
         columns = [column for arm in arms for column in arm]
         value, drawn, shared = self.compared(columns)
-        rows, found, start = int(self.count[shared][:, columns[0]].sum()), [], 0
+        rows, num = int(self.count[shared][:, columns[0]].sum()), int(shared.sum())
+        drawn = value + (drawn - value) * (num / max(1, num - 1)) ** 0.5
+        found, start = [], 0
         for arm in arms:
             own = slice(start, start := start + len(arm))
-            draws = (drawn[:, own] * seed_shares(len(arm), self.num_draws)).sum(1)
-            found.append(Estimate(float(value[own].mean()), draws, shared, rows, len(arm), self.full))
+            mean, draws = float(value[own].mean()), drawn[:, own].mean(1)
+            seeds = (Seeds(value[own] - mean, drawn[:, own] - draws[:, None]),) if len(arm) > 1 else ()
+            answer = (self.full / max(1, rows)) ** 2
+            found.append(Estimate(mean, draws, shared, rows, max(0, num - 1), len(arm), seeds, self.full, answer))
         return found

@@ -1,4 +1,4 @@
-"""Confidence intervals from bootstrap replicates: the percentile interval, and the rule of three where no replicate varies."""
+"""What is said of a figure: an interval, a range from few rounds, a paired difference, what the image contributes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-LEVEL = (0.025, 0.975)  # quantiles of the replicates: a 95 % percentile interval
 
 
 @dataclass(frozen=True)
 class Interval:
     """A figure with its 95 % confidence interval, all three in the figure's own units (percent, points, a bare ratio).
 
-    low, high: nan where there is no interval. num_rows: answers, or rounds of a timing; num_groups: clusters that were drawn;
-    num_seeds: scorer seeds.
+    low, high: nan where there is no interval. num_rows: answers, or rounds of a timing; num_groups: clusters that were drawn
+    (pictures); num_seeds: scorer seeds.
     """
 
     estimate: float
@@ -28,19 +27,23 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Range(Interval):
+    """A ratio from so few rounds that no interval holds 95 %: low and high are the smallest and the largest of single rounds."""
+
+
+@dataclass(frozen=True)
 class Difference(Interval):
-    """Paired difference a - b in the units of both, with its two-sided bootstrap p (see `two_sided_p`)."""
+    """Paired difference a - b in the units of both, and how it tests; all of it from one distribution (`Spread`).
+
+    p: two-sided, of no difference; p_outside: of a difference larger than the margin of equivalence; detectable: the difference
+    that would have been found with 80 % power; scorers_only: whether a trained method stands here with one scorer seed, so that
+    nothing can be said of the method, only of this scorer.
+    """
 
     p: float = 1.0
-
-    @property
-    def verdict(self) -> str:
-        """On a: `better`, `worse`, `tie` where the interval holds 0, "" where there is no interval."""
-        if self.low > 0:
-            return "better"
-        if self.high < 0:
-            return "worse"
-        return "tie" if self.low <= 0 <= self.high else ""
+    p_outside: float = 1.0
+    detectable: float = float("inf")
+    scorers_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,28 +55,3 @@ class Retention(Interval):
     """
 
     image_bound: bool = True
-
-
-def percentile_interval(
-    estimate: float, draws: Array, num_groups: int, full: float = 100.0, limits: tuple[float, float] = (-np.inf, np.inf)
-) -> tuple[float, float]:
-    """(low, high): the middle 95 % of the finite replicates; (nan, nan) where there are none.
-
-    Where all replicates agree (no group was wrong, or no two arms differ) they say nothing about what was not seen: then the
-    rule of three, estimate +- 3 / num_groups of `full`, what full credit on every row is worth. Nothing leaves `limits`.
-    """
-    finite = draws[np.isfinite(draws)]
-    if not len(finite) or not np.isfinite(estimate):
-        return float("nan"), float("nan")
-    low, high = (float(end) for end in np.quantile(finite, LEVEL))
-    if np.ptp(finite) < 1e-11 * abs(full):
-        reach = min(1.0, 3 / max(1, num_groups)) * full
-        low, high = estimate - reach, estimate + reach
-    return max(limits[0], low), min(limits[1], high)
-
-
-def two_sided_p(draws: Array, null: float = 0.0) -> float:
-    """Two-sided bootstrap p of replicates T: 2 min(1 + #{T <= null}, 1 + #{T >= null}) / (draws + 1), at most 1."""
-    finite = draws[np.isfinite(draws)]
-    tail = min(int((finite <= null).sum()), int((finite >= null).sum()))
-    return min(1.0, 2 * (1 + tail) / (len(finite) + 1))

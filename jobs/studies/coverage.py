@@ -1,10 +1,12 @@
 """How often nominal 95 % intervals hold the truth, in simulated data whose truth is known.
 
-    python jobs/studies/coverage.py --simulations 2000 --draws 2000
+    python jobs/studies/coverage.py --simulations 2000 --draws 1000
 
 Two arms answer the same questions: a question's group (picture) has a level of difficulty that both share and a part of its own for
-each arm, questions of a group are 1 to 4, and each scorer seed shifts an arm's accuracy by a normal amount. Timings are log-normal
-around a machine that is slow in some rounds for both. All of it goes through `diffprune.statistics` as records of a report do.
+each arm, questions of a group are 1 to 4, and each scorer seed shifts an arm's accuracy by a normal amount. Rare changes lose
+answers that the unpruned arm has right, whole pictures at a time or one by one. Timings are log-normal around a machine that is
+slow in some rounds for both, independently or for many rounds on end. All of it goes through `diffprune.statistics` as records of
+a report do.
 
 Prints a Markdown table: of how many intervals held the truth, lay above it (all of it) or lay below it.
 """
@@ -22,66 +24,124 @@ from diffprune.statistics import DRAWS, ClusterBootstrap, Interval, average, rat
 NOMINAL = 0.95
 
 
+def bootstrap(credit: np.ndarray, group: np.ndarray, draws: int, name: str) -> ClusterBootstrap:
+    """Answers of all columns (arm and seed) [C R] to one benchmark, summed over its groups."""
+    shape = (int(group.max()) + 1, len(credit))
+    at = (np.tile(group, len(credit)), np.repeat(np.arange(len(credit)), len(group)))
+    count = totals(np.ones(credit.size), at, shape)
+    sums = np.stack([totals(credit.ravel(), at, shape), count], -1)
+    return ClusterBootstrap(sums, count, ratio_of_sums(100), name=name, draws=draws)
+
+
 @dataclass(frozen=True)
 class Differences:
-    """Paired difference of two arms, mean over benchmarks. seed_sd: of an arm's accuracy over scorer seeds, in points; both arms
-    have `seeds` of them, or the second is a rule without seeds."""
+    """Paired difference of two arms, mean over benchmarks. seed_sd: of an arm's accuracy over scorer seeds, in points; the second
+    arm has `others` of them, as many as the first, or is a rule without seeds (0)."""
 
     benchmarks: int
     groups: int
     seeds: int = 1
     seed_sd: float = 0.0
-    rule: bool = False
+    others: int | None = None
+    level: tuple[float, float] = (0.3, 0.7)
     truth: float = 3.0  # points
 
     def once(self, rng: np.random.Generator, draws: int) -> Interval:
         """The interval of one simulated experiment."""
-        sizes = (self.seeds, 1 if self.rule else self.seeds)
-        first = 0.01 * rng.normal(self.truth, self.seed_sd, sizes[0])
-        shift = [first, np.zeros(1) if self.rule else 0.01 * rng.normal(0, self.seed_sd, sizes[1])]
+        num = self.seeds if self.others is None else self.others
+        sizes = (self.seeds, max(1, num))
+        shift = [0.01 * rng.normal(self.truth, self.seed_sd, sizes[0]), 0.01 * rng.normal(0, self.seed_sd * (num > 0), sizes[1])]
         arms = [list(range(sizes[0])), list(range(sizes[0], sum(sizes)))]
         found = [self._benchmark(rng, shift, draws, str(i)).estimates(arms) for i in range(self.benchmarks)]
         one, two = (average(parts, together=False) for parts in zip(*found, strict=True))
         return (one - two).difference()
 
     def _benchmark(self, rng: np.random.Generator, shift: list[np.ndarray], draws: int, name: str) -> ClusterBootstrap:
-        """Answers of all columns (arm and seed) to one benchmark, summed over its groups."""
         group = np.repeat(np.arange(self.groups), rng.integers(1, 5, self.groups))
-        level = rng.uniform(0.3, 0.7, self.groups)[group]
+        level = rng.uniform(*self.level, self.groups)[group]
         columns = [(level + rng.choice([-0.08, 0.08], self.groups)[group], by_seed) for by_seed in shift]
         chance = np.concatenate([own + by_seed[:, None] for own, by_seed in columns])  # [C R]
         luck = np.where(rng.random(chance.shape) < 0.7, rng.random(len(group)), rng.random(chance.shape))  # mostly shared
-        credit, shape = (luck < chance).astype(float), (self.groups, len(chance))
-        at = (np.tile(group, len(chance)), np.repeat(np.arange(len(chance)), len(group)))
-        count = totals(np.ones(credit.size), at, shape)
-        sums = np.stack([totals(credit.ravel(), at, shape), count], -1)
-        return ClusterBootstrap(sums, count, ratio_of_sums(100), name=name, draws=draws)
+        return bootstrap((luck < chance).astype(float), group, draws, name)
+
+
+@dataclass(frozen=True)
+class Harm:
+    """Pruned minus unpruned where pruning loses a rare answer and wins none. rate: of answers lost, in percent; together: how
+    often a picture that loses one answer loses all of its answers."""
+
+    benchmarks: int
+    groups: int
+    rate: float
+    together: float = 0.0
+
+    @property
+    def truth(self) -> float:
+        return -self.rate
+
+    def once(self, rng: np.random.Generator, draws: int) -> Interval:
+        """The interval of one simulated experiment."""
+        found = []
+        for i in range(self.benchmarks):
+            group = np.repeat(np.arange(self.groups), rng.integers(1, 5, self.groups))
+            right = rng.random(len(group)) < 0.9
+            whole = rng.random(self.groups)[group] < 0.01 * self.rate / 0.9
+            lost = np.where(
+                (rng.random(self.groups) < self.together)[group], whole, rng.random(len(group)) < 0.01 * self.rate / 0.9
+            )
+            credit = np.stack([right & ~lost, right]).astype(float)
+            found.append(bootstrap(credit, group, draws, str(i)).estimates([[0], [1]]))
+        one, two = (average(parts, together=False) for parts in zip(*found, strict=True))
+        return (one - two).difference()
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy of one arm on one benchmark, in percent."""
+
+    groups: int
+    truth: float
+
+    def once(self, rng: np.random.Generator, draws: int) -> Interval:
+        """The interval of one simulated experiment."""
+        group = np.repeat(np.arange(self.groups), rng.integers(1, 5, self.groups))
+        luck = np.where(rng.random(len(group)) < 0.5, rng.random(self.groups)[group], rng.random(len(group)))
+        (found,) = bootstrap((luck < 0.01 * self.truth)[None].astype(float), group, draws, "").estimates([[0]])
+        return found.interval(0.0, 100.0)
 
 
 @dataclass(frozen=True)
 class Speedups:
-    """Ratio of medians of two arms over `rounds` interleaved rounds."""
+    """Ratio of medians of two arms over `rounds` interleaved rounds; memory: correlation of the machine's speed in two rounds."""
 
     rounds: int
+    memory: float = 0.0
     truth: float = 2.5
 
     def once(self, rng: np.random.Generator, draws: int) -> Interval:
         """The interval of one simulated measurement."""
-        machine = rng.lognormal(0, 0.1, self.rounds)
+        drift = [rng.normal()]
+        for new in rng.normal(size=self.rounds - 1):
+            drift.append(self.memory * drift[-1] + (1 - self.memory**2) ** 0.5 * new)
+        machine = np.exp(0.1 * np.array(drift))
         full, pruned = (ms * machine * rng.lognormal(0, 0.05, self.rounds) for ms in (10 * self.truth, 10.0))
-        return ratio_of_medians(full, pruned, draws=draws)
+        return ratio_of_medians(full, pruned)
 
 
-Case = Differences | Speedups
+Case = Differences | Harm | Accuracy | Speedups
+SPREADS = (0.0, 0.5, 2.5, 5.0, 8.0, 12.0)
 CASES: Mapping[str, Case] = {
     "fixed scorers, 10 benchmarks of 100 groups": Differences(10, 100),
     "fixed scorers, 1 benchmark of 20 groups": Differences(1, 20),
-    "3 seeds, seed SD 0.5 points": Differences(3, 200, 3, 0.5),
-    "3 seeds, seed SD 5 points": Differences(3, 200, 3, 5.0),
-    "5 seeds, seed SD 0.5 points": Differences(3, 200, 5, 0.5),
-    "5 seeds, seed SD 5 points": Differences(3, 200, 5, 5.0),
-    "5 seeds, seed SD 5 points, against a rule": Differences(3, 200, 5, 5.0, rule=True),
-    "ratio of medians, 30 rounds": Speedups(30),
+    **{f"accuracy of {level} %, 1 benchmark of 20 groups": Accuracy(20, level) for level in (60, 90, 95)},
+    **{f"{n} seeds, seed SD {sd:g}": Differences(3, 100, n, sd) for n in (3, 5, 10) for sd in SPREADS},
+    **{f"{n} seeds, seed SD {sd:g}, against a rule": Differences(3, 100, n, sd, 0) for n in (3, 5, 10) for sd in SPREADS},
+    **{f"3 against 5 seeds, seed SD {sd:g}": Differences(3, 100, 3, sd, 5) for sd in SPREADS},
+    **{f"{rate} % of answers lost, 10 benchmarks of 40 groups": Harm(10, 40, rate) for rate in (0.3, 0.6, 1.2)},
+    **{f"{rate} % lost, half by whole pictures, 10 of 40": Harm(10, 40, rate, 0.5) for rate in (0.3, 0.6, 1.2)},
+    **{f"{rate} % of answers lost, 1 benchmark of 400 groups": Harm(1, 400, rate) for rate in (0.3, 0.6, 1.2)},
+    **{f"ratio of medians, {n} rounds": Speedups(n) for n in (3, 5, 6, 7, 10, 20, 30)},
+    **{f"ratio of medians, {n} rounds, AR(1) 0.9": Speedups(n, 0.9) for n in (3, 5, 6, 7, 10, 20, 30)},
 }
 
 
@@ -102,14 +162,15 @@ def simulated(case: Case, simulations: int, draws: int, seed: int = 0) -> Covera
     return Coverage(1 - above - below, above, below)
 
 
-def table(simulations: int, draws: int) -> Iterator[str]:
+def table(simulations: int, draws: int, only: str = "") -> Iterator[str]:
     """Lines of the Markdown table, one case at a time."""
     error = 1.96 * (NOMINAL * (1 - NOMINAL) / simulations) ** 0.5
     yield f"{simulations:,} simulations of {draws:,} draws each; coverage is known to about ±{error:.1%}."
     yield from ("", "| case | nominal | coverage | lies above | lies below |", "|---|---|---|---|---|")
     for name, case in CASES.items():
-        found = simulated(case, simulations, draws)
-        yield f"| {name} | {NOMINAL:.0%} | {found.held:.1%} | {found.above:.1%} | {found.below:.1%} |"
+        if only in name:
+            found = simulated(case, simulations, draws)
+            yield f"| {name} | {NOMINAL:.0%} | {found.held:.1%} | {found.above:.1%} | {found.below:.1%} |"
 
 
 def main() -> None:
@@ -117,8 +178,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--only", default="", help="part of a case's name")
     given = parser.parse_args()
-    for line in table(given.simulations, given.draws):
+    for line in table(given.simulations, given.draws, given.only):
         print(line, flush=True)
 
 

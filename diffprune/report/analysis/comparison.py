@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -184,12 +184,25 @@ class Comparison:
         arm = self.arms.get((label, budget))
         return self.panel.mean(arm) if arm else None
 
+    def estimate(self, label: str, budget: str) -> float:
+        """`accuracy` without its interval; nan where the method was not evaluated."""
+        arm = self.arms.get((label, budget))
+        return self.panel.value(arm) if arm else float("nan")
+
     def difference(self, one: str, two: str, budget: str, benchmark: str | None = None) -> Difference | None:
         """Paired difference of two methods at one budget (the unpruned model has none), on all benchmarks or on one."""
         arms = [self.arms.get((label, "" if label in BOUNDS else budget), {}) for label in (one, two)]
         if benchmark:
             arms = [{r: {benchmark: c[benchmark]} for r, c in arm.items() if benchmark in c} for arm in arms]
-        return self.panel.difference(arms[0], arms[1]) if all(arms) else None
+        if not all(arms):
+            return None
+        alone = any(self.one_scorer(label, budget) for label in (one, two))
+        return replace(self.panel.difference(arms[0], arms[1]), scorers_only=alone)
+
+    def one_scorer(self, label: str, budget: str) -> bool:
+        """Whether a trained method was asked with one scorer seed: then nothing is known of how others would have fared."""
+        method = self.methods.get(label)
+        return method is not None and method.kind == "trained" and len(self.arms.get((label, budget), {})) == 1
 
     @cached_property
     def native(self) -> dict[str, dict[str, float]]:

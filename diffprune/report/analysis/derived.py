@@ -1,8 +1,8 @@
-"""Figures of one comparison that need two or three arms, all paired: relative accuracy, retention, agreement, tests."""
+"""Figures of one comparison that need two or three arms, all paired: relative accuracy, retention, agreement, verdicts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -10,17 +10,9 @@ import pandas as pd
 
 from diffprune.report.analysis.comparison import BLIND, BOUNDS, FULL, Comparison
 from diffprune.report.analysis.panel import Arm, BootstrapTable
-from diffprune.statistics import Difference, Estimate, Interval, Retention, average, holm, paired_p
+from diffprune.statistics import Estimate, Interval, Retention, Verdict, average, judged
 
 IMAGE_BOUND = 3.0  # standard errors by which the image must help
-
-
-@dataclass(frozen=True)
-class Tested(Difference):
-    """A paired difference in native units. p: by `test`; p_holm: corrected for the benchmarks tested beside it."""
-
-    test: str = ""
-    p_holm: float = 1.0
 
 
 class Derived:
@@ -142,17 +134,9 @@ class Derived:
 
     # --- one benchmark at a time -----------------------------------------------------------------------------------------
 
-    def tested(self, one: str, two: str, budget: str) -> dict[str, Tested]:
-        """Benchmark -> `one` - `two` in native units, with p corrected by Holm over the benchmarks of this budget."""
-        found: dict[str, Tested] = {}
-        for benchmark in self.chapter.benchmarks:
-            pair = self.beside((one, two), budget, benchmark)
-            if pair is None:
-                continue
-            arms = [self._arm(x, budget, benchmark) for x in (one, two)]
-            outcomes, rows = self.chapter.natives[benchmark].outcomes([*arms[0], *arms[1]])
-            delta = outcomes[:, : len(arms[0])].mean(1) - outcomes[:, len(arms[0]) :].mean(1)
-            (p,), (test,) = paired_p(delta[:, None], rows)
-            found[benchmark] = Tested(**vars((pair[0] - pair[1]).interval()), p=float(p), test=test)
-        corrected = holm([t.p for t in found.values()])
-        return {b: replace(t, p_holm=p) for (b, t), p in zip(found.items(), corrected, strict=True)}
+    def tested(self, one: str, two: str, budget: str) -> dict[str, Verdict]:
+        """Benchmark -> `one` - `two` in native units; the benchmarks of this budget are one family."""
+        alone = any(self.chapter.one_scorer(label, budget) for label in (one, two))
+        pairs = {b: self.beside((one, two), budget, b) for b in self.chapter.benchmarks}
+        found = {b: (pair[0] - pair[1]).difference() for b, pair in pairs.items() if pair}
+        return judged({b: replace(difference, scorers_only=alone) for b, difference in found.items()})

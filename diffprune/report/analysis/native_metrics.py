@@ -7,7 +7,7 @@ reproduce as the benchmark printed it is shown without an interval.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,19 +48,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Quantities:
-    """What a figure is made of. sums: [G C M]; figure: of sums; full: its largest value; outcomes and rows: [U C], of the units
-    a paired test compares (groups, or single outcomes of pairs and rotations)."""
+    """What a figure is made of. sums: [G C M]; figure: of sums; full: its largest value."""
 
     sums: np.ndarray
     figure: Figure
-    outcomes: np.ndarray
-    rows: np.ndarray
     full: float = 100.0
 
 
 def _mean(rows: Rows) -> Quantities:
     credit, count = rows.counted()
-    return Quantities(np.stack([credit, count], 2), ratio_of_sums(100), credit, count)
+    return Quantities(np.stack([credit, count], 2), ratio_of_sums(100))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -76,12 +73,12 @@ def _f1_mean(rows: Rows) -> Quantities:
         true, false, missed, count = np.split(sums, 4, axis=-1)
         return 100 * _share(2 * true, 2 * true + false + missed).sum(-1) / (count > 0).sum(-1)
 
-    return Quantities(np.concatenate([*parts, rows.counted(True)[1]], 2), figure, *rows.counted())
+    return Quantities(np.concatenate([*parts, rows.counted(True)[1]], 2), figure)
 
 
 def _circular(rows: Rows) -> Quantities:
     right, there = rows.all_right()
-    return Quantities(np.stack([right, there], 2), ratio_of_sums(100), right, there)
+    return Quantities(np.stack([right, there], 2), ratio_of_sums(100))
 
 
 def _paired_sum(rows: Rows) -> Quantities:
@@ -93,8 +90,7 @@ def _paired_sum(rows: Rows) -> Quantities:
         points = 100 * (_share(credits, counts) + _share(pairs, all_pairs)).sum(-1)
         return np.where((counts > 0).any(-1), points, np.nan)
 
-    outcomes, units = (part.transpose(0, 2, 1).reshape(-1, rows.shape[1]) for part in (right, there))
-    return Quantities(np.concatenate([credit, count, right, there], 2), figure, outcomes, units, 200.0 * rows.shape[2])
+    return Quantities(np.concatenate([credit, count, right, there], 2), figure, 200.0 * rows.shape[2])
 
 
 _QUANTITIES: Mapping[str, Callable[[Rows], Quantities]] = {
@@ -138,11 +134,3 @@ class Native(ClusterBootstrap):
             strata=_categories(rows) if formula.kind == "paired_sum" and every is None else None, full=made.full,
         )  # fmt: skip
         self.formula, self.columns, self.value = formula, {cell: i for i, cell in enumerate(cells)}, said
-        self._units = made.outcomes, made.rows
-
-    def outcomes(self, cells: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Outcomes [U C] and rows [U] of the units that all `cells` have answered alike, for a paired test."""
-        index = [self.columns[c] for c in cells]
-        outcomes, rows = self._units[0][:, index], self._units[1][:, index]
-        shared = (rows == rows[:, :1]).all(1) & (rows > 0).all(1)
-        return outcomes[shared], rows[shared, 0]

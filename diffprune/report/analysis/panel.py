@@ -60,6 +60,10 @@ class BootstrapTable:
         (found,) = self._estimates([arm])
         return found.interval(0.0, 100.0)
 
+    def value(self, arm: Arm) -> float:
+        """The mean alone, without its interval."""
+        return self._estimates([arm])[0].value
+
     def difference(self, one: Arm, two: Arm) -> Difference:
         """`one` - `two` in points, over the strata and the groups that both have answered."""
         first, second = self._estimates([one, two])

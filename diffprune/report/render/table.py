@@ -14,7 +14,7 @@ from diffprune.report.render import escape
 class Number:
     """A number, its 95 % interval where there is one, and how it is printed.
 
-    digits: after the point; unit: printed after it; word: a verdict printed beside it ("tie"); best: set in bold type;
+    digits: after the point; unit: printed after it; word: a verdict printed beside it ("better"); best: set in bold type;
     note: small print, as in whom it was compared with; flags: warnings about how it was measured.
     """
 

@@ -8,55 +8,64 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
-from diffprune.report.analysis import labels
+from diffprune.report.analysis import labels, verdicts
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
 from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.speed import Speed, common_flags, own_flags
 from diffprune.report.render.table import Entry, Number, Table
 from diffprune.report.tables.caveats import caveats
-from diffprune.statistics import Difference, Interval
+from diffprune.statistics import Difference, Interval, Range, Verdict, judged
+from diffprune.statistics.verdict import ALPHA, BETTER, CANNOT_TELL
 
 PAIRED = (
-    "Differences are paired: the same questions, {draws:,} bootstrap draws of whole groups (pictures), scorer seeds drawn as well. "
-    "Every interval is a 95 % interval for one comparison; none is corrected for the number of comparisons. "
-    "Where all draws agree the rule of three bounds it."
+    "Differences are paired: the same pictures ({draws:,} bootstrap draws of them){seeds}. Intervals are 95 % intervals for one "
+    "comparison."
 )
+SEEDS = ", and scorer seeds as replicates: what another seed would have given is in the interval"
+ONE_SEED = ". A trained method stands here with one scorer seed: where it does, the difference is one of these scorers only"
+SCORERS = "these scorers only"
+
+
+def words(family: str, margin: str = "1 point") -> str:
+    """What the verdicts of a table mean. family: what is corrected together."""
+    return (
+        f"better, worse: two-sided test at 5 %; equivalent: two one-sided tests at 5 % within ±{margin}; both corrected after Holm "
+        f"for {family}. cannot tell: neither, with the difference that one such comparison shows with 80 % power."
+    )
 
 
 def shown(found: Interval | None, digits: int = 1, unit: str = "", **more: object) -> Number | None:
-    """An interval as a table entry."""
-    return None if found is None else Number(found.estimate, found.low, found.high, digits, unit, **more)  # type: ignore[arg-type]
+    """An interval as a table entry; a range of few rounds says that it is one."""
+    if found is None:
+        return None
+    if isinstance(found, Range):
+        more["note"] = f"range of {found.num_rows} rounds"
+    return Number(found.estimate, found.low, found.high, digits, unit, **more)  # type: ignore[arg-type]
 
 
-def difference_entry(found: Difference | None) -> Number | None:
-    """A paired difference in points, with its verdict."""
-    return shown(found, word=found.verdict, signed=True) if found else None
-
-
-def rivals(chapter: Comparison) -> list[str]:
-    """Other trained methods that see what the subject sees."""
-    return [label for label, m in chapter.methods.items() if m.kind == "trained" and m.image_only and m.base != SUBJECT]
-
-
-def best_rule(chapter: Comparison, budget: str) -> str | None:
-    """The training-free image-only rule with the highest accuracy at a budget."""
-    scored = [(a.estimate, label) for label, m in chapter.methods.items() if m.rule and (a := chapter.accuracy(label, budget))]
-    return max(scored)[1] if scored else None
+def judged_entry(found: Verdict | None, digits: int = 1, note: str = "") -> Number | None:
+    """A paired difference with its verdict; what could have been seen where it cannot tell."""
+    if found is None:
+        return None
+    difference = found.found
+    seen = f"{Number(difference.detectable, digits=digits).main} would show" if found.word == CANNOT_TELL else ""
+    alone = SCORERS if difference.scorers_only else ""
+    return shown(difference, digits, word=found.word, signed=True, note="; ".join(x for x in (note, seen, alone) if x))
 
 
 def _best(
     chapter: Comparison, labels: list[str], budget: str, values: dict[str, float], benchmark: str | None = None
 ) -> str | None:
-    """The label with the highest value, if its paired difference to every other excludes 0; else None: a tie has no winner."""
-    there = [x for x in labels if math.isfinite(values.get(x, math.nan))]
-    if len(there) < 2:
-        return None
-    top = max(there, key=lambda x: values[x])
-    for other in there:
-        found = None if other == top else chapter.difference(top, other, budget, benchmark)
-        if other != top and (found is None or found.verdict != "better"):
+    """The label with the highest value, if it is better than every other (these comparisons are one family); else None."""
+    there = sorted((x for x in labels if math.isfinite(values.get(x, math.nan))), key=lambda x: -values[x])
+    family: dict[str, Difference] = {}
+    for other in there[1:]:  # the nearest first: mostly it decides
+        found = chapter.difference(there[0], other, budget, benchmark)
+        if found is None or found.scorers_only or not found.p < ALPHA:
             return None
-    return top
+        family[other] = found
+    best = bool(family) and all(verdict.word == BETTER for verdict in judged(family).values())
+    return there[0] if best else None
 
 
 def per_budget(chapter: Comparison, budget: Budget) -> Table:
@@ -68,8 +77,8 @@ def per_budget(chapter: Comparison, budget: Budget) -> Table:
     for b in chapter.benchmarks:
         values = {x: chapter.native_of(x, budget.spelling, b)[1] for x in fair}
         winners[b] = _best(chapter, fair, budget.spelling, values, b)
-    accuracy = {x: a for x in there if (a := chapter.accuracy(x, budget.spelling))}
-    winner = _best(chapter, fair, budget.spelling, {x: a.estimate for x, a in accuracy.items()})
+    accuracy = {x: chapter.estimate(x, budget.spelling) for x in there}
+    winner = _best(chapter, fair, budget.spelling, accuracy)
     rows = [_row(chapter, FULL, "", {}, None)] if (FULL, "") in chapter.arms else []
     rows += [_row(chapter, x, budget.spelling, winners, winner) for x in there]
     breaks = {i + 1 for i, (a, b) in enumerate(pairwise(there)) if (a in fair) != (b in fair)}
@@ -106,9 +115,9 @@ def _notes(chapter: Comparison) -> Iterable[str]:
     yield (
         "Mean credit: percent, unweighted over the benchmarks, with its 95 % interval. avg %: mean over benchmarks of pruned "
         "/ unpruned, "
-        "the field's figure; it averages unlike units. Bold: best image-only method, and only where its paired difference "
-        "(in credit) to every "
-        "other excludes 0; no bold means a tie. Below the line: methods that also read the question, and variants."
+        "the field's figure; it averages unlike units. Bold: better (in credit, paired) than every other image-only method of the "
+        "column, corrected after Holm for all of them; no bold where that cannot be told, or hangs on one scorer seed of a trained "
+        "method. Below the line: methods that also read the question, and variants."
     )
     yield from (f"{flag}: {says}" for flag, says in caveats(chapter))
     if chapter.unknown:
@@ -148,55 +157,76 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
 def differences(chapter: Comparison, draws: int) -> Table:
     """DiffPrune minus each other trained method, the best training-free rule and the unpruned model; one column per budget."""
     rows: list[tuple[Entry, ...]] = []
-    for against in [*rivals(chapter), None, FULL]:
+    every = verdicts.of(chapter)
+    for against in dict.fromkeys(key[0] for key in every):
         cells: list[Entry] = []
-        questions, seeds = 0, set()
+        pictures, seeds = 0, set()
         for budget in chapter.budgets:
-            other = against or best_rule(chapter, budget.spelling)
-            found = chapter.difference(SUBJECT, other, budget.spelling) if other else None
-            entry = difference_entry(found)
-            cells.append(replace(entry, note=other) if entry and other and not against else entry)
-            if found and other:
-                questions = max(questions, found.num_rows)
-                seeds.add("/".join(str(len(chapter.arms[x, "" if x == FULL else budget.spelling])) for x in (SUBJECT, other)))
-        if seeds:
-            rows.append((against or "best training-free rule", *cells, Number(questions, digits=0), ", ".join(sorted(seeds))))
-    columns = ("DiffPrune minus", *(b.short for b in chapter.budgets), "questions", "seeds")
-    notes = (
-        PAIRED.format(draws=draws),
-        "tie: the interval contains 0. The best rule is chosen on these same questions, which favours the rule.",
-    )
+            one = every.get((against, budget.spelling))
+            cells.append(judged_entry(one.verdict, note=one.other if against == verdicts.RULE else "") if one else None)
+            if one:
+                pictures = max(pictures, one.verdict.found.num_groups)
+                arms = ((SUBJECT, budget.spelling), (one.other, "" if one.other == FULL else budget.spelling))
+                seeds.add("/".join(str(len(chapter.arms[arm])) for arm in arms))
+        rows.append((against, *cells, Number(pictures, digits=0), ", ".join(sorted(seeds))))
+    columns = ("DiffPrune minus", *(b.short for b in chapter.budgets), "pictures", "seeds")
+    notes = (_paired([one.verdict for one in every.values()], draws), words("all cells of this table"), *_chosen(chapter))
     return Table("differences", "Paired differences in mean credit, points", columns, tuple(rows), notes)
+
+
+def _paired(found: Iterable[Verdict], draws: int) -> str:
+    """What the intervals of these differences hold: seeds only where there are several."""
+    differences = [verdict.found for verdict in found]
+    several = any(d.num_seeds > 1 for d in differences)
+    alone = any(d.scorers_only for d in differences)
+    return PAIRED.format(draws=draws, seeds=SEEDS * several + ONE_SEED * alone)
+
+
+def _chosen(chapter: Comparison) -> Iterable[str]:
+    """On what the best rule of each budget was chosen."""
+    by: dict[str, list[str]] = {}
+    for budget in chapter.budgets:
+        if rule := verdicts.best_rule(chapter, budget.spelling):
+            by.setdefault(rule.chosen, []).append(budget.short)
+    if by:
+        said = [chosen + (f" ({', '.join(at)})" if len(by) > 1 else "") for chosen, at in by.items()]
+        yield f"The best rule of a budget is chosen {'; '.join(said)}."
 
 
 def variants(chapter: Comparison) -> Table | None:
     """Every variant of a method minus the plain one (question-aware, without denoiser, ...); one column per budget."""
+    pairs = [(x, m.base) for x, m in chapter.methods.items() if x != m.base and m.base in chapter.methods]
+    at = [b.spelling for b in chapter.budgets]
+    family = {(x, b): d for x, plain in pairs for b in at if (d := chapter.difference(x, plain, b))}
+    found = judged(family)
     rows: list[tuple[Entry, ...]] = []
-    for label, made in chapter.methods.items():
-        plain = made.base
-        if label != plain and plain in chapter.methods:
-            found = [chapter.difference(label, plain, b.spelling) for b in chapter.budgets]
-            if any(found):
-                rows.append((label, plain, *map(difference_entry, found), str(max(f.num_seeds for f in found if f))))
+    for label, plain in pairs:
+        seeds = [family[label, b].num_seeds for b in at if (label, b) in family]
+        if seeds:
+            rows.append((label, plain, *(judged_entry(found.get((label, b))) for b in at), str(max(seeds))))
     columns = ("variant", "minus", *(b.short for b in chapter.budgets), "seeds")
-    return Table("variants", "What each variant changes, points", columns, tuple(rows)) if rows else None
+    notes = (words("all cells of this table"),)
+    return Table("variants", "What each variant changes, points", columns, tuple(rows), notes) if rows else None
 
 
 def removal(chapter: Comparison) -> Table | None:
     """Accuracy with tokens removed beside tokens replaced by their mean: what removal itself costs."""
+    keys = sorted(chapter.replaced_arms, key=lambda k: (chapter.order(k[0]), -labels.budget(k[1])[1]))
+    keys = [key for key in keys if key in chapter.arms]
+    family = {}
+    for key in keys:
+        difference = chapter.panel.difference(chapter.arms[key], chapter.replaced_arms[key])
+        family[key] = replace(difference, scorers_only=chapter.one_scorer(*key))
+    found = judged(family)
     rows: list[tuple[Entry, ...]] = []
-    for label, budget in sorted(chapter.replaced_arms, key=lambda k: (chapter.order(k[0]), -labels.budget(k[1])[1])):
-        arm = chapter.replaced_arms[label, budget]
-        removed = chapter.arms.get((label, budget))
-        if removed:
-            found = chapter.panel.difference(removed, arm)
-            rows.append(
-                (label, budget, shown(chapter.panel.mean(removed)), shown(chapter.panel.mean(arm)), difference_entry(found))
-            )
+    for label, budget in keys:
+        means = [shown(chapter.panel.mean(arms[label, budget])) for arms in (chapter.arms, chapter.replaced_arms)]
+        rows.append((label, budget, *means, judged_entry(found[label, budget])))
     columns = ("Method", "budget", "removed, %", "replaced by mean, %", "removed − replaced, points")
     notes = (
         "Replaced tokens stay in the sequence as the mean of their picture: no speedup. A negative difference is the price "
         "of removal itself.",
+        words("all rows of this table"),
     )
     return Table("replaced", "Removed against replaced by their mean", columns, tuple(rows), notes) if rows else None
 
@@ -206,10 +236,10 @@ def kinds(chapter: Comparison) -> Table:
     rows: list[tuple[Entry, ...]] = []
     for (kind, label), points in kind_curves(chapter).items():
         for kept, found in points:
-            rows.append((kind, label, Number(kept, digits=0), shown(found), Number(found.num_rows, digits=0)))
-    return Table(
-        "kinds", "Accuracy per kind of question", ("kind", "Method", "kept tokens", "accuracy %", "questions"), tuple(rows)
-    )
+            size = Number(found.num_rows, digits=0), Number(found.num_groups, digits=0)
+            rows.append((kind, label, Number(kept, digits=0), shown(found), *size))
+    columns = ("kind", "Method", "kept tokens", "accuracy %", "questions", "pictures")
+    return Table("kinds", "Accuracy per kind of question", columns, tuple(rows))
 
 
 @lru_cache(maxsize=8)

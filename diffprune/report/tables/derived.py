@@ -1,4 +1,4 @@
-"""Tables of derived figures: relative accuracy and its companions, changed answers, the image's share, tests per benchmark."""
+"""Tables of derived figures: relative accuracy and its companions, changed answers, the image's share, verdicts per benchmark."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 
 from diffprune.report.analysis.comparison import BLIND, FULL, Comparison
 from diffprune.report.analysis.derived import Derived
+from diffprune.report.analysis.labels import SUBJECT
+from diffprune.report.analysis.verdicts import rivals
 from diffprune.report.render.table import Entry, Number, Table
-from diffprune.report.tables.accuracy import SUBJECT, rivals, shown
+from diffprune.report.tables.accuracy import judged_entry, shown, words
 
 FAULTS = (
     "Relative accuracy as papers print it: mean over benchmarks of pruned / unpruned. It averages unlike units (MME points, F1, "
@@ -102,34 +104,16 @@ def tested(chapter: Comparison, derived: Derived) -> list[Table]:
     for against in (FULL, *rivals(chapter)):
         by_budget = {b.spelling: derived.tested(SUBJECT, against, b.spelling) for b in chapter.budgets}
         rows: list[tuple[Entry, ...]] = []
-        tests: set[str] = set()
         for benchmark in chapter.benchmarks:
             cells = [t.get(benchmark) for t in by_budget.values()]
             if not any(cells):
                 continue
             figure = chapter.native_of(FULL, "", benchmark)[0].replace("_", " ")
-            digits = 0 if figure.startswith("mme") else 1
-            entries = [shown(t, digits, signed=True, word=t.verdict, note=_p(t.p_holm)) if t else None for t in cells]
+            entries = [judged_entry(t, 0 if figure.startswith("mme") else 1) for t in cells]
             rows.append((chapter.heading(benchmark), figure, *entries))
-            tests |= {f"{t.test} ({chapter.heading(benchmark)})" for t in cells if t}
         if rows:
             columns = ("Benchmark", "figure", *(b.short for b in chapter.budgets))
             name = "benchmarks_" + "".join(c if c.isalnum() else "_" for c in against.lower())
-            found.append(Table(name, f"{SUBJECT} − {against}, benchmark by benchmark", columns, tuple(rows), (_how(tests),)))
+            notes = ("Native units. " + words("the benchmarks of one column", "1 % of the figure's largest value"),)
+            found.append(Table(name, f"{SUBJECT} − {against}, benchmark by benchmark", columns, tuple(rows), notes))
     return found
-
-
-def _how(tests: set[str]) -> str:
-    by_test: dict[str, list[str]] = {}
-    for text in sorted(tests):
-        name, _, benchmark = text.partition(" (")
-        by_test.setdefault(name, []).append(benchmark.rstrip(")"))
-    which = "; ".join(f"{name}: {', '.join(found)}" for name, found in by_test.items())
-    return (
-        "Native units, paired 95 % intervals; tie: the interval holds 0. p: corrected after Holm for the benchmarks of one column. "
-        f"Tests: {which}. McNemar's is for independent units, sign flips are over whole groups."
-    )
-
-
-def _p(value: float) -> str:
-    return "" if not math.isfinite(value) else "p < 0.001" if value < 0.001 else f"p {value:.3f}" if value < 0.9995 else "p 1"

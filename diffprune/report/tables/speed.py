@@ -252,8 +252,9 @@ def training(records: Records) -> Table | None:
         return None
     rows: list[tuple[Entry, ...]] = []
     for label in [x for x in records.methods if (frame["label"] == x).any()]:
-        part = frame[frame["label"] == label]
-        last = part.sort_values("step", kind="stable").groupby("scorer_seed").tail(max(1, int(part["step"].max()) // 10))
+        part = frame[frame["label"] == label].sort_values("step", kind="stable")
+        seeds = part.groupby("scorer_seed", dropna=False)
+        last = part[seeds.cumcount(ascending=False) < (seeds["step"].transform("size") // 10).clip(1)]
         ms = part["step_ms"].quantile([0.1, 0.5, 0.9])
         rows.append(
             (
@@ -263,8 +264,8 @@ def training(records: Records) -> Table | None:
                 Number(ms[0.5], ms[0.1], ms[0.9], 0),
                 Number(last["loss"].mean(), digits=3),
                 Number(part["grad_cosine"].mean(), digits=3),
-                Number(part["validation_soft"].dropna().tail(part["scorer_seed"].nunique()).mean(), digits=3),
-                Number(part["validation_hard"].dropna().tail(part["scorer_seed"].nunique()).mean(), digits=3),
+                Number(seeds["validation_soft"].last().mean(), digits=3),
+                Number(seeds["validation_hard"].last().mean(), digits=3),
                 Number(part["workers"].max(), digits=0),
             )
         )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from diffprune.report.analysis import verdicts
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
+from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.speed import Speed
+from diffprune.report.analysis.verdicts import RULE, Judged, rivals
 from diffprune.report.render.table import Number
-from diffprune.report.tables.accuracy import SUBJECT, best_rule, rivals
-from diffprune.statistics import Difference
+from diffprune.statistics import Difference, counted
+from diffprune.statistics.verdict import BETTER, CANNOT_TELL, EQUIVALENT, WORSE
+
+RULES = "the best training-free image-only rule of each budget"
 
 
 def _list(parts: list[str]) -> str:
@@ -21,21 +28,38 @@ def _points(found: Difference) -> str:
     return f"{_signed(found.estimate)} [{_signed(found.low)}, {_signed(found.high)}]"
 
 
-def verdict(against: str, found: list[tuple[Budget, Difference, str]]) -> str:
-    """ "Against X, DiffPrune is better at ..., ties at ..., is worse at ..." with the differences in points.
+SAYS = {
+    BETTER: "is better with {}", EQUIVALENT: "is equivalent within ±1 point with {}", CANNOT_TELL: "cannot be told apart with {}",
+    WORSE: "is worse with {}",
+}  # fmt: skip
 
-    found: budget, paired difference, and which rule it was compared with ("" if that is in `against`).
+
+def verdict(against: str, found: Sequence[tuple[Budget, Judged]]) -> str:
+    """ "Against X, DiffPrune is better with ..., cannot be told apart with ..." and the differences in points.
+
+    The rule compared is named where it is not `against`; where nothing may be said of methods, the scorers' differences are told.
     """
     clauses = []
-    for word, says in (("better", "is better with"), ("tie", "ties with"), ("worse", "is worse with")):
-        mine = [f"{b.kept:.0f} tokens ({_points(d)}{', ' + rule if rule else ''})" for b, d, rule in found if d.verdict == word]
+    for word, says in SAYS.items():
+        mine = [_told(budget, one, against) for budget, one in found if one.verdict.word == word]
         if mine:
-            clauses.append(f"{says} {_list(mine)}")
+            clauses.append(says.format(_list(mine)))
+    alone = [_told(budget, one, against) for budget, one in found if one.verdict.found.scorers_only]
+    if alone:
+        clauses.append(f"differs, these scorers only and no verdict about the methods, with {_list(alone)}")
     if not clauses:
         return f"Against {against} nothing was compared at a shared budget."
     if len(clauses) == 1 and len(found) > 1:
         clauses[0] += ", that is at every budget"
     return f"Against {against}, DiffPrune " + "; ".join(clauses) + "."
+
+
+def _told(budget: Budget, one: Judged, against: str) -> str:
+    """One comparison: tokens, difference, whom it is with where that changes, and what would have shown."""
+    found = one.verdict.found
+    rule = f", {one.other}" if against == RULES else ""
+    seen = f", a difference of {Number(found.detectable).main} would show" if one.verdict.word == CANNOT_TELL else ""
+    return f"{budget.kept:.0f} tokens ({_points(found)}{rule}{seen})"
 
 
 def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
@@ -48,34 +72,23 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
     said = []
     if base:
         said.append(
-            f"DiffPrune was asked {base.num_rows:,} questions of {len(chapter.benchmarks)} benchmarks at "
-            f"{len(chapter.budgets)} budgets, "
-            f"with {seeds} scorer seed{'s' * (seeds != 1)}. Differences are in points of mean credit, with paired 95 % intervals."
+            f"DiffPrune was asked {base.num_rows:,} questions about {base.num_groups:,} pictures of {len(chapter.benchmarks)} "
+            f"benchmarks at {len(chapter.budgets)} budgets, with {seeds} scorer seed{'s' * (seeds != 1)}. Differences are in "
+            "points of mean credit, with paired 95 % intervals; verdicts are corrected for all comparisons made here."
         )
-    for rival in rivals(chapter):
-        found = [(b, d, "") for b in chapter.budgets if (d := chapter.difference(SUBJECT, rival, b.spelling))]
-        said.append(verdict(rival, found))
+    every = verdicts.of(chapter)
+    for against in (*rivals(chapter), RULE, FULL):
+        found = [(b, every[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in every]
+        if found or against != FULL:
+            said.append(verdict({RULE: RULES, FULL: "the unpruned model"}.get(against, against), found))
     if not rivals(chapter):
         said.append("No other trained method was evaluated, so nothing is said about one.")
-    rules = [
-        (b, d, rule)
-        for b in chapter.budgets
-        if (rule := best_rule(chapter, b.spelling)) and (d := chapter.difference(SUBJECT, rule, b.spelling))
-    ]
-    said.append(verdict("the best training-free image-only rule of each budget", rules))
-    return said + _bargain(chapter, fast, batch)
+    return said + _speed(chapter, fast, batch)
 
 
-def _bargain(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
-    """What pruning costs and saves: at the budget with fewest tokens that is no worse than unpruned, and the fastest one."""
+def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
+    """What pruning saves."""
     said = []
-    safe = [b for b in chapter.budgets if (d := chapter.difference(SUBJECT, FULL, b.spelling)) and d.verdict in ("better", "tie")]
-    if safe:
-        found = chapter.difference(SUBJECT, FULL, safe[-1].spelling)
-        assert found is not None
-        said.append(f"Down to {safe[-1].label} its accuracy is not measurably below the unpruned model ({_points(found)}).")
-    elif chapter.budgets and chapter.difference(SUBJECT, FULL, chapter.budgets[0].spelling):
-        said.append("At every budget its accuracy is measurably below the unpruned model.")
     timed = [(b, s) for b in chapter.budgets if (s := fast.get((SUBJECT, b.spelling))) and s.net]
     parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {b.kept:.0f} tokens" for b, s in timed if s.net]
     if parts:
@@ -91,10 +104,11 @@ def _bargain(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
 
 def short(chapter: Comparison) -> str:
     """One line: the sum of the verdicts against the other trained methods, for the top of the page."""
-    found = [(b, r, d) for r in rivals(chapter) for b in chapter.budgets if (d := chapter.difference(SUBJECT, r, b.spelling))]
+    others = rivals(chapter)
+    found = [one.verdict for (against, _), one in verdicts.of(chapter).items() if against in others]
     if not found:
         return "No comparison with another trained method in this store."
-    counts = {w: sum(d.verdict == w for _, _, d in found) for w in ("better", "tie", "worse")}
-    names = {"better": "better in {}", "tie": "a tie in {}", "worse": "worse in {}"}
-    parts = [names[w].format(n) for w, n in counts.items() if n]
+    parts = [f"{word} in {num}" for word, num in counted(found).items()]
+    alone = sum(verdict.found.scorers_only for verdict in found)
+    parts += [f"no verdict in {alone}, which hold for these scorers only (one seed)"] if alone else []
     return f"DiffPrune against the other trained methods, {len(found)} comparisons: {_list(parts)}."
