@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -120,6 +121,8 @@ class Trial:
     predicted_speedup: float  # net of overhead
     feasible: bool
     accuracy: float  # mean credit on the calibration split, nan where not evaluated
+    accuracy_low: float = math.nan  # its 95 % interval over pictures
+    accuracy_high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ class Choice:
     accuracy: float  # calibration split, mean credit
     best_speedup: float  # at the floor of this machine and this input length
     note: str
+    accuracy_low: float = math.nan  # 95 % interval of accuracy over pictures
+    accuracy_high: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from diffprune.core.cell import Cell, EvaluateSpec
 from diffprune.core.errors import with_class
 from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
-from diffprune.core.records import Choice, CurvePoint, Provenance, Timing
+from diffprune.core.records import Choice, CurvePoint, Prediction, Provenance, Timing
 from diffprune.core.spec import Spec
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import SweepFailed
@@ -37,9 +37,9 @@ from diffprune.timing.machine import steady
 from diffprune.tune.calibration import Scored, scored
 from diffprune.tune.cells import settings
 from diffprune.tune.options import Tuning
-from diffprune.tune.probes import check, grid, splits, time_curve, time_overhead
+from diffprune.tune.probes import accuracy, check, grid, splits, time_curve, time_overhead
 from diffprune.tune.search import Candidate, Failed, Probes, Search, answers, tuned
-from diffprune.tune.solver import MeasuredSpeedup
+from diffprune.tune.solver import Accuracy, MeasuredSpeedup
 from diffprune.vlm.load import load
 
 
@@ -73,13 +73,13 @@ class Resident:
         with steady(self.options.threads):
             return time_overhead(self.vlm, self.calibration[0], made, keeps, self.options.curve_repeats, self.clock)
 
-    def accuracy(self, pruner: Spec, budget: Budget) -> float:
+    def accuracy(self, pruner: Spec, budget: Budget) -> Accuracy:
         """Mean credit of every calibration question.
 
         Raises:
             RuntimeError: a question could not be answered; a mean over the others would be another figure.
         """
-        options, credits = self.options, list[float]()
+        options, answered = self.options, list[Prediction]()
         asked = settings(options).questions
         for questions in asked:
             each = math.ceil(options.calibration / len(asked))
@@ -88,8 +88,8 @@ class Resident:
             if broken := [row.error for row in rows if row.error]:
                 what = f"{len(broken)} of {len(rows)} questions of {questions.benchmark}"
                 raise RuntimeError(f"{what} failed, the first with {broken[0]}")
-            credits += [row.credit for row in rows]
-        return sum(credits) / len(credits)
+            answered += rows
+        return accuracy(answered)
 
     def check(self, asked: Sequence[Candidate]) -> list[MeasuredSpeedup]:
         """Measured speedups on held-out images, all of them in one interleaved session."""
@@ -117,20 +117,22 @@ class _Remote:
 class _Tell(ray_tune.Callback):
     """Passes on each accuracy that a trial of Ray Tune reports."""
 
-    def __init__(self, candidates: Sequence[Candidate], found: Callable[[Candidate, float], None]) -> None:
+    def __init__(self, candidates: Sequence[Candidate], found: Callable[[Candidate, Accuracy], None]) -> None:
         self.candidates, self.found = candidates, found
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "accuracy" in result:
-            self.found(self.candidates[trial.config["index"]], float(result["accuracy"]))
+            ends = (float(result[name]) for name in ("accuracy", "low", "high"))
+            self.found(self.candidates[trial.config["index"]], Accuracy(*ends))
 
 
 def _trial(config: dict[str, Any], actor: Any, candidates: Sequence[Candidate]) -> None:
     """The trainable: no model of its own, one question to the resident one."""
-    ray_tune.report({"accuracy": ray.get(actor.accuracy.remote(*candidates[config["index"]]))})
+    found: Accuracy = ray.get(actor.accuracy.remote(*candidates[config["index"]]))
+    ray_tune.report({"accuracy": found.mean, "low": found.low, "high": found.high})
 
 
-def _trials(actor: Any, folder: Path, candidates: Sequence[Candidate], found: Callable[[Candidate, float], None]) -> None:
+def _trials(actor: Any, folder: Path, candidates: Sequence[Candidate], found: Callable[[Candidate, Accuracy], None]) -> None:
     """Ray Tune over candidates.
 
     Raises:

@@ -3,7 +3,8 @@
 A bootstrap of rare or skewed outcomes spreads further to one side; two scales keep that. How well a variance is known from few
 groups or seeds is a scaled chi-squared, so each part of the variance is drawn as v df / chi2(df), and the parts add: with one part
 this is Student's t, with several it is Weerahandi's generalized confidence interval (1993, Journal of the American Statistical
-Association 88), which holds its level with three seeds where Satterthwaite's degrees of freedom do not (`jobs/studies/coverage.py`).
+Association 88), which holds its level with three seeds, where Satterthwaite's degrees of freedom do not: they cover 88 to 92 %.
+
 Intervals, p values, equivalence and the difference that could have been seen are all read off this one distribution, so no two of
 them can contradict each other.
 """
@@ -23,13 +24,14 @@ from diffprune.statistics.interval import Array
 LEVEL = 0.95  # of every interval in the project
 POWER = 0.8  # of a difference that could have been seen
 POINTS = 256  # of the quadrature over chi-squared variables
+_LEAST = 1e-300  # a standard error of 0: certain, however small the distance
 _STEPS = (1, 75, 127)  # of the lattice: which point of each further variable goes with a point of the first
 
 
 @lru_cache(maxsize=4096)
 def doubts(df: float, variable: int) -> Array:
     """df / chi2(df) at equally likely points [POINTS], in an order of its own for each variable."""
-    order = (np.arange(POINTS) * _STEPS[variable]) % POINTS
+    order = (np.arange(POINTS) * _STEPS[min(variable, 2)]) % POINTS
     return np.asarray(df / stats.chi2.isf((order + 0.5) / POINTS, df))
 
 
@@ -84,12 +86,7 @@ class Spread:
     def _tail(self, null: float, sign: int) -> float:
         """One-sided p of the null: how likely an error is that leads from it to the estimate, upwards for sign 1."""
         away, scale = sign * (self.estimate - null), self.below if sign > 0 else self.above
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return (
-                float(np.where(scale > 0, special.ndtr(-away / scale), (away < 0) + 0.5 * (away == 0)).mean())
-                if self.known
-                else math.nan
-            )
+        return float(special.ndtr(-away / np.maximum(scale, _LEAST)).mean()) if self.known else math.nan
 
 
 def _quantile(scale: Array, tail: float) -> float:
@@ -100,6 +97,5 @@ def _quantile(scale: Array, tail: float) -> float:
     low, high = z * float(scale.min()), z * float(scale.max())
     if high - low <= 1e-12 * high:
         return high
-    return float(
-        optimize.brentq(lambda d: float(special.ndtr(-d / np.maximum(scale, 1e-300)).mean()) - tail, low, high, xtol=1e-13)
-    )
+    scale = np.maximum(scale, _LEAST)
+    return float(optimize.brentq(lambda distance: float(special.ndtr(-distance / scale).mean()) - tail, low, high, xtol=1e-13))

@@ -24,8 +24,8 @@ Key = TypeVar("Key")
 class Verdict:
     """A difference and what may be said of it.
 
-    word: on a: `better` or `worse` (the difference is not 0), `equivalent` (within the margin, by two one-sided tests), `cannot tell`;
-    "" where nothing may be said of the methods: no interval, or a trained method with one scorer seed.
+    word: on a: `better` or `worse` (the difference is not 0), `equivalent` (within the margin, by two one-sided tests), `cannot
+    tell`; "" where nothing may be said of the methods: no interval, or a trained method with one scorer seed.
     p: of no difference, corrected for the family.
     """
 

@@ -18,16 +18,16 @@ from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.budget import Budget, Share
 from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
-from diffprune.core.records import CurvePoint, Timing
+from diffprune.core.records import CurvePoint, Prediction, Timing
 from diffprune.core.registry import load
 from diffprune.core.vlm import VLM
-from diffprune.statistics import ClusterBootstrap, ratio_of_sums
+from diffprune.statistics import ClusterBootstrap, ratio_of_sums, totals
 from diffprune.timing import eager
 from diffprune.timing.clock import Clock
 from diffprune.timing.eager import Inputs
 from diffprune.tune.cells import benchmarks, calibration_split
 from diffprune.tune.options import Tuning
-from diffprune.tune.solver import MeasuredSpeedup, monotone
+from diffprune.tune.solver import Accuracy, MeasuredSpeedup, monotone
 
 # --- images and questions --------------------------------------------------------------------------------------------
 
@@ -59,6 +59,16 @@ def splits(vlm: VLM, options: Tuning, needs: frozenset[Evidence]) -> tuple[list[
         return [i for (b, _), s in zip(asked, group, strict=True) for i in _cut(vlm, b, s, options.batch, needs)]
 
     return cut(first), cut(later)
+
+
+def accuracy(rows: Sequence[Prediction]) -> Accuracy:
+    """Mean credit of calibration questions, with its interval over their pictures."""
+    groups = np.unique([row.group for row in rows], return_inverse=True)[1]
+    credits, where = np.array([row.credit for row in rows], float), (groups, np.zeros(len(rows), int))
+    count, credit = (totals(values, where, (int(groups.max()) + 1, 1)) for values in (np.ones(len(rows)), credits))
+    (found,) = ClusterBootstrap(np.stack([credit, count], -1), count, ratio_of_sums(), full=1.0).estimates([[0]])
+    ends = found.interval(0.0, 1.0)
+    return Accuracy(sum(row.credit for row in rows) / len(rows), ends.low, ends.high)
 
 
 # --- what is timed ---------------------------------------------------------------------------------------------------
@@ -144,6 +154,6 @@ def check(
         sums[row] = np.median(spent[1:], axis=0)
     num = sum(len(inputs.questions) for inputs in batches)
     pairs = np.stack([np.repeat(sums[:, :1], len(asked), 1), sums[:, 1:]], 2)
-    batched = ClusterBootstrap(pairs, np.ones(pairs.shape[:2]), ratio_of_sums(), full=1.0)
+    batched = ClusterBootstrap(pairs, np.ones(pairs.shape[:2]), ratio_of_sums(), full=0.0)
     found = [one.interval(low=0.0) for one in batched.estimates([[i] for i in range(len(asked))])]
     return [MeasuredSpeedup(f.estimate, f.low, f.high, num) for f in found]

@@ -6,7 +6,6 @@ knows yet. Every answer is published as soon as it is found, so a run that dies 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
@@ -19,10 +18,21 @@ from diffprune.core.spec import Spec
 from diffprune.store import Store
 from diffprune.tune.calibration import Scored
 from diffprune.tune.options import Tuning
-from diffprune.tune.solver import Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
+from diffprune.tune.solver import (
+    UNKNOWN,
+    Accuracy,
+    Latency,
+    MeasuredSpeedup,
+    Solver,
+    Verified,
+    best_trial,
+    choice,
+    correction,
+    unreachable,
+)
 
 Candidate = tuple[Spec, Budget]  # whose accuracy on the calibration questions is asked
-Trials = Callable[[Sequence[Candidate], Callable[[Candidate, float], None]], None]  # runs candidates, tells each accuracy
+Trials = Callable[[Sequence[Candidate], Callable[[Candidate, Accuracy], None]], None]  # runs candidates, tells each accuracy
 
 
 class Failed(RuntimeError):
@@ -41,7 +51,7 @@ class Probes(Protocol):
     def scores(self, pruner: Spec) -> Scored:
         """Scores and counts of the calibration images."""
 
-    def accuracy(self, pruner: Spec, budget: Budget) -> float:
+    def accuracy(self, pruner: Spec, budget: Budget) -> Accuracy:
         """Mean credit of the calibration questions."""
 
     def check(self, asked: Sequence[Candidate]) -> list[MeasuredSpeedup]:
@@ -87,15 +97,15 @@ class Search:
         self.labels = {tuned(cell).pruner: cell.method.label for cell in asked}
         self.accuracies = self._known()
 
-    def _known(self) -> dict[Candidate, float]:
+    def _known(self) -> dict[Candidate, Accuracy]:
         """Accuracies an earlier run has found for these very models, methods and questions."""
         table, first = self.store.read("trials"), self.asked[0].columns()
         for name in ("model_sha256", "benchmark", "revision", "split", "limit", "protocol"):
             table = table[table[name] == getattr(first, name)]
         table = table[table["accuracy"].notna()]
         mine = {(c.pruner, c.weights_sha256): tuned(cell).pruner for cell in self.asked for c in [cell.columns()]}
-        rows = zip(table["pruner"], table["weights_sha256"], table["budget"], table["accuracy"], strict=True)
-        found = {(mine[p, w], b): float(a) for p, w, b, a in rows if (p, w) in mine}
+        rows = table[["pruner", "weights_sha256", "budget", "accuracy", "accuracy_low", "accuracy_high"]].itertuples(False, None)
+        found = {(mine[p, w], b): Accuracy(*map(float, ends)) for p, w, b, *ends in rows if (p, w) in mine}
         return {(pruner, parse(text)): accuracy for (pruner, text), accuracy in found.items()}
 
     def go(self) -> None:
@@ -186,18 +196,18 @@ class Search:
                 self._give_up([cell], str(error))
             self.trials = [t for t in self.trials if t.cell in able]
 
-    def _found(self, candidate: Candidate, accuracy: float) -> None:
+    def _found(self, candidate: Candidate, accuracy: Accuracy) -> None:
         """One accuracy: written for every question it answers."""
         self.accuracies[candidate] = accuracy
         pruner, budget = candidate
-        print(f"tune: {self.labels[pruner]} {budget} answers {accuracy:.1%} of the calibration questions", flush=True)
+        print(f"tune: {self.labels[pruner]} {budget} answers {accuracy.mean:.1%} of the calibration questions", flush=True)
         for trial in self.trials:
             if trial.candidate == candidate:
                 self._record(trial)
 
     def _record(self, trial: _Trial) -> None:
-        accuracy = self.accuracies.get(trial.candidate, math.nan) if trial.record.feasible else math.nan
-        self._publish(trial.own, {"trials": [replace(trial.record, accuracy=accuracy)]})
+        accuracy = self.accuracies.get(trial.candidate, UNKNOWN) if trial.record.feasible else UNKNOWN
+        self._publish(trial.own, {"trials": [accuracy.of(trial.record)]})
 
     def _verify(self) -> None:
         """Measure the best candidate of every question, correct those that missed, answer."""
@@ -205,7 +215,7 @@ class Search:
         todo: dict[Cell, Trial] = {}
         for cell in dict.fromkeys(t.cell for t in self.trials):
             mine = [t for t in self.trials if t.cell == cell]
-            todo[cell] = best_trial([replace(t.record, accuracy=self.accuracies.get(t.candidate, math.nan)) for t in mine])
+            todo[cell] = best_trial([self.accuracies.get(t.candidate, UNKNOWN).of(t.record) for t in mine])
         for turn in range(self.options.corrections + 1):
             if not todo:
                 break
@@ -242,7 +252,7 @@ class Search:
                 self.accuracies[candidate] = self.probes.accuracy(*candidate)
             except Failed:  # then the candidates before it are all there is to choose from
                 return None
-        record = replace(solver.trial(tuned(cell).target_speedup, value), accuracy=self.accuracies[candidate])
+        record = self.accuracies[candidate].of(solver.trial(tuned(cell).target_speedup, value))
         self._publish(_Trial(cell, record, candidate[1]).own, {"trials": [record]})
         return record
 

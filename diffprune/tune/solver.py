@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -130,10 +130,26 @@ class Solver:
         aims = [min(target * (1 + margin) * step, best) for step in (*STEPS[:number], STEPS[-1])]
         return list(dict.fromkeys(v for v in map(self.solve, aims) if v is not None))
 
-    def trial(self, target: float, value: float, accuracy: float = math.nan) -> Trial:
-        """The record of one candidate."""
+    def trial(self, target: float, value: float) -> Trial:
+        """The record of one candidate whose accuracy is not known yet."""
         speedup = self.speedup(value)
-        return Trial(float(value), float(self.kept(value).mean()), speedup, speedup >= target, accuracy)
+        return Trial(float(value), float(self.kept(value).mean()), speedup, speedup >= target, math.nan)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean credit of the calibration questions, with its 95 % interval over their pictures."""
+
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def of(self, trial: Trial) -> Trial:
+        """The trial with this accuracy."""
+        return replace(trial, accuracy=self.mean, accuracy_low=self.low, accuracy_high=self.high)
+
+
+UNKNOWN = Accuracy(math.nan)
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
@@ -208,4 +224,5 @@ def choice(solver: Solver, tried: Sequence[Verified]) -> Choice:
         verdict="reached" if able else "missed", chosen_budget=str(solver.budget(trial.value)), value=trial.value,
         kept=trial.kept, predicted_speedup=trial.predicted_speedup, measured_speedup=found.speedup, measured_low=found.low,
         measured_high=found.high, num_held_out=found.num, accuracy=trial.accuracy, best_speedup=solver.best, note=note,
+        accuracy_low=trial.accuracy_low, accuracy_high=trial.accuracy_high,
     )  # fmt: skip

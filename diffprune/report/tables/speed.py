@@ -199,11 +199,12 @@ def tuned(records: Records) -> Table | None:
         rows.append((
             Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["tuned_kind"], _word(r), r["chosen_budget"],
             Number(r["kept"]), Number(r["predicted_speedup"], digits=2, unit="×"), _measured(r),
-            Number(100 * r["accuracy"]), Number(r["num_held_out"], digits=0), note,
+            Number(*(100 * r[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))), Number(r["num_held_out"], digits=0), note,
         ))  # fmt: skip
     columns = ("target", "Method", "kind", "verdict", "budget", "kept", "predicted", "measured", "accuracy %", "held out", "note")
     notes: tuple[str, ...] = (
-        "Accuracy: mean credit on the calibration split. Measured: net of overhead, on held-out samples that the tuner had "
+        "Accuracy: mean credit on the calibration split, with its interval over pictures: answers whose intervals overlap it "
+        "cannot tell apart. Measured: net of overhead, on held-out samples that the tuner had "
         "not seen.",
     )
     if len(every) > len(frame):
