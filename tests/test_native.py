@@ -113,8 +113,6 @@ def test_cells_that_lack_questions_are_compared_on_those_both_have() -> None:
     value, drawn, used = found.compared([0, 1])
     assert value[0] == value[1] == pytest.approx(Pope().aggregate(short)["f1_mean"]) and used.sum() == 38
     assert (drawn[:, 0] == drawn[:, 1]).all() and drawn[:, 0].std() > 0
-    outcomes, counts = found.outcomes(["whole", "short"])
-    assert outcomes.shape == (38, 2) and (counts == 3).all()
 
 
 class Captions(Seed):
@@ -132,14 +130,6 @@ def test_a_plugins_own_figure_has_an_interval_if_its_formula_reproduces_it() -> 
     (declared,), (undeclared,) = (native(Captions(), figure, arms).estimates([[0]]) for figure in ("yes_f1", "cider"))
     assert declared.interval().low < declared.value < declared.interval().high
     assert undeclared.value == 113 and np.isnan(undeclared.draws).all() and np.isnan(undeclared.interval().low)
-
-
-def test_units_of_pairs_and_rotations_are_single_outcomes() -> None:
-    rows = pairs(np.random.default_rng(2), 0.7)
-    both = [a.credit * b.credit for a, b in zip(rows[::2], rows[1::2], strict=True)]
-    for figure, expected in (("mme_total", both), ("mme_perception", both[:30])):
-        outcomes, counts = native(Mme(), figure, {"a": rows}).outcomes(["a"])
-        assert sorted(outcomes[:, 0]) == sorted(expected) and (counts == 1).all()
 
 
 def test_a_figure_of_categories_that_do_not_occur_has_no_interval() -> None:

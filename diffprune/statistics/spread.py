@@ -69,7 +69,7 @@ class Spread:
 
     def p(self, null: float = 0.0) -> float:
         """Two-sided p of `null`: below 0.05 exactly where the 95 % interval excludes it."""
-        return min(1.0, 2 * self._tail(null, 1 if self.estimate > null else -1))
+        return float(np.minimum(1.0, 2 * self._tail(null, 1 if self.estimate > null else -1)))
 
     def p_outside(self, margin: float) -> float:
         """p of the truth's lying outside +-`margin`: the larger of two one-sided tests (Schuirmann 1987).

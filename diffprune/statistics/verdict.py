@@ -44,21 +44,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def judged(family: Mapping[Key, Difference]) -> dict[Key, Verdict]:
-    """The verdict of every comparison of a family; those without an interval are no part of it."""
-    tested = {key: found for key, found in family.items() if math.isfinite(found.p)}
+    """The verdict of every comparison of a family; those of which nothing may be said are no part of it."""
+    tested = {key: found for key, found in family.items() if math.isfinite(found.p) and not found.scorers_only}
     differs = dict(zip(tested, holm([found.p for found in tested.values()]), strict=True))
     alike = dict(zip(tested, holm([found.p_outside for found in tested.values()]), strict=True))
     return {
-        key: Verdict(found, _word(found, differs[key], alike[key]) if key in tested else WITHHELD, differs.get(key, math.nan))
+        key: Verdict(found, _word(found.estimate, differs[key], alike[key]), differs[key])
+        if key in tested
+        else Verdict(found, WITHHELD, math.nan)
         for key, found in family.items()
     }
 
 
-def _word(found: Difference, p: float, p_outside: float) -> str:
-    if found.scorers_only:
-        return WITHHELD
+def _word(estimate: float, p: float, p_outside: float) -> str:
     if p < ALPHA:
-        return BETTER if found.estimate > 0 else WORSE
+        return BETTER if estimate > 0 else WORSE
     return EQUIVALENT if p_outside < ALPHA else CANNOT_TELL
 
 

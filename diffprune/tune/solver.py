@@ -130,10 +130,10 @@ class Solver:
         aims = [min(target * (1 + margin) * step, best) for step in (*STEPS[:number], STEPS[-1])]
         return list(dict.fromkeys(v for v in map(self.solve, aims) if v is not None))
 
-    def trial(self, target: float, value: float) -> Trial:
-        """The record of one candidate whose accuracy is not known yet."""
+    def trial(self, target: float, value: float, accuracy: float = math.nan) -> Trial:
+        """The record of one candidate."""
         speedup = self.speedup(value)
-        return Trial(float(value), float(self.kept(value).mean()), speedup, speedup >= target, math.nan)
+        return Trial(float(value), float(self.kept(value).mean()), speedup, speedup >= target, accuracy)
 
 
 @dataclass(frozen=True)

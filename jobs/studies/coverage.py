@@ -85,8 +85,8 @@ class Harm:
         for i in range(self.benchmarks):
             group = np.repeat(np.arange(self.groups), rng.integers(1, 5, self.groups))
             right = rng.random(len(group)) < 0.9
-            one, whole = (rng.random(n) < 0.01 * self.rate / 0.9 for n in (len(group), self.groups))
-            lost = np.where((rng.random(self.groups) < self.together)[group], whole[group], one)
+            alone, whole = (rng.random(n) < 0.01 * self.rate / 0.9 for n in (len(group), self.groups))
+            lost = np.where((rng.random(self.groups) < self.together)[group], whole[group], alone)
             credit = np.stack([right & ~lost, right]).astype(float)
             found.append(bootstrap(credit, group, draws, str(i)).estimates([[0], [1]]))
         one, two = (average(parts, together=False) for parts in zip(*found, strict=True))

@@ -199,7 +199,8 @@ def tuned(records: Records) -> Table | None:
         rows.append((
             Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["tuned_kind"], _word(r), r["chosen_budget"],
             Number(r["kept"]), Number(r["predicted_speedup"], digits=2, unit="×"), _measured(r),
-            Number(*(100 * r[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))), Number(r["num_held_out"], digits=0), note,
+            Number(*(100 * r[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))),
+            Number(r["num_held_out"], digits=0), note,
         ))  # fmt: skip
     columns = ("target", "Method", "kind", "verdict", "budget", "kept", "predicted", "measured", "accuracy %", "held out", "note")
     notes: tuple[str, ...] = (
