@@ -127,7 +127,7 @@ def test_seeds_that_alone_vary_are_tested_as_in_the_textbook() -> None:
         (a - c, stats.ttest_ind(one, three, equal_var=False)),  # Welch; the generalized interval is a little wider
     ):
         low, high = theirs.confidence_interval()
-        rel = 0.01 if found.num_seeds == 3 else 0.08
+        rel = 0.01 if found.num_seeds == 3 else 0.1
         assert found.interval().high - found.interval().low == pytest.approx(100 * (high - low), rel=rel)
         assert found.difference().p == pytest.approx(theirs.pvalue, rel=2 * rel)
 
@@ -270,10 +270,10 @@ def test_no_answer_changed_never_gives_a_wider_interval_than_one_changed() -> No
     assert found[0].high == pytest.approx(1.97 * 2**0.5 / 2, rel=0.02)  # of 200 answers, one lost and one won unseen
 
 
-def test_few_changes_are_judged_as_exact_tests_judge_them() -> None:
+def test_few_changes_are_judged_as_mcnemars_test_judges_them() -> None:
     for harm in range(9):
-        exact = stats.binomtest(0, harm).pvalue if harm else 1.0
-        assert (changed(harm).p < 0.05) == (exact < 0.05), f"{harm} answers lost, none won: exact p {exact:.3f}"
+        mid_p = 0.5**harm if harm else 1.0  # McNemar's, of `harm` against 0
+        assert (changed(harm).p < 0.05) == (mid_p < 0.05), f"{harm} answers lost, none won: mid-p {mid_p:.3f}"
     adjusted = stats.norm.ppf(0.975) * (30 + 2) ** 0.5 / 2  # Bonett and Price, on the observed difference
     assert changed(18, 12).high - changed(18, 12).estimate == pytest.approx(adjusted, rel=0.06)
 
@@ -307,8 +307,8 @@ def test_a_family_is_corrected_by_both_of_its_tests() -> None:
 
 def test_nothing_is_said_of_methods_by_one_scorer_or_without_an_interval() -> None:
     nothing = st.Difference(float("nan"), float("nan"), float("nan"), 0, 0, p=float("nan"), p_outside=float("nan"))
-    found = st.judged({"one": difference(5, 1e-9, scorers_only=True), "none": nothing, "sure": difference(1, 0.04)})
-    assert [v.word for v in found.values()] == ["", "", "cannot tell"], "one scorer is in the family, what has no p is not"
+    found = st.judged({"one": difference(5, 0.9, scorers_only=True), "none": nothing, "sure": difference(1, 0.04)})
+    assert [v.word for v in found.values()] == ["", "", "better"], "what is not claimed is not corrected for"
     assert st.counted([found["one"], found["none"]]) == {}
 
 
@@ -363,7 +363,7 @@ def test_a_ratio_of_medians_has_the_interval_of_the_rounds_own_ratios() -> None:
     machine = np.exp(rng.normal(0, 0.5, 40))  # slow rounds are slow for both
     found = st.ratio_of_medians(10 * machine, 4 * machine)
     assert (found.estimate, found.low, found.high) == pytest.approx((2.5, 2.5, 2.5))  # unpaired rounds would spread widely
-    full, pruned = 10 * machine * np.exp(rng.normal(0, 0.05, 40)), 4 * machine
+    full, pruned = 10 * np.exp(rng.normal(0, 0.05, 40)), np.full(40, 4.0)
     found, ratios = st.ratio_of_medians(full, pruned), np.sort(full / pruned)
     at_least = [1 - 2 * stats.binom.cdf(k - 1, 40, 0.5) for k in (14, 15)]  # of the 14th and the 15th from either end
     assert at_least[0] > 0.95 > at_least[1] and ratios[13] <= found.low <= ratios[14] and ratios[25] <= found.high <= ratios[26]
