@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,21 +50,23 @@ def ratio_of_medians(above_ms: Any, below_ms: Any) -> Interval:
 
 
 def _of_median(ordered: Array) -> tuple[float, float]:
-    """95 % interval of the median of T independent values, given in order, whatever their distribution.
+    """95 % interval of the median of T independent values, given in order, whatever their distribution."""
+    k, share = _ranks(len(ordered))
+    return tuple(float((1 - share) * one[k - 1] + share * one[k]) for one in (ordered, ordered[::-1]))  # type: ignore[return-value]
 
-    Between the two pairs of order statistics whose levels, from the binomial, enclose 95 %, interpolated as Hettmansperger and
-    Sheather (1986, "Confidence intervals based on interpolated order statistics") do.
+
+@lru_cache(maxsize=1024)
+def _ranks(num: int) -> tuple[int, float]:
+    """Rank, from either end, at which the interval of the median begins, and how far it lies on the way to the next rank.
+
+    Of two neighbours the binomial levels enclose 95 %, interpolated as Hettmansperger and Sheather (1986, "Confidence intervals
+    based on interpolated order statistics") do.
     """
-    num = len(ordered)
-    k = int(stats.binom.ppf((1 - LEVEL) / 2, num, 0.5))
-    k = max(1, k if 1 - 2 * stats.binom.cdf(k - 1, num, 0.5) >= LEVEL else k - 1)
-    wide, narrow = (1 - 2 * float(stats.binom.cdf(j - 1, num, 0.5)) for j in (k, k + 1))
-    step = (wide - LEVEL) / (wide - narrow)
-    share = (num - k) * step / (k + (num - 2 * k) * step)
-    return (
-        float((1 - share) * ordered[k - 1] + share * ordered[k]),
-        float((1 - share) * ordered[num - k] + share * ordered[num - k - 1]),
-    )
+    levels = 1 - 2 * stats.binom.cdf(np.arange(num // 2 + 1) - 1, num, 0.5)  # between the k-th value from below and from above
+    k = int(np.flatnonzero(levels >= LEVEL)[-1])
+    assert k > 0, "too few values for an interval"
+    step = (levels[k] - LEVEL) / (levels[k] - levels[k + 1])
+    return k, float((num - k) * step / (k + (num - 2 * k) * step))
 
 
 def rounds(rows: Rows) -> Rounds:
