@@ -225,12 +225,15 @@ def test_one_variance_is_students_t(df: float) -> None:
 def test_several_variances_against_chi_squares_drawn_one_by_one() -> None:
     seeds = [(3.0, 1.0, 2.0), (2.0, 0.5, 4.0)]
     found, rng = Spread.of(0.0, 2.0, 2.0, 20.0, seeds), np.random.default_rng(0)
-    errors = [
-        rng.normal() * ((2 - 1.5) * 20 / rng.chisquare(20) + 3 * 2 / rng.chisquare(2) + 2 * 4 / rng.chisquare(4)) ** 0.5
-        for _ in range(40_000)
-    ]
+    own = ((3 * 2 / rng.chisquare(2) - 1, 2 * 4 / rng.chisquare(4) - 0.5) for _ in range(40_000))
+    errors = [rng.normal() * (2 * 20 / rng.chisquare(20) + max(0, one) + max(0, other)) ** 0.5 for one, other in own]
     assert found.interval() == pytest.approx(tuple(np.quantile(errors, (0.025, 0.975))), rel=0.05)
     assert found.p(null=4.0) == pytest.approx(np.mean(np.abs(errors) > 4), rel=0.05)
+    half = Spread.of(0.0, 2.0, 2.0, 20.0, [(4.0, 3.0, 2.0)])  # a quarter beyond its share: half of what it has is added
+    errors = [
+        rng.normal() * (2 * 20 / rng.chisquare(20) + 0.5 * max(0, 4 * 2 / rng.chisquare(2) - 3)) ** 0.5 for _ in range(40_000)
+    ]
+    assert half.interval() == pytest.approx(tuple(np.quantile(errors, (0.025, 0.975))), rel=0.05)
     within = Spread.of(0.0, 2.0, 2.0, 20.0, [(0.9, 1.0, 2.0)])  # seeds that vary less than groups explain
     assert within.interval() == pytest.approx(Spread.of(0.0, 2.0, 2.0, 20.0).interval())
 

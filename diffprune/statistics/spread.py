@@ -48,14 +48,16 @@ class Spread:
         """From variances: of groups, towards either side, known with `df` degrees of freedom (0: not at all).
 
         seeds: for each independent set of scorer seeds its variance of the mean, the share of it that the groups' variance has
-        already, and its degrees of freedom. One that does not exceed this share adds nothing.
+        already, and its degrees of freedom. One that does not exceed this share adds nothing, one of twice the share adds all it
+        has beyond, and between them in proportion, so that nothing hinges on the last digit of a share.
         """
         if df <= 0 or not math.isfinite(estimate + below + above):
             return Spread(estimate, np.full(POINTS, np.nan), np.full(POINTS, np.nan))
-        more = [one for one in seeds if one[0] > one[1]]
-        shared = sum(share for _, share, _ in more)
-        added = sum((v * doubts(own, 1 + i) for i, (v, _, own) in enumerate(more)), np.zeros(POINTS))
-        return Spread(estimate, *(np.sqrt(max(0.0, side - shared) * doubts(df, 0) + added) for side in (below, above)))
+        added = np.zeros(POINTS)
+        for i, (variance, share, own) in enumerate(seeds):
+            if variance > share:
+                added += min(1.0, 2 * (1 - share / variance)) * np.maximum(0.0, variance * doubts(own, 1 + i) - share)
+        return Spread(estimate, *(np.sqrt(side * doubts(df, 0) + added) for side in (below, above)))
 
     @property
     def known(self) -> bool:
