@@ -25,12 +25,13 @@ from diffprune.core.cell import Cell, EvaluateSpec
 from diffprune.core.records import Prediction, Timing
 from diffprune.embedded.world import SPLITS
 from diffprune.report import report, summary
+from diffprune.report.analysis import verdicts
 from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.records import read
 from diffprune.report.render import escape, table
 from diffprune.report.tables.accuracy import per_budget
-from diffprune.statistics import holm, sign_flip
+from diffprune.statistics import holm
 from diffprune.store import Store
 from tests.records import (
     choice,
@@ -267,7 +268,7 @@ def test_the_table_per_budget_is_what_the_benchmarks_say(full: Path, made: dict[
     assert [found[label]["seeds"] for label in ("DiffPrune", "DiffPrune, question-aware", "Random", "Grid")] == ["3", "2", "2", "1"]
 
 
-def test_paired_differences_agree_with_pictures_and_seeds_drawn_one_by_one(full: Path, made: dict[str, Path]) -> None:
+def test_paired_differences_agree_with_pictures_drawn_one_by_one_and_seeds_as_replicates(full: Path, made: dict[str, Path]) -> None:
     frame, rng = answers(full), np.random.default_rng(0)
     row = next(r for r in rows_of(made["csv/differences"]) if r["DiffPrune minus"] == "Gumbel top-K")
     for budget, column in (("Keep(7)", "7 tokens"), ("Keep(32)", "32 tokens")):
@@ -276,16 +277,28 @@ def test_paired_differences_agree_with_pictures_and_seeds_drawn_one_by_one(full:
             part = frame[(frame["method"] == label) & (frame["budget"] == budget)]
             arms.append(part.pivot(index=["benchmark", "group", "sample"], columns="scorer_seed", values="credit").sort_index())
         gap = pd.DataFrame(100 * (arms[0].to_numpy() - arms[1].to_numpy()), arms[0].index)  # one column per scorer seed
-        assert float(row[column]) == pytest.approx(gap.groupby("benchmark").mean().mean().mean())
-        of_picture = [np.flatnonzero(gap.index.get_level_values("group") == g) for g in gap.index.unique("group")]
+        by_seed = gap.groupby("benchmark").mean().mean()
+        assert float(row[column]) == pytest.approx(by_seed.mean())
+        pictures = gap.index.unique("group")
+        of_picture = [np.flatnonzero(gap.index.get_level_values("group") == g) for g in pictures]
         benchmark, points, found = gap.index.get_level_values("benchmark"), gap.to_numpy(), []
         for _ in range(400):
             rows = np.concatenate([of_picture[g] for g in rng.integers(0, len(of_picture), len(of_picture))])
-            drawn = points[rows][:, rng.integers(0, 3, 2)].mean(1)  # two of three seeds
-            found.append(np.mean([drawn[benchmark[rows] == b].mean() for b in benchmark.unique()]))
-        low, high = np.quantile(found, (0.025, 0.975))
-        assert float(row[f"{column} low"]) == pytest.approx(low, abs=0.15 * (high - low))
-        assert float(row[f"{column} high"]) == pytest.approx(high, abs=0.15 * (high - low))
+            found.append(np.mean([points[rows][benchmark[rows] == b].mean(0) for b in benchmark.unique()], axis=0))
+        drawn = np.array(found)
+        interaction = (drawn - drawn.mean(1, keepdims=True)).var(0).sum() / 2 / 3  # of the mean over three seeds
+        sizes = benchmark.value_counts()
+        unseen = 2 * (sizes * (100 / sizes) ** 2).sum() / sizes.sum() / len(sizes) ** 2  # one answer lost, one won
+        pooled = np.quantile(drawn.mean(1), (0.025, 0.975)) - by_seed.mean()
+        groups = (pooled / 1.96) ** 2 * len(pictures) / (len(pictures) - 1) + unseen
+        spread = 1 / rng.chisquare(len(pictures) - 1, 20_000) * (len(pictures) - 1)
+        whole = by_seed.var() / 3
+        beyond = np.maximum(0, whole * 2 / rng.chisquare(2, 20_000) - interaction) * min(1, max(0, 2 * (1 - interaction / whole)))
+        errors = rng.standard_normal(20_000)
+        for i, name in enumerate(("low", "high")):
+            own = groups[i] * spread + beyond
+            end = by_seed.mean() + np.quantile(errors * own**0.5, (0.025, 0.975)[i])
+            assert float(row[f"{column} {name}"]) == pytest.approx(end, abs=0.15 * (end - by_seed.mean()) * (2 * i - 1))
 
 
 def credits(frame: pd.DataFrame, label: str, budget: str, like: str) -> pd.DataFrame:
@@ -364,30 +377,35 @@ def test_a_benchmark_that_needs_no_picture_is_called_so(made: dict[str, Path]) -
     assert not any("No image" in r["Method"] for r in rows_of(made["csv/headline"]))
 
 
-def test_benchmark_by_benchmark_p_values_are_corrected(full: Path, chapter: Comparison, made: dict[str, Path]) -> None:
+def test_benchmarks_of_a_column_are_one_family(chapter: Comparison, made: dict[str, Path]) -> None:
     found = Derived(chapter).tested("DiffPrune", "Unpruned", "Keep(7)")
-    assert [t.p_holm for t in found.values()] == holm([t.p for t in found.values()])
+    assert [t.p for t in found.values()] == holm([t.found.p for t in found.values()])
     rows = {r["Benchmark"]: r for r in rows_of(made["csv/benchmarks_unpruned"])}
     for benchmark, t in found.items():
         row = rows[heading(benchmark)]
-        assert float(row["7 tokens"]) == pytest.approx(t.estimate)
-        assert row["7 tokens note"] == (f"p {t.p_holm:.3f}" if t.p_holm >= 0.001 else "p < 0.001")
-        assert t.verdict == ("tie" if t.low <= 0 <= t.high else "worse")
-    gqa = found["world(like='gqa')"]
-    frame = answers(full)
-    pruned, bound = (credits(frame, *k, "gqa").groupby("group")["credit"] for k in (("DiffPrune", "Keep(7)"), ("Unpruned", "")))
-    assert gqa.test == "sign flips" and gqa.p == pytest.approx(float(sign_flip((pruned.sum() / 3 - bound.sum()).to_numpy())))
+        assert float(row["7 tokens"]) == pytest.approx(t.found.estimate) and row["7 tokens verdict"] == t.word
+        assert (t.word == "worse") == (t.p < 0.05)
 
 
-def test_tie_stands_exactly_where_the_interval_holds_zero(made: dict[str, Path]) -> None:
-    seen = set()
-    for name in ("csv/differences", "csv/variants", "csv/replaced"):
-        for row in rows_of(made[name]):
-            for column in [c.removesuffix(" verdict") for c in row if c.endswith(" verdict") and row[c]]:
-                low, high, verdict = float(row[f"{column} low"]), float(row[f"{column} high"]), row[f"{column} verdict"]
-                assert verdict == ("tie" if low <= 0 <= high else "better" if low > 0 else "worse")
-                seen.add(verdict)
-    assert seen == {"tie", "better", "worse"}
+def test_verdicts_are_those_of_the_corrected_family(chapter: Comparison, made: dict[str, Path]) -> None:
+    judged = verdicts.of(chapter)
+    differs, alike = (holm([getattr(one.verdict.found, p) for one in judged.values()]) for p in ("p", "p_outside"))
+    rows = {r["DiffPrune minus"]: r for r in rows_of(made["csv/differences"])}
+    assert set(rows) == {"Gumbel keep/drop", "Gumbel top-K", "best training-free rule", "Unpruned"}
+    for ((against, budget), one), p, p_outside in zip(judged.items(), differs, alike, strict=True):
+        row, column = rows[against], f"{budget[5:-1]} tokens"
+        low, high, word = float(row[f"{column} low"]), float(row[f"{column} high"]), row[f"{column} verdict"]
+        assert (one.verdict.found.p < 0.05) == (not low <= 0 <= high), "interval and p never contradict"
+        sign = "better" if one.verdict.found.estimate > 0 else "worse"
+        assert word == (sign if p < 0.05 else "equivalent" if p_outside < 0.05 else "cannot tell")
+        why = "after Holm" if one.verdict.found.p < 0.05 else "would show"
+        assert (why in row[f"{column} note"]) == (word == "cannot tell")
+    assert {one.verdict.word for one in judged.values()} >= {"better", "worse", "cannot tell"}
+    assert {r["pictures"] for r in rows.values()} == {str(float(answers_pictures(chapter)))}
+
+
+def answers_pictures(chapter: Comparison) -> int:
+    return int(chapter.rows["group"].nunique())
 
 
 def test_bold_means_a_difference_that_excludes_zero(chapter: Comparison) -> None:
@@ -419,12 +437,13 @@ def test_speedup_is_the_ratio_of_medians_with_overhead_charged(full: Path, made:
 def test_the_words_say_what_the_table_says(made: dict[str, Path]) -> None:
     page = made["html"].read_text("utf-8")
     row = next(r for r in rows_of(made["csv/differences"]) if r["DiffPrune minus"] == "Gumbel top-K")
-    verdicts = {k.removesuffix(" verdict"): v for k, v in row.items() if k.endswith("verdict")}
+    given = {k.removesuffix(" verdict"): v for k, v in row.items() if k.endswith("verdict")}
     sentence = re.search(r"Against Gumbel top-K, DiffPrune ([^<]*)", page)
     assert sentence
-    for part in re.split(r"; (?=is|ties)", sentence[1]):
-        word = "tie" if part.startswith("ties") else "better" if "better" in part.split()[:2] else "worse"
-        assert set(re.findall(r"(?:^|with|and|,) (\d+) tokens", part)) == {c.split()[0] for c, v in verdicts.items() if v == word}
+    words = {"is better": "better", "is equivalent": "equivalent", "cannot be": "cannot tell", "is worse": "worse"}
+    for part in re.split(r"; (?=is|cannot)", sentence[1]):
+        word = words[" ".join(part.split()[:2])]
+        assert set(re.findall(r"(?:^|with|and|,) (\d+) tokens", part)) == {c.split()[0] for c, v in given.items() if v == word}
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from diffprune.tune.calibration import Scored, scored
 from diffprune.tune.cells import cells
 from diffprune.tune.options import Tuning
 from diffprune.tune.search import Candidate, Search, answers
-from diffprune.tune.solver import Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
+from diffprune.tune.solver import Accuracy, Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
 from diffprune.vlm.load import load
 from tests.records import GQA, curve_point, provenance, timing, tune_cell
 
@@ -313,16 +313,17 @@ class Known:
     def scores(self, pruner: Spec) -> Scored:
         return data() if pruner.name == "attention" else replace(data(), scores=None)
 
-    def accuracy(self, pruner: Spec, budget: Budget) -> float:
+    def accuracy(self, pruner: Spec, budget: Budget) -> Accuracy:
         self.calls["accuracy"] += 1
-        return float(data().kept(budget).mean()) / TOTAL
+        mean = float(data().kept(budget).mean()) / TOTAL
+        return Accuracy(mean, mean - 0.1, mean + 0.1)
 
     def check(self, asked: Sequence[Candidate]) -> list[MeasuredSpeedup]:
         latency = synthetic(floor=0, a=1, b=0.25)
         found = [0.9 * latency.speedup(data(), data().kept(budget)) for _, budget in asked]
         return [MeasuredSpeedup(speed, speed - 0.1, speed + 0.1, 200) for speed in found]
 
-    def trials(self, candidates: Sequence[Candidate], found: Callable[[Candidate, float], None]) -> None:
+    def trials(self, candidates: Sequence[Candidate], found: Callable[[Candidate, Accuracy], None]) -> None:
         for candidate in candidates:
             found(candidate, self.accuracy(*candidate))
 
@@ -330,7 +331,7 @@ class Known:
 class Interrupted(Known):
     """Is stopped after its first accuracy."""
 
-    def accuracy(self, pruner: Spec, budget: Budget) -> float:
+    def accuracy(self, pruner: Spec, budget: Budget) -> Accuracy:
         if self.calls["accuracy"]:
             raise KeyboardInterrupt
         return super().accuracy(pruner, budget)
@@ -396,7 +397,7 @@ def test_trials_share_one_model_and_ctrl_c_stays_ours(tmp_path: Path, monkeypatc
     given: Any = (asked, options, tmp_path / "store", provenance())
     found = Search._found
 
-    def interrupted(search: Search, candidate: Candidate, accuracy: float) -> None:
+    def interrupted(search: Search, candidate: Candidate, accuracy: Accuracy) -> None:
         found(search, candidate, accuracy)
         signal.raise_signal(signal.SIGINT)
 

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from diffprune.statistics.interval import Array, Difference, Interval
-from diffprune.statistics.spread import Spread
+from diffprune.statistics.spread import Part, Spread
 
 DRAWS = 2000  # of every interval in the project
 BLOCKS = 2000  # more groups than this are first joined at random: the same variance in expectation, bounded time
@@ -86,8 +86,8 @@ class Seeds:
         return Seeds(self.values * factor, self.draws * factor)
 
     @property
-    def parts(self) -> tuple[float, float, float]:
-        """Variance of the mean over seeds, how much of it lies in the groups, and its degrees of freedom; by moments.
+    def part(self) -> Part:
+        """Their part of an estimate's variance, by the method of moments.
 
         A seed's value differs from the mean by the seed itself and by how this seed fares on these groups (the interaction). The
         draws of groups show the latter alone, and the draws of the mean have it already.
@@ -95,7 +95,7 @@ class Seeds:
         num = len(self.values)
         finite = self.draws[np.isfinite(self.draws).all(1)]
         interaction = float(finite.var(0).mean()) * num / (num - 1) if len(finite) else 0.0
-        return float(self.values.var(ddof=1)) / num, interaction / num, num - 1.0
+        return Part(float(self.values.var(ddof=1)) / num, interaction / num, num - 1.0)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Estimate:
         unseen = PSEUDO_CHANGES * self.answer
         sides = (max(0.0, float(side)) / NORMAL for side in (self.value - ends[0], ends[1] - self.value))
         below, above = (side**2 + unseen for side in sides)
-        return Spread.of(self.value, below, above, self.df if len(finite) else 0.0, [s.parts for s in self.seeds])
+        return Spread.of(self.value, below, above, self.df if len(finite) else 0.0, [s.part for s in self.seeds])
 
     def interval(self, low: float = -np.inf, high: float = np.inf) -> Interval:
         """The 95 % interval, within [low, high]."""

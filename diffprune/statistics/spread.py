@@ -25,14 +25,23 @@ LEVEL = 0.95  # of every interval in the project
 POWER = 0.8  # of a difference that could have been seen
 POINTS = 256  # of the quadrature over chi-squared variables
 _LEAST = 1e-300  # a standard error of 0: certain, however small the distance
-_STEPS = (1, 75, 127)  # of the lattice: which point of each further variable goes with a point of the first
+_STEPS = (1, 75)  # of the lattice: which point of the second variable goes with a point of the first
 
 
 @lru_cache(maxsize=4096)
 def doubts(df: float, variable: int) -> Array:
     """df / chi2(df) at equally likely points [POINTS], in an order of its own for each variable."""
-    order = (np.arange(POINTS) * _STEPS[min(variable, 2)]) % POINTS
+    order = (np.arange(POINTS) * _STEPS[variable]) % POINTS
     return np.asarray(df / stats.chi2.isf((order + 0.5) / POINTS, df))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Variance of a mean over scorer seeds, how much of it the variance of groups has already, and its degrees of freedom."""
+
+    variance: float
+    in_groups: float
+    df: float
 
 
 @dataclass(frozen=True)
@@ -44,19 +53,19 @@ class Spread:
     above: Array
 
     @staticmethod
-    def of(estimate: float, below: float, above: float, df: float, seeds: Sequence[tuple[float, float, float]] = ()) -> Spread:
+    def of(estimate: float, below: float, above: float, df: float, seeds: Sequence[Part] = ()) -> Spread:
         """From variances: of groups, towards either side, known with `df` degrees of freedom (0: not at all).
 
-        seeds: for each independent set of scorer seeds its variance of the mean, the share of it that the groups' variance has
-        already, and its degrees of freedom. One that does not exceed this share adds nothing, one of twice the share adds all it
-        has beyond, and between them in proportion, so that nothing hinges on the last digit of a share.
+        seeds: of each independent set of scorer seeds; two sets are one variance with the degrees of freedom of Welch (1947),
+        because chi-squares of their own cover 98 % (Behrens and Fisher). A variance that does not exceed what groups have of it
+        adds nothing, twice as much adds all it has beyond, and between them in proportion, so that nothing hinges on a last digit.
         """
         if df <= 0 or not math.isfinite(estimate + below + above):
             return Spread(estimate, np.full(POINTS, np.nan), np.full(POINTS, np.nan))
-        added = np.zeros(POINTS)
-        for i, (variance, share, own) in enumerate(seeds):
-            if variance > share:
-                added += min(1.0, 2 * (1 - share / variance)) * np.maximum(0.0, variance * doubts(own, 1 + i) - share)
+        variance, share, added = sum(part.variance for part in seeds), sum(part.in_groups for part in seeds), np.zeros(POINTS)
+        if variance > share:
+            own = variance**2 / sum(part.variance**2 / part.df for part in seeds)
+            added = min(1.0, 2 * (1 - share / variance)) * np.maximum(0.0, variance * doubts(own, 1) - share)
         return Spread(estimate, *(np.sqrt(side * doubts(df, 0) + added) for side in (below, above)))
 
     @property

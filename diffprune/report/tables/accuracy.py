@@ -48,9 +48,18 @@ def judged_entry(found: Verdict | None, digits: int = 1, note: str = "") -> Numb
     if found is None:
         return None
     difference = found.found
-    seen = f"{Number(difference.detectable, digits=digits).main} would show" if found.word == CANNOT_TELL else ""
     alone = SCORERS if difference.scorers_only else ""
-    return shown(difference, digits, word=found.word, signed=True, note="; ".join(x for x in (note, seen, alone) if x))
+    parts = (note, open_note(found, digits), alone)
+    return shown(difference, digits, word=found.word, signed=True, note="; ".join(part for part in parts if part))
+
+
+def open_note(found: Verdict, digits: int = 1) -> str:
+    """Why it cannot tell: the p corrected for the family where the interval alone excludes 0, else what would have shown."""
+    if found.word != CANNOT_TELL:
+        return ""
+    if found.found.p < ALPHA:
+        return f"p {found.p:.2f} after Holm"
+    return f"{Number(found.found.detectable, digits=digits).main} would show"
 
 
 def _best(

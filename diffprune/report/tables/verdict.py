@@ -10,6 +10,7 @@ from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.speed import Speed
 from diffprune.report.analysis.verdicts import RULE, Judged, rivals
 from diffprune.report.render.table import Number
+from diffprune.report.tables.accuracy import open_note
 from diffprune.statistics import Difference, counted
 from diffprune.statistics.verdict import BETTER, CANNOT_TELL, EQUIVALENT, WORSE
 
@@ -58,8 +59,8 @@ def _told(budget: Budget, one: Judged, against: str) -> str:
     """One comparison: tokens, difference, whom it is with where that changes, and what would have shown."""
     found = one.verdict.found
     rule = f", {one.other}" if against == RULES else ""
-    seen = f", a difference of {Number(found.detectable).main} would show" if one.verdict.word == CANNOT_TELL else ""
-    return f"{budget.kept:.0f} tokens ({_points(found)}{rule}{seen})"
+    seen = open_note(one.verdict)
+    return f"{budget.kept:.0f} tokens ({_points(found)}{rule}{', ' * bool(seen)}{seen})"
 
 
 def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
