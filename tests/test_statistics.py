@@ -149,7 +149,7 @@ def test_the_variance_of_seeds_is_told_from_how_seeds_fare_on_these_pictures() -
             np.stack([table.T, np.ones((40, 4))], -1), np.ones((40, 4)), st.ratio_of_sums(), full=0.0, draws=200
         )
         (arm,) = made.estimates([range(4)])
-        found.append([astuple(seeds.part) for seeds in arm.seeds][0])
+        found.append(astuple(arm.seeds[0].part))
     whole, interaction, df = np.mean(found, axis=0)
     assert (whole - interaction) * 4 == pytest.approx(4, abs=0.6) and interaction * 4 == pytest.approx(1, abs=0.1) and df == 3
 
@@ -227,6 +227,7 @@ def test_groups_and_seeds_against_chi_squares_drawn_one_by_one() -> None:
         (Part(3.0, 1.0, 2.0), np.maximum(0, 3 * 2 / rng.chisquare(2, 40_000) - 1)),
         (Part(4.0, 3.0, 2.0), 0.5 * np.maximum(0, 4 * 2 / rng.chisquare(2, 40_000) - 3)),  # a quarter beyond: half is added
         (Part(0.9, 1.0, 2.0), 0.0),  # seeds that vary less than groups explain
+        (Part(0.9, 1.0, 1.0), np.maximum(0, 0.9 / rng.chisquare(1, 40_000) - 1)),  # two seeds, which tell little
     ):
         found, errors = Spread.of(0.0, 2.0, 2.0, 20.0, [part]), rng.normal(size=40_000) * (groups + beyond) ** 0.5
         assert found.interval() == pytest.approx(tuple(np.quantile(errors, (0.025, 0.975))), rel=0.05)

@@ -58,14 +58,16 @@ class Spread:
 
         seeds: of each independent set of scorer seeds; two sets are one variance with the degrees of freedom of Welch (1947),
         because chi-squares of their own cover 98 % (Behrens and Fisher). A variance that does not exceed what groups have of it
-        adds nothing, twice as much adds all it has beyond, and between them in proportion, so that nothing hinges on a last digit.
+        adds nothing, twice as much adds all it has beyond, and between them in proportion, so that nothing hinges on a last digit;
+        of two seeds, which may be alike by chance, always all.
         """
         if df <= 0 or not math.isfinite(estimate + below + above):
             return Spread(estimate, np.full(POINTS, np.nan), np.full(POINTS, np.nan))
         variance, share, added = sum(part.variance for part in seeds), sum(part.in_groups for part in seeds), np.zeros(POINTS)
-        if variance > share:
+        if variance > 0:
             own = variance**2 / sum(part.variance**2 / part.df for part in seeds)
-            added = min(1.0, 2 * (1 - share / variance)) * np.maximum(0.0, variance * doubts(own, 1) - share)
+            weight = min(1.0, max(0.0, 2 * (1 - share / variance))) if own >= 2 else 1.0
+            added = weight * np.maximum(0.0, variance * doubts(own, 1) - share)
         return Spread(estimate, *(np.sqrt(side * doubts(df, 0) + added) for side in (below, above)))
 
     @property

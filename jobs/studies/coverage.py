@@ -135,7 +135,7 @@ CASES: Mapping[str, Case] = {
     "fixed scorers, 1 benchmark of 20 groups": Differences(1, 20),
     **{f"accuracy of {level} %, 1 benchmark of 20 groups": Accuracy(20, level) for level in (60, 90, 95)},
     **{f"1 seed, seed SD {sd:g}, as a claim about the method (none is made)": Differences(3, 100, 1, sd) for sd in (2.5, 8.0)},
-    "2 seeds, seed SD 5": Differences(3, 100, 2, 5.0),
+    **{f"2 seeds, seed SD {sd:g}": Differences(3, 100, 2, sd) for sd in (0.0, 5.0, 12.0)},
     **{f"{n} seeds, seed SD {sd:g}": Differences(3, 100, n, sd) for n in (3, 5, 10) for sd in SPREADS},
     **{f"{n} seeds, seed SD {sd:g}, against a rule": Differences(3, 100, n, sd, 0) for n in (3, 5, 10) for sd in SPREADS},
     **{f"3 against 5 seeds, seed SD {sd:g}": Differences(3, 100, 3, sd, 5) for sd in SPREADS},
