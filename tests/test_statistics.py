@@ -338,7 +338,7 @@ def test_holm_against_the_definition() -> None:
 
 # --- coverage ----------------------------------------------------------------------------------------------------------------
 
-SMALL = (  # of the study's cases; the table of all of them is in reports/coverage
+SMALL = (  # of the cases of the study, whose table is in `reports/coverage`
     "fixed scorers, 1 benchmark of 20 groups", "3 seeds, seed SD 0", "3 seeds, seed SD 2.5", "3 seeds, seed SD 12",
     "5 seeds, seed SD 5", "10 seeds, seed SD 5, against a rule", "3 against 5 seeds, seed SD 5",
     "0.3 % of answers lost, 10 benchmarks of 40 groups", "1.2 % of answers lost, 1 benchmark of 400 groups",
