@@ -48,7 +48,7 @@ from diffprune.tune import cells as tuning
 from diffprune.tune.calibration import Scored
 from diffprune.tune.options import Tuning
 from diffprune.tune.search import Failed, Search
-from diffprune.tune.solver import MeasuredSpeedup
+from diffprune.tune.solver import Accuracy, MeasuredSpeedup
 from diffprune.vlm.load import load
 
 HOUSE = Path(__file__).parent.parent
@@ -304,8 +304,8 @@ class Known:
     def scores(self, pruner: Spec) -> Scored:
         return Scored(np.array([100, 100]), np.array([10, 10]), np.array([0]))
 
-    def accuracy(self, pruner: Spec, budget: Any) -> float:
-        return 0.5
+    def accuracy(self, pruner: Spec, budget: Any) -> Accuracy:
+        return Accuracy(0.5, 0.4, 0.6)
 
     def check(self, asked: Any) -> list[MeasuredSpeedup]:
         return [MeasuredSpeedup(2.0, 1.9, 2.1, 2) for _ in asked]
@@ -319,7 +319,7 @@ def test_a_method_that_cannot_be_tuned_leaves_the_others_theirs(embedded: VLM, t
     def trials(candidates: Any, found: Any) -> None:
         for one in candidates:
             if not (trials_fail and one[0].name == "random"):
-                found(one, 0.5)
+                found(one, Accuracy(0.5, 0.4, 0.6))
         if trials_fail:
             raise Failed("1 of 2 trials failed")
 
@@ -461,6 +461,24 @@ def test_timings_on_other_pictures_are_left_out_and_told() -> None:
     assert chapter.other_pictures == "1 cells timed on other pictures than world(like='gqa')"
 
 
+@pytest.mark.parametrize(("other", "told"), [('{"cpu": "b"}', True), ('{"cpu": "a", "threads": 2}', False)])
+def test_timings_of_several_machines_are_told(other: str, told: bool) -> None:
+    for number, hardware in enumerate(('{"cpu": "a", "threads": 1}', other)):
+        about = replace(provenance(), hardware=hardware)
+        rows = {"timings": [Timing("prefill", "full", 0, 1.0, 8.0, 20, "")]}
+        Store("store").publish(rows, cell=cell(pruner=("random", "grid")[number]), provenance=about)
+    assert any("several machines" in problem for problem in records.read("store").problems) == told
+
+
+def test_runs_merged_into_one_store_are_told() -> None:
+    store = Store("store")
+    publish(store, cell(), answers(6))
+    assert not [p for p in records.read("store").problems if "runs" in p]
+    publish(store, cell(pruner="grid"), answers(6), run="other")
+    assert "records of 2 runs stand in this store: mine, other" in records.read("store").problems
+    assert "records of 2 runs" in report("store", "page")["markdown"].read_text()
+
+
 def test_a_report_is_made_of_a_run_folder_alone_and_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     publish(Store("copied/store"), cell(), answers(6))
     before = sorted(Path("copied").rglob("*"))
@@ -480,6 +498,10 @@ def test_a_changed_setting_under_an_old_name_is_told(capsys: pytest.CaptureFixtu
     changed = configure("run", None, "mine", {}, {"evaluate.limit": 60, "measure.rounds": 50})
     new = Job(name="mine", evaluate=changed.evaluate, measure=changed.measure)
     assert list(settings.told(json.loads((folder / "job.json").read_text()), settings.noted(new), ["report"])) == []
+    settings.keep(new, folder, ["evaluate"])
+    assert "measure.rounds" not in capsys.readouterr().out and "evaluate.limit 80" not in (folder / "job.json").read_text()
+    settings.keep(job, folder, ["evaluate"])
+    assert "evaluate.limit 60 -> 80" in capsys.readouterr().out
     settings.keep(new, folder, ["evaluate", "measure"])
     said = capsys.readouterr().out
     assert "settings changed since the last run of 'mine'" in said

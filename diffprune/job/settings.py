@@ -9,7 +9,7 @@ from typing import Any
 
 from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.json_object import parsed
-from diffprune.job.job import Job
+from diffprune.job.job import SECTIONS, Job
 
 FILE = "job.json"
 SILENT = ("title", "workers", "config", "assumed", "tiny", "report")  # which change no result
@@ -28,6 +28,8 @@ def keep(job: Job, folder: Path, stages: Sequence[str]) -> None:
         old = {}
     for sentence in told(old, new, stages) if old else ():
         print(sentence, flush=True)
+    idle = {section for section in SECTIONS if section not in stages}  # what they ask was not asked now
+    new |= {section: old[section] for section in idle & old.keys()}
     if old != new:
         LocalBlobs(folder).replace(FILE, (json.dumps(new, indent=1, sort_keys=True) + "\n").encode())
 
@@ -41,7 +43,7 @@ def told(old: Mapping[str, Any], new: Mapping[str, Any], stages: Sequence[str]) 
     """Sentences on what another run of this folder was asked differently."""
     if old.get("name") != new["name"]:
         yield f"this folder was made by the run {old.get('name')!r}, not by {new['name']!r}: what it holds is taken over"
-    other = {key for key in ("train", "tune", "evaluate", "measure") if key not in stages}
+    other = {section for section in SECTIONS if section not in stages}
     changed = [line for line in _changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith("name ")]
     if changed:
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ class Records:
     cells:   index `cell`; a cell's columns, `label` (method, and its plug-in or recipe where several share a label), `replaced`,
              `replicate` (scorer seed), `started`.
     sources: distinct provenance with the table it is of.
-    problems: files the store set aside and results that newer ones replaced, one sentence each.
+    problems: files the store set aside, results that newer ones replaced, runs that were merged; one sentence each.
     """
 
     frames: dict[str, pd.DataFrame]
@@ -88,7 +89,19 @@ def read(root: Path | str) -> Records:
         sources.append(found.assign(table=table))
     every = pd.concat([c for c in cells if len(c)] or cells[:1])
     known, replaced = _newest(_labelled(every[~every.index.duplicated()].sort_index()))
-    return Records(frames, known, pd.concat(sources, ignore_index=True), (*map(str, store.problems), *replaced), store)
+    told = pd.concat(sources, ignore_index=True)
+    problems = (*map(str, store.problems), *replaced, *_merged(told))
+    return Records(frames, known, told, problems, store)
+
+
+def _merged(sources: pd.DataFrame) -> list[str]:
+    """A sentence where several runs, or a run on several machines, have written into one store."""
+    runs = sorted(set(sources["run"]))
+    found = [f"records of {len(runs)} runs stand in this store: {', '.join(runs)}"] if len(runs) > 1 else []
+    timed = sources[sources["table"] == "timings"]
+    if len({str([json.loads(text).get(part) for part in ("cpu", "gpus")]) for text in timed["hardware"].astype(str).unique()}) > 1:
+        found.append("timings of several machines stand in this store; ratios between them are no speedups")
+    return found
 
 
 def _labelled(cells: pd.DataFrame) -> pd.DataFrame:

@@ -25,7 +25,8 @@ def summary(store_root: Path | str, asked: Mapping[str, str] | None = None) -> s
     found = records.read(store_root)
     blocks = [block for chapter in chapters(found, asked) if (block := _block(chapter))]
     if tuned := speed_tables.tuned(found):
-        blocks.append("\n".join([tuned.title, "", *_lines([tuple(tuned.columns), *tuned.rows], tuned.rule_before)]))
+        rows = [tuple(row[i] for i, name in enumerate(tuned.columns) if name in TUNED) for row in (tuned.columns, *tuned.rows)]
+        blocks.append("\n".join([tuned.title, "", *_lines(rows, tuned.rule_before)]))
     if failed := [row for row in (provenance.failures(found) or _NOTHING).rows if row[0] == "cell failed"]:
         _, label, where, reason = failed[0]
         blocks.append(escape.plain(f"{len(failed)} cells failed; first {label} {where}: {reason}", 400))
@@ -36,6 +37,7 @@ def summary(store_root: Path | str, asked: Mapping[str, str] | None = None) -> s
     )
 
 
+TUNED = ("target", "Method", "kind", "verdict", "budget", "measured", "accuracy %")  # what the terminal shows of a tuning
 _NOTHING = Table("", "", (), ())
 
 
