@@ -6,6 +6,7 @@ import csv
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,9 @@ from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.report import report
 from diffprune.report.analysis import records
 from diffprune.report.analysis.comparison import Comparison, chapters
+from diffprune.report.analysis.verdicts import best_rule
 from diffprune.report.render.table import Number
-from diffprune.report.tables.accuracy import best_rule, per_budget
+from diffprune.report.tables.accuracy import per_budget
 from diffprune.store import Store
 from diffprune.vlm.load import load
 from tests.records import evaluate_cell, method, prediction, provenance, pruner
@@ -237,9 +239,12 @@ def root(tmp_path: Path) -> Path:
         "replaced(norms)",
     )
     for text in (*spelled, "diffprune(question_aware=True)", "diffprune(denoiser=False)"):
-        for benchmark in ("hues", "unnamed"):
-            cell = evaluate_cell(text, "Keep(16)", benchmark)
-            rows = [prediction(i, float(i < RIGHT.get(text, 4)), visual_kept=144 if text == "unpruned" else 16) for i in range(40)]
+        trained = method(pruner(text)).kind == "trained"
+        for benchmark, seed in product(("hues", "unnamed"), range(3 if trained else 1)):
+            about = {"weights": f"{seed}" * 20, "recipe": "r" * 20, "seed": seed} if trained else {}
+            cell = evaluate_cell(text, "Keep(16)", benchmark, **about)
+            right, kept = RIGHT.get(text, 4), 144 if text == "unpruned" else 16
+            rows = [prediction(i, float(i < right), visual_kept=kept) for i in range(40)]
             Store(tmp_path / "store").publish({"predictions": rows}, cell=cell, provenance=provenance())
     return tmp_path / "store"
 
@@ -251,7 +256,8 @@ def chapter(root: Path) -> Comparison:
 
 
 def test_an_unlisted_rule_can_be_the_best_rule(chapter: Comparison) -> None:
-    assert best_rule(chapter, "Keep(16)") == "Largest norms"
+    found = best_rule(chapter, "Keep(16)")
+    assert found and found.label == "Largest norms"
 
 
 def test_a_question_reader_is_never_the_best_image_only_method(chapter: Comparison) -> None:
@@ -292,7 +298,8 @@ def test_a_report_needs_none_of_the_plug_ins(root: Path, tmp_path: Path, monkeyp
     """Rows say what tables must know; a benchmark that is not installed is shown as mean credit, which is said."""
     monkeypatch.chdir("/")
     (chapter,) = chapters(records.read(root))
-    assert best_rule(chapter, "Keep(16)") == "Largest norms" and set(map(chapter.heading, chapter.unknown)) == {
+    found = best_rule(chapter, "Keep(16)")
+    assert found and found.label == "Largest norms" and set(map(chapter.heading, chapter.unknown)) == {
         "Colours of things", "unnamed",
     }  # fmt: skip
     assert "Not installed here" in report(root, tmp_path / "out")["html"].read_text("utf-8")

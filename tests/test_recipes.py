@@ -219,10 +219,10 @@ def test_one_worker_cannot_spread_a_model() -> None:
 
 
 def test_data_that_cannot_be_read_stop_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one sentence: Ray would try again twice what is raised, not what is returned."""
+    """In one sentence, before a worker starts; a fault in a worker is raised, so that Ray tries again."""
     fit = on_ray._fit
     monkeypatch.setattr(on_ray, "_fit", lambda config, workers: fit(config, 0))
-    with pytest.raises(RuntimeError, match=r"^\S+nowhere.jsonl cannot be read as training data \(No such file or directory\)$"):
+    with pytest.raises(ValueError, match=r"^\S+nowhere.jsonl cannot be read as training data \(No such file or directory\)$"):
         on_ray.train(Recipe(**{**SMALL, "model": "tiny(llava)", "data": "jsonl('nowhere.jsonl')"}), "run")
     monkeypatch.setattr(on_ray, "train_here", lambda *_: pytest.fail("this is a fault, which Ray may try again"))
     with pytest.raises(pytest.fail.Exception):
