@@ -15,7 +15,6 @@ from diffprune.core.cell import (
     EvaluateSpec,
     MeasureSpec,
     Method,
-    OverheadSpec,
     Questions,
     Subject,
     TrainSpec,
@@ -124,12 +123,6 @@ def trial_cell(tune: Cell, budget: str) -> Cell:
 def curve_cell(**changed: Any) -> Cell:
     """Prefill by length. changed: fields of `TuneSettings`."""
     return cell(CurveSpec(settings(**changed)))
-
-
-def overhead_cell(asked: str | Spec = "attention", **changed: Any) -> Cell:
-    """What a method adds. changed: fields of `TuneSettings`."""
-    spec = pruner(asked)
-    return cell(OverheadSpec(spec, settings(**changed)), asked=spec)
 
 
 def train_cell(asked: str | Spec = "diffprune", recipe: str = "r" * 20, seed: int = 0) -> Cell:
