@@ -15,12 +15,12 @@ import torch
 
 from diffprune.core.budget import Share
 from diffprune.core.cell import Cell, MeasureSpec, Questions
-from diffprune.core.records import Cost, Outcome, Provenance, Timing
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import Shape
 from diffprune.report.tables import latency
 from diffprune.store import Store
 from diffprune.timing import flops, roofline
+from tests.records import cost, outcome, provenance, timing
 
 WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is at hand")
 
@@ -150,17 +150,18 @@ def publish(root: Path, gpu: str, cell: Cell = CELL, spent: dict[tuple[str, str]
     """A store with one cell of three equal rounds."""
     store = Store(root)
     hardware = json.dumps({"cpu": "x", "gpus": [gpu]})
-    made = Provenance("latency_7b", 1, "abc", False, '{"torch": "2"}', hardware, 0, "2027-01-01T00:00:00+00:00")
+    made = provenance(commit="abc", hardware=hardware)
     kept = {"full": 576.0, "pruned": 128.0, "native": 128.0}
     times = [
-        Timing(span, arm, turn, ms, kept[arm], int(kept[arm]) + 64, "few_repeats")
+        timing(ms, span=span, arm=arm, repetition=turn, visual_kept=kept[arm], sequence=int(kept[arm]) + 64, flags="few_repeats")
         for (arm, span), ms in spent.items() for turn in range(3)
     ]  # fmt: skip
     costs = [
-        Cost(arm, num, 64.0, {576.0: 8.397e12, 128.0: 2.497e12}[num], 0.0, 0.0, (num + 64) * 2**19, (num + 64) * 2**19, 0.0)
+        cost(arm=arm, visual_kept=num, text_tokens=64.0, prefill_flops={576.0: 8.397e12, 128.0: 2.497e12}[num],
+             kv_bytes=(num + 64) * 2**19, kv_measured_bytes=(num + 64) * 2**19)
         for arm, num in kept.items()
-    ]
-    store.publish({"timings": times, "costs": costs, "outcomes": [Outcome("ok", "", 18, 1.0)]}, cell=cell, provenance=made)
+    ]  # fmt: skip
+    store.publish({"timings": times, "costs": costs, "outcomes": [outcome(18)]}, cell=cell, provenance=made)
     return store
 
 
@@ -200,8 +201,7 @@ def test_an_unknown_device_has_no_roofline_which_is_said(models: dict[str, Shape
 
 def test_a_failed_cell_is_told_with_its_reason(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    made = Provenance("latency_7b", 1, "", True, "{}", '{"cpu": "x", "gpus": []}', 0, "2027-01-01T00:00:00+00:00")
-    store.publish({"outcomes": [Outcome("failed", "out of memory", 0, 1.0)]}, cell=CELL, provenance=made)
+    store.publish({"outcomes": [outcome(0, "failed", "out of memory")]}, cell=CELL, provenance=provenance())
     page = latency.write(store, tmp_path, "Latency", "the command", {}).read_text()
     assert "Failed: llava-1.5-7b (weights=random), batch 1, graph, diffprune Share(0.222222): out of memory" in page
 
