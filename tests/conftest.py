@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffprune.core.registry import FOLDER
+
 torch.set_num_threads(1)
 
 
@@ -25,4 +27,5 @@ torch.set_num_threads(1)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Whatever a test writes lands in a folder of its own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(FOLDER, raising=False)  # an earlier test that spoke to Ray told its workers where its plug-ins lie
     return tmp_path
