@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,7 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert valid and not (folder / "scorers").exists(), "killed before it was done"
+        await_(lambda: not processes("TrainController"))  # it outlives its driver for a moment, and writes the snapshot below
         (folder / "ray" / on_ray.SNAPSHOT).write_text('{"checkpoint_res')  # what a crash in the middle of Ray's write leaves
         killer = threading.Thread(target=kill_a_worker, args=(folder,))
         killer.start()
@@ -235,8 +237,17 @@ def kill_a_worker(folder: Path) -> None:
     """SIGKILL one of this test's own training workers once a state of the resumed run is there (it is announced before)."""
     before = newest(folder)
     await_(lambda: newest(folder) > before)
-    mine = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline() or [p.name()])]
-    mine[-1].kill()
+    processes("RayTrainWorker")[-1].kill()
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """This test's own processes whose command line contains `name`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline() or [process.name()]):
+                found.append(process)
+    return found
 
 
 def test_a_loss_that_stays_bad_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path) -> None:
