@@ -47,10 +47,10 @@ def verdict(against: str, found: Sequence[tuple[Budget, Judged]]) -> str:
             clauses.append(says.format(_list(mine)))
     alone = [_told(budget, one, against) for budget, one in found if one.verdict.found.scorers_only]
     if alone:
-        clauses.append(f"differs, these scorers only and no verdict about the methods, with {_list(alone)}")
+        clauses.append(f"gets no verdict as a method, for want of seeds; the difference of these scorers is, with {_list(alone)}")
     if not clauses:
         return f"Against {against} nothing was compared at a shared budget."
-    if len(clauses) == 1 and len(found) > 1:
+    if len(clauses) == 1 and len(found) > 1 and not alone:
         clauses[0] += ", that is at every budget"
     return f"Against {against}, DiffPrune " + "; ".join(clauses) + "."
 
