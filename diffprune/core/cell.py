@@ -118,10 +118,29 @@ class TrainSpec:
     seed: int
 
 
-Subject = EvaluateSpec | MeasureSpec | TuneSpec | TrialSpec | CurveSpec | OverheadSpec | TrainSpec
+@dataclass(frozen=True)
+class CalibrateSpec:
+    """Answers of one method at one budget to the calibration questions of one benchmark: what the accuracy of a trial is of."""
+
+    pruner: Spec
+    budget: Budget
+    questions: Questions
+
+
+@dataclass(frozen=True)
+class SelectSpec:
+    """Which tokens of a few pictures a method keeps at one budget. pictures: their names; revision: of the data."""
+
+    pruner: Spec
+    budget: Budget
+    pictures: tuple[str, ...]
+    revision: str
+
+
+Subject = EvaluateSpec | MeasureSpec | TuneSpec | TrialSpec | CurveSpec | OverheadSpec | TrainSpec | CalibrateSpec | SelectSpec
 VERBS: dict[type, str] = {
     EvaluateSpec: "evaluate", MeasureSpec: "measure", TuneSpec: "tune", TrialSpec: "trial", CurveSpec: "curve",
-    OverheadSpec: "overhead", TrainSpec: "train",
+    OverheadSpec: "overhead", TrainSpec: "train", CalibrateSpec: "calibrate", SelectSpec: "select",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from diffprune.core.cell import CellColumns
@@ -53,6 +54,18 @@ class Records:
     def styles(self) -> dict[str, Style]:
         """Colour, marker and dash of every method."""
         return labels.styles(self.methods.values())
+
+    @cached_property
+    def masks(self) -> dict[int, dict[str, np.ndarray]]:
+        """What each method keeps of scenes of the embedded world: {scene seed: {label: bool [tokens]}}, the newest selection."""
+        rows = self.told("kept_tokens", "label", "started").sort_values(["started", "picture", "token"], kind="stable")
+        newest = where(rows, rows["started"] == rows.groupby("label", observed=True)["started"].transform("max"))
+        found: dict[int, dict[str, np.ndarray]] = {}
+        for label in [x for x in self.methods if (newest["label"] == x).any()]:
+            for picture, part in newest[newest["label"] == label].groupby("picture", observed=True):
+                if str(picture).isdecimal():
+                    found.setdefault(int(str(picture)), {})[label] = part["token_kept"].to_numpy(bool)
+        return found
 
     def texts(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Rows of predictions with their `TEXTS`, in the same order; only the parts of their cells are read."""
