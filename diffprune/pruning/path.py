@@ -115,38 +115,36 @@ def select(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, bud
         chosen = pruner.select(tokens, step)
         if chosen.features is not None:
             tokens = replace(tokens, features=chosen.features)
-        if chosen.into is not None:
-            tokens = merged(tokens, chosen.keep, chosen.into, chosen.weight)
+        if chosen.mix is not None:
+            tokens = merged(tokens, chosen.keep, chosen.mix)
         tokens = replace(tokens, valid=chosen.keep)
     return tokens
 
 
-def merged(tokens: VisualTokens, keep: Tensor, into: Tensor, weight: Tensor | None = None) -> VisualTokens:
-    """Survivors as weighted means of themselves and the tokens merged into them; sizes add up. `valid` is left as it is.
+def merged(tokens: VisualTokens, keep: Tensor, mix: Tensor) -> VisualTokens:
+    """Survivors as the weighted sums of tokens that `mix` says; `valid` is left as it is.
 
-        x_i <- (w_i x_i + sum_j w_j x_j) / (w_i + sum_j w_j),  s_i <- s_i + sum_j s_j,  over removed tokens j with into_j = i
-
-    keep, into, weight: of `Selection`; w is `weight`, or the sizes s. Features and DeepStack features go the same way. A survivor
-    that nothing is merged into, or only tokens of weight 0 while its own is 0, stays as it is, bit by bit.
+    keep, mix: of `Selection`. DeepStack features go the same way, and a token's size is shared out over the survivors it goes into
+    in proportion to its weights. A survivor that is itself and nothing else stays as it is, bit by bit.
     """
-    size = torch.ones_like(into, dtype=torch.float32) if tokens.size is None else tokens.size
-    weight = size if weight is None else weight.float()
-    moves = tokens.valid & ~keep & (into >= 0)
-    target, num = into.masked_fill(~moves, into.shape[1]), into.shape[1]  # what goes nowhere is added up behind the last token
+    mix = mix.float().masked_fill(~tokens.valid[:, None], 0.0)
+    index = keep.int().argsort(dim=1, descending=True, stable=True)[:, : mix.shape[1]]  # [B K], survivors first
+    real = torch.arange(mix.shape[1], device=keep.device) < keep.sum(1, keepdim=True)
+    alone = (mix.gather(2, index[..., None])[..., 0] == 1) & ((mix != 0).sum(-1) == 1)
+    changed = (real & ~alone)[..., None]
+    mix = mix * real[..., None]
 
-    def arriving(values: Tensor) -> Tensor:
-        index = target if values.ndim == 2 else target[..., None].expand_as(values)
-        return values.new_zeros(len(values), num + 1, *values.shape[2:]).scatter_add_(1, index, values)[:, :num]
+    def added(values: Tensor) -> Tensor:
+        """[B N C], each survivor replaced by its sum."""
+        place = index[..., None].expand(-1, -1, values.shape[2])
+        sums = mix @ values.float().masked_fill(~tokens.valid[..., None], 0.0)
+        return values.scatter(1, place, torch.where(changed, sums.to(values.dtype), values.gather(1, place)))
 
-    total = weight + arriving(weight)
-    changed = ((arriving(moves.float()) > 0) & (total > 0))[..., None]
-
-    def mean(values: Tensor) -> Tensor:
-        weighted = values.float() * weight[..., None]
-        return torch.where(changed, ((weighted + arriving(weighted)) / total[..., None]).to(values.dtype), values)
-
-    deepstack = None if tokens.deepstack is None else mean(tokens.deepstack)
-    return replace(tokens, features=mean(tokens.features), deepstack=deepstack, size=size + arriving(size))
+    size = torch.ones_like(tokens.valid, dtype=torch.float32) if tokens.size is None else tokens.size
+    sizes = (mix / mix.sum(1, keepdim=True).clamp_min(1e-30) * size[:, None]).sum(-1)
+    deepstack = None if tokens.deepstack is None else added(tokens.deepstack)
+    size = size.scatter(1, index, torch.where(real, sizes, size.gather(1, index)))
+    return replace(tokens, features=added(tokens.features), deepstack=deepstack, size=size)
 
 
 def _projected(vlm: VLM, tokens: VisualTokens) -> VisualTokens:
