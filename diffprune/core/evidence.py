@@ -28,13 +28,16 @@ OF_THE_QUESTION = frozenset({EvidenceKind.QUESTION, EvidenceKind.DECODER_ATTENTI
 class Evidence:
     """One thing a pruner asks for: a key of `VisualTokens.evidence`.
 
-    layer:   of the encoder or decoder, counted from 0; None is the encoder layer whose output the projector reads.
+    layer:   of the encoder or decoder, counted from 0, of the encoder from -1 backwards too; None is the encoder layer whose
+             output the projector reads.
     queries: rows of decoder attention that are looked at: "last" (the last position) or "text" (all text after the image).
+    joint:   encoder attention of one head as wide as all of them together, instead of the mean over heads.
     """
 
     kind: EvidenceKind
     layer: int | None = None
     queries: str = ""
+    joint: bool = False
 
     @property
     def from_encoder(self) -> bool:
@@ -53,7 +56,7 @@ class Evidence:
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f", layer {self.layer}"
-        return f"{self.kind}{layer}{f', {self.queries} queries' if self.queries else ''}"
+        return f"{self.kind}{layer}{f', {self.queries} queries' if self.queries else ''}{', joint heads' if self.joint else ''}"
 
 
 class Question(NamedTuple):
@@ -67,21 +70,21 @@ QUESTION = Evidence(EvidenceKind.QUESTION)  # -> Question
 IDENTITY = Evidence(EvidenceKind.IDENTITY)  # -> [B] int64, a hash of the pixels, whatever batch an image comes in
 
 
-def encoder_attention(layer: int | None = None) -> Evidence:
+def encoder_attention(layer: int | None = None, joint: bool = False) -> Evidence:
     """Attention [B N] each token receives from the encoder's summary token or, where it has none, from all tokens; mean over heads.
 
-    A visual token of several patches has their mean.
+    A visual token of several patches has their mean. joint: softmax(q k / sqrt(D)) of all heads' queries and keys side by side.
     """
-    return Evidence(EvidenceKind.ENCODER_ATTENTION, layer)
+    return Evidence(EvidenceKind.ENCODER_ATTENTION, layer, joint=joint)
 
 
 def encoder_keys(layer: int | None = None) -> Evidence:
-    """Keys [B N D] of an encoder layer, heads side by side."""
+    """Keys [B N H d] of an encoder layer, as its attention takes them (rotated, where it rotates them); mean over a token's patches."""
     return Evidence(EvidenceKind.ENCODER_KEYS, layer)
 
 
 def encoder_features(layer: int) -> Evidence:
-    """Output [B N D] of an encoder layer."""
+    """Output [B N D] of an encoder layer, mean over a token's patches."""
     return Evidence(EvidenceKind.ENCODER_FEATURES, layer)
 
 
