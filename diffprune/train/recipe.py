@@ -15,6 +15,7 @@ from diffprune.config.fields import MOST, MOST_WORKERS, TEXT, BudgetValue, Model
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.fitted import FittedPruner
+from diffprune.core.noise import generator
 from diffprune.core.spec import Spec
 from diffprune.vlm.load import fingerprint
 
@@ -167,12 +168,6 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
     return recipe.learning_rate / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
-
-
-def generator(*key: int) -> torch.Generator:
-    """A generator of its own for every key."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def drawn_budget(recipe: Recipe, seed: int, step: int) -> Budget:
