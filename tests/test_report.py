@@ -610,7 +610,7 @@ def test_a_scorer_trained_again_replaces_the_old_one(tmp_path: Path) -> None:
     about = scorer("diffprune", 0)
     (row,) = scored(tmp_path, {evaluate_cell(**about | {"weights": sha * 20}): credit for sha, credit in (("a", 0.0), ("b", 1.0))})
     assert float(row["accuracy %"]) == 100
-    assert "weights or data changed under the same name" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "weights, data or code changed under the same name" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("recipe", ["of its own", "unknown"])

@@ -148,8 +148,8 @@ class Recipe(BaseModel):
         return self
 
     def key(self, pruner: Spec) -> str:
-        """20 hexadecimal digits of all that shapes one method's scorers, seeds aside: not the other methods, how often to look, or
-        what is in memory at once. Of models and data in files their contents count, not where they lie.
+        """20 hexadecimal digits of all that shapes one method's scorers, its code too, seeds aside: not the other methods, how
+        often to look, or what is in memory at once. Of models and data in files their contents count, not where they lie.
 
         Raises:
             ValueError: those files cannot be read here.
@@ -158,7 +158,7 @@ class Recipe(BaseModel):
         silent |= {"micro_images", "checkpointing", "shard", "max_broken_share", *(["dtype"] if self.dtype == "auto" else [])}
         dump = self.model_dump(mode="json", exclude=silent)
         read = {"data": training.source(self.data).identity or str(self.data), "model": [str(self.model), fingerprint(self.model)]}
-        text = json.dumps({**dump, **read, "pruner": pruner.identity}, sort_keys=True)
+        text = json.dumps({**dump, **read, "pruner": registry.sourced("pruners", pruner).identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

@@ -19,7 +19,7 @@ from diffprune.store import Store
 
 # Accuracies of one chapter share these.
 SETTING = ("model", "protocol", "split", "limit", "dtype", "answer_tokens", "batch")
-_LEARNT = ("model_sha256", "weights_sha256", "revision")  # what changes when weights or data change under the same name
+_LEARNT = ("model_sha256", "weights_sha256", "revision", "code")  # what changes when weights, data or code do, names do not
 _CELL = tuple(f.name for f in fields(CellColumns))
 _SOURCE = tuple(f.name for f in fields(Provenance))
 _MADE = ("started", "run", "dirty")
@@ -151,7 +151,7 @@ def _plugin(pruner: str, kind: str) -> str:
 
 
 def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Only the newest of cells that differ in nothing but weights or data; a sentence per method that lost some."""
+    """Only the newest of cells that differ in nothing but weights, data or code; a sentence per method that lost some."""
     if cells.empty:
         return cells, []
     same = ["verb", *SETTING, "mode", "pruner", "trained_as", "scorer_seed"]
@@ -162,8 +162,8 @@ def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     )
     current = (last == cells[list(_LEARNT)].loc[last.index]).all(axis=1).reindex(cells.index)
     notes = [
-        f"{len(old)} older {'cell' if len(old) == 1 else 'cells'} of {label or 'the model'} left out: weights or data changed "
-        "under the same name"
+        f"{len(old)} older {'cell' if len(old) == 1 else 'cells'} of {label or 'the model'} left out: weights, data or code "
+        "changed under the same name"
         for label, old in cells[~current].groupby("label", sort=True)
     ]
     return cells[current], notes
