@@ -79,7 +79,7 @@ def encoder_attention(layer: int | None = None, joint: bool = False) -> Evidence
 
 
 def encoder_keys(layer: int | None = None) -> Evidence:
-    """Keys [B N H d] of an encoder layer, as its attention takes them (rotated, where it rotates them); mean over a token's patches."""
+    """Keys [B N H d] of an encoder layer, as its attention takes them, after any rotation; mean over a token's patches."""
     return Evidence(EvidenceKind.ENCODER_KEYS, layer)
 
 

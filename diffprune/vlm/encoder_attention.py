@@ -1,4 +1,4 @@
-"""What goes on inside a vision encoder: attention and keys, as its own code hands them to the attention function, and layers' output.
+"""What goes on in a vision encoder: attention and keys, as its own code hands them to the attention function; outputs of layers.
 
 An encoder with a summary token is read at that token's row: the attention it pays to each patch. One without is read by columns:
 the attention each patch receives, mean over the queries that may look at it (VisionZip, arXiv 2412.04467). Both are means over
