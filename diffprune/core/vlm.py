@@ -43,6 +43,10 @@ class Prompts:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
+    def __getitem__(self, index: Tensor) -> Prompts:
+        """The rows at `index` [M] int."""
+        return replace(self, **{f.name: v[index] for f in fields(self) if (v := getattr(self, f.name)) is not None})
+
     def to(self, device: torch.device | str) -> Prompts:
         """The same rows on another device."""
         return replace(self, **{f.name: v.to(device) for f in fields(self) if (v := getattr(self, f.name)) is not None})
@@ -130,6 +134,10 @@ class VLM(ABC):
         for evidence in needs:
             if reason := self.lacks(evidence):
                 raise ValueError(f"{self.family} cannot give {evidence}: {reason}")
+
+    @abstractmethod
+    def lacks_shared_prefix(self) -> str:
+        """Why questions about one image cannot go on from one prefill of it, as a clause; empty where they can."""
 
     @abstractmethod
     def chat_prompt(self, question: str, images: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Least-recently-used caches between batches: encoder output per image, prompts per batch."""
+"""Least-recently-used caches between batches: encoder output per image, prompts per batch, prefixes in the decoder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
+from diffprune.pruning.shared_prefix import Prefix
 
 TOKENISED_MIB = 64  # of prompts that are kept: all of a small run, a few batches of a large one
 CHUNK = 8  # images per encoder call, always: the same shape gives the same bits, so an answer cannot depend on what ran before
+PREFILLED = 4  # prefixes per call of the decoder, always, for the same reason; a call has to be worth its fixed cost
 
 
 class _Encoded(NamedTuple):
@@ -94,6 +96,30 @@ class Tokenised:
             if _size(found) <= self._kept.maxsize:
                 self._kept[name] = found
         return found
+
+
+class Prefixes:
+    """Keys and values of what questions about an image share, on the model's device, so that other questions go on from them.
+
+    mebibytes: upper bound of what is kept. prefilled: prefixes the decoder has run on, for tests and logs.
+    """
+
+    def __init__(self, mebibytes: float) -> None:
+        self.prefilled = 0
+        self._kept: LRUCache[Hashable, Prefix] = LRUCache(mebibytes * 2**20, lambda held: held.nbytes)
+
+    def get(self, names: Sequence[Hashable], make: Callable[[list[int]], list[Prefix]]) -> list[Prefix]:
+        """The prefixes called `names`; `make` takes the numbers of those that are not kept. The name tells all they depend on."""
+        found = {i: kept for i, name in enumerate(names) if (kept := self._kept.get(name)) is not None}
+        missing = [i for i in range(len(names)) if i not in found]
+        self.prefilled += len(missing)
+        for start in range(0, len(missing), PREFILLED):
+            part = missing[start : start + PREFILLED]
+            for i, prefix in zip(part, make(part + part[-1:] * (PREFILLED - len(part))), strict=False):
+                found[i] = prefix
+                if prefix.nbytes <= self._kept.maxsize:
+                    self._kept[names[i]] = prefix
+        return [found[i] for i in range(len(names))]
 
 
 def _size(held: VisualTokens | Prompts) -> int:

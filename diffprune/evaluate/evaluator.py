@@ -46,14 +46,23 @@ class Evaluator:
         return gathered(cell, found)
 
     def batches(self, cell: Cell) -> list[list[int]]:
-        """Numbers of the questions that are answered together, similar lengths; all of them, each once.
+        """Numbers of the questions that are answered together: whole images where they fit, similar lengths; each once.
 
         The smallest piece of work there is: any process that holds the model can answer any batch, with the same rows.
         """
         asked = evaluated(cell)
         samples = self._ask(asked.questions).samples
-        order = sorted(range(len(samples)), key=lambda i: (len(samples[i].question), i))
-        return [order[start : start + asked.batch] for start in range(0, len(order), asked.batch)]
+        images: dict[str, list[int]] = {}
+        for i in sorted(range(len(samples)), key=lambda i: (len(samples[i].question), i)):
+            images.setdefault(samples[i].image_id, []).append(i)
+        batches: list[list[int]] = [[]]
+        for image in sorted(images.values(), key=lambda image: len(samples[image[-1]].question)):
+            for start in range(0, len(image), asked.batch):
+                part = image[start : start + asked.batch]
+                if len(batches[-1]) + len(part) > asked.batch:
+                    batches.append([])
+                batches[-1] += part
+        return batches
 
     def answer(self, cell: Cell, index: Sequence[int]) -> dict[int, Prediction]:
         """The rows of one batch by number of the question; what fails is asked again alone, and then is a row with an error.

@@ -1,12 +1,14 @@
 """The backend on transformers: pictures encoded once, prompts tokenised once, tokens pruned, the model's own `generate`.
 
+Questions about one image go on from one prefill of what they share (`pruning/shared_prefix.py`), where method and family allow.
 An image is encoded once per process, whatever the number of budgets, methods and benchmarks that ask about it; questions are
 tokenised batch by batch, because those of a large benchmark take gigabytes at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -17,14 +19,19 @@ from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.evaluate.backend import Answer, Question, Refused
-from diffprune.evaluate.cache import TOKENISED_MIB, Encodings, Tokenised
+from diffprune.evaluate.cache import TOKENISED_MIB, Encodings, Prefixes, Tokenised
+from diffprune.pruning import shared_prefix
 
 
 class TransformersBackend:
-    """A loaded VLM that answers. cache_mib: host memory for encoder output, in MiB."""
+    """A loaded VLM that answers. cache_mib: host memory for encoder output; prefix_mib: of the model's device, for prefixes.
 
-    def __init__(self, vlm: VLM, cache_mib: float = 2048) -> None:
+    shares: questions about one image go on from one prefill of it, where method and family allow it.
+    """
+
+    def __init__(self, vlm: VLM, cache_mib: float = 2048, prefix_mib: float = 1024, shares: bool = True) -> None:
         self.vlm, self.encodings, self.tokenised = vlm, Encodings(vlm, cache_mib), Tokenised(TOKENISED_MIB)
+        self.prefixes, self.shares = Prefixes(prefix_mib), shares
 
     @property
     def model(self) -> Spec:
@@ -38,32 +45,63 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], pruner: Pruner, budget: Budget, max_new_tokens: int) -> list[Answer]:
-        """See `Backend.answer`."""
-        tokens = self.encodings.get([q.name for q in questions], [q.image for q in questions], pruner.needs)
-        prompts = self._prompts(questions, tokens)
-        try:
-            packed = pruning.shrink(self.vlm, prompts, tokens, pruner, budget)
-        except ValueError as error:
-            raise Refused(str(error)) from error
-        return self._answers(prompts, packed, max_new_tokens)
+        """See `Backend.answer`. Images that all are asked about once have nothing to share."""
+        first = {q.name: q for q in reversed(questions)}
+        names = list(dict.fromkeys(q.name for q in questions))
+        owner = [names.index(q.name) for q in questions]
+        tokens = self.encodings.get(names, [first[name].image for name in names], pruner.needs)
+        prompts = self._prompts(questions, tokens, owner)
+        with _refusing():
+            alone = not self.shares or len(names) == len(questions) or shared_prefix.refusal(self.vlm, pruner, budget)
+        where = None if alone else shared_prefix.shared(prompts, owner)
+        if where is None:
+            with _refusing():
+                packed = pruning.shrink(self.vlm, prompts, tokens[torch.tensor(owner)], pruner, budget)
+            made = pruning.answer(self.vlm, packed, max_new_tokens)
+            return _answers(prompts, made, packed.kept.tolist(), packed.total.tolist())
+
+        def prefill(images: list[int]) -> list[shared_prefix.Prefix]:
+            rows = where.prefixes(prompts, images)
+            with _refusing():
+                packed = pruning.shrink(self.vlm, rows, tokens[torch.tensor(images)], pruner, budget)
+            return shared_prefix.prefill(self.vlm, rows, packed)
+
+        told = [(name, ids, pruner, budget) for name, ids in zip(names, where.ids(prompts), strict=True)]
+        prefixes = self.prefixes.get(told, prefill)
+        made = shared_prefix.answer(self.vlm, prompts, where, prefixes, max_new_tokens)
+        return _answers(prompts, made, [prefixes[i].kept for i in owner], [prefixes[i].total for i in owner])
 
     @torch.inference_mode()
     def answer_blind(self, questions: Sequence[Question], max_new_tokens: int) -> list[Answer]:
         """See `Backend.answer_blind`; prompts have places for an image of the default size, which are removed."""
-        prompts = self._prompts(questions, None)
-        return self._answers(prompts, pruning.blind(prompts), max_new_tokens)
+        prompts = self._prompts(questions, None, ())
+        packed = pruning.blind(prompts)
+        return _answers(
+            prompts, pruning.answer(self.vlm, packed, max_new_tokens), packed.kept.tolist(), packed.total.tolist()
+        )  # fmt: skip
 
-    def _prompts(self, questions: Sequence[Question], tokens: VisualTokens | None) -> Prompts:
+    def _prompts(self, questions: Sequence[Question], tokens: VisualTokens | None, owner: Sequence[int]) -> Prompts:
+        """owner: of each question, the row of `tokens` it is about."""
         texts = [q.text for q in questions]
         name = (tokens is None, *((q.name, q.text) for q in questions))
         if tokens is None:
             default = [self.vlm.num_visual_tokens] * len(texts)
             return self.tokenised.get(name, lambda: self.vlm.prompts(texts, default))
-        places, layout = tokens.present.sum(1).tolist(), tokens.layout
+        rows = torch.tensor(owner, device=tokens.valid.device)
+        places, layout = tokens.present.sum(1)[rows].tolist(), None if tokens.layout is None else tokens.layout[rows]
         return self.tokenised.get(name, lambda: self.vlm.prompts(texts, places, layout))
 
-    def _answers(self, prompts: Prompts, packed: pruning.Packed, max_new_tokens: int) -> list[Answer]:
-        texts, lengths = pruning.answer(self.vlm, packed, max_new_tokens)
-        words = (prompts.attention_mask.sum(1) - prompts.slots.sum(1)).tolist()
-        kept, total = packed.kept.tolist(), packed.total.tolist()
-        return [Answer(*row) for row in zip(texts, total, kept, words, lengths, strict=True)]
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """A ValueError inside is the method's refusal."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+def _answers(prompts: Prompts, made: tuple[list[str], list[int]], kept: list[int], total: list[int]) -> list[Answer]:
+    """made: texts and the tokens of each."""
+    words = (prompts.attention_mask.sum(1) - prompts.slots.sum(1)).tolist()
+    return [Answer(*row) for row in zip(made[0], total, kept, words, made[1], strict=True)]

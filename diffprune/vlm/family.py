@@ -27,6 +27,7 @@ from diffprune.core.vlm import VLM, Prompts, Shape
 from diffprune.io.qa_rows import MARKER, unmarked
 from diffprune.vlm.encoder_attention import Kept, kept_by_encoder, outputs_of, read
 from diffprune.vlm.tokenize import identities, mentions, picture_tokens, plain, special_tokens, tokenise, weights_hash
+from diffprune.vlm.windows import window_of
 
 
 class Deferred(BaseModelOutputWithPooling):
@@ -129,6 +130,16 @@ class Family(VLM):
         layers = self.shape.vision_layers
         known = evidence.layer is None or -layers <= evidence.layer < layers
         return "" if known else f"its encoder has the layers 0 to {layers - 1}"
+
+    def lacks_shared_prefix(self) -> str:
+        if not self.packs:
+            return "its decoder reads pictures in both directions"
+        if (window := window_of(self.model)) is not None:
+            return f"its decoder has sliding windows of {window}"
+        if self.model.generation_config.stop_strings:
+            return "its generation configuration has stop strings, which transformers does not hand on to another decoding loop"
+        attention = self.model.config.get_text_config()._attn_implementation
+        return "" if attention == "sdpa" else f"{attention} attention takes no mask in which questions do not see each other"
 
     def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
         self.check_evidence(needs)
