@@ -12,7 +12,6 @@ from torch.nn import functional
 from diffprune import pruning
 from diffprune.core.budget import Budget
 from diffprune.core.fitted import Loss, Progress, TrainablePruner, TrainingRun
-from diffprune.core.noise import Noise
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.data import TrainBatch
@@ -57,5 +56,5 @@ class Objective(nn.Module):
         super().__init__()
         self.pruner, self.networks = pruner, networks
 
-    def forward(self, run: TrainingRun, batch: TrainBatch, budget: Budget, progress: Progress, noise: Noise) -> Loss:
-        return self.pruner.objective(run, batch, budget, progress, noise)
+    def forward(self, run: TrainingRun, batch: TrainBatch, budget: Budget, progress: Progress, source: torch.Generator) -> Loss:
+        return self.pruner.objective(run, batch, budget, progress, source)
