@@ -99,7 +99,8 @@ def settings(benchmarks: Sequence[str] = (GQA,), **changed: Any) -> TuneSettings
     """Of a tuning."""
     asked = tuple(questions(benchmark, limit=200) for benchmark in benchmarks)
     values = {
-        "questions": asked, "batch": 8, "calibration": 200, "held_out": 200, "margin": 0.02, "candidates": 3, "least": 1,
+        "questions": asked, "graders": tuple(registry.grader(one.benchmark) for one in asked),
+        "batch": 8, "calibration": 200, "held_out": 200, "margin": 0.02, "candidates": 3, "least": 1,
         "most": None, "corrections": 2, "repeats": 3, "curve_repeats": 20, "warmup": 3, "seed": 0,
     }  # fmt: skip
     return TuneSettings(**values | changed)

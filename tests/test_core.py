@@ -11,18 +11,26 @@ import torch
 
 from diffprune.core import registry
 from diffprune.core.budget import Above, Budget, Keep, Share, parse, standardise, top
-from diffprune.core.evidence import IDENTITY, QUESTION, Evidence, Question, encoder_attention
+from diffprune.core.evidence import IDENTITY, QUESTION, Evidence, Question, encoder_attention, encoder_keys
 from diffprune.core.fitted import TrainablePruner
 from diffprune.core.pruner import Kind, Pruner, Reference, ScorePruner
-from diffprune.core.site import ENCODED, Cut
-from diffprune.core.tokens import VisualTokens
+from diffprune.core.site import ENCODED, PROJECTED, Cut, Site
+from diffprune.core.tokens import Selection, VisualTokens
+from diffprune.core.vlm import Shape
+from diffprune.pruning import merged
 
 PRUNERS = registry.names("pruners")
 KEEPS_ALL = {"unpruned", "replaced"}  # the unpruned bound, and a diagnostic that replaces instead of removing
 ROWS, COLUMNS, WIDTH = 4, 5, 16
+SHAPE = Shape(
+    layers=4, width=32, heads=4, kv_heads=4, head_dim=8, ffn=64, vocabulary=99, vision_layers=3, vision_width=16, vision_ffn=32,
+    patches=20, patch_inputs=12, visual_tokens=20,
+)  # fmt: skip
 
 
-def tokens(num_images: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32, padded: bool = True) -> VisualTokens:
+def tokens(
+    num_images: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32, padded: bool = True, projected: bool = False
+) -> VisualTokens:
     """Random images of up to 20 tokens with everything a pruner can ask for; image i lacks its last 3i tokens."""
     chance = torch.Generator().manual_seed(seed)
     num = ROWS * COLUMNS
@@ -30,17 +38,36 @@ def tokens(num_images: int = 3, seed: int = 0, dtype: torch.dtype = torch.float3
     for i in range(num_images if padded else 0):
         valid[i, num - 3 * i :] = i == 0
     return VisualTokens(
-        features=torch.randn(num_images, num, WIDTH, generator=chance).to(dtype),
+        features=torch.randn(num_images, num, 2 * WIDTH if projected else WIDTH, generator=chance).to(dtype),
         valid=valid,
         grid=(ROWS, COLUMNS),
         evidence={
             encoder_attention(): torch.rand(num_images, num, generator=chance).to(dtype),
+            encoder_attention(-1, joint=True): torch.rand(num_images, num, generator=chance).to(dtype),
+            encoder_keys(): torch.randn(num_images, num, 2, 8, generator=chance).to(dtype),
+            encoder_keys(-1): torch.randn(num_images, num, 2, 8, generator=chance).to(dtype),
             QUESTION: Question(
                 torch.randn(num_images, 6, 2 * WIDTH, generator=chance).to(dtype), torch.ones(num_images, 6, dtype=torch.bool)
             ),
             IDENTITY: torch.arange(num_images) + 100 * seed,
         },
+        projected=projected,
     )
+
+
+def shown(pruner: Pruner, dtype: torch.dtype = torch.float32) -> VisualTokens:
+    """The tokens as they are where a pruner cuts first."""
+    return tokens(dtype=dtype, projected=site(pruner) == PROJECTED)
+
+
+def site(pruner: Pruner) -> Site:
+    plan = pruner.cuts(Keep(5), SHAPE)
+    return plan[0].site if plan else ENCODED
+
+
+def chosen(pruner: Pruner, seen: VisualTokens, budget: Budget) -> Selection:
+    with torch.no_grad():
+        return pruner.select(seen, Cut(site(pruner), budget))
 
 
 def make(name: str) -> Pruner:
@@ -60,68 +87,107 @@ def expected(budget: Budget, valid: int) -> int:
 @pytest.mark.parametrize("budget", [Keep(1), Keep(7), Keep(16), Share(1 / 9), Share(0.5), Share(1.0)], ids=str)
 @pytest.mark.parametrize("name", sorted(set(PRUNERS) - KEEPS_ALL))
 def test_budget_is_met_and_padding_never_selected(name: str, budget: Budget) -> None:
-    seen = tokens()
-    with torch.no_grad():
-        chosen = make(name).select(seen, Cut(ENCODED, budget))
-    assert not (chosen.keep & ~seen.valid).any()
-    assert chosen.keep.sum(1).tolist() == [expected(budget, n) for n in seen.counts.tolist()]
+    pruner = make(name)
+    seen = shown(pruner)
+    keep = chosen(pruner, seen, budget).keep
+    assert not (keep & ~seen.valid).any()
+    assert keep.sum(1).tolist() == [expected(budget, n) for n in seen.counts.tolist()]
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_a_full_budget_changes_nothing(name: str) -> None:
+    pruner = make(name)
+    seen = shown(pruner)
+    for budget in (Keep(20), Keep(99), Share(1.0)):
+        left = chosen(pruner, seen, budget)
+        assert torch.equal(left.keep, seen.valid)
+        if left.mix is not None:
+            after = merged(seen, left.keep, left.mix)
+            assert torch.equal(after.features, seen.features) and torch.equal(after.valid, seen.valid)
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_what_merges_says_so_and_its_sums_are_of_real_tokens(name: str) -> None:
+    pruner = make(name)
+    seen = shown(pruner)
+    left = chosen(pruner, seen, Keep(5))
+    if left.mix is None:
+        return
+    assert left.mix.shape[1] >= int(left.keep.sum(1).max()) and torch.isfinite(left.mix).all()
+    loud = replace(seen, features=seen.features.where(seen.valid[..., None], float("nan")))
+    after, other = (merged(t, left.keep, left.mix).features[left.keep] for t in (seen, loud))
+    assert torch.isfinite(other).all() and torch.equal(after, other), "padding is never merged"
+    assert not torch.equal(after, seen.features[left.keep])
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_the_order_of_images_does_not_matter(name: str) -> None:
+    pruner = make(name)
+    seen, order = shown(pruner), torch.tensor([2, 0, 1])
+    first, second = chosen(pruner, seen, Keep(5)), chosen(pruner, seen[order], Keep(5))
+    assert torch.equal(second.keep, first.keep[order])
+    if first.mix is not None and second.mix is not None:
+        torch.testing.assert_close(second.mix, first.mix[order])
 
 
 @pytest.mark.parametrize("name", sorted(KEEPS_ALL & set(PRUNERS)))
 def test_exceptions_keep_every_living_token(name: str) -> None:
     seen = tokens()
-    assert torch.equal(make(name).select(seen, Cut(ENCODED, Keep(3))).keep, seen.valid)
+    assert torch.equal(chosen(make(name), seen, Keep(3)).keep, seen.valid)
 
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_a_threshold_keeps_at_least_one_or_is_refused(name: str) -> None:
-    seen, pruner = tokens(), make(name)
-    with torch.no_grad():
-        if name != "replaced" and not isinstance(pruner, ScorePruner) and name not in KEEPS_ALL:
-            with pytest.raises(ValueError, match="needs a count"):
-                pruner.select(seen, Cut(ENCODED, Above(99.0)))
-            return
-        for threshold in (-99.0, 0.0, 99.0):
-            keep = pruner.select(seen, Cut(ENCODED, Above(threshold))).keep
-            assert not (keep & ~seen.valid).any()
-            assert (keep.sum(1) >= 1).all()
+    pruner = make(name)
+    seen = shown(pruner)
+    if not isinstance(pruner, ScorePruner) and name not in KEEPS_ALL:
+        with pytest.raises(ValueError, match="needs a count"):
+            chosen(pruner, seen, Above(99.0))
+        return
+    for threshold in (-99.0, 0.0, 99.0):
+        keep = chosen(pruner, seen, Above(threshold)).keep
+        assert not (keep & ~seen.valid).any()
+        assert (keep.sum(1) >= 1).all()
 
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_a_batch_equals_one_by_one_and_padding_changes_nothing(name: str) -> None:
-    seen, pruner = tokens(), make(name)
-    with torch.no_grad():
-        together = pruner.select(seen, Cut(ENCODED, Keep(5))).keep
-        for i, num in enumerate(seen.counts.tolist()):
-            alone = seen[torch.tensor([i])]
-            assert torch.equal(pruner.select(alone, Cut(ENCODED, Keep(5))).keep[0], together[i]), f"image {i} alone"
-            loud = replace(alone, features=alone.features.where(alone.valid[..., None], 1e3))
-            assert torch.equal(pruner.select(loud, Cut(ENCODED, Keep(5))).keep[0], together[i]), (
-                f"values in the padding of image {i} ({num} valid)"
-            )
+    pruner = make(name)
+    seen = shown(pruner)
+    together = chosen(pruner, seen, Keep(5))
+    for i, num in enumerate(seen.counts.tolist()):
+        alone = seen[torch.tensor([i])]
+        loud = replace(alone, features=alone.features.where(alone.valid[..., None], 1e3))
+        for one, why in ((alone, "alone"), (loud, "with values in its padding"), (alone.padded(num), "without padding")):
+            found = chosen(pruner, one, Keep(5))
+            wanted = together.keep[i, : one.valid.shape[1]]
+            assert torch.equal(found.keep[0], wanted), f"image {i} {why}"
+            if found.mix is not None and together.mix is not None:
+                torch.testing.assert_close(found.mix[0], together.mix[i, :, : one.valid.shape[1]], msg=f"image {i} {why}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", PRUNERS)
 def test_dtype_device_and_survivors_are_kept(name: str, dtype: torch.dtype) -> None:
-    seen, pruner = tokens(dtype=dtype), make(name)
+    pruner = make(name)
+    seen = shown(pruner, dtype)
     before = seen.features.clone()
-    with torch.no_grad():
-        chosen = pruner.select(seen, Cut(ENCODED, Keep(5)))
-    assert (chosen.keep.dtype, chosen.keep.device) == (torch.bool, before.device)
+    left = chosen(pruner, seen, Keep(5))
+    assert (left.keep.dtype, left.keep.device) == (torch.bool, before.device)
     assert torch.equal(seen.features, before), "the input was changed in place"
     if pruner.kind is Kind.DIAGNOSTIC:
-        assert chosen.features is not None and chosen.features.dtype == dtype
+        assert left.features is not None and left.features.dtype == dtype
     else:
-        assert chosen.features is None, "features are changed by the path, from where tokens go"
+        assert left.features is None, "features are changed by the path, from where tokens go"
 
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_the_same_tokens_give_the_same_answer(name: str) -> None:
-    with torch.no_grad():
-        first = make(name).select(tokens(), Cut(ENCODED, Keep(5))).keep
-        torch.rand(3)  # the global generator must not matter
-        assert torch.equal(make(name).select(tokens(), Cut(ENCODED, Keep(5))).keep, first)
+    first = chosen(pruner := make(name), shown(pruner), Keep(5))
+    torch.rand(3)  # the global generator must not matter
+    again = chosen(pruner := make(name), shown(pruner), Keep(5))
+    assert torch.equal(again.keep, first.keep)
+    assert (again.mix is None and first.mix is None) or torch.equal(again.mix, first.mix)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PRUNERS)
@@ -208,6 +274,12 @@ def test_budgets_out_of_range_are_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(ValueError) as refused:
         parse(text)
     assert str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("budget", [Keep(7), Share(1 / 9), Share(0.5), Share(1.0)], ids=str)
+def test_counts_are_the_count_of_each_image(budget: Budget) -> None:
+    totals = list(range(25))
+    assert budget.counts(torch.tensor(totals)).tolist() == [budget.count(n) for n in totals]
 
 
 def test_nan_is_refused() -> None:

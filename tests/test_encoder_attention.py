@@ -1,9 +1,9 @@
-"""Attention in the vision encoder, of every family: oracle is what the encoder's own eager forward returns or hands on."""
+"""What is read from the vision encoder of every family: oracle is what the encoder's own eager forward returns or hands on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from transformers.masking_utils import eager_mask
 from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Keep
-from diffprune.core.evidence import encoder_attention
+from diffprune.core.evidence import encoder_attention, encoder_features, encoder_keys
 from diffprune.core.pruner import ScorePruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM
@@ -45,17 +45,27 @@ def textbook(
     """Eager attention over all queries at once, whose weights are laid aside."""
     scores = query @ key.transpose(2, 3) * options.get("scaling", query.shape[-1] ** -0.5)
     weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
-    SEEN.append((id(module), weights))
+    SEEN.append(Seen(module, query, key, attention_mask, weights))
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-SEEN: list[tuple[int, Tensor]] = []
+class Seen(NamedTuple):
+    """One call of the attention function, and its weights [B H N N]."""
+
+    module: Any
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    weights: Tensor
+
+
+SEEN: list[Seen] = []
 AttentionInterface.register("textbook", textbook)
 AttentionMaskInterface.register("textbook", eager_mask)
 
 
-def weights_of_layer(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Tensor]:
-    """[B H N N] of every call in a layer; layers in the order they run."""
+def calls_of_layer(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Seen]:
+    """Every call in a layer; layers in the order they run."""
     SEEN.clear()
     before = vlm.model.config.vision_config._attn_implementation
     vlm.model.set_attn_implementation({"vision_config": "textbook"})
@@ -63,16 +73,30 @@ def weights_of_layer(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Te
         vlm.encode(pixels)
     finally:
         vlm.model.set_attn_implementation({"vision_config": before})
-    order = list(dict.fromkeys(module for module, _ in SEEN))
-    return [weights for module, weights in SEEN if module == order[layer]]
+    order = list(dict.fromkeys(id(call.module) for call in SEEN))
+    return [call for call in SEEN if id(call.module) == order[layer]]
 
 
-def wanted_per_patch(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Tensor]:
+def weights_of_layer(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Tensor]:
+    return [call.weights for call in calls_of_layer(vlm, pixels, layer)]
+
+
+def joint_weights(call: Seen) -> Tensor:
+    """[B 1 N N], heads side by side, written out."""
+    query, key = (torch.cat(list(values.unbind(1)), -1) for values in (call.query, call.key))
+    scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+    return (scores if call.mask is None else scores + call.mask[:, 0]).softmax(-1)[:, None]
+
+
+WITH_SUMMARY = ("llava", "llava_next", "internvl")
+
+
+def wanted_per_patch(vlm: VLM, all_weights: list[Tensor]) -> list[Tensor]:
     """Of each sequence of the encoder, [n]: the [CLS] row without itself, or the mean over the queries that look there."""
     found = []
-    for weights in weights_of_layer(vlm, pixels, layer):
+    for weights in all_weights:
         for one in weights.mean(1):  # [N N] of each sequence
-            if vlm.family in ("llava", "llava_next", "internvl"):
+            if vlm.family in WITH_SUMMARY:
                 found.append(one[0, 1:])
                 continue
             asking = (one > 0).sum(0)  # in an encoder that packs pictures, those of the same picture
@@ -80,9 +104,8 @@ def wanted_per_patch(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Te
     return found
 
 
-def wanted(vlm: VLM, pixels: dict[str, Tensor], layer: int) -> list[Tensor]:
+def wanted(vlm: VLM, pixels: dict[str, Tensor], patches: list[Tensor]) -> list[Tensor]:
     """Per visual token of each image: means over the patches of a token, written out family by family."""
-    patches = wanted_per_patch(vlm, pixels, layer)
     match vlm.family:
         case "llava" | "paligemma":
             return patches
@@ -113,8 +136,40 @@ def test_attention_is_that_of_the_encoders_eager_weights(family: str, layer: int
     vlm, _, pixels, _ = batch(family)
     evidence = encoder_attention(layer)
     tokens = vlm.encode(pixels, frozenset({evidence}))
-    for found, valid, oracle in zip(tokens.given(evidence), tokens.valid, wanted(vlm, pixels, layer), strict=True):
+    oracles = wanted(vlm, pixels, wanted_per_patch(vlm, weights_of_layer(vlm, pixels, layer)))
+    for found, valid, oracle in zip(tokens.given(evidence), tokens.valid, oracles, strict=True):
         torch.testing.assert_close(found[valid], oracle, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_keys_joint_attention_and_features_are_the_encoders_own(family: str) -> None:
+    """A few heads and channels, pooled as attention is; features are heard at the layers that own the attention."""
+    vlm, _, pixels, _ = batch(family)
+    layer, heads = vlm.shape.vision_layers - 1, 4
+    keys, joint, features = encoder_keys(-1), encoder_attention(-1, joint=True), encoder_features(0)
+    tokens = vlm.encode(pixels, frozenset({keys, joint, features}))
+    first = int(vlm.family in WITH_SUMMARY)
+
+    def compare(found: Tensor, patches: list[Tensor]) -> None:
+        for own, valid, oracle in zip(found, tokens.valid, wanted(vlm, pixels, patches), strict=True):
+            torch.testing.assert_close(own[valid], oracle, rtol=0, atol=1e-5)
+
+    calls = calls_of_layer(vlm, pixels, layer)
+    assert tokens.given(keys).shape[2:] == (heads, 8)
+    for head, channel in ((0, 3), (1, 0), (3, 7)):
+        compare(tokens.given(keys)[..., head, channel], [own[head, first:, channel] for call in calls for own in call.key])
+    compare(tokens.given(joint), wanted_per_patch(vlm, [joint_weights(call) for call in calls]))
+
+    owner = next(name for name, m in vlm.model.named_modules() if m is calls_of_layer(vlm, pixels, 0)[0].module)
+    heard: list[Tensor] = []
+    block = vlm.model.get_submodule(owner.rpartition(".")[0])
+    hook = block.register_forward_hook(lambda _, __, out: heard.append(out if isinstance(out, Tensor) else out[0]))
+    vlm.encode(pixels)
+    hook.remove()
+    whole = [out if out.ndim == 3 else out[None] for out in heard]
+    assert tokens.given(features).shape[2] == whole[0].shape[2]
+    for channel in (0, 5):
+        compare(tokens.given(features)[..., channel], [own[first:, channel] for out in whole for own in out])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -179,17 +234,21 @@ def test_tiles_keep_their_tokens_attention(family: str) -> None:
     hook = vlm.model.model.multi_modal_projector.register_forward_hook(
         lambda _, args, out: heard.append(args[0] if family == "llava_next" else out)
     )
-    tokens = vlm.encode(pixels, frozenset({evidence}))
+    tokens = vlm.encode(pixels, frozenset({evidence, encoder_keys()}))
     hook.remove()
-    layer = vlm.attention_layers(frozenset({evidence}))[evidence]  # type: ignore[attr-defined]
-    per_tile = torch.cat(wanted_per_patch(vlm, pixels, layer))
+    layer = vlm.encoder_layers(frozenset({evidence}))[evidence]  # type: ignore[attr-defined]
+    calls = calls_of_layer(vlm, pixels, layer)
+    per_tile = torch.cat(wanted_per_patch(vlm, [call.weights for call in calls]))
+    key_per_tile = torch.cat([own[1, len(own[1]) - 16 :, 3] for call in calls for own in call.key])  # 16 patches a tile
     where = {tuple(row): i for i, row in enumerate(heard[0].flatten(0, 1)[:, :6].tolist())}
     known = 0
-    for features, valid, found in zip(tokens.features, tokens.valid, tokens.given(evidence), strict=True):
-        for row, value in zip(features[valid][:, :6].tolist(), found[valid], strict=True):
+    both = tokens.given(evidence), tokens.given(encoder_keys())[..., 1, 3]
+    for features, valid, found, keys in zip(tokens.features, tokens.valid, *both, strict=True):
+        for row, value, key in zip(features[valid][:, :6].tolist(), found[valid], keys[valid], strict=True):
             if tuple(row) in where:  # others are mixtures of several, where the family resizes
                 known += 1
                 assert abs(float(value - per_tile[where[tuple(row)]])) < 1e-5
+                assert abs(float(key - key_per_tile[where[tuple(row)]])) < 1e-5
     assert known >= int(tokens.counts.sum()) // 3
 
 

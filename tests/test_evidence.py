@@ -38,6 +38,7 @@ class Sees(ScorePruner):
 
 def test_evidence_is_a_value() -> None:
     assert encoder_keys(11) == encoder_keys(11) != encoder_keys(12) and len({encoder_keys(), encoder_keys(), IDENTITY}) == 2
+    assert str(encoder_attention(-1, joint=True)) == "attention in the vision encoder, layer -1, joint heads"
     assert str(decoder_attention(2, "text")) == "attention in the decoder, layer 2, text queries"
     assert [e.of_image for e in (QUESTION, IDENTITY, encoder_attention(), decoder_attention(2))] == [False, True, True, False]
 
@@ -48,7 +49,7 @@ def test_reading_the_question_follows_from_the_evidence() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("asked", [encoder_keys(), encoder_features(1)], ids=str)
+@pytest.mark.parametrize("asked", [decoder_attention(1)], ids=str)
 def test_what_no_family_gives_is_refused_by_its_name(family: str, asked: Evidence) -> None:
     vlm = tiny(family)
     with pytest.raises(ValueError, match=f"{family} cannot give {asked}: no family reads that"):

@@ -16,6 +16,7 @@ from diffprune import pruning
 from diffprune.core.budget import Budget, Keep
 from diffprune.core.evidence import QUESTION
 from diffprune.core.fitted import Artifact, FittedPruner, FittingRun, Loss, Progress, TrainablePruner, TrainingRun
+from diffprune.core.noise import Noise
 from diffprune.core.pruner import Kind, ScorePruner
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.spec import Spec
@@ -59,14 +60,13 @@ class Reconstructing(TrainablePruner):
     def score(self, tokens: VisualTokens) -> Tensor:
         return self.networks["score"](tokens.features.float()).squeeze(-1)
 
-    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
-        noise = torch.randn(tokens.valid.shape, generator=generator)
-        gate = ((self.score(tokens) + noise) / temperature).sigmoid().where(tokens.valid, 0.0)
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
+        gate = ((self.score(tokens) + noise.normal(tokens.valid, 1).squeeze(-1)) / temperature).sigmoid().where(tokens.valid, 0.0)
         return Relaxation(tokens.features * gate[..., None], gate.sum(1))
 
-    def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, generator: torch.Generator) -> Loss:
+    def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, noise: Noise) -> Loss:
         tokens, _ = run.tokens(batch)
-        relaxed = self.relax(tokens, budget, self.temperature(progress, run.annealing), generator)
+        relaxed = self.relax(tokens, budget, self.temperature(progress, run.annealing), noise)
         pooled = relaxed.features.sum(1, keepdim=True) / relaxed.kept[:, None, None].clamp_min(1e-3)
         error = (self.networks["rebuild"](pooled) - tokens.features).square().mean()
         rows = len(relaxed.kept)
@@ -119,14 +119,13 @@ def test_an_objective_of_its_own_trains_through_the_ordinary_trainer(vlm: Any, q
 def test_the_gradient_of_an_objective_of_its_own_is_that_of_plain_code(vlm: Any) -> None:
     trainer = ScorerTrainer(LocalContext("run"), vlm, Recipe(**SMALL), Reconstructing(), 0)
     batch = next(training.batches(vlm, "world", seed=0, images=4, questions=1))
-    whole = trainer.pruner.objective(
-        trainer.run(batch, batch.num_labels), batch, Keep(9), Progress(0, 3), torch.Generator().manual_seed(1)
-    )
-    wanted = torch.autograd.grad(whole.total, trainer.parameters)
-    source, summed = torch.Generator().manual_seed(1), [torch.zeros_like(p) for p in trainer.parameters]
     run = trainer.run(batch, batch.num_labels)
-    for start in (0, 2):  # parts of a batch, as micro-batches take it
-        loss = trainer.pruner.objective(run, batch.part(vlm, start, start + 2), Keep(9), Progress(0, 3), source)
+    whole = trainer.pruner.objective(run, batch, Keep(9), Progress(0, 3), trainer.noise(batch, 1))
+    wanted = torch.autograd.grad(whole.total, trainer.parameters)
+    summed = [torch.zeros_like(p) for p in trainer.parameters]
+    for start in (2, 0):  # parts of a batch, as micro-batches take it, in any order
+        part = batch.part(vlm, start, start + 2)
+        loss = trainer.pruner.objective(run, part, Keep(9), Progress(0, 3), trainer.noise(part, 1))
         for total, gradient in zip(summed, torch.autograd.grad(loss.total, trainer.parameters), strict=True):
             total += gradient
     for found, gradient in zip(summed, wanted, strict=True):
@@ -141,10 +140,11 @@ def test_the_loss_of_answers_is_the_default(vlm: Any) -> None:
 
     trainer = ScorerTrainer(LocalContext("run"), vlm, Recipe(**SMALL), Plain(), 0)
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))
-    source = (torch.Generator().manual_seed(2), torch.Generator().manual_seed(2))
-    loss = trainer.pruner.objective(trainer.run(batch, batch.num_labels), batch, Keep(9), Progress(1, 3), source[0])
+    loss = trainer.pruner.objective(trainer.run(batch, batch.num_labels), batch, Keep(9), Progress(1, 3), trainer.noise(batch, 2))
     tokens = vlm.encode(batch.pixels)
-    relaxed = trainer.pruner.relax(tokens, Keep(9), trainer.pruner.temperature(Progress(1, 3), trainer.annealing), source[1])
+    relaxed = trainer.pruner.relax(
+        tokens, Keep(9), trainer.pruner.temperature(Progress(1, 3), trainer.annealing), trainer.noise(batch, 2)
+    )
     packed = pruning.Packed(batch.prompts, vlm.project(relaxed.features[tokens.valid]), tokens.counts, tokens.counts)
     logits = pruning.forward(vlm, packed).logits[:, :-1].log_softmax(-1)
     target = batch.prompts.labels[:, 1:]

@@ -37,12 +37,12 @@ from diffprune.vlm.load import load
 
 # --- keys ------------------------------------------------------------------------------------------------------------
 
-MODEL = Spec("llava-hf/llava-1.5-7b-hf", (("image_mode", "pad"),), "0123456789abcdef0123")
-METHOD = Spec("diffprune", (("denoiser", False), ("depth", 2)), "fedcba9876543210fedc")
-QUESTIONS = Questions(Spec("mme", (("main", "total"),)), "mme@0123456789ab", "llava", "test", 100)
+MODEL = Spec("llava-hf/llava-1.5-7b-hf", (("image_mode", "pad"),), "0123456789abcdef0123", "a1b2c3d4e5f6")
+METHOD = Spec("diffprune", (("denoiser", False), ("depth", 2)), "fedcba9876543210fedc", "b2c3d4e5f6a1")
+QUESTIONS = Questions(Spec("mme", (("main", "total"),), source="c3d4e5f6a1b2"), "mme@0123456789ab", "llava", "test", 100)
 SETTINGS = TuneSettings(
-    questions=(QUESTIONS,), batch=8, calibration=64, held_out=32, margin=0.02, candidates=3, least=1, most=None, corrections=2,
-    repeats=3, curve_repeats=20, warmup=3, seed=0,
+    questions=(QUESTIONS,), graders=("d4e5f6a1b2c3",), batch=8, calibration=64, held_out=32, margin=0.02, candidates=3, least=1,
+    most=None, corrections=2, repeats=3, curve_repeats=20, warmup=3, seed=0,
 )  # fmt: skip
 TUNE = TuneSpec(METHOD, "threshold", 2.0, SETTINGS)
 SUBJECTS: dict[str, Any] = {
@@ -60,15 +60,15 @@ SUBJECTS: dict[str, Any] = {
 # A changed key makes every store useless. Where that is meant, say so in the commit, raise `store.columns.VERSION`, and replace
 # these by what `python -m tests.test_identity` prints.
 KEYS = {
-    "evaluate": "17874e5cf3e52232e210",
-    "wrapped": "222414f80f10a47b41f3",
-    "blind": "3527ba0dd07a3a8917e4",
-    "measure": "40e819960080eaf56b05",
-    "tune": "8c08126b3a3f27f649a5",
-    "trial": "7d05f7bcdd2b913a288f",
-    "curve": "57beab271f4561c841d8",
-    "overhead": "6a18ab6f652f43eefdc8",
-    "train": "38662712d38da218bc50",
+    "evaluate": "c526249bb62a9630ecd2",
+    "wrapped": "9fff3783b118a01e62a8",
+    "blind": "23d1d43ba4cb9e254b21",
+    "measure": "17421558019813e35f8a",
+    "tune": "fa24b62f11041a5972e7",
+    "trial": "226b64e4cf8da53e817f",
+    "curve": "77c9d8526fe088a19a90",
+    "overhead": "600ad28c4752755a52de",
+    "train": "819504d8efdc22fb717d",
 }
 
 
@@ -93,6 +93,7 @@ def variations(value: Any) -> Iterator[Any]:
         yield 7
     elif isinstance(value, Spec):
         yield from (replace(value, name=f"{value.name}x"), replace(value, weights_sha256=f"{value.weights_sha256}x"))
+        yield replace(value, source=f"{value.source}x")
         yield value.with_options(more=1)
         for key, option in value.options:
             yield from (value.with_options(**{key: other}) for other in variations(option))

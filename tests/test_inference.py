@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from diffprune.core.cell import Cell
+from diffprune.core.budget import Keep
+from diffprune.core.cell import CalibrateSpec, Cell, EvaluateSpec
 from diffprune.report import report, summary
 from diffprune.report.analysis import speed, verdicts
 from diffprune.report.analysis.comparison import Comparison, chapters
@@ -175,6 +177,25 @@ def test_trainings_last_tenth_and_each_seeds_last_validation(tmp_path: Path) -> 
     values = {name: entry.value for name, entry in row.items() if isinstance(entry, Number)}
     assert values["loss"] == pytest.approx((11 + 9) / 10)
     assert values["validation soft"] == pytest.approx(1.1) and values["validation hard"] == pytest.approx(1.1)
+
+
+def test_the_tuner_says_where_its_order_cannot_be_told(tmp_path: Path) -> None:
+    """Three methods on the same 40 calibration pictures: one answer apart cannot be told, fifteen can."""
+    store, scores = Store(tmp_path), {"attention": 30, "grid": 29, "random": 15}
+    for asked, right in scores.items():
+        tune = tune_cell(asked, "count")
+        put(store, tune, choices=[choice(chosen_budget="Keep(16)", accuracy=right / 40)])
+        cell = evaluate_cell(asked, split="calibration")
+        assert isinstance(cell.subject, EvaluateSpec)
+        cell = replace(cell, subject=CalibrateSpec(cell.subject.pruner, Keep(16), cell.subject.questions))
+        put(store, cell, predictions=[prediction(i, float(i < right)) for i in range(40)])
+    table = speed_tables.tuned(read(tmp_path))
+    assert table is not None
+    found = {row[1]: dict(zip(table.columns, row, strict=True))["minus the best, points"] for row in table.rows}
+    assert found["Attention"] == "most accurate"
+    assert isinstance(found["Grid"], Number) and (found["Grid"].word, found["Grid"].value) == ("cannot tell", pytest.approx(-2.5))
+    assert isinstance(found["Random"], Number) and (found["Random"].word, found["Random"].value) == ("worse", pytest.approx(-37.5))
+    assert found["Grid"].low < 0 < found["Grid"].high and found["Random"].high < 0
 
 
 def test_the_tuners_accuracies_have_intervals_over_pictures(tmp_path: Path) -> None:

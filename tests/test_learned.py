@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffprune.core import registry
 from diffprune.core.budget import Keep, Share, parse
 from diffprune.core.evidence import QUESTION, Question
+from diffprune.core.noise import Noise, generator
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._soft_topk import soft_top_k
@@ -42,7 +43,7 @@ def made(spelling: str, seen: VisualTokens):
 def test_a_relaxation_keeps_shapes_and_teaches_the_scorer(spelling: str) -> None:
     seen = tokens()
     pruner = made(spelling, seen)
-    out = pruner.relax(seen, Share(0.25), 0.7, torch.Generator().manual_seed(0))
+    out = pruner.relax(seen, Share(0.25), 0.7, Noise(0, rows=range(len(seen))))
     weight = torch.randn_like(out.features)
     loss = (out.features * weight).sum() + out.penalty
     loss = loss + (0 if out.retention is None else (out.retention * torch.randn(3, 20)).sum())
@@ -56,7 +57,7 @@ def test_a_relaxation_keeps_shapes_and_teaches_the_scorer(spelling: str) -> None
 @pytest.mark.parametrize("spelling", ["diffprune", "gumbel_topk"])
 def test_the_budget_is_exact_per_image(spelling: str) -> None:
     seen = tokens()
-    out = made(spelling, seen).relax(seen, Keep(7), 0.3, torch.Generator().manual_seed(0))
+    out = made(spelling, seen).relax(seen, Keep(7), 0.3, Noise(0, rows=range(len(seen))))
     torch.testing.assert_close(out.kept, torch.full((3,), 7.0), rtol=0, atol=1e-4)
 
 
@@ -64,11 +65,11 @@ def test_diffprune_is_the_papers_formula() -> None:
     """Eq. 2-5 written out: x~ = mean + std (sqrt(a) z + sqrt(1 - a) noise), with the denoiser still the identity."""
     seen = tokens(dead=0)
     pruner = made("diffprune", seen)
-    out = pruner.relax(seen, Keep(5), 0.5, torch.Generator().manual_seed(3)).features
+    out = pruner.relax(seen, Keep(5), 0.5, Noise(3, rows=range(len(seen)))).features
     flat = seen.features.reshape(-1, 48)
     z = (seen.features - flat.mean(0)) / flat.std(0)
     alpha = soft_top_k(pruner.score(seen), seen.valid, torch.full((3,), 5.0), 0.5)[..., None]
-    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
+    noise = torch.stack([torch.randn(z.shape[1:], generator=generator(3, row)) for row in range(3)])
     torch.testing.assert_close(
         out, flat.mean(0) + flat.std(0) * (alpha.sqrt() * z + (1 - alpha).sqrt() * noise), rtol=1e-4, atol=1e-4
     )
@@ -77,7 +78,7 @@ def test_diffprune_is_the_papers_formula() -> None:
 def test_the_relaxation_preserves_variance() -> None:
     torch.manual_seed(4)
     seen = VisualTokens(5 + 3 * torch.randn(8, 400, 48), torch.ones(8, 400, dtype=torch.bool))
-    out = made("diffprune", seen).relax(seen, Share(0.2), 1.0, torch.Generator().manual_seed(0)).features
+    out = made("diffprune", seen).relax(seen, Share(0.2), 1.0, Noise(0, rows=range(len(seen)))).features
     assert float(out.detach().std()) == pytest.approx(float(seen.features.std()), rel=0.02)
 
 
@@ -170,3 +171,18 @@ def test_features_of_another_width_are_refused(tmp_path: Path) -> None:
     pruner = made("diffprune", tokens())
     with pytest.raises(ValueError, match="width 48, the model gives 40"):
         pruner.score(tokens(width=40))
+
+
+def test_the_noise_of_a_row_is_its_own_however_the_rows_are_split_and_padded() -> None:
+    """Oracle: each row drawn alone, with its own generator; a second call goes on in every stream."""
+    valid = torch.tensor([[True, True, True, False], [True, False, True, True], [True, True, False, False]])
+    whole = Noise("step", 5, rows=[7, 8, 9])
+    first, second = whole.normal(valid, 40), whole.uniform(valid)
+    for row, name in enumerate((7, 8, 9)):
+        stream, live = generator("step", 5, name), valid[row]
+        torch.testing.assert_close(first[row][live], torch.randn(int(live.sum()), 40, generator=stream), rtol=0, atol=0)
+        torch.testing.assert_close(second[row][live], torch.rand(int(live.sum()), 1, generator=stream), rtol=0, atol=2e-6)
+        assert not first[row][~live].any() and (second[row][~live] == 0.5).all()
+    wider = torch.cat([valid, torch.zeros(3, 2, dtype=torch.bool)], 1)[1:]
+    assert Noise("step", 5, rows=[8, 9]).normal(wider, 40)[:, :4].equal(first[1:])
+    assert not Noise("step", 6, rows=[7]).normal(valid[:1], 40).equal(first[:1])

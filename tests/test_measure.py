@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
@@ -322,6 +323,13 @@ def test_native_rows_are_as_long_as_pruned_ones(tiny: Llava) -> None:
 
 
 # --- errors are outcomes ---------------------------------------------------------------------------------------------
+
+
+def test_seconds_of_cells_that_share_a_session_add_up_to_it(tiny: Llava) -> None:
+    began = time.monotonic()
+    found = run(tiny, Fake(), ["attention", "grid"], ["16", "32"])
+    seconds = [one.outcome.seconds for one in found.values()]
+    assert len(seconds) == 4 and len(set(seconds)) == 1 and 0 < sum(seconds) < time.monotonic() - began
 
 
 def test_a_method_that_fails_is_an_outcome_and_leaves_the_others_alone(tiny: Llava, monkeypatch: pytest.MonkeyPatch) -> None:

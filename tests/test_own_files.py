@@ -29,8 +29,9 @@ from diffprune.io.image import open_image
 from diffprune.io.json_object import parsed
 from diffprune.io.run_lock import Busy, lock, refuse_if_held
 from diffprune.job.job import Job
-from diffprune.job.pipeline import Plan
+from diffprune.job.pipeline import Plan, selected
 from diffprune.report import report
+from diffprune.report.analysis.records import read
 from diffprune.store import Store
 from diffprune.store.manifest import parse, render
 from diffprune.train.checkpoints import STEPS, Files, claim, damaged_lines, read_steps, signed
@@ -38,6 +39,7 @@ from diffprune.train.context import LocalContext
 from diffprune.train.loop import missing
 from diffprune.train.recipe import Recipe
 from diffprune.vlm.load import load
+from tests.records import provenance
 
 NOTHING = [b"", b"[]", b"null", b"{", b"5", b'"x"', b"[" * 100_000, b"\xff\xfe", b"{}"]
 
@@ -88,14 +90,14 @@ def test_a_damaged_json_object_is_a_sentence(damage: bytes) -> None:
     assert len(str(refused.value)) < 200
 
 
-@pytest.mark.parametrize("damage", NOTHING)
-def test_a_damaged_cache_of_scenes_is_made_anew(damage: bytes, scorer: Path, embedded: VLM) -> None:
-    plan = Plan(job(), Path("runs/mine"), embedded)
-    sound = plan.scenes()
-    assert len(sound) == 4 and all(sum(mask) == 8 for masks in sound.values() for mask in masks.values())
-    for raw in (damage, b'{"key": null, "scenes": 5}'):
-        Path("runs/mine/scenes.json").write_bytes(raw)
-        assert plan.scenes() == sound and json.loads(Path("runs/mine/scenes.json").read_text())["scenes"]
+def test_what_is_kept_of_the_pictures_on_the_page_is_a_record(scorer: Path, embedded: VLM) -> None:
+    (cell,) = Plan(job(), Path("runs/mine"), embedded).pictures()
+    Store("store").publish(selected(embedded, cell), cell=cell, provenance=provenance())
+    rows = Store("store").read("kept_tokens")
+    assert rows.groupby("picture")["token_kept"].sum().tolist() == [8] * 4 and rows.groupby("picture").size().eq(144).all()
+    (label,) = {label for masks in read("store").masks.values() for label in masks}
+    assert label == "DiffPrune"
+    assert f"scene {min(read('store').masks)}" in report("store", "out")["html"].read_text()
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def kept_bytes(made: ScorerTrainer, given: training.TrainBatch) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor), made._differentiated():
         made.pruner.objective(
-            made.run(given, given.num_labels), given, budgets.parse("Share(1/3)"), Progress(0, 1), torch.Generator()
+            made.run(given, given.num_labels), given, budgets.parse("Share(1/3)"), Progress(0, 1), made.noise(given, 0)
         )
     return sum(sizes.values())
 

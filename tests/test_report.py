@@ -21,8 +21,8 @@ import pytest
 from diffprune.core import registry
 from diffprune.core.benchmark import Graded
 from diffprune.core.budget import Keep
-from diffprune.core.cell import Cell, EvaluateSpec
-from diffprune.core.records import Prediction, Timing
+from diffprune.core.cell import Cell, EvaluateSpec, SelectSpec
+from diffprune.core.records import KeptToken, Prediction, Timing
 from diffprune.embedded.world import SPLITS
 from diffprune.report import report, summary
 from diffprune.report.analysis import verdicts
@@ -30,6 +30,7 @@ from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.records import read
 from diffprune.report.render import escape, table
+from diffprune.report.render.scenes import strips
 from diffprune.report.tables.accuracy import per_budget
 from diffprune.statistics import holm
 from diffprune.store import Store
@@ -206,7 +207,7 @@ def tuned(store: Store) -> None:
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with every table."""
     root = tmp_path_factory.mktemp("store")
-    for fill in (evaluated, blinded, timed, trained, tuned):
+    for fill in (evaluated, blinded, timed, trained, tuned, pictured):
         fill(Store(root))
     return root
 
@@ -214,7 +215,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(full: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Its report."""
-    return report(full, tmp_path_factory.mktemp("report"), title="Test report", masks=scenes())
+    return report(full, tmp_path_factory.mktemp("report"), title="Test report")
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +223,17 @@ def chapter(full: Path) -> Comparison:
     return next(chapters(read(full)))
 
 
-def scenes() -> dict[int, dict[str, np.ndarray]]:
-    first = SPLITS["test"].start
-    return {first + i: {label: digest(i, label).random(TOTAL) < 0.2 for label in ("DiffPrune", "Gumbel top-K")} for i in range(3)}
+def pictured(store: Store) -> None:
+    names = tuple(str(SPLITS["test"].start + i) for i in range(3))
+    for about in (scorer("diffprune", 0), scorer("gumbel_topk", 0)):
+        rows = [
+            KeptToken(name, token, bool(kept))
+            for name in names for token, kept in enumerate(digest(name, about["asked"]).random(TOTAL) < 0.2)
+        ]  # fmt: skip
+        cell = evaluate_cell(**about)
+        assert isinstance(cell.subject, EvaluateSpec)
+        cell = replace(cell, subject=SelectSpec(cell.subject.pruner, Keep(16), names, "1"), benchmark_label="")
+        publish(store, cell, kept_tokens=rows)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -497,7 +506,7 @@ def test_the_page_is_whole_and_asks_nobody_for_anything(made: dict[str, Path]) -
 
 
 def test_the_same_records_give_the_same_bytes(full: Path, made: dict[str, Path], tmp_path: Path) -> None:
-    again = report(full, tmp_path, title="Test report", masks=scenes())
+    again = report(full, tmp_path, title="Test report")
     assert set(again) == set(made)
     for name, path in again.items():
         assert path.read_bytes() == made[name].read_bytes(), name
@@ -601,7 +610,7 @@ def test_a_scorer_trained_again_replaces_the_old_one(tmp_path: Path) -> None:
     about = scorer("diffprune", 0)
     (row,) = scored(tmp_path, {evaluate_cell(**about | {"weights": sha * 20}): credit for sha, credit in (("a", 0.0), ("b", 1.0))})
     assert float(row["accuracy %"]) == 100
-    assert "weights or data changed under the same name" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "weights, data or code changed under the same name" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("recipe", ["of its own", "unknown"])
@@ -657,11 +666,11 @@ def test_latex_is_a_booktabs_table_with_balanced_braces(made: dict[str, Path]) -
                 assert len(re.findall(r"(?<!\\)&", line)) == len(body[0]) - 1
 
 
-def test_scenes_refuse_what_is_no_mask(tmp_path: Path) -> None:
+def test_scenes_refuse_what_is_no_mask() -> None:
     with pytest.raises(ValueError, match="must be bool"):
-        report(tmp_path / "s", tmp_path / "o", masks={SPLITS["test"].start: {"grid": np.zeros(144)}})
+        strips({SPLITS["test"].start: {"grid": np.zeros(144)}})
     with pytest.raises(ValueError, match="no square"):
-        report(tmp_path / "s", tmp_path / "o", masks={SPLITS["test"].start: {"grid": np.zeros(143, bool)}})
+        strips({SPLITS["test"].start: {"grid": np.zeros(143, bool)}})
 
 
 def test_summary_is_a_plain_table(full: Path) -> None:

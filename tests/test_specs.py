@@ -79,7 +79,7 @@ def test_a_wrapper_holds_a_value_not_a_text() -> None:
     assert inner == pruner("diffprune(depth=2)") and inner.get("depth") == 2
     assert str(spec) == "replaced(method=replaced(method=diffprune(depth=2)))"
     made: Any = registry.make("pruners", spec)
-    assert made.spec == spec and made.inner.inner.options["depth"] == 2
+    assert made.spec == registry.sourced("pruners", spec) != spec and made.inner.inner.options["depth"] == 2
 
 
 @pytest.mark.parametrize(("text", "value"), [("1/9", 1 / 9), ("(1/2)/4", 0.125), ("-1/2", -0.5), ("3", 3), ("-3", -3)])

@@ -19,6 +19,7 @@ from diffprune import pruning
 from diffprune.core import budget as budgets
 from diffprune.core import registry
 from diffprune.core.fitted import Annealing, Progress
+from diffprune.core.noise import Noise
 from diffprune.core.records import Step
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.spec import Spec
@@ -190,7 +191,7 @@ def by_hand(vlm: Any, made: Recipe) -> tuple[float, dict[str, torch.Tensor]]:
         networks = pruner.build(vlm.encode(training.calibration(vlm, "world", 4).pixels))
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))
     tokens = vlm.encode(batch.pixels)
-    relaxed = pruner.relax(tokens, recipe.drawn_budget(made, 0, 0), 2.0, recipe.generator(recipe.NOISE, 0, 0, 0))
+    relaxed = pruner.relax(tokens, recipe.drawn_budget(made, 0, 0), 2.0, Noise(recipe.NOISE, 0, 0, rows=[0, 1]))
     model, prompts = vlm.model.model, batch.prompts
     words = model.get_input_embeddings()(prompts.input_ids)
     seen = words.masked_scatter(prompts.slots[..., None], model.multi_modal_projector(relaxed.features))
@@ -231,7 +232,7 @@ def test_a_question_aware_method_relaxes_each_row_by_its_question(vlm: Any) -> N
     )
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2, packed=False))
     tokens, image = trainer.run(batch, batch.num_labels).tokens(batch)
-    relaxed = trainer.pruner.relax(tokens, budgets.parse("Keep(40)"), 0.5, recipe.generator(0))
+    relaxed = trainer.pruner.relax(tokens, budgets.parse("Keep(40)"), 0.5, trainer.noise(batch, 0))
     assert len(relaxed.features) == 4 and relaxed.kept.tolist() == pytest.approx([40.0] * 4, abs=1e-3)
     assert image.tolist() == [0, 1, 2, 3] and trainer.step(batch).grad_norm > 0
 
@@ -241,7 +242,7 @@ def test_the_gradient_cosine_is_the_mean_over_pairs_of_parts(vlm: Any) -> None:
     batch = next(training.batches(vlm, "world", seed=0, images=4, questions=2))
     grads = []
     for m in range(4):
-        piece, noise = batch.part(vlm, m, m + 1), recipe.generator(recipe.PROBE, 0, 0, 0, m)
+        piece, noise = batch.part(vlm, m, m + 1), Noise(recipe.PROBE, 0, 0, rows=[m])
         loss = arm.pruner.objective(arm.run(piece, 1), piece, recipe.drawn_budget(arm.recipe, 0, 0), Progress(0, 6), noise)
         arm.networks.zero_grad()
         loss.total.backward()

@@ -16,8 +16,8 @@ import torch
 
 from diffprune.core import registry
 from diffprune.core.budget import Above, Budget, Keep, Share, parse, standardise
-from diffprune.core.cell import Cell, TuneKind
-from diffprune.core.records import CurvePoint, Timing
+from diffprune.core.cell import CalibrateSpec, Cell, EvaluateSpec, TuneKind
+from diffprune.core.records import CurvePoint, HeldOut, Timing
 from diffprune.core.spec import Spec
 from diffprune.distributed import tune as running
 from diffprune.embedded import vlm as embedded
@@ -30,10 +30,10 @@ from diffprune.tune import probes
 from diffprune.tune.calibration import Scored, scored
 from diffprune.tune.cells import cells
 from diffprune.tune.options import Tuning
-from diffprune.tune.search import Candidate, Search, answers
+from diffprune.tune.search import Answers, Candidate, Search, answers
 from diffprune.tune.solver import Accuracy, Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
 from diffprune.vlm.load import load
-from tests.records import GQA, curve_point, provenance, timing, tune_cell
+from tests.records import GQA, curve_point, evaluate_cell, prediction, provenance, timing, tune_cell
 
 TOTAL = 40
 
@@ -248,7 +248,8 @@ def test_methods_without_scores_are_tuned_by_count_alone(tiny: Llava, batches: l
 
 def test_timing_the_curve_and_the_check_on_the_path(tiny: Llava, batches: list) -> None:  # type: ignore[type-arg]
     options = Tuning(curve_repeats=3, warmup=1, repeats=1, batch=2)
-    points = probes.time_curve(tiny, batches[0], [4, 72, 144], options, Clock())
+    points, spent = probes.time_curve(tiny, batches[0], [4, 72, 144], options, Clock())
+    assert [np.median([t.value_ms for t in spent if t.sequence == p.sequence]) for p in points] == [p.prefill_ms for p in points]
     assert [p.visual_kept for p in points] == [4, 72, 144] and points[0].sequence == points[2].sequence - 140
     assert points[0].fitted_ms <= points[1].fitted_ms <= points[2].fitted_ms and all(p.repeats == 3 for p in points)
     attention = registry.load("pruners", "attention")
@@ -257,6 +258,8 @@ def test_timing_the_curve_and_the_check_on_the_path(tiny: Llava, batches: list) 
     found = probes.check(tiny, batches, [(attention, Keep(4)), (attention, Keep(144))], options, Clock())
     assert found[0].speedup > found[1].speedup and found[0].num == sum(len(b.questions) for b in batches)
     assert all(f.low <= f.speedup <= f.high for f in found)
+    assert [{row.tried_budget for row in f.rows} for f in found] == [{"Keep(4)"}, {"Keep(144)"}]
+    assert found[0].seconds == found[1].seconds > 0
 
 
 def test_the_unpruned_run_is_timed_more_often_and_counts_once(
@@ -277,6 +280,8 @@ def test_the_unpruned_run_is_timed_more_often_and_counts_once(
     grid, options = registry.load("pruners", "grid"), Tuning(repeats=3, batch=2)
     found = probes.check(tiny, batches, [(grid, Keep(n)) for n in (1, 2, 3, 4)], options, Clock())
     assert [f.speedup for f in found] == pytest.approx([10.0, 5.0, 4.0, 2.0])
+    told = [{(row.arm, row.spent_ms) for row in f.rows} for f in found]
+    assert told == [{("full", 100.0), ("pruned", ms)} for ms in (10.0, 20.0, 25.0, 50.0)]
     turns = len(batches) * (1 + options.repeats)
     assert {name: runs.count(name) for name in times} == {**dict.fromkeys(times, turns), "Share(1)": 2 * turns}
 
@@ -302,9 +307,12 @@ class Known:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
 
-    def curve(self) -> list[CurvePoint]:
+    def curve(self) -> tuple[list[CurvePoint], list[Timing]]:
         self.calls["curve"] += 1
-        return [curve_point(n, 1 + n / 4, sequence=n) for n in range(1, TOTAL + 12)]
+        lengths = range(1, TOTAL + 12)
+        return [curve_point(n, 1 + n / 4, sequence=n) for n in lengths], [
+            timing(1 + n / 4, arm="native", sequence=n) for n in lengths
+        ]
 
     def overhead(self, pruner: Spec) -> list[Timing]:
         self.calls["overhead"] += 1
@@ -318,10 +326,21 @@ class Known:
         mean = float(data().kept(budget).mean()) / TOTAL
         return Accuracy(mean, mean - 0.1, mean + 0.1)
 
+    def answers(self, pruner: Spec, budget: Budget) -> list[Answers]:
+        kept = data().kept(budget)
+        cell = evaluate_cell(pruner, str(budget), split="calibration")
+        assert isinstance(cell.subject, EvaluateSpec)
+        cell = replace(cell, subject=CalibrateSpec(cell.subject.pruner, budget, cell.subject.questions))
+        return [Answers(cell, [prediction(i, float(k) / TOTAL, visual_kept=int(k)) for i, k in enumerate(kept)], 0.5)]
+
     def check(self, asked: Sequence[Candidate]) -> list[MeasuredSpeedup]:
         latency = synthetic(floor=0, a=1, b=0.25)
         found = [0.9 * latency.speedup(data(), data().kept(budget)) for _, budget in asked]
-        return [MeasuredSpeedup(speed, speed - 0.1, speed + 0.1, 200) for speed in found]
+        rows = [
+            tuple(HeldOut(str(budget), 0, 0, arm, ms, 8) for arm, ms in (("full", speed), ("pruned", 1.0)))
+            for (_, budget), speed in zip(asked, found, strict=True)
+        ]
+        return [MeasuredSpeedup(s, s - 0.1, s + 0.1, 200, own, 2.0) for s, own in zip(found, rows, strict=True)]
 
     def trials(self, candidates: Sequence[Candidate], found: Callable[[Candidate, Accuracy], None]) -> None:
         for candidate in candidates:
@@ -364,6 +383,27 @@ def test_targets_are_met_after_one_correction_or_called_unreachable(tmp_path: Pa
     trials = store.read("trials")
     assert trials["accuracy"].notna().equals(trials["feasible"]) and set(trials["tuned_kind"]) == {"threshold", "count"}
     assert all(parse(text) for text in trials["budget"])
+
+
+def test_what_a_tuning_rests_on_is_in_the_store(tmp_path: Path) -> None:
+    """Accuracy, kept tokens, predicted and measured speedup of every answer, computed anew from the rows."""
+    store = Store(tmp_path)
+    searched(store, Known())
+    trials, scores, lengths = store.read("trials"), store.read("scores"), store.read("calibration")
+    answered = store.read("predictions").groupby(["pruner", "budget"])["credit"].mean()
+    for row in trials[trials["accuracy"].notna()].to_dict("records"):
+        assert answered[row["pruner"], row["budget"]] == pytest.approx(row["accuracy"])
+    for row in trials[trials["tuned_kind"] == "threshold"].to_dict("records"):
+        mine = scores[scores["pruner"] == row["pruner"]]
+        over = mine[mine["score"] > np.float32(row["value"])].groupby("picture").size().reindex(range(24), fill_value=0)
+        assert over.clip(lower=1).mean() == pytest.approx(row["kept"])
+    assert lengths.groupby("pruner").size().eq(24).all() and set(lengths["batch_index"]) == set(range(6))
+    held = store.read("held_out").groupby(["cell", "tried_budget", "arm"])["spent_ms"].sum().unstack()
+    for row in store.read("choices").dropna(subset="measured_speedup").to_dict("records"):
+        one = held.loc[row["cell"], row["chosen_budget"]]
+        assert one["full"] / one["pruned"] == pytest.approx(row["measured_speedup"])
+    seconds = store.read("outcomes").groupby("verb")["seconds"].sum()
+    assert seconds["calibrate"] == 0.5 * len(answered) and seconds["tune"] % 2 == 0 and seconds["tune"] > 0
 
 
 def test_a_tuning_that_was_interrupted_repeats_nothing(tmp_path: Path) -> None:

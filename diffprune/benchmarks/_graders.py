@@ -82,7 +82,8 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-RULES: Mapping[str, Grader] = {"exact": exact, "vqa": vqa, "letter": letter, "yes_no": yes_no, "contains": contains}
+NAMES = ("exact", "vqa", "letter", "yes_no", "contains")  # apart from the rules, as to name one is not to grade by it
+RULES: Mapping[str, Grader] = dict(zip(NAMES, (exact, vqa, letter, yes_no, contains), strict=True))
 
 
 def check(name: str) -> None:
@@ -92,9 +93,9 @@ def check(name: str) -> None:
         ValueError: names the nearest rule.
     """
     module, colon, function = name.partition(":")
-    if name in RULES or (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+    if name in NAMES or (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         return
-    raise ValueError(f"no grader {name!r}: {nearest(name, RULES)}, or write your own function as 'package.module:function'")
+    raise ValueError(f"no grader {name!r}: {nearest(name, NAMES)}, or write your own function as 'package.module:function'")
 
 
 def find(name: str, data: Path) -> Grader:
@@ -105,18 +106,28 @@ def find(name: str, data: Path) -> Grader:
     """
     if name in RULES:
         return lambda answer, row, protocol: RULES[name](composed(answer), _composed(row), protocol)
+    found = function(name, data)
+    return lambda answer, row, protocol: _asked(name, found, answer, row)
+
+
+def function(name: str, data: Path | None = None) -> Callable[..., Any]:
+    """A user's function, imported now. data: folder whose code is refused, where it is known.
+
+    Raises:
+        ValueError: the module cannot be imported, has no such function, or lies beside the data.
+    """
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"grader {name!r}: {module_name} cannot be imported ({error}): put it on PYTHONPATH") from None
     home = Path(getattr(module, "__file__", None) or "/").resolve()
-    if data.resolve() in home.parents:
+    if data is not None and data.resolve() in home.parents:
         raise ValueError(f"grader {name!r} lies in the folder of the data, which may not bring code: put it elsewhere")
-    function = getattr(module, function_name, None)
-    if not callable(function):
+    found: Callable[..., Any] | None = getattr(module, function_name, None)
+    if found is None or not callable(found):
         raise ValueError(f"grader {name!r}: {module_name} has no function {function_name!r}")
-    return lambda answer, row, protocol: _asked(name, function, answer, row)
+    return found
 
 
 def _composed(row: Row) -> Row:

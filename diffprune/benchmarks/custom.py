@@ -13,7 +13,7 @@ importable on every worker and may not lie in the folder of the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from diffprune.benchmarks._answers import LETTERS, PROTOCOLS
 from diffprune.benchmarks._groups import drawn
 from diffprune.benchmarks._table import LETTER, LONGEST_ANSWER, SHORT
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
+from diffprune.core.spec import Spec
 from diffprune.io.image import open_image
 from diffprune.io.qa_rows import IMAGE, QAColumns
 
@@ -192,7 +193,13 @@ class Custom(Benchmark):
 
     @cached_property
     def _grade(self) -> _graders.Grader:
-        return _graders.find(self.grader, self.path if self.path.is_dir() else self.path.parent)
+        return _graders.find(self.grader, _beside(self.path))
+
+    @classmethod
+    def foreign_grader(cls, asked: Spec) -> Callable[..., Any] | None:
+        """The user's function, if `grader` names one."""
+        name, place = str(asked.get("grader", "")), asked.place("path")
+        return _graders.function(name, place and _beside(place.expanduser())) if ":" in name else None
 
     def grade(self, sample: Sample, answer: str, protocol: str = "llava") -> Grade:
         """Credit by the chosen rule, see `_graders`; what protocols do differently is theirs.
@@ -212,3 +219,8 @@ class Custom(Benchmark):
         if self.grader == "yes_no":
             return _aggregate.mean(rows) | _aggregate.pope(rows)
         return _aggregate.mean(rows)
+
+
+def _beside(path: Path) -> Path:
+    """The folder of the data."""
+    return path if path.is_dir() else path.parent

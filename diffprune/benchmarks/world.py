@@ -18,6 +18,7 @@ from diffprune.benchmarks._groups import drawn
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark, Formula, Grade, Graded, Sample
 from diffprune.core.registry import nearest
+from diffprune.embedded.benchmarks import NAMES
 from diffprune.embedded.benchmarks import rows as world_rows
 from diffprune.embedded.world import WORLD_VERSION, scene
 
@@ -48,7 +49,7 @@ _AGGREGATES: Mapping[str, Callable[[Sequence[Graded]], dict[str, float]]] = {
     "seed": _aggregate.mean,
     "vizwiz": _aggregate.soft_mean,
 }
-LIKES = tuple(_GRADES)
+LIKES = NAMES  # of those that word the questions: what is asked does not hang on how it is graded
 
 # (like, the row's columns for grading, answer, protocol, credit)
 EXAMPLES: tuple[tuple[str, Row, str, str, float], ...] = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -114,7 +114,13 @@ class Benchmark(ABC):
                property that looks at the data when asked.
     protocols: whose prompts and rules it knows. splits: with the answers to grade by, the main one first.
     formulas:  of the figures of `aggregate` that are no mean credit, by name; they are what gives a figure its interval.
+    ASKING, GRADING: the members whose code shapes what a model is asked, and the grade of its answer. The digest of the first is
+               part of the key of answers, that of the second of the key of their grades (`core.source`), so that a changed grader
+               grades again what was answered. `aggregate` is in neither: figures are computed whenever they are shown.
     """
+
+    ASKING: ClassVar[tuple[str, ...]] = ("samples", "image", "new_tokens", "splits")
+    GRADING: ClassVar[tuple[str, ...]] = ("grade",)
 
     spec: Spec = Spec("")  # what the registry was asked for
     label: str = ""  # column heading; of a plug-in that says none, its name
@@ -142,6 +148,15 @@ class Benchmark(ABC):
     @abstractmethod
     def grade(self, sample: Sample, answer: str, protocol: str = "llava") -> Grade:
         """Grade one decoded answer by the benchmark's published rule."""
+
+    @classmethod
+    def foreign_grader(cls, asked: Spec) -> Callable[..., Any] | None:
+        """The function outside the plug-in's own files by which `asked` grades, if there is one: its code is part of the grader's.
+
+        Raises:
+            ValueError: it cannot be imported.
+        """
+        return None
 
     @abstractmethod
     def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:

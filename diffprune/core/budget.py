@@ -53,9 +53,13 @@ class Keep:
     def count(self, total: int) -> int:
         return min(self.num, total)
 
+    def counts(self, totals: Tensor) -> Tensor:
+        """[B] int: `count` of each of `totals` [B]."""
+        return totals.clamp_max(self.num)
+
     def pick(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Survivors [B N] bool among `valid`, by `scores` [B N]."""
-        return top(scores, valid, valid.sum(1).clamp_max(self.num))
+        return top(scores, valid, self.counts(valid.sum(1)))
 
     def __str__(self) -> str:
         return f"Keep({self.num})"
@@ -75,9 +79,13 @@ class Share:
     def count(self, total: int) -> int:
         return max(1, math.floor(self.share * total + 0.5)) if total else 0
 
+    def counts(self, totals: Tensor) -> Tensor:
+        """[B] int: `count` of each of `totals` [B]."""
+        return (self.share * totals.double() + 0.5).long().clamp_min(1).minimum(totals)
+
     def pick(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Survivors [B N] bool among `valid`, by `scores` [B N]."""
-        return top(scores, valid, (self.share * valid.sum(1).double() + 0.5).long().clamp_min(1))
+        return top(scores, valid, self.counts(valid.sum(1)))
 
     def __str__(self) -> str:
         return f"Share({self.share:.6g})"
@@ -101,6 +109,10 @@ class Above:
     def count(self, total: int) -> int:
         """Raises ValueError: a threshold keeps a different number of every image."""
         raise ValueError(f"{self} keeps a different number of tokens per image; this method needs a count, as in Keep(64)")
+
+    def counts(self, totals: Tensor) -> Tensor:
+        """Raises ValueError, as `count` does."""
+        return torch.full_like(totals, self.count(0))
 
     def pick(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Survivors [B N] bool among `valid`, by `scores` [B N]."""

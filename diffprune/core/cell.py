@@ -1,6 +1,7 @@
 """Cells: frozen values of what is asked of a model, whose hash is the key of the record. A run resumes by set difference.
 
 Keys hold names, options and content hashes, never a path: the same question has the same key on every machine and in every folder.
+The hashes are of data, of weights and of the code behind every name (`Spec.source`), so that nothing old passes for new.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Pruner
+from diffprune.core.source import joined
 from diffprune.core.spec import Spec
 
 TuneKind = Literal["threshold", "count"]
@@ -59,9 +61,11 @@ class MeasureSpec:
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """All options of a tuning that change its answers; see `diffprune.tune.options.Tuning`. questions: calibration and held-out."""
+    """All options of a tuning that change its answers; see `diffprune.tune.options.Tuning`. questions: calibration and held-out;
+    graders: digests of the code that grades them (`registry.grader`), as a tuning stores no answers that could be graded again."""
 
     questions: tuple[Questions, ...]
+    graders: tuple[str, ...]
     batch: int
     calibration: int
     held_out: int
@@ -118,10 +122,29 @@ class TrainSpec:
     seed: int
 
 
-Subject = EvaluateSpec | MeasureSpec | TuneSpec | TrialSpec | CurveSpec | OverheadSpec | TrainSpec
+@dataclass(frozen=True)
+class CalibrateSpec:
+    """Answers of one method at one budget to the calibration questions of one benchmark: what the accuracy of a trial is of."""
+
+    pruner: Spec
+    budget: Budget
+    questions: Questions
+
+
+@dataclass(frozen=True)
+class SelectSpec:
+    """Which tokens of a few pictures a method keeps at one budget. pictures: their names; revision: of the data."""
+
+    pruner: Spec
+    budget: Budget
+    pictures: tuple[str, ...]
+    revision: str
+
+
+Subject = EvaluateSpec | MeasureSpec | TuneSpec | TrialSpec | CurveSpec | OverheadSpec | TrainSpec | CalibrateSpec | SelectSpec
 VERBS: dict[type, str] = {
     EvaluateSpec: "evaluate", MeasureSpec: "measure", TuneSpec: "tune", TrialSpec: "trial", CurveSpec: "curve",
-    OverheadSpec: "overhead", TrainSpec: "train",
+    OverheadSpec: "overhead", TrainSpec: "train", CalibrateSpec: "calibrate", SelectSpec: "select",
 }  # fmt: skip
 
 
@@ -168,6 +191,21 @@ class Cell:
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     @property
+    def questions(self) -> tuple[Questions, ...]:
+        """The questions asked, of all benchmarks."""
+        subject: Any = self.subject.tune if isinstance(self.subject, TrialSpec) else self.subject
+        settings = getattr(subject, "settings", None)
+        return settings.questions if settings else (subject.questions,) if hasattr(subject, "questions") else ()
+
+    @property
+    def code(self) -> str:
+        """One digest of the code of method, benchmarks, graders that count and family; "" where none is known."""
+        subject: Any = self.subject.tune if isinstance(self.subject, TrialSpec) else self.subject
+        graders = getattr(getattr(subject, "settings", None), "graders", ())
+        specs = [*filter(None, [self.pruner]), *(asked.benchmark for asked in self.questions), self.model]
+        return joined(*(digest for spec in specs for digest in _sources(spec)), *graders)
+
+    @property
     def pruner(self) -> Spec | None:
         """The method asked about, if it is one."""
         subject = self.subject.tune if isinstance(self.subject, TrialSpec) else self.subject
@@ -178,15 +216,14 @@ class Cell:
         subject: Any = self.subject
         tune: Any = subject.tune if isinstance(subject, TrialSpec) else subject
         settings = getattr(tune, "settings", None)
-        asked = settings.questions if settings else (subject.questions,) if hasattr(subject, "questions") else ()
-        pruner = self.pruner
+        asked, pruner = self.questions, self.pruner
         first = asked[0] if asked else None
         return CellColumns(
             verb=self.verb, model=str(self.model), model_sha256=self.model.weights_sha256, dtype=self.dtype,
             method=self.method.label, base_method=self.method.base, method_kind=self.method.kind,
             reads_question=self.method.reads_question, reference=self.method.reference,
             pruner=str(pruner) if pruner else "", weights_sha256=_weights(pruner) if pruner else "",
-            recipe=self.method.recipe, scorer_seed=self.method.scorer_seed,
+            recipe=self.method.recipe, scorer_seed=self.method.scorer_seed, code=self.code,
             budget=str(subject.budget) if hasattr(subject, "budget") and not getattr(subject, "blind", False) else "",
             benchmark=" ".join(str(q.benchmark) for q in asked), benchmark_label=self.benchmark_label,
             revision=" ".join(dict.fromkeys(q.revision for q in asked)),
@@ -202,6 +239,7 @@ class CellColumns:
     """A cell as columns of every table. Text "" and None: does not apply.
 
     method, base_method, method_kind, reads_question, reference, recipe, scorer_seed: see `Method`; pruner: its canonical spelling.
+    code: see `Cell.code`.
     budget: canonical spelling of what is kept; blind: asked without pictures; tuned_kind, target_speedup: of `tune` and `trial`.
     """
 
@@ -218,6 +256,7 @@ class CellColumns:
     weights_sha256: str
     recipe: str
     scorer_seed: int | None
+    code: str
     budget: str
     benchmark: str
     benchmark_label: str
@@ -265,6 +304,11 @@ def _words(pruner: Pruner, key: str, value: Any) -> str:
     if value is False or value is None:
         return f"without {words}"
     return f"{words} {value}"
+
+
+def _sources(spec: Spec) -> list[str]:
+    """The digests of the code behind a value and behind what it wraps."""
+    return [spec.source, *(digest for _, value in spec.options if isinstance(value, Spec) for digest in _sources(value))]
 
 
 def _weights(pruner: Spec) -> str:

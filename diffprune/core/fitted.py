@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
+from diffprune.core.noise import Noise
 from diffprune.core.pruner import Kind, Pruner, ScorePruner
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
@@ -147,10 +148,11 @@ class TrainablePruner(FittedPruner, ScorePruner):
         """The networks for tokens (and words) of these widths, without values: torch's `meta` device."""
 
     @abstractmethod
-    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
         """Degrade each token according to its score so that the loss can teach the scorer.
 
-        temperature: of the relaxation. generator: the only source of randomness, so that a step can be repeated.
+        temperature: of the relaxation. noise: the only source of randomness, one stream for each row of `tokens`, so that a step
+        can be repeated, and split over any number of workers.
         """
 
     def temperature(self, progress: Progress, annealing: Annealing) -> float:
@@ -158,10 +160,10 @@ class TrainablePruner(FittedPruner, ScorePruner):
         done = min(progress.step / (annealing.share * progress.steps), 1.0)
         return annealing.end + (annealing.start - annealing.end) / 2 * (1 + math.cos(math.pi * done))
 
-    def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, generator: torch.Generator) -> Loss:
+    def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, noise: Noise) -> Loss:
         """Loss of one part of a batch: the answers' negative log likelihood through `relax`, plus its penalty."""
         tokens, image = run.tokens(batch)
-        relaxed = self.relax(tokens, budget, self.temperature(progress, run.annealing), generator)
+        relaxed = self.relax(tokens, budget, self.temperature(progress, run.annealing), noise)
         nll = run.answer_nll(batch, tokens, relaxed, image)
         penalty = run.per_row(relaxed.penalty, len(relaxed.kept))
         kept = run.per_row(relaxed.kept.mean(), len(relaxed.kept))

@@ -113,6 +113,47 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class CalibrationPicture:
+    """Lengths of one question of a tuning's calibration set, table `calibration`; a method's own where it merges tokens."""
+
+    picture: int  # in the order of the batches
+    batch_index: int  # the batch it is timed and predicted in
+    visual_total: int
+    text_tokens: int
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """The score of one visual token of one calibration picture, table `scores`: what a threshold is compared with."""
+
+    picture: int
+    rank: int  # 0 is the lowest
+    score: float  # standard deviations from the picture's mean, a float32
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One timing of a tuning's verification, table `held_out`: the measured speedup is the sum over batches of the medians of
+    `full`, over that of `pruned`."""
+
+    tried_budget: str
+    batch_index: int
+    repetition: int
+    arm: str  # full (unpruned) or pruned
+    spent_ms: float  # prefill, of `pruned` with its overhead; of `full` the mean of the turn's runs
+    num_rows: int  # of the batch
+
+
+@dataclass(frozen=True)
+class KeptToken:
+    """Whether a method keeps one token of one picture shown on the page, table `kept_tokens`."""
+
+    picture: str
+    token: int
+    token_kept: bool
+
+
+@dataclass(frozen=True)
 class Trial:
     """One candidate the tuner looked at, table `trials`; method, kind and target are its cell's."""
 
@@ -152,7 +193,7 @@ class Outcome:
     status: str
     reason: str
     rows: int
-    seconds: float
+    seconds: float  # of work; of cells that are timed together an equal share of their session, so that seconds add up
 
 
 TABLES: dict[str, type] = {
@@ -161,6 +202,10 @@ TABLES: dict[str, type] = {
     "costs": Cost,
     "steps": Step,
     "curve": CurvePoint,
+    "calibration": CalibrationPicture,
+    "scores": TokenScore,
+    "held_out": HeldOut,
+    "kept_tokens": KeptToken,
     "trials": Trial,
     "choices": Choice,
     "outcomes": Outcome,

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from diffprune.core import source
 from diffprune.core.spec import Call, Name, Spec, located, parse
 
 KINDS = ("pruners", "models", "benchmarks")
@@ -184,10 +185,11 @@ def _text(call: Call, key: str, value: Any) -> str:
 
 
 def make(kind: str, asked: Spec) -> Any:
-    """The plug-in a value asks for; its `spec` attribute is the value with the hash of the weights that were loaded.
+    """The plug-in a value asks for; its `spec` attribute is the value with the hash of the weights that were loaded and the digest
+    of its code.
 
     Raises:
-        ValueError: unknown plug-in, a value it refuses, or other weights than the value names.
+        ValueError: unknown plug-in, a value it refuses, or other weights or other code than the value names.
     """
     plugin, options = find(kind, asked.name), dict(asked.options)
     inner = {key: make(kind, value) for key, value in options.items() if isinstance(value, Spec)}
@@ -195,9 +197,43 @@ def make(kind: str, asked: Spec) -> Any:
     weights: str = getattr(made, "weights_sha256", "")
     if asked.weights_sha256 and weights != asked.weights_sha256:
         raise ValueError(f"the weights of {asked} have changed: {asked.weights_sha256} were asked for, found {weights or 'none'}")
+    here = code(kind, asked.name)
+    if asked.source and here != asked.source:
+        raise ValueError(f"the code of {asked} has changed: {asked.source} was asked for, found {here}")
     known: Mapping[str, Any] = {key: value.spec for key, value in inner.items()}
-    object.__setattr__(made, "spec", replace(asked.with_options(**known), weights_sha256=weights))
+    object.__setattr__(made, "spec", replace(asked.with_options(**known), weights_sha256=weights, source=here))
     return made
+
+
+def code(kind: str, name: str) -> str:
+    """Digest of the code of a plug-in that shapes what a model is asked and answers: of a benchmark, not of its grading.
+
+    Raises:
+        ValueError: unknown plug-in, or its code cannot be read.
+    """
+    plugin = find(kind, name)
+    return source.digest(plugin, getattr(plugin, "ASKING", None))
+
+
+def sourced(kind: str, asked: Spec) -> Spec:
+    """A value with the digests of the code behind it and behind what it wraps. Nothing is made.
+
+    Raises:
+        ValueError: as in `code`.
+    """
+    inner = {key: sourced(kind, value) for key, value in asked.options if isinstance(value, Spec)}
+    return replace(asked.with_options(**inner), source=code(kind, asked.name))
+
+
+def grader(benchmark: Spec) -> str:
+    """Digest of the code by which a benchmark grades, a user's function included. Needs no data.
+
+    Raises:
+        ValueError: as in `code`, or the user's function cannot be imported.
+    """
+    plugin: Any = find("benchmarks", benchmark.name)
+    own, foreign = source.digest(plugin, plugin.GRADING), plugin.foreign_grader(benchmark)
+    return source.joined(own, source.of_function(foreign)) if foreign else own
 
 
 def load(kind: str, text: str | Spec) -> Any:

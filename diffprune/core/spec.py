@@ -21,6 +21,7 @@ class Spec:
 
     options: (name, value) pairs in the order of their names, defaults left out; a value is plain, a tuple, or a Spec.
     weights_sha256: of what was learnt, 20 digits; "" for rules and for what is not loaded yet.
+    source:  digest of the code behind the name (`core.source`), 12 digits; "" for what is not made yet.
     places:  (option, path) pairs that say where files lie on this machine. They travel along, but are no part of what is asked:
              neither compared, nor hashed, nor spelled.
     """
@@ -28,6 +29,7 @@ class Spec:
     name: str
     options: tuple[tuple[str, Any], ...] = ()
     weights_sha256: str = ""
+    source: str = ""
     places: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -38,7 +40,7 @@ class Spec:
     def identity(self) -> dict[str, Any]:
         """What keys are made of: JSON values."""
         options = {key: value.identity if isinstance(value, Spec) else value for key, value in self.options}
-        return {"name": self.name, "options": options, "weights_sha256": self.weights_sha256}
+        return {"name": self.name, "options": options, "weights_sha256": self.weights_sha256, "source": self.source}
 
     def get(self, option: str, default: Any = None) -> Any:
         """The value of an option, or `default` where it was not given."""

@@ -114,17 +114,37 @@ class Selection:
     """What a pruner answers: which tokens survive, and where the content of the others goes.
 
     keep     [B N] bool: a subset of `VisualTokens.valid`, at least one per image that has any.
-    into     [B N] int | None: the survivor a removed token is merged into, -1 for none; read at removed tokens alone.
-    weight   [B N] float | None: of each token, survivors included, in the mean that merging takes; None is its `size`.
+    mix      [B K N] float | None: for a method that merges, the weights with which tokens add up to an image's k-th survivor, in
+             raster order; rows behind its last survivor and columns of padding are not read. None leaves survivors as they are.
+             `means` makes it where every removed token goes into one survivor.
     features [B N D] | None: what stands in place of all features; for diagnostics that change tokens instead of removing them.
     grid     (rows, columns) when the tokens are a raster of that size, else None; for drawing.
     """
 
     keep: Tensor
-    into: Tensor | None = None
-    weight: Tensor | None = None
+    mix: Tensor | None = None
     features: Tensor | None = None
     grid: tuple[int, int] | None = None
+
+
+def means(tokens: VisualTokens, keep: Tensor, into: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`Selection.mix` [B K N] of survivors that become weighted means of themselves and the tokens that go into them.
+
+        x_i <- (w_i x_i + sum_j w_j x_j) / (w_i + sum_j w_j),  over removed tokens j with into_j = i
+
+    keep:   [B N] bool, the survivors.
+    into:   [B N] int, the survivor a removed token goes into, -1 for none; read at removed tokens alone.
+    weight: [B N], w of each token, survivors included; None is its size. Where all weights of a mean are 0, the survivor stays.
+    """
+    size = torch.ones_like(into, dtype=torch.float32) if tokens.size is None else tokens.size
+    moves = tokens.valid & ~keep & (into >= 0)
+    weight = (size if weight is None else weight.float()).where(moves | keep, 0.0)
+    slot, num = keep.cumsum(1) - 1, int(keep.sum(1).max())
+    target = torch.where(keep, slot, slot.gather(1, into.clamp_min(0)).masked_fill(~moves, num))  # row `num` goes nowhere
+    mix = weight.new_zeros(len(keep), num + 1, keep.shape[1]).scatter_(1, target[:, None], weight[:, None])[:, :num]
+    total = mix.sum(-1, keepdim=True)
+    own = (slot[:, None] == torch.arange(num, device=keep.device)[:, None]) & keep[:, None]
+    return torch.where(total > 0, mix / total, own.to(mix.dtype))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffprune.core import source
 from diffprune.core.evidence import Evidence, EvidenceKind
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
@@ -106,8 +107,8 @@ class VLM(ABC):
 
     @property
     def spec(self) -> Spec:
-        """What was asked for, with the hash of the weights that run."""
-        return replace(self.asked, weights_sha256=self.weights_hash)
+        """What was asked for, with the hash of the weights that run and the digest of the family's code."""
+        return replace(self.asked, weights_sha256=self.weights_hash, source=source.digest(type(self)))
 
     @property
     def dtype(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,19 +23,34 @@ class TrainBatch:
     pixels:  encoder inputs of the I images; `images` is I.
     image:   [B] int, the image each row is about.
     prompts: full-length rows with `labels`; packed (many questions per row, [B 1 S S] block mask) or one question per row.
+    first:   number of the first image in the whole step, over all workers and parts.
     """
 
     pixels: dict[str, Tensor]
     image: Tensor
     prompts: Prompts
     images: int
+    first: int = 0
 
     def part(self, vlm: VLM, start: int, stop: int) -> TrainBatch:
         """Images start..stop and the rows about them."""
         mine = ((self.image >= start) & (self.image < stop)).nonzero().squeeze(1)
         cut = {f.name: v[mine] for f in fields(self.prompts) if (v := getattr(self.prompts, f.name)) is not None}
         pixels = vlm.part(self.pixels, start, stop)
-        return TrainBatch(pixels, self.image[mine] - start, replace(self.prompts, **cut), stop - start)
+        return TrainBatch(pixels, self.image[mine] - start, replace(self.prompts, **cut), stop - start, self.first + start)
+
+    def image_names(self) -> list[int]:
+        """[I] number of each image in the whole step."""
+        return list(range(self.first, self.first + self.images))
+
+    def row_names(self) -> list[tuple[int, int]]:
+        """[B] (number of its image in the whole step, number of the row among those about it) of each row."""
+        seen: Counter[int] = Counter()
+        names = []
+        for image in self.image.tolist():
+            names.append((self.first + image, seen[image]))
+            seen[image] += 1
+        return names
 
     @property
     def num_labels(self) -> int:
@@ -112,9 +128,9 @@ def block_mask(segments: Tensor) -> Tensor:
     return (seen & torch.ones(seen.shape[1:], dtype=torch.bool).tril())[:, None]
 
 
-def batch(vlm: VLM, drawn: Sequence[tuple[Any, QAPairs]], packed: bool) -> TrainBatch:
-    """Drawn (image, pairs about it) as a batch; packed: many questions per row."""
+def batch(vlm: VLM, drawn: Sequence[tuple[Any, QAPairs]], packed: bool, first: int = 0) -> TrainBatch:
+    """Drawn (image, pairs about it) as a batch; packed: many questions per row; first: number of the first image in the step."""
     qa, pixels = [pairs for _, pairs in drawn], vlm.pixels([picture for picture, _ in drawn])
     index = range(len(qa)) if packed else [i for i, pairs in enumerate(qa) for _ in pairs]
     prompts = packed_rows(vlm, qa, pixels) if packed else rows(vlm, qa, pixels)
-    return TrainBatch(pixels, torch.tensor(list(index), device=vlm.device), prompts, len(drawn))
+    return TrainBatch(pixels, torch.tensor(list(index), device=vlm.device), prompts, len(drawn), first)

@@ -89,7 +89,7 @@ def _drawn(
     before = replace(tally)
     rows = [drawn.draw(index, questions, tally) for index in indices]
     try:
-        return batch(vlm, rows, packed)
+        return batch(vlm, rows, packed, indices[0].image)
     except Exception:  # whatever a foreign processor raises
         tally.reset(before)
 
@@ -99,4 +99,4 @@ def _drawn(
         except Exception as error:
             raise ValueError(f"the model cannot take it ({with_class(error)})") from None
 
-    return batch(vlm, [drawn.draw(index, questions, tally, check) for index in indices], packed)
+    return batch(vlm, [drawn.draw(index, questions, tally, check) for index in indices], packed, indices[0].image)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,11 +22,11 @@ from ray.exceptions import RayTaskError
 
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Keep
-from diffprune.core.cell import Cell, EvaluateSpec
+from diffprune.core.cell import CalibrateSpec, Cell, EvaluateSpec, describe
 from diffprune.core.errors import with_class
 from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
-from diffprune.core.records import Choice, CurvePoint, Prediction, Provenance, Timing
+from diffprune.core.records import Choice, CurvePoint, Provenance, Timing
 from diffprune.core.spec import Spec
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import SweepFailed
@@ -38,7 +39,7 @@ from diffprune.tune.calibration import Scored, scored
 from diffprune.tune.cells import settings
 from diffprune.tune.options import Tuning
 from diffprune.tune.probes import accuracy, check, grid, splits, time_curve, time_overhead
-from diffprune.tune.search import Candidate, Failed, Probes, Search, answers, tuned
+from diffprune.tune.search import Answers, Candidate, Failed, Probes, Search, answers, tuned
 from diffprune.tune.solver import Accuracy, MeasuredSpeedup
 from diffprune.vlm.load import load
 
@@ -55,8 +56,9 @@ class Resident:
         self.pruners: dict[Spec, Pruner] = {spec: registry.make("pruners", spec) for spec in pruners}
         needs = frozenset[Evidence]().union(*(p.needs for p in self.pruners.values()))
         self.calibration, self.held_out = splits(self.vlm, options, needs)
+        self.answered: dict[Candidate, list[Answers]] = {}
 
-    def curve(self) -> list[CurvePoint]:
+    def curve(self) -> tuple[list[CurvePoint], list[Timing]]:
         """Prefill latency on a grid of lengths, on the calibration batch with the longest text."""
         inputs = max(self.calibration, key=lambda i: i.prompts.input_ids.shape[1])
         with steady(self.options.threads):
@@ -79,17 +81,24 @@ class Resident:
         Raises:
             RuntimeError: a question could not be answered; a mean over the others would be another figure.
         """
-        options, answered = self.options, list[Prediction]()
+        options, answered = self.options, list[Answers]()
         asked = settings(options).questions
-        for questions in asked:
-            each = math.ceil(options.calibration / len(asked))
-            subject = EvaluateSpec(pruner, budget, replace(questions, limit=each))
-            rows = self.evaluator.run(Cell(self.vlm.spec, self.vlm.dtype, subject))
+        for questions in (replace(one, limit=math.ceil(options.calibration / len(asked))) for one in asked):
+            began = time.monotonic()
+            rows = self.evaluator.run(Cell(self.vlm.spec, self.vlm.dtype, EvaluateSpec(pruner, budget, questions)))
             if broken := [row.error for row in rows if row.error]:
                 what = f"{len(broken)} of {len(rows)} questions of {questions.benchmark}"
                 raise RuntimeError(f"{what} failed, the first with {broken[0]}")
-            answered += rows
-        return accuracy(answered)
+            label = registry.make("benchmarks", questions.benchmark).label
+            subject, about = CalibrateSpec(pruner, budget, questions), describe(self.pruners[pruner])
+            cell = Cell(self.vlm.spec, self.vlm.dtype, subject, about, label)
+            answered.append(Answers(cell, rows, time.monotonic() - began))
+        self.answered[pruner, budget] = answered
+        return accuracy([row for one in answered for row in one.rows])
+
+    def answers(self, pruner: Spec, budget: Budget) -> list[Answers]:
+        """Those that `accuracy` has found for a candidate; given once, then forgotten."""
+        return self.answered.pop((pruner, budget), [])
 
     def check(self, asked: Sequence[Candidate]) -> list[MeasuredSpeedup]:
         """Measured speedups on held-out images, all of them in one interleaved session."""

@@ -74,6 +74,8 @@ class Evaluator:
         if cell.model.weights_sha256 != model.weights_sha256:
             wanted = f"the cell asks for {cell.model.weights_sha256}, {model.weights_sha256} is loaded"
             raise ValueError(f"the weights of {cell.model} have changed: {wanted}")
+        if cell.model.source != model.source:
+            raise ValueError(f"the code of {cell.model} has changed: {cell.model.source!r} was asked for, {model.source!r} is here")
         pruner, asked = self._pruner(spec.pruner), self._ask(spec.questions)
         return _isolating(partial(self._answers, spec, asked, pruner), index, partial(_failed, asked))
 

@@ -6,7 +6,6 @@ One driver holds the run's lock and writes; Ray starts when the first stage need
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,11 +17,9 @@ from PIL import Image
 
 from diffprune import report
 from diffprune.core import registry
-from diffprune.core.budget import Budget
-from diffprune.core.cell import Cell, Questions, TuneSpec, describe
-from diffprune.core.evidence import Evidence
+from diffprune.core.cell import Cell, Questions, SelectSpec, TuneSpec, describe
 from diffprune.core.pruner import Pruner
-from diffprune.core.records import Provenance
+from diffprune.core.records import KeptToken, Outcome, Provenance
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
@@ -30,10 +27,8 @@ from diffprune.distributed import train as training
 from diffprune.distributed import tune as tuning
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import SweepFailed, exclusive, sweep
-from diffprune.embedded.world import SPLITS, scene
+from diffprune.embedded.world import SPLITS, WORLD_VERSION, scene
 from diffprune.evaluate.cells import cells as evaluation_cells
-from diffprune.io.blob_store import LocalBlobs
-from diffprune.io.json_object import parsed
 from diffprune.io.run_lock import refuse_if_held
 from diffprune.job import preflight, settings
 from diffprune.job.job import Job
@@ -164,37 +159,24 @@ class Plan:
         assert job.measurement is not None, "a stage without a section is not asked for"
         return measure.cells(self.vlm, methods, job.budgets, job.measurement)
 
-    def scenes(self) -> dict[int, dict[str, list[bool]]]:
-        """What the first seed of each image-only trained method keeps of a few test scenes at the job's third budget, or its last.
-
-        {scene seed: {label: mask [N]}}.
-
-        Chosen once per model and weights and kept in `scenes.json`, so that the report of a finished run calls no model. Only the
-        embedded model has scenes.
-        """
+    def pictures(self) -> list[Cell]:
+        """Cells of the pictures on the page: what the first seed of each image-only trained method keeps of a few test scenes, at
+        the job's third budget or its last. Only the embedded model has scenes."""
         job = self.job
         if job.model.name != "embedded" or not job.train or not job.budgets or self.untrained():
-            return {}
-        first = [spec.at(weights=place) for (spec, seed), place in job.scorers(self.folder).items() if seed == job.train.seeds[0]]
+            return []
+        self.vlm = self.vlm or load(job.model)
+        budget, names = job.budgets[:3][-1], tuple(map(str, SPLITS["test"][:NUM_SCENES]))
+        first = [
+            spec.at(weights=place.absolute())
+            for (spec, seed), place in job.scorers(self.folder).items()
+            if seed == job.train.seeds[0]
+        ]
         pruners: list[Pruner] = [made for made in (registry.make("pruners", spec) for spec in first) if not made.reads_question]
-        budget, path = job.budgets[:3][-1], self.folder / "scenes.json"
-        key = [str(budget), *(f"{pruner.spec} {pruner.weights_sha256}" for pruner in pruners)]
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # a cache: what is damaged is made anew
-            if (found := parsed(path.read_bytes()))["key"] == key:
-                return {
-                    int(seed): {str(x): list(map(bool, m)) for x, m in masks.items()} for seed, masks in found["scenes"].items()
-                }
-        scenes = self._choose(pruners, budget)
-        with contextlib.suppress(OSError):  # a run that is read-only has its report without the cache
-            LocalBlobs(self.folder).replace(path.name, json.dumps({"key": key, "scenes": scenes}).encode())
-        return scenes
-
-    def _choose(self, pruners: Sequence[Pruner], budget: Budget) -> dict[int, dict[str, list[bool]]]:
-        vlm, seeds = self.vlm or load(self.job.model), list(SPLITS["test"][:NUM_SCENES])
-        needs = frozenset[Evidence]().union(*(pruner.needs for pruner in pruners))
-        tokens = vlm.encode(vlm.pixels([Image.fromarray(scene(seed).image) for seed in seeds]), needs)
-        masks = {describe(pruner).label: pruner.select(tokens, Cut(ENCODED, budget)).keep.tolist() for pruner in pruners}
-        return {seed: {label: keep[row] for label, keep in masks.items()} for row, seed in enumerate(seeds)}
+        return [
+            Cell(self.vlm.spec, self.vlm.dtype, SelectSpec(one.spec, budget, names, WORLD_VERSION), describe(one))
+            for one in pruners
+        ]
 
     def check(self, stages: Sequence[str]) -> None:
         """Refuse what cannot work while nothing has been started.
@@ -236,9 +218,8 @@ class Plan:
         """Page and tables in the folder `out`, from the records alone; then the short table."""
         job = self.job
         made = report.report(
-            self.store_root, out, title=job.title or job.name, masks=self.scenes(), command=f"diffprune run {job.name}",
-            asked=self.setting,
-        )  # fmt: skip
+            self.store_root, out, title=job.title or job.name, command=f"diffprune run {job.name}", asked=self.setting
+        )
         print(f"\n{self.summary()}\n\nreport: {made['html'].resolve()}", flush=True)
 
     def summary(self) -> str:
@@ -392,8 +373,26 @@ class PipelineRun:
             raise SweepFailed(f"{len(failed)} of {len(left)} cells could not be measured; first {failed[0]}")
 
     def report(self) -> None:
-        """Page and tables, then the short table."""
+        """What is kept of the pictures on the page, where the store does not say; page and tables; the short table."""
+        store = Store(self.plan.store_root)
+        done = store.done()
+        for cell in self.plan.pictures():
+            if cell.key not in done:
+                store.publish(selected(self.plan.vlm or load(self.job.model), cell), cell=cell, provenance=self.provenance)
         self.plan.report(self.plan.folder / "report")
+
+
+def selected(vlm: VLM, cell: Cell) -> dict[str, Sequence[Any]]:
+    """Rows by table: which tokens of the cell's scenes its method keeps."""
+    began, asked = time.monotonic(), cell.subject
+    assert isinstance(asked, SelectSpec), f"a cell to {cell.verb} asks for no pictures"
+    pruner: Pruner = registry.make("pruners", asked.pruner)
+    tokens = vlm.encode(vlm.pixels([Image.fromarray(scene(int(name)).image) for name in asked.pictures]), pruner.needs)
+    keep = pruner.select(tokens, Cut(ENCODED, asked.budget)).keep.tolist()
+    rows = [
+        KeptToken(name, token, bool(kept)) for name, row in zip(asked.pictures, keep, strict=True) for token, kept in enumerate(row)
+    ]
+    return {"kept_tokens": rows, "outcomes": [Outcome("ok", "", len(rows), time.monotonic() - began)]}
 
 
 def measured(model: Spec, cells: Sequence[Cell], options: Measurement) -> dict[Cell, measure.Measured]:

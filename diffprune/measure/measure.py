@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -201,10 +202,12 @@ def side_by_side(session: Session, methods: Mapping[Cell, tuple[Pruner, Budget]]
     flags = machine_flags(session.vlm.device, others(start, processor_seconds()), threads)
     flags += ["no_warmup"] * (session.options.warmup == 0)
     flags += ["clock_drift"] * drifted([[v for _, v in arm.found.get("prefill", [])] for arm in session.variants if not arm.error])
-    return found | {cell: _collect(session, cell, pair, flags, time.monotonic() - began) for cell, pair in arms.items()}
+    found |= {cell: _collect(session, pair, flags) for cell, pair in arms.items()}
+    each = (time.monotonic() - began) / len(arms)  # shares add up to the session
+    return found | {cell: found[cell]._replace(outcome=replace(found[cell].outcome, seconds=each)) for cell in arms}
 
 
-def _collect(session: Session, cell: Cell, pair: tuple[TimedVariant, TimedVariant], flags: list[str], seconds: float) -> Measured:
+def _collect(session: Session, pair: tuple[TimedVariant, TimedVariant], flags: list[str]) -> Measured:
     arms = (session.full, *pair)
     broken = [f"{arm.name}: {arm.error}" for arm in arms if arm.error]
     if broken:
@@ -214,4 +217,4 @@ def _collect(session: Session, cell: Cell, pair: tuple[TimedVariant, TimedVarian
     except Exception as error:
         return _failed(error)
     timings = [row for arm in arms for row in session.timings(arm, flags)]
-    return Measured(timings, costs, Outcome("ok", "", len(timings) + len(costs), seconds))
+    return Measured(timings, costs, Outcome("ok", "", len(timings) + len(costs), 0.0))

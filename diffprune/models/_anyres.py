@@ -44,8 +44,8 @@ class Anyres(Family):
     def _shape(self) -> Shape:
         shape = patch_shape(self.model.config, self._tiles({"image_sizes": self._default_size})[0])
         self.patches = shape.patches
-        self.has_summary = self.model.config.vision_config.model_type in CLIP
-        return replace(shape, patches=self.patches + self.has_summary)
+        self.summary = self.model.config.vision_config.model_type in CLIP
+        return replace(shape, patches=self.patches + self.summary)
 
     @property
     def _default_size(self) -> Tensor:

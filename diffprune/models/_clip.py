@@ -6,7 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from diffprune.core.evidence import Evidence, EvidenceKind
+
 CLIP = ("clip_vision_model", "clip")  # what a configuration calls this encoder
+
+
+def cheap(evidence: Evidence) -> bool:
+    """Whether it is what `summary_attention` gives, for which the encoder runs as it always does."""
+    return evidence.kind is EvidenceKind.ENCODER_ATTENTION and not evidence.joint
 
 
 def summary_attention(tower: Any, states: Tensor, index: int) -> Tensor:

@@ -78,12 +78,12 @@ class Qwen(Family):
         alike = time == 1 and bool((grids == grids[0]).all())
         return replace(tokens, grid=(rows // self.group, columns // self.group) if alike else None)
 
-    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
-        groups = self.ordered(values.view(-1, self.group**2), pixels["image_grid_thw"])
+    def per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        groups = self.ordered(values.view(-1, self.group**2, values.shape[-1]), pixels["image_grid_thw"])
         return groups.mean(1).split(self.slots(pixels))
 
     def ordered(self, groups: Tensor, grids: Tensor) -> Tensor:
-        """[N 4*D_v] in the merger's order -> in the decoder's (raster) order."""
+        """[N ...] in the merger's order -> in the decoder's (raster) order."""
         return groups
 
     def _identity(self, pixels: dict[str, Tensor], images: int) -> Tensor:

@@ -39,11 +39,12 @@ class Raster(Family):
     def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         return replace(super()._tokens(captured, output, pixels, needs), grid=(self.side, self.side))
 
-    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+    def per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
         """Patches are pooled into tokens, square by square."""
         images = len(pixels["pixel_values"])
         rows = math.isqrt(len(values) // images)
-        return list(functional.avg_pool2d(values.view(images, 1, rows, rows), rows // self.side).flatten(1))
+        rasters = values.view(images, rows, rows, -1).movedim(-1, 1)
+        return list(functional.avg_pool2d(rasters, rows // self.side).flatten(2).transpose(1, 2))
 
 
 def tiny_vision(**changes: Any) -> dict[str, Any]:

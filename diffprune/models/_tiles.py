@@ -71,10 +71,11 @@ class Tiles(Family):
     def layout(self, pixels: dict[str, Tensor]) -> Tensor | None:
         return pixels.get("grid")
 
-    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+    def per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
         """By the pixel shuffle of the family's own connector."""
-        squares = self.model.model.connector.pixel_shuffle(values.view(-1, self.shape.patches, 1), self.model.config.scale_factor)
-        return squares.mean(-1).flatten().split(self.slots(pixels))
+        width, side = values.shape[-1], self.model.config.scale_factor
+        squares = self.model.model.connector.pixel_shuffle(values.view(-1, self.shape.patches, width), side)
+        return squares.reshape(-1, side**2, width).mean(1).split(self.slots(pixels))
 
     # -- text ----------------------------------------------------------------------------------------------------------
 

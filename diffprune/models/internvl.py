@@ -21,7 +21,6 @@ from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Prompts, Shape
 from diffprune.vlm import tiny
-from diffprune.vlm.encoder_attention import Kept, summary_row
 from diffprune.vlm.family import Family, decoder_shape
 from diffprune.vlm.image_token_runs import runs
 
@@ -32,6 +31,7 @@ class InternVL(Family):
     """`InternVLForConditionalGeneration`. Pixels: pixel_values [tiles 3 H W] of all pictures, and num_tiles [I] of each, ours."""
 
     stacked = True
+    summary = True  # of each tile its own, so each tile shares out the same attention
 
     @classmethod
     def tiny(cls, seed: int = 0) -> InternVL:
@@ -81,15 +81,11 @@ class InternVL(Family):
         sizes = (pixels["num_tiles"] * captured.shape[1]).tolist()
         return self._rows(captured.flatten(0, 1).split(sizes), pixels, needs)  # no grid: not every picture is one tile
 
-    def _attention(self, calls: Sequence[Kept], pixels: dict[str, Tensor]) -> Sequence[Tensor]:
-        """Of each tile's own [CLS], so each tile shares out the same attention."""
-        return self._per_token(torch.cat([summary_row(call)[:, 1:] for call in calls]).flatten(), pixels)
-
-    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+    def per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
         """By the family's own pixel shuffle."""
-        side = math.isqrt(self.patches)
-        squares = self.model.model.pixel_shuffle(values.view(-1, side, side, 1), scale_factor=self.model.config.downsample_ratio)
-        return squares.mean(-1).flatten().split(self.slots(pixels))
+        side, width, scale = math.isqrt(self.patches), values.shape[-1], self.model.config.downsample_ratio
+        squares = self.model.model.pixel_shuffle(values.view(-1, side, side, width), scale_factor=scale)
+        return squares.reshape(-1, squares.shape[-1] // width, width).mean(1).split(self.slots(pixels))
 
     def chat_prompt(self, question: str, images: int = 1) -> str:
         """The chat template, start and end of each picture written out."""

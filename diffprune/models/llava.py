@@ -19,10 +19,10 @@ from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
 from diffprune.io.image import pad_to_square
-from diffprune.models._clip import CLIP, summary_attention
+from diffprune.models._clip import CLIP, cheap, summary_attention
 from diffprune.models._patches import patch_shape
 from diffprune.vlm import tiny
-from diffprune.vlm.encoder_attention import Kept, has_summary, kept_by_encoder, summary_row
+from diffprune.vlm.encoder_attention import has_summary
 from diffprune.vlm.family import Family
 from diffprune.vlm.tokenize import identities
 
@@ -79,12 +79,11 @@ class Llava(Family):
             raise ValueError("llava with a Pixtral encoder is not supported: it sees pictures of any size as one row of patches")
         self.side = config.vision_config.image_size // config.vision_config.patch_size
         self.summary = has_summary(self.model.model.vision_tower)
-        self.first = int(config.vision_feature_select_strategy == "default")  # of the encoder's tokens that the decoder sees
         return replace(patch_shape(config), patches=self.side**2 + self.summary)
 
     @property
     def num_visual_tokens(self) -> int:
-        return self.shape.patches - self.first
+        return self.shape.patches - self.skipped
 
     def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
         pictures = self.processor.image_processor
@@ -105,20 +104,16 @@ class Llava(Family):
     def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
         self.check_evidence(needs)
         config, tower = self.model.config, self.model.model.vision_tower
-        layer, asked = config.vision_feature_layer, self.attention_layers(needs)
-        clip = config.vision_config.model_type in CLIP
-        with kept_by_encoder(self.model, () if clip else set(asked.values())) as kept:
+        layer, clip = config.vision_feature_layer, config.vision_config.model_type in CLIP
+        rows = self.encoder_layers(e for e in needs if clip and cheap(e))
+        with self.reading(needs - rows.keys()) as reader:
             states: Any = tower(pixels["pixel_values"], output_hidden_states=True).hidden_states
         features = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], -1)
-        evidence = {
-            key: summary_attention(tower, states[index], index)[:, self.first :]
-            if clip
-            else torch.stack(list(self._attention(kept.calls[index], pixels)))
-            for key, index in asked.items()
-        }
+        evidence = reader.evidence(pixels)
+        evidence |= {key: summary_attention(tower, states[index], index)[:, self.skipped :] for key, index in rows.items()}
         if IDENTITY in needs:
             evidence[IDENTITY] = identities(pixels["pixel_values"])
-        features = features[:, self.first :]
+        features = features[:, self.skipped :]
         return VisualTokens(
             features=features,
             valid=torch.ones(features.shape[:2], dtype=torch.bool, device=features.device),
@@ -126,11 +121,7 @@ class Llava(Family):
             evidence=evidence,
         )
 
-    def _attention(self, calls: Sequence[Kept], pixels: dict[str, Tensor]) -> Sequence[Tensor]:
-        """Of the summary token where the encoder has one; it stands first among the tokens where the decoder sees it."""
-        if not (self.summary and calls):
-            return super()._attention(calls, pixels)
-        return self._per_token(torch.cat([summary_row(call) for call in calls]).flatten(), pixels)
-
-    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
-        return list(values.view(-1, self.shape.patches)[:, self.first :])
+    @property
+    def skipped(self) -> int:
+        """With strategy "full" the decoder sees the summary token too."""
+        return int(self.model.config.vision_feature_select_strategy == "default")

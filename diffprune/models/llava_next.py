@@ -22,7 +22,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.models._anyres import Anyres
-from diffprune.models._clip import summary_attention
+from diffprune.models._clip import cheap, summary_attention
 from diffprune.vlm import tiny
 
 
@@ -59,10 +59,8 @@ class LlavaNext(Anyres):
         return packed
 
     def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
-        if not self.has_summary:
-            return super().encode(pixels, needs)
         self.check_evidence(needs)
-        asked = self.attention_layers(needs)
+        asked = self.encoder_layers(e for e in needs if self.summary and cheap(e))
         with ExitStack() as hooks:
             states = {i: hooks.enter_context(self._captured(f"vision_tower.encoder.layers.{i}")) for i in set(asked.values())}
             tokens = super().encode(pixels, needs - asked.keys())
@@ -74,8 +72,8 @@ class LlavaNext(Anyres):
             evidence[key] = pad_sequence(seen, batch_first=True)
         return replace(tokens, evidence=evidence)
 
-    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
-        return self._in_order(values.view(-1, self.patches), pixels, self._orders(pixels))
+    def per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        return self._in_order(values.view(-1, self.patches, values.shape[-1]), pixels, self._orders(pixels))
 
     def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         orders = self._orders(pixels)

@@ -67,11 +67,10 @@ class LlavaOnevision(Anyres):
             found["batch_num_images"] = part_of_groups(pixels["batch_num_images"], start, stop)
         return found
 
-    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+    def per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
         """Packed and resized as the features are; a newline has none."""
-        tiles = values.view(-1, self.patches, 1).split(self._tiles(pixels))
-        packed = self._pack(tiles, pixels["image_sizes"], values.new_zeros(1))
-        return [found[:, 0] for found in packed]
+        tiles = values.view(-1, self.patches, values.shape[-1]).split(self._tiles(pixels))
+        return self._pack(tiles, pixels["image_sizes"], values.new_zeros(values.shape[-1]))
 
     def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
         return replace(self._lined(output.pooler_output, pixels, needs, self._orders(pixels)), projected=True)

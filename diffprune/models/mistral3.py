@@ -95,12 +95,13 @@ class Mistral3(Family):
         alike = bool((shapes == shapes[0]).all())
         return replace(tokens, grid=(int(shapes[0, 0]), int(shapes[0, 1])) if alike else None)
 
-    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+    def per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
         side = self.model.config.spatial_merge_size
         shapes = [(rows * side, columns * side) for rows, columns in self.layout(pixels).tolist()]
         rasters = values.split([rows * columns for rows, columns in shapes])
         return [
-            functional.avg_pool2d(raster.view(1, *shape), side).flatten() for raster, shape in zip(rasters, shapes, strict=True)
+            functional.avg_pool2d(raster.view(*shape, -1).movedim(-1, 0), side).flatten(1).T
+            for raster, shape in zip(rasters, shapes, strict=True)
         ]
 
     def project(self, features: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ noised (Eq. 5 presumes unit variance), and one scorer serves all budgets because
 
 from __future__ import annotations
 
-import torch
-
 from diffprune.core.budget import Budget
+from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.pruners._learned import Learned
@@ -22,11 +21,10 @@ class DiffPrune(Learned):
     label = "DiffPrune"
     reference = Reference("Beyond Surrogate Gradients: Fully Differentiable Token Pruning for Vision-Language Models", "2605.28051")
 
-    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
         """Eq. 2-5: alpha = soft top-K of s / tau, x~ = sqrt(alpha) z + sqrt(1 - alpha) noise, x- = denoiser(x~)."""
         z = self.standardised(tokens.features)
         u = centred(self.logits(tokens), tokens.valid, self.counts(tokens, budget), temperature)
-        signal, noise = (part.float()[..., None] for part in signal_and_noise(u))
-        epsilon = torch.randn(z.shape, generator=generator).to(z.device)
-        mixed = self.denoised(signal * z + noise * epsilon)
+        signal, share = (part.float()[..., None] for part in signal_and_noise(u))
+        mixed = self.denoised(signal * z + share * noise.normal(tokens.valid, z.shape[-1]))
         return Relaxation(self.restored(mixed, tokens.features), kept=laplace_cdf(u).sum(1).float())

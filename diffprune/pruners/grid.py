@@ -10,6 +10,7 @@ import torch
 from diffprune.core.pruner import Pruner
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
+from diffprune.pruners._lines import per_line
 
 
 @lru_cache(maxsize=256)
@@ -22,10 +23,8 @@ def cells(rows: int, columns: int, count: int) -> tuple[int, ...]:
     if count > rows * columns:
         raise ValueError(f"{count} cells do not fit a grid of {rows} x {columns}")
     lines = min(rows, max(math.ceil(count / columns), round(math.sqrt(count * rows / columns))), count)
-    extra = count % lines
     found = []
-    for r in range(lines):
-        points = count // lines + (r + 1) * extra // lines - r * extra // lines
+    for r, points in enumerate(per_line(count, lines)):
         row = int((r + 0.5) * rows / lines)
         found += [row * columns + int((j + 0.5) * columns / points) for j in range(points)]
     return tuple(found)

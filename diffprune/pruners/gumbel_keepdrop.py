@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
 from diffprune.core.fitted import Annealing, Progress
+from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.pruners._learned import Learned
@@ -51,10 +51,10 @@ class GumbelKeepDrop(Learned):
         keep, drop = self.logits(tokens).unbind(-1)
         return keep - drop
 
-    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
         logits = self.logits(tokens).log_softmax(-1)
-        uniform = torch.rand(logits.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(logits.device)
-        soft = ((logits - (-uniform.log()).log()) / temperature).softmax(-1)[..., 0]
+        gumbel = -(-noise.uniform(tokens.valid, 2).log()).log()
+        soft = ((logits + gumbel) / temperature).softmax(-1)[..., 0]
         hard = (soft > 0.5).to(soft.dtype)
         mask = (hard + soft - soft.detach()).where(tokens.valid, 0.0)
         num = tokens.counts.clamp_min(1)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from diffprune.core.budget import Budget, top
+from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.pruners._learned import Learned
@@ -51,14 +50,13 @@ class GumbelTopK(Learned):
             other_model=other_model,
         )  # fmt: skip
 
-    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, generator: torch.Generator) -> Relaxation:
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
         z, scores, counts = self.standardised(tokens.features), self.logits(tokens), self.counts(tokens, budget)
-        uniform = torch.rand(scores.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(scores.device)
-        perturbed = scores - (-uniform.log()).log()
+        perturbed = scores - (-noise.uniform(tokens.valid).squeeze(-1).log()).log()
         hard = top(perturbed, tokens.valid, counts).to(scores.dtype)
         surrogate = soft_top_k(perturbed, tokens.valid, counts, temperature) if self.backward == "relaxed" else scores
         mask = (hard + surrogate - surrogate.detach())[..., None]
         mixed = mask * z
         if self.filler == "noise":
-            mixed = mixed + (1 - mask) * torch.randn(z.shape, generator=generator).to(z.device)
+            mixed = mixed + (1 - mask) * noise.normal(tokens.valid, z.shape[-1])
         return Relaxation(self.restored(self.denoised(mixed), tokens.features), kept=hard.sum(1))

@@ -47,20 +47,18 @@ def report(
     out: Path | str,
     *,
     title: str = "DiffPrune report",
-    masks: scenes.Masks | None = None,
     command: str | None = None,
     asked: Mapping[str, str] | None = None,
 ) -> dict[str, Path]:
     """Write `report.html`, `report.md`, `report.tex`, `tables/*.csv` and `figures/*.svg` into the folder `out`.
 
-    scenes: {seed of the embedded world: {label: keep mask, bool [N] or [rows, columns]}}, drawn side by side.
     command: how the run was started, printed under Provenance.
     asked: the setting whose chapter comes first: values of columns of cells (`analysis.records.SETTING`).
 
     Returns the paths by name ("html", "markdown", "latex", "csv/<table>", "svg/<figure>").
 
     Raises:
-        ValueError: a mask in `masks` that is no mask of that scene. OSError: names the file that could not be written.
+        ValueError: a picture in the store whose tokens are no square. OSError: names the file that could not be written.
     """
     found = records.read(store_root)
     parts = [_chapter(chapter) for chapter in chapters(found, asked)]
@@ -76,7 +74,7 @@ def report(
         title=title,
         chapters=parts,
         figures=html.drawn(drawn),
-        pictures=scenes.strips(masks or {}),
+        pictures=scenes.strips(found.masks),
         method=METHOD.format(draws=DRAWS, rounds=LEAST_ROUNDS),
         command=command or "diffprune report STORE --out FOLDER",
         thresholds=[t for c in parts for t in [c["thresholds"]] if t],

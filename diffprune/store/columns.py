@@ -12,7 +12,7 @@ from diffprune.core.cell import CellColumns
 from diffprune.core.records import TABLES, Provenance
 from diffprune.core.registry import nearest
 
-VERSION = 3  # of the columns of all tables; written into every part and every manifest
+VERSION = 4  # of the columns of all tables; written into every part and every manifest
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from diffprune import pruning
 from diffprune.core.budget import Budget
 from diffprune.core.fitted import Loss, Progress, TrainablePruner, TrainingRun
+from diffprune.core.noise import Noise
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.data import TrainBatch
@@ -56,5 +57,5 @@ class Objective(nn.Module):
         super().__init__()
         self.pruner, self.networks = pruner, networks
 
-    def forward(self, run: TrainingRun, batch: TrainBatch, budget: Budget, progress: Progress, source: torch.Generator) -> Loss:
-        return self.pruner.objective(run, batch, budget, progress, source)
+    def forward(self, run: TrainingRun, batch: TrainBatch, budget: Budget, progress: Progress, noise: Noise) -> Loss:
+        return self.pruner.objective(run, batch, budget, progress, noise)

@@ -15,6 +15,7 @@ from diffprune.config.fields import MOST, MOST_WORKERS, TEXT, BudgetValue, Model
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.fitted import FittedPruner
+from diffprune.core.noise import generator
 from diffprune.core.spec import Spec
 from diffprune.vlm.load import fingerprint
 
@@ -147,8 +148,8 @@ class Recipe(BaseModel):
         return self
 
     def key(self, pruner: Spec) -> str:
-        """20 hexadecimal digits of all that shapes one method's scorers, seeds aside: not the other methods, how often to look, or
-        what is in memory at once. Of models and data in files their contents count, not where they lie.
+        """20 hexadecimal digits of all that shapes one method's scorers, its code too, seeds aside: not the other methods, how
+        often to look, or what is in memory at once. Of models and data in files their contents count, not where they lie.
 
         Raises:
             ValueError: those files cannot be read here.
@@ -157,7 +158,7 @@ class Recipe(BaseModel):
         silent |= {"micro_images", "checkpointing", "shard", "max_broken_share", *(["dtype"] if self.dtype == "auto" else [])}
         dump = self.model_dump(mode="json", exclude=silent)
         read = {"data": training.source(self.data).identity or str(self.data), "model": [str(self.model), fingerprint(self.model)]}
-        text = json.dumps({**dump, **read, "pruner": pruner.identity}, sort_keys=True)
+        text = json.dumps({**dump, **read, "pruner": registry.sourced("pruners", pruner).identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -167,12 +168,6 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
     return recipe.learning_rate / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
-
-
-def generator(*key: int) -> torch.Generator:
-    """A generator of its own for every key."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def drawn_budget(recipe: Recipe, seed: int, step: int) -> Budget:

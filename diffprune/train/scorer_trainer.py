@@ -1,7 +1,8 @@
 """One learned pruner in training with one seed: its steps, its validation and the state that it resumes from.
 
-The VLM is frozen; what trains are the networks of the method, by its own objective. Every random draw comes from a generator
-keyed by (seed, step, rank), so a step can be redone and a resumed run repeats the loss curve.
+The VLM is frozen; what trains are the networks of the method, by its own objective. Every random number comes from a stream keyed
+by (seed, step, image), so a step can be redone, a resumed run repeats the loss curve, and any number of workers trains the same
+scorer up to rounding.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from diffprune import pruning
 from diffprune.core.budget import Budget
 from diffprune.core.evidence import QUESTION
 from diffprune.core.fitted import Annealing, Progress, TrainablePruner
+from diffprune.core.noise import Noise
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Step
 from diffprune.core.spec import Spec
@@ -31,7 +33,7 @@ from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.train.context import Context
 from diffprune.train.loss import Objective, answer_nll, relaxed_nll
-from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, generator, learning_rate
+from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, learning_rate
 from diffprune.vlm.activation_checkpointing import recomputed
 from diffprune.vlm.attention import decoder_attention
 
@@ -158,6 +160,10 @@ class ScorerTrainer:
         """What the objective may use on parts of this batch. answers: tokens that a mean is taken over."""
         return PartRun(self, answers, len(batch.image) if self.aware else batch.images, world)
 
+    def noise(self, batch: TrainBatch, *key: int) -> Noise:
+        """Random numbers for the rows that are relaxed: one stream for each image, or for each question where it is read."""
+        return Noise(*key, rows=batch.row_names() if self.aware else batch.image_names())
+
     def attention(self) -> contextlib.AbstractContextManager[None]:
         """The decoder attention this method trains under; the deployed path always runs the model's own."""
         wanted = self.pruner.attention_implementation
@@ -210,16 +216,15 @@ class ScorerTrainer:
     def _backward(self, batch: TrainBatch, budget: Budget, total: Tensor) -> dict[str, Tensor]:
         """Gradients of this worker's share, part by part; returns the sums of the loss ("total") and of its terms.
 
-        One stream of noise runs through the parts: they see what the whole share would have seen, so nothing but rounding differs
-        (as long as N is the same in all parts).
+        Every image has noise of its own, so parts see what the whole share would have seen: nothing but rounding differs.
         """
-        source, parts = generator(NOISE, self.seed, self.done, self.context.rank), self._parts(batch)
+        parts = self._parts(batch)
         run, progress, sums = self.run(batch, total, self.context.world), self.progress(self.done), dict[str, Tensor]()
         for number, part in enumerate(parts, 1):
             # Workers exchange gradients once, with the last part.
             quiet = contextlib.nullcontext if number == len(parts) else getattr(self.module, "no_sync", contextlib.nullcontext)
             with quiet(), self._differentiated():
-                loss = self.module(run, part, budget, progress, source)
+                loss = self.module(run, part, budget, progress, self.noise(part, NOISE, self.seed, self.done))
                 loss.total.backward()
             for term, value in {"total": loss.total, **loss.terms}.items():
                 sums[term] = sums.get(term, 0.0) + value.detach().float()
@@ -245,9 +250,9 @@ class ScorerTrainer:
         total: Tensor | float = 0.0
         for m in range(mine):
             piece = batch.part(self.vlm, m * images // mine, (m + 1) * images // mine)
-            source, run = generator(PROBE, self.seed, step, self.context.rank, m), self.run(piece, max(piece.num_labels, 1))
+            noise, run = self.noise(piece, PROBE, self.seed, step), self.run(piece, max(piece.num_labels, 1))
             with self._differentiated():
-                loss = self.pruner.objective(run, piece, budget, progress, source)
+                loss = self.pruner.objective(run, piece, budget, progress, noise)
                 grads = torch.autograd.grad(loss.total, scorer, allow_unused=True)
             flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(scorer, grads, strict=True)])
             total = total + functional.normalize(flat, dim=0)
@@ -263,11 +268,10 @@ class ScorerTrainer:
         progress = self.progress(max(self.done - 1, 0))
         sums = torch.zeros(3, device=self.vlm.device)
         self.networks.eval()
-        tried = [(budget, generator(CHECK, i, self.context.rank)) for i, budget in enumerate(self.recipe.budgets)]
         for part in self._parts(self.batch):
             tokens, labels = self.encode(part)[part.image], part.num_labels
-            for budget, source in tried:
-                loss = self.pruner.objective(self.run(part, labels), part, budget, progress, source)
+            for i, budget in enumerate(self.recipe.budgets):
+                loss = self.pruner.objective(self.run(part, labels), part, budget, progress, self.noise(part, CHECK, i))
                 soft = loss.terms["nll"] if "nll" in loss.terms else loss.total * labels
                 hard = answer_nll(self.vlm, pruning.shrink(self.vlm, part.prompts, tokens, self.pruner, budget))
                 sums += torch.stack([soft, hard, torch.tensor(float(labels), device=soft.device)])
@@ -276,7 +280,7 @@ class ScorerTrainer:
         return soft_sum / total, hard_sum / total
 
     def state(self) -> dict[str, Any]:
-        """Checkpoint contents for resume. Randomness needs no state: it is a function of seed, step and rank."""
+        """Checkpoint contents for resume. Randomness needs no state: it is a function of seed, step and image."""
         return {
             "key": self.recipe.key(self.spec), "model_hash": self.vlm.weights_hash,
             "step": self.done, "skips": self.skips,

@@ -16,6 +16,7 @@ from diffprune import pruning
 from diffprune.core.budget import Above, Budget, standardise
 from diffprune.core.evidence import IDENTITY
 from diffprune.core.pruner import Pruner
+from diffprune.core.records import CalibrationPicture, TokenScore
 from diffprune.core.vlm import VLM
 from diffprune.timing.eager import Inputs, marked
 
@@ -48,6 +49,17 @@ class Scored:
     def longest(self, kept: Array) -> Array:
         """[batches] length of the longest row of each batch."""
         return np.asarray(np.maximum.reduceat(kept + self.text, self.starts))
+
+    @property
+    def records(self) -> dict[str, list[Any]]:
+        """Rows of the tables `calibration` and `scores`, from which what a budget keeps can be counted again."""
+        batch = np.searchsorted(self.starts, np.arange(len(self.visual)), side="right") - 1
+        pictures = [
+            CalibrationPicture(i, int(b), int(v), int(t))
+            for i, (b, v, t) in enumerate(zip(batch, self.visual, self.text, strict=True))
+        ]
+        scores = [TokenScore(i, rank, float(s)) for i, row in enumerate(self.scores or ()) for rank, s in enumerate(row)]
+        return {"calibration": pictures, "scores": scores}
 
 
 def captured(vlm: VLM, inputs: Inputs, pruner: Pruner) -> tuple[Array, ...] | None:

@@ -45,7 +45,8 @@ def settings(options: Tuning) -> TuneSettings:
         for b in benchmarks(options)
     )
     return TuneSettings(
-        questions=questions, batch=options.batch, calibration=options.calibration, held_out=options.held_out,
+        questions=questions, graders=tuple(registry.grader(asked.benchmark) for asked in questions),
+        batch=options.batch, calibration=options.calibration, held_out=options.held_out,
         margin=options.margin, candidates=options.candidates, least=options.least, most=options.most,
         corrections=options.corrections, repeats=options.repeats, curve_repeats=options.curve_repeats, warmup=options.warmup,
         seed=options.seed,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.budget import Budget, Share
 from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
-from diffprune.core.records import CurvePoint, Prediction, Timing
+from diffprune.core.records import CurvePoint, HeldOut, Prediction, Timing
 from diffprune.core.registry import load
 from diffprune.core.vlm import VLM
 from diffprune.statistics import ClusterBootstrap, ratio_of_sums, totals
@@ -81,8 +83,11 @@ def grid(total: int, least: int = 1) -> list[int]:
 
 
 @torch.inference_mode()
-def time_curve(vlm: VLM, inputs: Inputs, counts: Sequence[int], options: Tuning, clock: Clock) -> list[CurvePoint]:
-    """Prefill of sequences that were always this short, interleaved in shuffled rounds; medians and their monotone fit."""
+def time_curve(
+    vlm: VLM, inputs: Inputs, counts: Sequence[int], options: Tuning, clock: Clock
+) -> tuple[list[CurvePoint], list[Timing]]:
+    """Prefill of sequences that were always this short, interleaved in shuffled rounds; medians and their monotone fit, and every
+    timing they are of."""
     ready = [eager.native(vlm, inputs, [min(c, int(v)) for v in inputs.tokens.counts]) for c in counts]
     order, found = list(range(len(counts))), [[] for _ in counts]  # type: list[int], list[list[float]]
     shuffled = random.Random(options.seed)
@@ -94,12 +99,16 @@ def time_curve(vlm: VLM, inputs: Inputs, counts: Sequence[int], options: Tuning,
                 found[index].append(spent)
     lengths, medians = [r.sequence for r in ready], [float(np.median(f)) for f in found]
     places, fitted = monotone(lengths, medians)
-    return [
+    points = [
         CurvePoint(
             num_rows=len(inputs.questions), sequence=r.sequence, visual_kept=c, prefill_ms=m, p10_ms=float(np.quantile(f, 0.1)),
             p90_ms=float(np.quantile(f, 0.9)), repeats=len(f), fitted_ms=float(np.interp(r.sequence, places, fitted)),
         )
         for r, c, m, f in zip(ready, counts, medians, found, strict=True)
+    ]  # fmt: skip
+    return points, [
+        Timing("prefill", "native", turn, value, float(r.packed.kept.float().mean()), r.sequence, "")
+        for r, f in zip(ready, found, strict=True) for turn, value in enumerate(f)
     ]  # fmt: skip
 
 
@@ -141,7 +150,8 @@ def check(
     arms: list[tuple[Pruner, Budget]] = [(load("pruners", "unpruned"), Share(1)), *asked]
     often = np.array([max(1, round(math.sqrt(len(asked)))), *[1] * len(asked)])
     order, shuffled = np.repeat(np.arange(len(arms)), often).tolist(), random.Random(options.seed)
-    sums = np.zeros((len(batches), len(arms)))
+    sums, began = np.zeros((len(batches), len(arms))), time.monotonic()
+    rows: list[list[HeldOut]] = [[] for _ in arms]
     for row, inputs in enumerate(batches):
         added = {pruner.spec: _added(vlm, inputs, pruner, clock, 3) for pruner, _ in arms}
         spent = np.zeros((1 + options.repeats, len(arms)))  # the first turn warms up
@@ -152,8 +162,15 @@ def check(
                 extra = spans["overhead"] + added[arms[index][0].spec] if index else 0.0
                 turn[index] += (eager.prefill(vlm, ready, clock)[0] + extra) / often[index]
         sums[row] = np.median(spent[1:], axis=0)
+        for index, (_, budget) in enumerate(arms):
+            rows[index] += [
+                HeldOut(str(budget), row, turn, "pruned" if index else "full", float(ms), len(inputs.questions))
+                for turn, ms in enumerate(spent[1:, index])
+            ]
     num = sum(len(inputs.questions) for inputs in batches)
     pairs = np.stack([np.repeat(sums[:, :1], len(asked), 1), sums[:, 1:]], 2)
     batched = ClusterBootstrap(pairs, np.ones(pairs.shape[:2]), ratio_of_sums(), full=0.0)
     found = [one.interval(low=0.0) for one in batched.estimates([[i] for i in range(len(asked))])]
-    return [MeasuredSpeedup(f.estimate, f.low, f.high, num) for f in found]
+    each = (time.monotonic() - began) / len(asked)
+    told = [[*(replace(one, tried_budget=str(budget)) for one in rows[0]), *rows[i]] for i, (_, budget) in enumerate(asked, 1)]
+    return [MeasuredSpeedup(f.estimate, f.low, f.high, num, tuple(own), each) for f, own in zip(found, told, strict=True)]

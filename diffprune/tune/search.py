@@ -6,6 +6,7 @@ knows yet. Every answer is published as soon as it is found, so a run that dies 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 from diffprune.core.budget import Budget, parse
 from diffprune.core.cell import Cell, CurveSpec, OverheadSpec, TrialSpec, TuneKind, TuneSpec
-from diffprune.core.records import TABLES, Choice, CurvePoint, Outcome, Provenance, Timing, Trial
+from diffprune.core.records import TABLES, Choice, CurvePoint, HeldOut, Outcome, Prediction, Provenance, Timing, Trial
 from diffprune.core.spec import Spec
 from diffprune.store import Store
 from diffprune.tune.calibration import Scored
@@ -35,6 +36,15 @@ Candidate = tuple[Spec, Budget]  # whose accuracy on the calibration questions i
 Trials = Callable[[Sequence[Candidate], Callable[[Candidate, Accuracy], None]], None]  # runs candidates, tells each accuracy
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Answers to the calibration questions of one benchmark, and how long they took."""
+
+    cell: Cell
+    rows: list[Prediction]
+    seconds: float
+
+
 class Failed(RuntimeError):
     """A probe could not be run; the process that was asked lives. The text is the reason in one line."""
 
@@ -42,8 +52,8 @@ class Failed(RuntimeError):
 class Probes(Protocol):
     """A process with the model, the encoded images and the scores. Whatever a method raises comes as `Failed`."""
 
-    def curve(self) -> list[CurvePoint]:
-        """Prefill latency on a grid of lengths."""
+    def curve(self) -> tuple[list[CurvePoint], list[Timing]]:
+        """Prefill latency on a grid of lengths, and the timings it is of."""
 
     def overhead(self, pruner: Spec) -> list[Timing]:
         """What a method adds before prefill, at a few kept counts."""
@@ -53,6 +63,9 @@ class Probes(Protocol):
 
     def accuracy(self, pruner: Spec, budget: Budget) -> Accuracy:
         """Mean credit of the calibration questions."""
+
+    def answers(self, pruner: Spec, budget: Budget) -> list[Answers]:
+        """The answers that an accuracy is of, one entry for each benchmark; given once."""
 
     def check(self, asked: Sequence[Candidate]) -> list[MeasuredSpeedup]:
         """Measured speedups on held-out images, all of them in one interleaved session."""
@@ -132,24 +145,30 @@ class Search:
             self.store.publish({"outcomes": [Outcome("failed", reason, 0, 0.0)]}, cell=cell, provenance=self.provenance)
         print(f"tune: {cells[0].method.label} cannot be tuned: {reason}", flush=True)
 
-    def _once(self, table: str, cell: Cell, call: Callable[[], list[Any]]) -> list[Any]:
-        """What was timed for a cell, from the store where it is there: a run that goes on finds the candidates it had."""
+    def _once(self, table: str, cell: Cell, call: Callable[[], Mapping[str, list[Any]]]) -> list[Any]:
+        """What was timed for a cell, from the store where it is there: a run that goes on finds the candidates it had.
+
+        call: gives rows by table, those of `table` and what they rest on.
+        """
         if cell.key in self.store.done():
             rows, record = self.store.read(table), TABLES[table]
             rows = rows[rows["cell"] == cell.key][[field.name for field in fields(record)]]
             return [record(**row) for row in rows.to_dict("records")]
+        began = time.monotonic()
         found = call()
-        self._publish(cell, {table: found})
-        return found
+        self._publish(cell, found, time.monotonic() - began)
+        return found[table]
 
-    def _publish(self, cell: Cell, rows: Mapping[str, Sequence[Any]]) -> None:
-        outcome = Outcome("ok", "", sum(map(len, rows.values())), 0.0)
+    def _publish(self, cell: Cell, rows: Mapping[str, Sequence[Any]], seconds: float = 0.0) -> None:
+        outcome = Outcome("ok", "", sum(map(len, rows.values())), seconds)
         self.store.publish({**rows, "outcomes": [outcome]}, cell=cell, provenance=self.provenance)
 
     def _curve(self) -> list[CurvePoint]:
         first = self.asked[0]
         cell = Cell(first.model, first.dtype, CurveSpec(tuned(first).settings), benchmark_label=first.benchmark_label)
-        found: list[CurvePoint] = self._once("curve", cell, self.probes.curve)
+        found: list[CurvePoint] = self._once(
+            "curve", cell, lambda: dict(zip(("curve", "timings"), self.probes.curve(), strict=True))
+        )
         low, high = found[0], found[-1]
         print(f"tune: prefill takes {low.prefill_ms:.2f} ms at {low.sequence} tokens, {high.prefill_ms:.2f} at {high.sequence}")
         return found
@@ -158,9 +177,9 @@ class Search:
         asked = next(cell for cell in self.asked if tuned(cell).pruner == pruner)
         cell = replace(asked, subject=OverheadSpec(pruner, tuned(asked).settings))
         spent: dict[float, list[float]] = {}
-        for row in self._once("timings", cell, lambda: self.probes.overhead(pruner)):
-            spent.setdefault(row.visual_kept, []).append(row.value_ms)
         data = self.probes.scores(pruner)
+        for row in self._once("timings", cell, lambda: {"timings": self.probes.overhead(pruner), **data.records}):
+            spent.setdefault(row.visual_kept, []).append(row.value_ms)
         medians = [median(values) for values in spent.values()]
         latency = Latency.fit([p.sequence for p in points], [p.prefill_ms for p in points], list(spent), medians)
         for kind in self.options.kinds:
@@ -197,13 +216,18 @@ class Search:
             self.trials = [t for t in self.trials if t.cell in able]
 
     def _found(self, candidate: Candidate, accuracy: Accuracy) -> None:
-        """One accuracy: written for every question it answers."""
+        """One accuracy: its answers are written, and it for every question it answers."""
+        self._answered(candidate)
         self.accuracies[candidate] = accuracy
         pruner, budget = candidate
         print(f"tune: {self.labels[pruner]} {budget} answers {accuracy.mean:.1%} of the calibration questions", flush=True)
         for trial in self.trials:
             if trial.candidate == candidate:
                 self._record(trial)
+
+    def _answered(self, candidate: Candidate) -> None:
+        for found in self.probes.answers(*candidate):
+            self._publish(found.cell, {"predictions": found.rows}, found.seconds)
 
     def _record(self, trial: _Trial) -> None:
         accuracy = self.accuracies.get(trial.candidate, UNKNOWN) if trial.record.feasible else UNKNOWN
@@ -212,6 +236,7 @@ class Search:
     def _verify(self) -> None:
         """Measure the best candidate of every question, correct those that missed, answer."""
         tried: dict[Cell, list[Verified]] = {}
+        timed: dict[Cell, list[HeldOut]] = {}
         todo: dict[Cell, Trial] = {}
         for cell in dict.fromkeys(t.cell for t in self.trials):
             mine = [t for t in self.trials if t.cell == cell]
@@ -227,12 +252,13 @@ class Search:
                 break
             for (cell, trial), checked in zip(todo.items(), found, strict=True):
                 tried.setdefault(cell, []).append(Verified(tuned(cell).target_speedup, trial, checked))
+                timed.setdefault(cell, []).extend(checked.rows)
             last = turn == self.options.corrections
             todo = {} if last else {cell: t for cell in todo if (t := self._corrected(cell, tried[cell])) is not None}
         for cell, attempts in tried.items():
             solver = self._solver(cell)
             assert solver is not None
-            self._answer(cell, choice(solver, attempts))
+            self._answer(cell, choice(solver, attempts), timed[cell], sum(one.checked.seconds for one in attempts))
 
     def _budget(self, cell: Cell, trial: Trial) -> Budget:
         solver = self._solver(cell)
@@ -250,14 +276,15 @@ class Search:
         if candidate not in self.accuracies:
             try:
                 self.accuracies[candidate] = self.probes.accuracy(*candidate)
+                self._answered(candidate)
             except Failed:  # then the candidates before it are all there is to choose from
                 return None
         record = self.accuracies[candidate].of(solver.trial(tuned(cell).target_speedup, value))
         self._publish(_Trial(cell, record, candidate[1]).own, {"trials": [record]})
         return record
 
-    def _answer(self, cell: Cell, answer: Choice | None) -> None:
-        self._publish(cell, {"choices": [answer]} if answer else {})
+    def _answer(self, cell: Cell, answer: Choice | None, timed: Sequence[HeldOut] = (), seconds: float = 0.0) -> None:
+        self._publish(cell, {"choices": [answer], "held_out": timed} if answer else {}, seconds)
         if answer:
             asked = tuned(cell)
             measures = f"{answer.chosen_budget} measures {answer.measured_speedup:.2f}x" if answer.chosen_budget else ""

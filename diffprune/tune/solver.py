@@ -16,7 +16,7 @@ from scipy.optimize import isotonic_regression
 
 from diffprune.core.budget import Above, Budget, Keep
 from diffprune.core.cell import TuneKind
-from diffprune.core.records import Choice, Trial
+from diffprune.core.records import Choice, HeldOut, Trial
 from diffprune.tune.calibration import Array, Scored
 
 STEPS = (1.0, 1.1, 1.25, 1.5, 0.9)  # candidates aim at the target times these; the last shows what lies just out of reach
@@ -177,12 +177,17 @@ def unreachable(solver: Solver) -> Choice:
 
 @dataclass(frozen=True)
 class MeasuredSpeedup:
-    """A measured net speedup on held-out samples: ratio of sums, with its 95 % interval over batches."""
+    """A measured net speedup on held-out samples: ratio of sums, with its 95 % interval over batches.
+
+    rows: every timing it is of; seconds: its share of the session.
+    """
 
     speedup: float
     low: float
     high: float
     num: int
+    rows: tuple[HeldOut, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

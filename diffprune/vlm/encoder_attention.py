@@ -1,14 +1,15 @@
-"""Attention in the vision encoder, from the queries and keys that its own code hands to the attention function.
+"""What goes on in a vision encoder: attention and keys, as its own code hands them to the attention function; outputs of layers.
 
 An encoder with a summary token is read at that token's row: the attention it pays to each patch. One without is read by columns:
 the attention each patch receives, mean over the queries that may look at it (VisionZip, arXiv 2412.04467). Both are means over
-heads. While the encoder runs, queries and keys of the layers asked for are kept; what is asked of them is computed afterwards.
+heads. While the encoder runs, queries, keys and outputs of the layers asked for are kept; what is asked of them is computed
+afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from diffprune.core.evidence import Evidence, EvidenceKind
 
 NAME = "kept_queries_and_keys"
 AT_ONCE = 2**26  # attention scores in memory at a time
@@ -76,6 +79,36 @@ def kept_by_encoder(model: Any, layers: Collection[int]) -> Iterator[Recorder]:
     finally:
         model.set_attn_implementation({"vision_config": before})
         _recorders.remove(recorder)
+
+
+@contextmanager
+def outputs_of(tower: torch.nn.Module, num: int, layers: Collection[int]) -> Iterator[dict[int, list[Tensor]]]:
+    """While the block runs, outputs [B N D] or [N D] of the encoder's `layers` (from 0, of `num`), call by call."""
+    heard: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    lists = (m for m in tower.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == num)
+    with ExitStack() as hooks:
+        if blocks := next(lists, None) if layers else None:
+            for layer, found in heard.items():
+
+                def keep(_: Any, __: Any, output: Any, found: list[Tensor] = found) -> None:
+                    found.append(output if isinstance(output, Tensor) else output[0])
+
+                hooks.callback(blocks[layer].register_forward_hook(keep).remove)
+        yield heard
+
+
+def read(evidence: Evidence, call: Kept, summary: bool) -> Tensor:
+    """[B N C] of a call: the keys of all heads side by side, or attention, C = 1; summary: the encoder's first token sums it up."""
+    if evidence.kind is EvidenceKind.ENCODER_KEYS:
+        return call.key.transpose(1, 2).flatten(2)
+    call = joint(call) if evidence.joint else call
+    return (summary_row(call) if summary else received(call))[..., None]
+
+
+def joint(call: Kept) -> Kept:
+    """The call with one head as wide as all of them together, its scores divided by the root of that width."""
+    query, key = (values.transpose(1, 2).flatten(2)[:, None] for values in (call.query, call.key))
+    return Kept(query, key, call.mask, query.shape[-1] ** -0.5)
 
 
 def has_summary(tower: torch.nn.Module) -> bool:

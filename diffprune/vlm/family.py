@@ -11,7 +11,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -25,8 +25,7 @@ from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts, Shape
 from diffprune.io.qa_rows import MARKER, unmarked
-from diffprune.vlm.attention_rows import SHOWING
-from diffprune.vlm.encoder_attention import Kept, kept_by_encoder, received
+from diffprune.vlm.encoder_attention import Kept, kept_by_encoder, outputs_of, read
 from diffprune.vlm.tokenize import identities, mentions, picture_tokens, plain, special_tokens, tokenise, weights_hash
 from diffprune.vlm.windows import window_of
 
@@ -38,6 +37,34 @@ class Deferred(BaseModelOutputWithPooling):
         raise ValueError("prefill_chunk_size splits pictures before they are pruned; leave it unset: pruned rows are short")
 
 
+@dataclass(frozen=True)
+class EncoderReader:
+    """What was kept while a family's encoder ran. asked: layers of what is wanted; calls, outputs: by layer, call by call."""
+
+    family: Family
+    asked: Mapping[Evidence, int]
+    calls: Mapping[int, Sequence[Kept]]
+    outputs: Mapping[int, Sequence[Tensor]]
+
+    def evidence(self, pixels: dict[str, Tensor]) -> dict[Evidence, Tensor]:
+        """[B N ...] of everything asked for."""
+        return {evidence: self._one(evidence, layer, pixels) for evidence, layer in self.asked.items()}
+
+    def _one(self, evidence: Evidence, layer: int, pixels: dict[str, Tensor]) -> Tensor:
+        family, calls = self.family, self.calls.get(layer, ())
+        if evidence.kind is EvidenceKind.ENCODER_FEATURES:
+            found = [output if output.ndim == 3 else output[None] for output in self.outputs[layer]]
+        else:
+            found = [read(evidence, call, family.summary) for call in calls]
+        if not found:
+            raise ValueError(f"{family.family}: its vision encoder does not show {evidence} (it uses no attention function)")
+        patches = torch.cat([rows[:, family.skipped :].flatten(0, 1) for rows in found])
+        tokens = pad_sequence(list(family.per_token(patches, pixels)), batch_first=True)
+        if evidence.kind is EvidenceKind.ENCODER_KEYS:
+            return tokens.unflatten(-1, (calls[0].key.shape[1], -1))
+        return tokens[..., 0] if evidence.kind is EvidenceKind.ENCODER_ATTENTION else tokens
+
+
 class Family(VLM):
     """A conditional-generation model: vision encoder, projector, decoder, and `mm_encoder_outputs` in its forward.
 
@@ -45,11 +72,13 @@ class Family(VLM):
     encoder_inputs: are keyword arguments of `get_image_features` too.
     token_types:    name of the input that is 1 at visual tokens and 0 at text; "" where there is none.
     stacked:        its forward wants the rows of all images as one tensor, not a list of them.
+    summary:        the encoder's first token sums up what it sees ([CLS]).
     """
 
     projector_input: ClassVar[str] = "multi_modal_projector"
     token_types: ClassVar[str] = ""
     stacked: ClassVar[bool] = False
+    summary: bool = False
 
     def __init__(self, model: Any, processor: Any, asked: Spec | str) -> None:
         self.model, self.processor = model, processor
@@ -96,21 +125,11 @@ class Family(VLM):
         return [self.num_visual_tokens] * len(pixels[self.encoder_inputs[0]])
 
     def lacks(self, evidence: Evidence) -> str:
-        if evidence.from_decoder:
-            return self._lacks_of_decoder(evidence)
-        if evidence.kind is not EvidenceKind.ENCODER_ATTENTION:
+        if not evidence.from_encoder:
             return super().lacks(evidence)
         layers = self.shape.vision_layers
-        return "" if evidence.layer is None or 0 <= evidence.layer < layers else f"its encoder has the layers 0 to {layers - 1}"
-
-    def _lacks_of_decoder(self, evidence: Evidence) -> str:
-        """See `lacks`."""
-        layers, implementation = self.shape.layers, self.model.config.get_text_config()._attn_implementation
-        if evidence.layer is not None and evidence.layer >= layers:
-            return f"its decoder has the layers 0 to {layers - 1}"
-        if evidence.kind is not EvidenceKind.DECODER_FEATURES and implementation not in SHOWING:
-            return f"it is read beside {' or '.join(SHOWING)}, not {implementation}; load the model with attention='sdpa'"
-        return ""
+        known = evidence.layer is None or -layers <= evidence.layer < layers
+        return "" if known else f"its encoder has the layers 0 to {layers - 1}"
 
     def lacks_shared_prefix(self) -> str:
         if not self.packs:
@@ -124,37 +143,42 @@ class Family(VLM):
 
     def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
         self.check_evidence(needs)
-        asked = self.attention_layers(needs)
-        with self._captured() as captured, kept_by_encoder(self.model, set(asked.values())) as kept:
+        with self._captured() as captured, self.reading(needs) as reader:
             given = {name: pixels[name] for name in self.encoder_inputs if name in pixels}
             base = self.model.model  # by its class: `hooks.pruned` patches the instance
             output = type(base).get_image_features(base, **given, return_dict=True)
         tokens = self._tokens(captured[-1], output, pixels, needs)
-        if not asked:
-            return tokens
-        seen = {key: pad_sequence(list(self._attention(kept.calls[n], pixels)), batch_first=True) for key, n in asked.items()}
-        return replace(tokens, evidence={**tokens.evidence, **seen})
+        return replace(tokens, evidence={**tokens.evidence, **reader.evidence(pixels)})
 
-    # -- attention in the encoder --------------------------------------------------------------------------------------
+    # -- inside the encoder --------------------------------------------------------------------------------------------
 
-    def attention_layers(self, needs: Iterable[Evidence]) -> dict[Evidence, int]:
-        """The encoder layer (from 0) of every attention asked for; by default the one whose output the projector reads."""
+    def encoder_layers(self, needs: Iterable[Evidence]) -> dict[Evidence, int]:
+        """The encoder layer (from 0) of everything asked of the encoder; by default the one whose output the projector reads."""
         layers, chosen = self.shape.vision_layers, getattr(self.model.config, "vision_feature_layer", -1)
         default = (chosen if isinstance(chosen, int) else chosen[-1]) % (layers + 1) - 1
-        asked = [evidence for evidence in needs if evidence.kind is EvidenceKind.ENCODER_ATTENTION]
-        return {evidence: default if evidence.layer is None else evidence.layer for evidence in asked}
+        asked = [evidence for evidence in needs if evidence.from_encoder]
+        return {evidence: default if evidence.layer is None else evidence.layer % layers for evidence in asked}
 
-    def _attention(self, calls: Sequence[Kept], pixels: dict[str, Tensor]) -> Sequence[Tensor]:
-        """[n_i] of each image: attention its visual tokens receive, from the encoder's calls in one layer.
+    @contextmanager
+    def reading(self, needs: Iterable[Evidence]) -> Iterator[EncoderReader]:
+        """While the block runs, the encoder is read for what `needs` asks of it."""
+        asked = self.encoder_layers(needs)
+        inner = {n for evidence, n in asked.items() if evidence.kind is EvidenceKind.ENCODER_FEATURES}
+        calls = {n for evidence, n in asked.items() if evidence.kind is not EvidenceKind.ENCODER_FEATURES}
+        tower = self.model.get_encoder(modality="image")
+        with kept_by_encoder(self.model, calls) as kept, outputs_of(tower, self.shape.vision_layers, inner) as outputs:
+            yield EncoderReader(self, asked, kept.calls, outputs)
+
+    @property
+    def skipped(self) -> int:
+        """Tokens at the head of the encoder's that the decoder does not see."""
+        return int(self.summary)
+
+    def per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
+        """[P C], one row per patch in the order in which the encoder has them -> [n_i C], one per visual token of each image.
 
         A token of several patches has their mean.
         """
-        if not calls:
-            raise ValueError(f"{self.family}: its vision encoder does not show its attention (it uses no attention function)")
-        return self._per_token(torch.cat([received(call).flatten() for call in calls]), pixels)
-
-    def _per_token(self, values: Tensor, pixels: dict[str, Tensor]) -> Sequence[Tensor]:
-        """One value per patch, in the order in which the encoder has them -> [n_i], one per visual token of each image."""
         sizes = self.slots(pixels)
         if len(values) != sum(sizes):
             raise ValueError(f"{self.family} does not say which of {len(values)} patches are in its {sum(sizes)} visual tokens")

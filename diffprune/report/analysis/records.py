@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from diffprune.core.cell import CellColumns
@@ -18,7 +19,7 @@ from diffprune.store import Store
 
 # Accuracies of one chapter share these.
 SETTING = ("model", "protocol", "split", "limit", "dtype", "answer_tokens", "batch")
-_LEARNT = ("model_sha256", "weights_sha256", "revision")  # what changes when weights or data change under the same name
+_LEARNT = ("model_sha256", "weights_sha256", "revision", "code")  # what changes when weights, data or code do, names do not
 _CELL = tuple(f.name for f in fields(CellColumns))
 _SOURCE = tuple(f.name for f in fields(Provenance))
 _MADE = ("started", "run", "dirty")
@@ -53,6 +54,18 @@ class Records:
     def styles(self) -> dict[str, Style]:
         """Colour, marker and dash of every method."""
         return labels.styles(self.methods.values())
+
+    @cached_property
+    def masks(self) -> dict[int, dict[str, np.ndarray]]:
+        """What each method keeps of scenes of the embedded world: {scene seed: {label: bool [tokens]}}, the newest selection."""
+        rows = self.told("kept_tokens", "label", "started").sort_values(["started", "picture", "token"], kind="stable")
+        newest = where(rows, rows["started"] == rows.groupby("label", observed=True)["started"].transform("max"))
+        found: dict[int, dict[str, np.ndarray]] = {}
+        for label in [x for x in self.methods if (newest["label"] == x).any()]:
+            for picture, part in newest[newest["label"] == label].groupby("picture", observed=True):
+                if str(picture).isdecimal():
+                    found.setdefault(int(str(picture)), {})[label] = part["token_kept"].to_numpy(bool)
+        return found
 
     def texts(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Rows of predictions with their `TEXTS`, in the same order; only the parts of their cells are read."""
@@ -138,7 +151,7 @@ def _plugin(pruner: str, kind: str) -> str:
 
 
 def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Only the newest of cells that differ in nothing but weights or data; a sentence per method that lost some."""
+    """Only the newest of cells that differ in nothing but weights, data or code; a sentence per method that lost some."""
     if cells.empty:
         return cells, []
     same = ["verb", *SETTING, "mode", "pruner", "trained_as", "scorer_seed"]
@@ -149,8 +162,8 @@ def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     )
     current = (last == cells[list(_LEARNT)].loc[last.index]).all(axis=1).reindex(cells.index)
     notes = [
-        f"{len(old)} older {'cell' if len(old) == 1 else 'cells'} of {label or 'the model'} left out: weights or data changed "
-        "under the same name"
+        f"{len(old)} older {'cell' if len(old) == 1 else 'cells'} of {label or 'the model'} left out: weights, data or code "
+        "changed under the same name"
         for label, old in cells[~current].groupby("label", sort=True)
     ]
     return cells[current], notes

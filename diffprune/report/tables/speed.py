@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from diffprune.report.analysis import tuning
 from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.records import Records
 from diffprune.report.analysis.speed import SLOW, Speed, Spread, common_flags, own_flags
 from diffprune.report.render.table import Entry, Number, Table
-from diffprune.report.tables.accuracy import shown
+from diffprune.report.tables.accuracy import judged_entry, shown, words
+from diffprune.statistics import Verdict
 
 NO_FUSED = (
     "The keep/drop arm multiplies its mask into the softmax of every decoder layer, for which there is no fused attention "
@@ -177,19 +179,20 @@ OVERSHOOT = 0.06  # of the target: beyond it the tuner itself goes on looking
 
 
 def tuned(records: Records) -> Table | None:
-    """The tuner's answers: target, verdict, budget, predicted and measured speedup, accuracy, note."""
-    frame = records.told("choices", "label", "tuned_kind", "target_speedup", "replicate", "model", "dtype", "started")
+    """The tuner's answers: target, verdict, budget, predicted and measured speedup, accuracy and what can be said of its order."""
+    frame = records.told("choices", "label", "tuned_kind", "target_speedup", "replicate", "started", *tuning.WHO)
     if frame.empty:
         return None
     every = frame.sort_values("started", kind="stable")
     frame = every.drop_duplicates(
         ["model", "dtype", "label", "replicate", "tuned_kind", "target_speedup"], keep="last"
     ).sort_index()
-    order = list(records.methods)
+    order, places = list(records.methods), tuning.against_best(records, frame)
     frame = frame.assign(order=[order.index(x) for x in frame["label"]])
     rows: list[tuple[Entry, ...]] = []
     breaks, target = set(), None
-    for r in frame.sort_values(["target_speedup", "order", "tuned_kind"], kind="stable").to_dict("records"):
+    frame = frame.sort_values(["target_speedup", "order", "tuned_kind"], kind="stable")
+    for index, r in zip(frame.index, frame.to_dict("records"), strict=True):
         if target not in (None, r["target_speedup"]):
             breaks.add(len(rows))
         target = r["target_speedup"]
@@ -200,17 +203,26 @@ def tuned(records: Records) -> Table | None:
             Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["tuned_kind"], _word(r), r["chosen_budget"],
             Number(r["kept"]), Number(r["predicted_speedup"], digits=2, unit="×"), _measured(r),
             Number(*(100 * r[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))),
-            Number(r["num_held_out"], digits=0), note,
+            _place(places, index), Number(r["num_held_out"], digits=0), note,
         ))  # fmt: skip
-    columns = ("target", "Method", "kind", "verdict", "budget", "kept", "predicted", "measured", "accuracy %", "held out", "note")
+    columns = (
+        "target", "Method", "kind", "verdict", "budget", "kept", "predicted", "measured", "accuracy %", "minus the best, points",
+        "held out", "note",
+    )  # fmt: skip
     notes: tuple[str, ...] = (
-        "Accuracy: mean credit on the calibration split, with its interval over pictures: answers whose intervals overlap it "
-        "cannot tell apart. Measured: net of overhead, on held-out samples that the tuner had "
-        "not seen.",
+        "Accuracy: mean credit on the calibration split, with its interval over pictures. Minus the best: paired difference to the "
+        "most accurate answer to the same target, of these scorers; cannot tell: another calibration set may well reverse this "
+        "order. Measured: net of overhead, on held-out samples that the tuner had not seen.",
+        words("all rows of this table"),
     )
     if len(every) > len(frame):
         notes += (f"{len(every) - len(frame)} older answers, found under other settings, are left out.",)
     return Table("tuned", "Tuned to a target prefill speedup", columns, tuple(rows), notes, frozenset(breaks))
+
+
+def _place(places: dict[object, Verdict | None], index: object) -> Entry:
+    """Where an answer stands among those to its target, as far as its calibration answers tell."""
+    return None if index not in places else judged_entry(found) if (found := places[index]) else "most accurate"
 
 
 def _word(row: dict[str, Any]) -> str:

@@ -1,0 +1,88 @@
+"""Greedy selections as batched tensor code: one step chooses a token in every image at once, without asking the device.
+
+Steps are as many as the largest image could need. An image that needs fewer goes on choosing, and the surplus is not read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-5  # of a squared length: what is left of a vector below this share is rounding
+
+
+def cosines(features: Tensor, valid: Tensor) -> Tensor:
+    """[B N N] float32: cosine of every two tokens [B N D], of a token with itself exactly 1; 0 at padding."""
+    unit = torch.nn.functional.normalize(features.float().masked_fill(~valid[..., None], 0.0), dim=-1)
+    found = unit @ unit.transpose(1, 2)
+    found.diagonal(dim1=1, dim2=2).copy_(valid)
+    return found
+
+
+def first(order: Tensor, counts: Tensor, num: int) -> Tensor:
+    """Mask [B N] of the first `counts` [B] tokens of each row of `order` [B steps]; num: N."""
+    taken = torch.arange(order.shape[1], device=order.device) < counts[:, None]
+    return order.new_zeros(len(order), num).scatter_add_(1, order, taken.long()) > 0
+
+
+def max_min(distance: Tensor, valid: Tensor, steps: int) -> Tensor:
+    """[B steps] int: tokens in the order in which each is the farthest from all chosen before it.
+
+    distance: [B N N]. The first is the token whose nearest other is farthest. Ties go to the earlier token.
+    """
+    batch, num, _ = distance.shape
+    alone = torch.eye(num, dtype=torch.bool, device=distance.device) | ~valid[:, None]
+    nearest = distance.masked_fill(alone, math.inf).amin(2).masked_fill(~valid, -math.inf)
+    rows = distance.masked_fill(alone, -math.inf).view(batch * num, num)  # a chosen token is no farther than -inf from itself
+    base = torch.arange(batch, device=distance.device) * num
+    chosen = [nearest.argmax(1)]
+    left = rows.index_select(0, chosen[0] + base)
+    for _ in range(steps - 1):
+        chosen.append(left.argmax(1))
+        torch.minimum(left, rows.index_select(0, chosen[-1] + base), out=left)
+    return torch.stack(chosen, 1)
+
+
+def most_volume(kernel: Tensor, valid: Tensor, steps: int) -> Tensor:
+    """[B steps] int: tokens in the order of greedy MAP inference of a determinantal point process (arXiv 1709.05135, Algorithm 1).
+
+    kernel: [B N N], positive semi-definite. Each step takes the token whose vector has most length orthogonal to those chosen; once
+    they span all vectors, the earlier token.
+    """
+    batch, num, _ = kernel.shape
+    rows, base = kernel.reshape(batch * num, num), torch.arange(batch, device=kernel.device) * num
+    left = kernel.diagonal(dim1=1, dim2=2).clone()  # squared length that is orthogonal to the chosen
+    rounding = EPSILON * left
+    left.masked_fill_(~valid, -math.inf)
+    basis = kernel.new_zeros(batch, steps, num)  # rows of the Cholesky factor of the chosen
+    chosen = []
+    for step in range(steps):
+        length, pick = left.max(1, keepdim=True)
+        chosen.append(pick[:, 0])
+        own = basis[:, :step].gather(2, pick[:, :, None].expand(-1, step, -1))
+        new = rows.index_select(0, chosen[-1] + base) - (own.transpose(1, 2) @ basis[:, :step])[:, 0]
+        new *= (length > 0) * length.clamp_min(1e-30).rsqrt()
+        basis[:, step] = new
+        left.addcmul_(new, new, value=-1)
+        left.masked_fill_(left < rounding, 0.0).masked_fill_(~valid, -math.inf)
+        valid = valid.scatter(1, pick, False)
+        left.scatter_(1, pick, -math.inf)
+    return torch.stack(chosen, 1)
+
+
+def unsuppressed(conflict: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+    """Mask [B N] that non-maximum suppression leaves: by falling score, each that conflicts with no better one that was left.
+
+    conflict: [B N N] bool, symmetric. Ties go to the earlier token. In every round those without an undecided better rival are
+    left and suppress theirs, so that rounds are as many as the longest chain of rivals, not as the tokens.
+    """
+    rank = scores.masked_fill(~valid, -math.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    rivals = conflict & (rank[:, None] < rank[:, :, None])  # [b i j]: j is better than i, and both cannot be left
+    kept, open_ = torch.zeros_like(valid), valid.clone()
+    while bool(open_.any()):
+        wins = open_ & ~(rivals & open_[:, None]).any(2)
+        kept |= wins
+        open_ &= ~wins & ~(rivals & wins[:, None]).any(2)
+    return kept

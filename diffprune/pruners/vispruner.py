@@ -1,0 +1,80 @@
+"""Important tokens by attention, the rest by removing duplicates (VisPruner, arXiv 2412.01818 v2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffprune.core.budget import top
+from diffprune.core.evidence import encoder_attention
+from diffprune.core.pruner import Pruner, Reference
+from diffprune.core.site import Cut
+from diffprune.core.tokens import Selection, VisualTokens
+from diffprune.pruners._greedy import cosines, first
+
+STEP = 8  # duplicates removed in a round
+HALVINGS = 3  # rounds more than one in `STEP` that a list can need which is to get shorter than `STEP`
+
+
+class VisPruner(Pruner):
+    """Keeps the tokens that the encoder attends to most, and of the others those that are no near-duplicates of each other.
+
+    The others are listed by attention and split alternately in two; the eight of the first half that are most like a token of the
+    second are dropped, again and again. The release breaks where the list is odd: here the first half is then the longer one, and
+    no round drops more than the first half has. Features and attention are those the projector reads. Released with contiguous
+    positions, and on LLaVA-NeXT with a budget for each crop; here an image has one budget.
+
+    important: the share of the budget that goes by attention.
+    """
+
+    label = "VisPruner"
+    reference = Reference("Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", "2412.01818")
+    needs = frozenset({encoder_attention()})
+
+    def __init__(self, important: float = 0.5) -> None:
+        if isinstance(important, bool) or not isinstance(important, (int, float)) or not 0 <= important <= 1:
+            raise ValueError(f"vispruner(important={important!r}): the share that goes by attention lies between 0 and 1")
+        self.important = important
+
+    def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
+        valid, scores, num = tokens.valid, tokens.given(encoder_attention()).float(), tokens.valid.shape[1]
+        counts = cut.budget.counts(tokens.counts)
+        num_important = (counts.double() * self.important).floor().long()
+        keep = top(scores, valid, num_important)
+        rest = valid & ~keep
+        most = cut.budget.count(num)  # of an image that has all N tokens, which bounds the others' lists
+        most_distinct = most - math.floor(most * self.important)
+        longest = num - (most - most_distinct)
+        likeness = cosines(tokens.features, valid)
+        return Selection(keep | distinct(likeness, scores, rest, counts - num_important, longest, most_distinct))
+
+
+def rounds(length: int, left: int) -> int:
+    """Rounds after which `left` of a list are left, or of any list that is no longer and of which no more are dropped."""
+    return -(-(length - left) // STEP) + (HALVINGS if left < STEP else 0) if length > left else 0
+
+
+def distinct(likeness: Tensor, scores: Tensor, among: Tensor, counts: Tensor, longest: int, most: int) -> Tensor:
+    """Mask [B N] of `counts` [B] tokens of `among` [B N] that are left when near-duplicates are dropped round by round.
+
+    likeness: [B N N]. scores: [B N], by which the list is ordered at first. longest, most: the list of the largest image and what
+    is left of it, from which the rounds follow without asking the device.
+    """
+    batch, num = among.shape
+    if not most:
+        return torch.zeros_like(among)
+    order = scores.masked_fill(~among, -math.inf).argsort(dim=1, descending=True, stable=True)[:, :longest]
+    length, flat = among.sum(1), likeness.reshape(batch, -1)
+    for _ in range(rounds(longest, most)):
+        step = (length - counts).clamp_max(STEP).minimum((length + 1) // 2)
+        listed = torch.arange(longest, device=order.device) < length[:, None]
+        one, two = order[:, 0::2], order[:, 1::2]
+        pairs = flat.gather(1, (one[:, :, None] * num + two[:, None]).flatten(1)).view(batch, one.shape[1], -1)
+        nearest = pairs.masked_fill(~listed[:, None, 1::2], -2.0).amax(2).masked_fill(~listed[:, 0::2], -math.inf)
+        gone = torch.cat([top(nearest, listed[:, 0::2], step) | ~listed[:, 0::2], ~listed[:, 1::2]], 1)
+        longest = max(longest - min(STEP, (longest + 1) // 2), most, 2)
+        order = torch.cat([one, two], 1).gather(1, gone.int().argsort(dim=1, stable=True))[:, :longest]
+        length = length - step
+    return first(order, counts, num)
