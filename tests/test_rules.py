@@ -238,7 +238,7 @@ def prumerge_plus(image: Image, count: int) -> Answer:
     num = image.num
     if count == num:
         return prumerge(image, count)
-    total = count - (1 < count)
+    total = count - (count > 1)
     centres = best(image.joint, list(range(num)), math.ceil(total / 4))
     rest = [i for i in range(num) if i not in centres]
     wanted = total - len(centres)
