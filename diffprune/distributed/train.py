@@ -248,6 +248,7 @@ class Follower(threading.Thread):
     def __init__(self, recipe: Recipe, folder: Path, store: Store | None, provenance: Provenance | None) -> None:
         super().__init__(daemon=True, name="step log")
         self.recipe, self.folder, self.store, self.provenance = recipe, folder, store, provenance
+        self.steps = {place.name: recipe.of(spec).steps for (spec, _), place in scorers(recipe, folder).items()}
         self.ended = threading.Event()
         self.place = (folder / STEPS).stat().st_size if (folder / STEPS).is_file() else 0
 
@@ -261,13 +262,13 @@ class Follower(threading.Thread):
         self.ended.set()
         self.join()
         for scorer, step in self._newest():
-            print(line(scorer, step, self.recipe.steps), flush=True)
+            print(line(scorer, step, self.steps[scorer]), flush=True)
 
     def run(self) -> None:
         done = 0
         while not self.ended.wait(self.every_s):
             for scorer, step in self._newest():
-                print(line(scorer, step, self.recipe.steps), flush=True)
+                print(line(scorer, step, self.steps[scorer]), flush=True)
             finished = sum(is_complete(place) for place in scorers(self.recipe, self.folder).values())
             if finished > done:
                 done = finished

@@ -78,7 +78,7 @@ class Run:
     """What fitting one method of a recipe with one seed may use: `core.fitted.FittingRun`."""
 
     def __init__(self, context: Context, vlm: VLM, recipe: Recipe, spec: Spec, seed: int) -> None:
-        self.context, self.vlm, self.recipe, self.spec, self.seed = context, vlm, recipe, spec, seed
+        self.context, self.vlm, self.recipe, self.spec, self.seed = context, vlm, recipe.of(spec), spec, seed
 
     def calibration(self, pruner: Pruner, images: int) -> VisualTokens:
         """The same images on every worker."""

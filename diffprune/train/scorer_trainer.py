@@ -33,7 +33,7 @@ from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.train.context import Context
 from diffprune.train.loss import Objective, answer_nll, relaxed_nll
-from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, learning_rate
+from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, eased, learning_rate
 from diffprune.vlm.activation_checkpointing import recomputed
 from diffprune.vlm.attention import decoder_attention
 
@@ -191,7 +191,7 @@ class ScorerTrainer:
         started, t, recipe, world = time.perf_counter(), self.done, self.recipe, self.context.world
         budget = drawn_budget(recipe, self.seed, t)
         total = self.context.sum(torch.tensor(float(batch.num_labels), device=self.vlm.device))
-        sums = self._backward(batch, budget, total)
+        sums = self._backward(batch, eased(recipe, budget, t), total)
         norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         found = self.context.sum(torch.stack([*sums.values(), norm])).tolist()
         values = dict(zip([*sums, "norm"], found, strict=True))
@@ -245,7 +245,7 @@ class ScorerTrainer:
         """
         images = batch.images
         mine = max(1, min(images, parts // self.context.world))
-        budget, progress = drawn_budget(self.recipe, self.seed, step), self.progress(step)
+        budget, progress = eased(self.recipe, drawn_budget(self.recipe, self.seed, step), step), self.progress(step)
         scorer = list(self.networks["scorer"].parameters() if "scorer" in self.networks else self.networks.parameters())
         total: Tensor | float = 0.0
         for m in range(mine):
