@@ -30,6 +30,7 @@ from diffprune.pruners.diffprune import DiffPrune
 from diffprune.train import loop, recipe
 from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import LocalContext
+from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.loss import answer_nll, relaxed_nll
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import Diverged, ScorerTrainer
@@ -199,6 +200,25 @@ def test_budgets_are_eased_and_methods_have_settings_of_their_own() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             Recipe(**options, methods=(wrong,))
+
+
+def test_kept_batches_are_those_of_the_stream_and_count_the_same(vlm: Any) -> None:
+    """Oracle: `data.batches`, from the start and from the middle; the second reader draws nothing."""
+    options: dict[str, Any] = {"seed": 3, "images": 2, "questions": 2, "rank": 0, "world": 1, "packed": True}
+    wanted = list(itertools.islice(training.batches(vlm, "world", **options), 4))
+    known, tallies, found = DrawnBatches(64), [training.BrokenRows() for _ in range(3)], []
+    for start, tally in zip((0, 2, 0), tallies, strict=True):
+        found.append(list(itertools.islice(known.batches(vlm, Spec("world"), **options, start_step=start, tally=tally), 4 - start)))
+    for mine, theirs in zip(found[0], wanted, strict=True):
+        assert mine.prompts.labels is not None and mine.prompts.labels.equal(theirs.prompts.labels)
+        assert mine.pixels["pixel_values"].equal(theirs.pixels["pixel_values"])
+    assert all(a is b for a, b in zip(found[2], found[0], strict=True)) and all(
+        a is b for a, b in zip(found[1], found[0][2:], strict=True)
+    )
+    assert [tally.drawn for tally in tallies] == [8, 4, 8]
+    nothing = DrawnBatches(0)
+    first, again = (next(nothing.batches(vlm, Spec("world"), **options, start_step=0, tally=tallies[0])) for _ in range(2))
+    assert first is not again
 
 
 # --- one step --------------------------------------------------------------------------------------------------------
