@@ -106,10 +106,11 @@ def test_tune_and_measure_ask_what_the_job_is_evaluated_on(embedded: VLM) -> Non
     )
     assert job.tuning and job.measurement
     (asked,) = tuning.settings(job.tuning).questions
-    assert (asked.benchmark, asked.split, asked.protocol) == (mine, "calibration", "lmms_eval")
+    known = registry.sourced("benchmarks", mine)
+    assert (asked.benchmark, asked.split, asked.protocol) == (known, "calibration", "lmms_eval")
     timed = measuring.cells(embedded, [Spec("random")], [Keep(8)], job.measurement)
     assert {(measuring.measured(c).questions.benchmark, measuring.measured(c).questions.protocol) for c in timed} == {
-        (mine, "lmms_eval")
+        (known, "lmms_eval")
     }
     with pytest.raises(ValueError, match=r"8 samples .* a batch takes 9"):
         measuring.cells(embedded, [Spec("random")], [Keep(8)], job.measurement.model_copy(update={"batches": (4, 9)}))
@@ -293,8 +294,8 @@ def test_stages_go_to_their_end_when_cells_of_one_have_no_result(
 class Known:
     """Probes with known answers, of which one method has none."""
 
-    def curve(self) -> list[CurvePoint]:
-        return [CurvePoint(1, 10 + n, n, 10.0 + n, 0.0, 0.0, 3, 10.0 + n) for n in (1, 50, 100)]
+    def curve(self) -> tuple[list[CurvePoint], list[Timing]]:
+        return [CurvePoint(1, 10 + n, n, 10.0 + n, 0.0, 0.0, 3, 10.0 + n) for n in (1, 50, 100)], []
 
     def overhead(self, pruner: Spec) -> list[Timing]:
         if pruner.name == "attention":
@@ -306,6 +307,9 @@ class Known:
 
     def accuracy(self, pruner: Spec, budget: Any) -> Accuracy:
         return Accuracy(0.5, 0.4, 0.6)
+
+    def answers(self, pruner: Spec, budget: Any) -> list[Any]:
+        return []
 
     def check(self, asked: Any) -> list[MeasuredSpeedup]:
         return [MeasuredSpeedup(2.0, 1.9, 2.1, 2) for _ in asked]

@@ -14,15 +14,13 @@ import pytest
 
 from diffprune.benchmarks import _answers as answers
 from diffprune.core.cell import Cell
-from diffprune.core.records import TABLES, Prediction
+from diffprune.core.records import TABLES, Answered, Credited, Prediction
 from diffprune.report import report
 from diffprune.report.analysis import records
 from diffprune.store import Store, commits, parquet
 from diffprune.store.columns import ORIGIN, columns
 from tests.records import evaluate_cell, outcome, provenance
 from tests.records import prediction as row
-
-OWN = [field.name for field in fields(Prediction)]
 
 
 def cell(pruner: str = "diffprune", seed: int = 0) -> Cell:
@@ -131,7 +129,9 @@ def test_a_report_decodes_every_part_once_and_few_columns_of_it(tmp_path: Path, 
 
     monkeypatch.setattr(parquet, "decode", seeing)
     records.read(tmp_path)
-    assert sorted(seen) == [("outcomes", 5, True)] * 5 + [("predictions", 1 + len(OWN) - len(records.TEXTS), True)] * 5
+    ours, theirs = (1 + len(fields(kind)) for kind in (Answered, Credited))  # less `TEXTS`; less `cell` and `grader`
+    wanted = [("answers", ours - len(records.TEXTS), True), ("grades", theirs - 2, True), ("outcomes", 5, True)]
+    assert sorted(seen) == [one for one in wanted for _ in range(5)]
 
 
 # The report ----------------------------------------------------------------------------------------------------------

@@ -121,21 +121,22 @@ def test_every_table_can_be_written_and_read(table: str) -> None:
     store, kind = Store(MemoryBlobs()), TABLES[table]
     values = {"str": "é\x00'\"\n", "int": 2**40, "float": 0.1, "bool": True}
     row = kind(**{name: values[note] for name, note in kind.__annotations__.items()})
-    store.publish({table: [row]}, cell=cell(), provenance=MADE)
+    beside = {"answers": [prediction(0).answered]} if table == "grades" else {}  # whose grades count with their answers
+    store.publish({table: [row], **beside}, cell=cell(), provenance=MADE)
     back = store.read(table).iloc[0].to_dict()
     assert {name: back[name] for name in asdict(row)} == asdict(row)
 
 
 def test_parts_say_their_schema_and_carry_page_checksums(blobs: Blobs) -> None:
     publish(blobs, 0)
-    raw = blobs.read(key_of(blobs, "parts/predictions"))
+    raw = blobs.read(key_of(blobs, "parts/answers"))
     meta = pq.read_metadata(pa.BufferReader(raw))
-    assert meta.metadata[b"diffprune.schema"] == f"predictions {columns_module.VERSION}".encode()
+    assert meta.metadata[b"diffprune.schema"] == f"answers {columns_module.VERSION}".encode()
     column = meta.row_group(0).column(0)
     assert column.compression == "ZSTD"
     damaged = flipped(raw, 8 * (column.data_page_offset + column.total_compressed_size // 2))
     with pytest.raises(manifest.Damaged):
-        parts_module.decode("predictions", damaged, [column.name for column in columns_module.columns("predictions")])
+        parts_module.decode("answers", damaged, [column.name for column in columns_module.columns("answers")])
 
 
 # Once, and in one order ----------------------------------------------------------------------------------------------
@@ -227,15 +228,15 @@ def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("late", [False, True])
 def test_stopped_at_any_write_the_reader_sees_old_or_new(blobs: Blobs, late: bool) -> None:
     publish(blobs, 0, answer="old")
-    for point in range(3):  # two parts and the manifest
+    for point in range(4):  # three parts and the manifest
         with pytest.raises(KeyboardInterrupt):
             publish(FailingBlobs(blobs, KeyboardInterrupt(), point, late), 1 + point, answer="new")
-        published = late and point == 2
-        assert answers(blobs) == {cell(0).key: ["old"] * 3} | ({cell(3).key: ["new"] * 3} if published else {})
-        assert Store(blobs).done() == (done(0, 3) if published else done(0)) and Store(blobs).problems == []
-    publish(FailingBlobs(blobs, KeyboardInterrupt(), 3), 4)
-    publish(blobs, 1, 2, 3, answer="new")
-    assert Store(blobs).done() == done(*range(5)) and len(Store(blobs).read("outcomes")) == 5
+        published = late and point == 3
+        assert answers(blobs) == {cell(0).key: ["old"] * 3} | ({cell(4).key: ["new"] * 3} if published else {})
+        assert Store(blobs).done() == (done(0, 4) if published else done(0)) and Store(blobs).problems == []
+    publish(FailingBlobs(blobs, KeyboardInterrupt(), 4), 5)
+    publish(blobs, 1, 2, 3, 4, answer="new")
+    assert Store(blobs).done() == done(*range(6)) and len(Store(blobs).read("outcomes")) == 6
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -265,8 +266,8 @@ def test_killed_at_a_random_moment(tmp_path: Path) -> None:
 
 def test_a_full_disk_names_the_blob_and_hurts_nothing(blobs: Blobs) -> None:
     publish(blobs, 0)
-    full = OSError(errno.ENOSPC, "disk full, could not write", "parts/predictions/x")
-    with pytest.raises(OSError, match=r"disk full.*parts/predictions/"):
+    full = OSError(errno.ENOSPC, "disk full, could not write", "parts/answers/x")
+    with pytest.raises(OSError, match=r"disk full.*parts/answers/"):
         publish(FailingBlobs(blobs, full, allowed=1), 1)
     assert Store(blobs).done() == done(0) and Store(blobs).problems == []
     publish(blobs, 1)
@@ -303,7 +304,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("prefix", ["parts/predictions", "parts/outcomes", "manifests"])
+@pytest.mark.parametrize("prefix", ["parts/answers", "parts/grades", "parts/outcomes", "manifests"])
 @pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
 def test_damaged_blobs_are_put_aside_named_and_done_again(blobs: Blobs, prefix: str, damage: str) -> None:
     publish(blobs, 0, 1)
@@ -323,7 +324,7 @@ def test_damaged_blobs_are_put_aside_named_and_done_again(blobs: Blobs, prefix: 
 
 def test_a_second_attempt_counts_when_the_first_is_damaged(blobs: Blobs) -> None:
     publish(blobs, 0, answer="first")
-    part = key_of(blobs, "parts/predictions")
+    part = key_of(blobs, "parts/answers")
     publish(blobs, 0, answer="second")
     blobs.replace(part, b"")
     assert answers(blobs) == {cell(0).key: ["second"] * 3} and Store(blobs).done() == done(0)
@@ -331,7 +332,7 @@ def test_a_second_attempt_counts_when_the_first_is_damaged(blobs: Blobs) -> None
 
 def test_damage_between_two_reads_of_one_store_is_found(blobs: Blobs) -> None:
     publish(blobs, 0)
-    reader, part = Store(blobs), key_of(blobs, "parts/predictions")
+    reader, part = Store(blobs), key_of(blobs, "parts/answers")
     assert len(reader.read("predictions")) == 3
     blobs.replace(part, flipped(blobs.read(part), 4000))
     assert len(reader.read("predictions")) == 0 and len(reader.problems) == 1 and reader.done() == set()
@@ -340,7 +341,7 @@ def test_damage_between_two_reads_of_one_store_is_found(blobs: Blobs) -> None:
 def test_quarantine_keeps_every_damaged_blob(blobs: Blobs) -> None:
     for text in (b"first", b"second"):
         publish(blobs, 0)
-        part = key_of(blobs, "parts/predictions")
+        part = key_of(blobs, "parts/answers")
         blobs.replace(part, text)
         assert Store(blobs).done() == set()
     assert {b"first", b"second"} <= {blobs.read(key) for key in blobs.list("quarantine/parts")}
@@ -348,7 +349,7 @@ def test_quarantine_keeps_every_damaged_blob(blobs: Blobs) -> None:
 
 def test_foreign_blobs_are_put_aside_or_ignored(blobs: Blobs) -> None:
     publish(blobs, 0)
-    for key in ("manifests/notes (old).txt", "manifests/folder/x.json", "parts/predictions/other.parquet"):
+    for key in ("manifests/notes (old).txt", "manifests/folder/x.json", "parts/answers/other.parquet"):
         blobs.replace(key, b"hello")
     reader = Store(blobs)
     assert len(reader.read("predictions")) == 3 and len(reader.problems) == 2
@@ -357,7 +358,7 @@ def test_foreign_blobs_are_put_aside_or_ignored(blobs: Blobs) -> None:
 
 def test_a_read_only_store_can_be_read_although_damaged(blobs: Blobs) -> None:
     publish(blobs, 0, 1)
-    blobs.replace(key_of(blobs, "parts/predictions"), b"")
+    blobs.replace(key_of(blobs, "parts/answers"), b"")
     reader = Store(FailingBlobs(blobs, READ_ONLY))
     assert set(reader.read("predictions")["cell"]) == done(1) == reader.done()
     assert len(reader.problems) == 1 and "left in place: Read-only file system" in reader.problems[0]
@@ -366,7 +367,7 @@ def test_a_read_only_store_can_be_read_although_damaged(blobs: Blobs) -> None:
 def test_a_manifest_cannot_lead_out_of_the_store(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x")
     blobs = LocalBlobs(tmp_path / "store")
-    for table, name in (("predictions", "../../../secret"), ("..", "secret"), ("predictions", "/etc/passwd")):
+    for table, name in (("answers", "../../../secret"), ("..", "secret"), ("answers", "/etc/passwd")):
         part = manifest.Part(table, name, 1, 1, manifest.sha256(b"x"))
         commit = manifest.Commit("evil", "", "demo", 1, "", 1, (part,))
         blobs.replace("manifests/evil.json", manifest.render(commit))
@@ -534,10 +535,10 @@ def test_the_fence_falls_between_parts_and_manifest() -> None:
 
         def replace(self, key: str, data: bytes | memoryview) -> None:
             super().replace(key, data)
-            if key.startswith("parts/predictions"):
+            if key.startswith("parts/answers"):
                 super().create("locks/demo/2", b"")
 
     blobs = Overtaken()
     with pytest.raises(Fenced):
         publish(blobs, 0)
-    assert Store(blobs).done() == set() and blobs.list("manifests") == {} and len(blobs.list("parts")) == 2
+    assert Store(blobs).done() == set() and blobs.list("manifests") == {} and len(blobs.list("parts")) == 3

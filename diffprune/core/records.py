@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,41 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """One question and what the model said, table `answers`. Nothing in it hangs on how it is graded."""
+
+    sample: str
+    group: str
+    category: str
+    question_type: str
+    question: str
+    answer: str  # decoded text as the model wrote it
+    visual_total: int
+    visual_kept: int
+    text_tokens: int
+    generated_tokens: int  # the end token included, so 0 says that the question could not be answered
+    error: str  # class and message of what kept it from an answer; such a row is no wrong answer
+
+
+@dataclass(frozen=True)
+class Credited:
+    """The grade of one answer, table `grades`: one row for each of `answers`, in the same order.
+
+    Computed from `answers` without the model. Grades that a changed grader gives stand beside those before; of a cell those
+    published last count (`store.commits.gradings`), never a mixture.
+    """
+
+    sample: str
+    parsed: str
+    target: str
+    credit: float  # in [0, 1]
+    grade_error: str  # class and message of a grader that failed on this answer; such a row is no wrong answer
+    grader: str  # digest of the code that graded (`registry.grader`)
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """One answer to one question, table `predictions`. Grades are recomputable from `answer` without the model."""
+    """One answer with its grade: the view `predictions`, which joins `answers` and `grades` cell by cell, row by row."""
 
     sample: str
     group: str
@@ -45,7 +78,18 @@ class Prediction:
     visual_kept: int
     text_tokens: int
     generated_tokens: int
-    error: str  # class and message of a failure; such a row is no wrong answer
+    error: str  # of the answer, else of the grade; such a row is no wrong answer
+
+    @property
+    def answered(self) -> Answered:
+        """The answer alone. An error where tokens were generated is the grader's."""
+        error = "" if self.generated_tokens else self.error
+        return Answered(**{f.name: getattr(self, f.name) for f in fields(Answered)} | {"error": error})
+
+    def credited(self, grader: str) -> Credited:
+        """The grade alone."""
+        error = self.error if self.generated_tokens else ""
+        return Credited(self.sample, self.parsed, self.target, self.credit, error, grader)
 
 
 @dataclass(frozen=True)
@@ -197,7 +241,8 @@ class Outcome:
 
 
 TABLES: dict[str, type] = {
-    "predictions": Prediction,
+    "answers": Answered,
+    "grades": Credited,
     "timings": Timing,
     "costs": Cost,
     "steps": Step,
@@ -210,3 +255,5 @@ TABLES: dict[str, type] = {
     "choices": Choice,
     "outcomes": Outcome,
 }
+VIEWS: dict[str, type] = {"predictions": Prediction}  # published and read like a table, kept as others
+GRADED = ("grades",)  # tables that hang on the grader: of a cell they count as its grades do

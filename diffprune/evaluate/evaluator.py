@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from diffprune.core import registry
@@ -13,16 +12,9 @@ from diffprune.core.errors import with_class
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Prediction
 from diffprune.core.spec import Spec
+from diffprune.evaluate.asked import Asked, graded, made_ready
 from diffprune.evaluate.backend import Answer, Backend, Question, Refused
 from diffprune.evaluate.cells import answer_tokens
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """One benchmark made ready."""
-
-    benchmark: Benchmark
-    samples: list[Sample]
 
 
 class Evaluator:
@@ -30,7 +22,7 @@ class Evaluator:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._asked: dict[Questions, _Asked] = {}
+        self._asked: dict[Questions, Asked] = {}
         self._pruners: dict[Spec, Pruner] = {}
 
     def run(self, cell: Cell) -> list[Prediction]:
@@ -85,19 +77,12 @@ class Evaluator:
             self._pruners[spec] = registry.make("pruners", spec)
         return self._pruners[spec]
 
-    def _ask(self, questions: Questions) -> _Asked:
+    def _ask(self, questions: Questions) -> Asked:
         if questions not in self._asked:
-            benchmark: Benchmark = registry.make("benchmarks", questions.benchmark)
-            if benchmark.revision != questions.revision:
-                found = f"the cell asks for {questions.revision!r}, found {benchmark.revision!r}"
-                raise ValueError(f"the data of {questions.benchmark} have changed: {found}")
-            samples = benchmark.samples(questions.split, questions.limit, questions.protocol)
-            if not samples:
-                raise ValueError(f"{questions.benchmark} has no question in split {questions.split!r}")
-            self._asked[questions] = _Asked(benchmark, samples)
+            self._asked[questions] = made_ready(questions)
         return self._asked[questions]
 
-    def _answers(self, spec: EvaluateSpec, asked: _Asked, pruner: Pruner, index: Sequence[int]) -> dict[int, Prediction]:
+    def _answers(self, spec: EvaluateSpec, asked: Asked, pruner: Pruner, index: Sequence[int]) -> dict[int, Prediction]:
         benchmark, where = asked.benchmark, (spec.questions.revision, spec.questions.split)
         samples = [asked.samples[i] for i in index]
         questions = [Question((*where, s.image_id), partial(benchmark.image, s), s.question) for s in samples]
@@ -120,12 +105,12 @@ def evaluated(cell: Cell) -> EvaluateSpec:
 
 
 def _graded(benchmark: Benchmark, sample: Sample, answer: Answer, protocol: str) -> Prediction:
-    grade = benchmark.grade(sample, answer.text, protocol)
+    grade, error = graded(benchmark, sample, answer.text, protocol)
     return Prediction(
         sample=sample.id, group=sample.group, category=sample.category, question_type=sample.question_type,
         question=sample.question, answer=answer.text, parsed=grade.parsed, target=grade.target, credit=grade.credit,
         visual_total=answer.visual_total, visual_kept=answer.visual_kept, text_tokens=answer.text_tokens,
-        generated_tokens=answer.generated_tokens, error="",
+        generated_tokens=answer.generated_tokens, error=error,
     )  # fmt: skip
 
 
@@ -135,7 +120,7 @@ def gathered(cell: Cell, found: Mapping[int, Prediction]) -> list[Prediction]:
     Raises:
         RuntimeError: not one question could be answered; such a cell is no result.
     """
-    if found and all(row.error for row in found.values()):
+    if found and all(row.error for row in found.values()) and not any(row.generated_tokens for row in found.values()):
         name = evaluated(cell).questions.benchmark
         raise RuntimeError(f"all {len(found)} questions of {name} failed, the first with {found[min(found)].error}")
     return [found[i] for i in sorted(found)]
@@ -158,7 +143,7 @@ def _isolating(
     return found
 
 
-def _failed(asked: _Asked, i: int, error: Exception) -> Prediction:
+def _failed(asked: Asked, i: int, error: Exception) -> Prediction:
     """The row of a question without an answer: no grade, the reason instead."""
     sample = asked.samples[i]
     return Prediction(

@@ -28,6 +28,7 @@ from diffprune.distributed import tune as tuning
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import SweepFailed, exclusive, sweep
 from diffprune.embedded.world import SPLITS, WORLD_VERSION, scene
+from diffprune.evaluate import grading
 from diffprune.evaluate.cells import cells as evaluation_cells
 from diffprune.io.run_lock import refuse_if_held
 from diffprune.job import preflight, settings
@@ -241,15 +242,14 @@ class Plan:
         done = Store(self.store_root).done()
         if "train" in stages and self.job.train:
             recipe, left = self.job.train, self.untrained()
-            steps = sorted({recipe.of(spec).steps for spec in recipe.pruners})
-            scorers = f"{len(recipe.pruners) * len(recipe.seeds)} scorers of {' or '.join(map(str, steps))} steps"
-            print(f"train: {scorers}, {len(left)} to do")
+            print(f"train: {len(recipe.pruners) * len(recipe.seeds)} scorers of {recipe.steps} steps, {len(left)} to do")
             config = self.job.config or (configuration(recipe.model) if recipe.model.name != "embedded" else None)
             for found in estimate.estimate(recipe, config, self.job.assumed) if config else []:
                 print("\n".join(f"  {text}" for text in estimate.lines(recipe, found)))
         for stage in CELLS:
             if stage in stages:
-                _show(stage, self.cells(stage), done)
+                cells = self.cells(stage)
+                _show(stage, cells, done, len(grading.stale(cells, Store(self.store_root))) if stage == "evaluate" else 0)
 
 
 def _planned(cell: Cell, scorer: str) -> Cell:
@@ -261,19 +261,20 @@ def _planned(cell: Cell, scorer: str) -> Cell:
     return replace(cell, subject=replace(subject, pruner=planned))
 
 
-def _show(stage: str, cells: Sequence[Cell], done: set[str]) -> None:
-    """Counts, what the cells have in common, and a line per method."""
+def _show(stage: str, cells: Sequence[Cell], done: set[str], stale: int = 0) -> None:
+    """Counts, what the cells have in common, and a line per method. stale: cells whose grader has changed."""
     told = [(cell.columns(), cell.key not in done) for cell in cells]
     first = told[0][0]
-    print(f"{stage}: {len(cells)} cells, {sum(left for _, left in told)} to do")
+    todo = sum(left for _, left in told)
+    print(f"{stage}: {len(cells)} cells, " + (f"{todo} to ask, {stale} to grade again" if stale else f"{todo} to do"))
     print(f"  {' '.join(dict.fromkeys(c.benchmark for c, _ in told))}, split {first.split}, batch {first.batch}")
     rows = Counter((c.method, c.weights_sha256) for c, _ in told)
-    todo = Counter((c.method, c.weights_sha256) for c, left in told if left)
+    asked = Counter((c.method, c.weights_sha256) for c, left in told if left)
     print(f"  {'cells':>5} {'to do':>5}  method at its budgets")
     for method, count in rows.items():
         mine = [c for c, _ in told if (c.method, c.weights_sha256) == method]
         listed = " ".join(dict.fromkeys(c.budget or (f"{c.target_speedup:g}x" if c.target_speedup else "") for c in mine))
-        print(f"  {count:5d} {todo[method]:5d}  {' '.join(filter(None, method))}  {listed}")
+        print(f"  {count:5d} {asked[method]:5d}  {' '.join(filter(None, method))}  {listed}")
 
 
 @dataclass
@@ -351,7 +352,11 @@ class PipelineRun:
         return left
 
     def evaluate(self) -> None:
-        """Answers to every question of every cell that is missing."""
+        """Grades that a changed grader made stale, without the model; then answers to every question of cells that are missing."""
+        store = Store(self.plan.store_root)
+        if stale := grading.stale(self.plan.cells("evaluate"), store):
+            print(f"evaluate: the answers of {len(stale)} cells are graded again, as their grader has changed", flush=True)
+            grading.grade_again(stale, store, self.provenance)
         if left := self.todo("evaluate"):
             self.ray()
             sweep(left, self.plan.store_root, self.provenance, workers=self.job.workers, model=self.job.model, address=self.address)

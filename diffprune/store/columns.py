@@ -9,7 +9,7 @@ from functools import cache
 from types import NoneType
 
 from diffprune.core.cell import CellColumns
-from diffprune.core.records import TABLES, Provenance
+from diffprune.core.records import TABLES, VIEWS, Provenance
 from diffprune.core.registry import nearest
 
 VERSION = 4  # of the columns of all tables; written into every part and every manifest
@@ -38,15 +38,16 @@ ORIGIN = ("cell", *(field.name for field in fields(CellColumns)), *(field.name f
 
 @cache
 def columns(table: str) -> tuple[Column, ...]:
-    """The columns of a table, in order: the record's, then `cell` (the key) and the cell's, then those of the provenance.
+    """The columns of a table or view, in order: the record's, then `cell` (the key) and the cell's, then those of the provenance.
 
     Raises:
         ValueError: no such table; names the nearest one.
     """
-    if table not in TABLES:
-        raise ValueError(f"no table named {table!r:.100}: {nearest(str(table), TABLES)}")
+    every = TABLES | VIEWS
+    if table not in every:
+        raise ValueError(f"no table named {table!r:.100}: {nearest(str(table), every)}")
     found = (
-        *_of(TABLES[table], "record"), Column("cell", "key", str, False), *_of(CellColumns, "cell"),
+        *_of(every[table], "record"), Column("cell", "key", str, False), *_of(CellColumns, "cell"),
         *_of(Provenance, "provenance"),
     )  # fmt: skip
     assert len({column.name for column in found}) == len(found), f"two columns of {table} have one name"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from diffprune.core.records import GRADED
 from diffprune.io.blob_store import Blobs
 from diffprune.io.names import NAME
 from diffprune.store.manifest import MANIFESTS, Commit, Damaged, OtherVersion, Part, parse, render, sha256
@@ -137,10 +138,24 @@ class Commits:
 
 
 def chosen(commits: list[Commit], table: str) -> list[Commit]:
-    """The commits whose part of `table` counts, by cell: of several of one cell the first, and where all failed the last."""
+    """The commits whose part of `table` counts, by cell: of several of one cell the first, and where all failed the last; of what
+    hangs on a grader, the one with the grades that count."""
+    if table in GRADED:
+        return [commit for commit in gradings(commits).values() if commit.part(table)]
     holding = [commit for commit in commits if commit.part(table)]
     failed = [commit for commit in reversed(holding) if commit.status == "failed"]
     first: dict[str, Commit] = {}
     for commit in [commit for commit in holding if commit.status != "failed"] + failed:
         first.setdefault(commit.cell, commit)
     return [first[cell] for cell in sorted(first)]
+
+
+def gradings(commits: list[Commit]) -> dict[Commit, Commit]:
+    """The commit whose grades count, by the commit whose answers count, in the order of cells: of several gradings of the same
+    answers the last. Grades of answers that do not count never do."""
+    answers = {commit.name: commit for commit in chosen(commits, "answers")}
+    last: dict[str, Commit] = {}
+    for commit in commits:
+        if commit.part("grades"):
+            last[commit.answers or commit.name] = commit
+    return {commit: last[name] for name, commit in answers.items() if name in last}

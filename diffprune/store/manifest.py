@@ -47,6 +47,8 @@ class Commit:
 
     cell: key; status: "ok" or "failed" where the commit holds the cell's outcome, else "";
     published: nanoseconds since 1970 on the writer's clock.
+    grader: digest of the code that gave the grades in this commit; "" where it holds none.
+    answers: name of the commit whose answers were graded here again; "" where they are its own, or there are none.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Commit:
     status: str
     published: int
     parts: tuple[Part, ...]
+    grader: str = ""
+    answers: str = ""
 
     @property
     def key(self) -> str:

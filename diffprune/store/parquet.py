@@ -21,9 +21,10 @@ from diffprune.core.registry import nearest
 from diffprune.io.blob_store import Blobs, open_blobs
 from diffprune.io.run_lock import attempts_at
 from diffprune.store.columns import columns
-from diffprune.store.commits import Commits, chosen
+from diffprune.store.commits import Commits, chosen, gradings
 from diffprune.store.manifest import Commit, Damaged, Part, sha256
 from diffprune.store.parts import check, decode, digest, encode, record_arrays
+from diffprune.store.predictions import VIEW, grader, joined, needed, split
 from diffprune.store.to_pandas import frame, origin, origin_frame
 
 T = TypeVar("T")
@@ -50,17 +51,45 @@ class Store:
         """Make rows of several tables visible together or not at all. Publishing the same again changes nothing.
 
         A cell is published whole: of several commits of one cell only the first counts per table (an `ok` one before a failed one).
+        `predictions` become `answers` and `grades`, which name the grader of the cell's benchmark as it is here.
 
         Raises:
             ValueError: unknown table, wrong record or value, run name outside the allow-list.
             Fenced: a newer attempt of the run has taken over.
             OSError: names the blob that could not be written; nothing new is visible.
         """
+        graded_by = grader(cell) if VIEW in records else ""
+        self._publish(split(records, graded_by), cell, provenance, graded_by)
+
+    def grade_again(self, grades: Mapping[str, Sequence[Any]], *, cell: Cell, provenance: Provenance) -> None:
+        """Make new grades of a cell's answers, and what hangs on them, count instead of the old ones, together or not at all.
+
+        grades: rows by table of `records.GRADED`, one grade for each answer in its order. Where grades by this grader count
+        already, nothing changes.
+
+        Raises:
+            ValueError: the cell has no answers, or other than these grades are of; and as `publish`.
+        """
+        before = next((pair for pair in gradings(self._commits.all()).items() if pair[0].cell == cell.key), None)
+        if before is None:
+            raise ValueError(f"cell {cell.key} has no answers that could be graded")
+        answers, old = before
+        rows, (graded_by,) = grades["grades"], {row.grader for row in grades["grades"]}
+        if len(rows) != _part("answers", answers).rows:
+            raise ValueError(f"cell {cell.key} has {_part('answers', answers).rows} answers, and {len(rows)} grades were given")
+        if old.grader != graded_by:
+            self._publish(grades, cell, provenance, graded_by, (answers, old))
+
+    def _publish(
+        self, records: Mapping[str, Sequence[Any]], cell: Cell, provenance: Provenance, graded_by: str,
+        before: tuple[Commit, Commit] | None = None,
+    ) -> None:  # fmt: skip
+        """before: the answers that are graded again, and the grading that counted."""
         fence = partial(attempts_at(self.blobs, provenance.run).check, provenance.attempt)
         fence()
         arrays = {table: record_arrays(table, rows) for table, rows in records.items()}
         owner = cell.key
-        name = f"{owner}-{digest(arrays, owner)}"
+        name = f"{owner}-{digest(arrays, owner if before is None else f'{owner} {before[0].name} {before[1].name}')}"
         if not arrays or self._commits.holds(name):
             return
         data = {table: encode(table, arrays[table], cell, provenance) for table in arrays}
@@ -70,7 +99,9 @@ class Store:
         )
         outcomes = {row.status for row in records.get("outcomes", ())}
         status = "" if not outcomes else "ok" if outcomes == {"ok"} else "failed"
-        commit = Commit(name, cell.key, provenance.run, provenance.attempt, status, time.time_ns(), parts)
+        now = max(time.time_ns(), before[1].published + 1 if before else 0)  # later, also by a clock that is behind
+        about = (graded_by if "grades" in records else "", before[0].name if before else "")
+        commit = Commit(name, cell.key, provenance.run, provenance.attempt, status, now, parts, *about)
         self._commits.add(commit, data, fence)
 
     def read(
@@ -88,10 +119,36 @@ class Store:
         """
         wanted = _known(table, names)
         while True:
+            if table == VIEW:
+                if (pairs := self._joined(wanted, cells, coded)) is not None:
+                    return frame(table, pairs, wanted, coded)[wanted]
+                continue
             picked = [c for c in chosen(self._commits.all(), table) if cells is None or c.cell in cells]
             parts = self._each(picked, partial(_part, table), partial(_decoded, wanted, coded))
             if parts is not None:
                 return frame(table, parts, wanted, coded)[wanted]
+
+    def _joined(self, names: Sequence[str], cells: Collection[str] | None, coded: bool) -> list[pa.Table] | None:
+        """Answers with their grades by cell. None: one is damaged and put aside now."""
+        of_answers, of_grades = needed(names)
+        found = []
+        for commit, graded in gradings(self._commits.all()).items():
+            if cells is not None and commit.cell not in cells:
+                continue
+            one = self._each([commit], partial(_part, "answers"), partial(_decoded, of_answers, coded))
+            other = self._each([graded], partial(_part, "grades"), partial(_decoded, of_grades, coded))
+            if one is None or other is None:
+                return None
+            try:
+                found.append(joined(names, one[0], other[0], coded))
+            except Damaged as damage:
+                self._commits.quarantine(graded, _part("grades", graded), damage)
+                return None
+        return found
+
+    def graders(self) -> dict[str, str]:
+        """Digest of the grader whose grades count, by cell; "" where it was not installed."""
+        return {commit.cell: graded.grader for commit, graded in gradings(self._commits.all()).items()}
 
     def origins(self, table: str) -> pd.DataFrame:
         """Whose rows a table has and who made them: one row per part that counts, columns `columns.ORIGIN`, all of them objects.
@@ -103,6 +160,7 @@ class Store:
         """
         columns(table)
         while True:
+            table = "answers" if table == VIEW else table
             picked = [c for c in chosen(self._commits.all(), table) if _part(table, c).rows]
             new = [commit for commit in picked if commit.name not in self._origins]
             found = self._each(new, _smallest, origin)
@@ -128,6 +186,7 @@ class Store:
         Every part of a commit is checked, so a cell that lost any part is not done.
         """
         columns(table)
+        table = "answers" if table == VIEW else table
         wanted = {"ok"} if table == "outcomes" else {"ok", ""}
         return {commit.cell for commit in chosen(self._commits.all(), table) if commit.status in wanted}
 

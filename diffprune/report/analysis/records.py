@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from diffprune.core import registry
 from diffprune.core.cell import CellColumns
-from diffprune.core.records import TABLES, Provenance
-from diffprune.core.spec import Call, Name, parse
+from diffprune.core.records import TABLES, VIEWS, Provenance
+from diffprune.core.spec import Call, Name, Spec, parse
 from diffprune.report.analysis import labels
 from diffprune.report.analysis.labels import Method, Style
 from diffprune.store import Store
@@ -93,8 +95,9 @@ def read(root: Path | str) -> Records:
     frames: dict[str, pd.DataFrame] = {}
     cells: list[pd.DataFrame] = []
     sources: list[pd.DataFrame] = []
-    for table in TABLES:  # a million rows: only what they say of their own, and who made them once per part
-        own = [f.name for f in fields(TABLES[table])]
+    shown = VIEWS | {table: kind for table, kind in TABLES.items() if table not in ("answers", "grades")}  # joined in the view
+    for table in shown:  # a million rows: only what they say of their own, and who made them once per part
+        own = [f.name for f in fields(shown[table])]
         frames[table] = store.read(table, ["cell", *(c for c in own if c not in TEXTS)], coded=True)
         made = store.origins(table)
         cells.append(made.drop_duplicates("cell", keep="last").set_index("cell").rename_axis(None)[[*_CELL, *_MADE]])
@@ -103,8 +106,25 @@ def read(root: Path | str) -> Records:
     every = pd.concat([c for c in cells if len(c)] or cells[:1])
     known, replaced = _newest(_labelled(every[~every.index.duplicated()].sort_index()))
     told = pd.concat(sources, ignore_index=True)
-    problems = (*map(str, store.problems), *replaced, *_merged(told))
+    problems = (*map(str, store.problems), *replaced, *_stale(known, store.graders()), *_merged(told))
     return Records(frames, known, told, problems, store)
+
+
+def _stale(cells: pd.DataFrame, graders: Mapping[str, str]) -> list[str]:
+    """A sentence per benchmark whose answers were graded by other code than is here; nothing where it is not installed."""
+    found = []
+    for (spelling, label), part in cells[cells["verb"] == "evaluate"].groupby(["benchmark", "benchmark_label"], observed=True):
+        try:
+            call = parse(str(spelling))
+            here = registry.grader(Spec(call.name, call.options))
+        except ValueError:
+            continue
+        if old := [cell for cell in part.index if graders.get(cell, here) not in (here, "")]:
+            found.append(
+                f"{len(old)} of {len(part)} cells of {label or spelling} were graded by other code than is here now: "
+                "`diffprune run` or `evaluate` grades their answers again, without the model"
+            )
+    return found
 
 
 def _merged(sources: pd.DataFrame) -> list[str]:
