@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import diffprune
 from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Keep
@@ -22,7 +21,7 @@ from diffprune.core.evidence import (
 from diffprune.core.pruner import ScorePruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.evaluate.cache import Encodings
-from tests.test_families import FAMILIES, batch, pictures, tiny
+from tests.test_families import batch, pictures, tiny
 
 
 class Sees(ScorePruner):
@@ -46,19 +45,6 @@ def test_evidence_is_a_value() -> None:
 def test_reading_the_question_follows_from_the_evidence() -> None:
     assert Sees(QUESTION).reads_question and Sees(decoder_attention(2)).reads_question
     assert not Sees(IDENTITY, encoder_attention(), encoder_features(3)).reads_question
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("asked", [decoder_attention(1)], ids=str)
-def test_what_no_family_gives_is_refused_by_its_name(family: str, asked: Evidence) -> None:
-    vlm = tiny(family)
-    with pytest.raises(ValueError, match=f"{family} cannot give {asked}: no family reads that"):
-        vlm.encode(vlm.pixels(pictures()[:1]), frozenset({asked}))
-    with (
-        pytest.raises(ValueError, match=f"{family} cannot give {asked}"),
-        diffprune.pruned(vlm.model, Sees(asked), Keep(2)),
-    ):
-        pass
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])

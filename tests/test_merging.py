@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from diffprune import pruning
-from diffprune.core.budget import Keep, top
+from diffprune.core import registry
+from diffprune.core.budget import Keep, Share, top
 from diffprune.core.pruner import Pruner
 from diffprune.core.site import ENCODED, PROJECTED, Cut, Site, Stage
 from diffprune.core.tokens import Selection, VisualTokens, means
@@ -149,7 +150,27 @@ def test_a_token_may_go_into_several_survivors_and_sums_need_be_no_means() -> No
     assert float(found.size[1, 1]) == 1.0
 
 
-def test_a_cut_inside_the_decoder_is_refused_in_one_sentence() -> None:
-    vlm, prompts, _, tokens = batch("llava")
-    with pytest.raises(ValueError, match="Nearest cuts after decoder layer 1, but tokens can only be removed before the decoder"):
-        pruning.shrink(vlm, prompts, tokens, Nearest(sites=(Site(Stage.DECODER, 1),)), Keep(3))
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen3_vl"])
+def test_merging_inside_the_decoder_equals_a_naive_loop_over_hidden_states(family: str) -> None:
+    vlm, prompts, _, tokens = batch(family)
+    layer, states = vlm.model.get_decoder().layers[1], []
+    hook = layer.input_layernorm.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    try:
+        plain = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", "unpruned"), Share(1))
+        pruning.forward(vlm, plain)
+        method = Nearest(sites=(Site(Stage.DECODER, 1),))
+        packed = pruning.shrink(vlm, prompts, tokens, method, Keep(3))
+        with pruning.running(vlm, packed) as cuts:
+            vlm.model(
+                **(made := pruning.decoder_inputs(vlm, packed)) | {"position_ids": made["position_ids"] + vlm.position_offset}
+            )
+    finally:
+        hook.remove()
+    features = states[0].new_zeros(*tokens.valid.shape, states[0].shape[2])
+    features[tokens.present] = states[0][plain.prompts.slots]
+    seen = replace(tokens, features=features, projected=True)
+    wanted = by_loop(seen, *method.groups(seen, method.cuts(Keep(3), vlm.shape)[0]))
+    assert cuts is not None and cuts.left is not None and torch.equal(cuts.left.valid, wanted.valid)
+    found = states[1][cuts.stages[1].prompts.slots]
+    close(found, wanted.features[wanted.present])
+    assert not torch.equal(found, features[wanted.present]), "something was merged"

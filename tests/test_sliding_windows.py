@@ -188,11 +188,11 @@ def test_flash_attention_is_refused_beyond_the_window_only(monkeypatch: pytest.M
     monkeypatch.setattr(vlm.model.config.text_config, "_attn_implementation_internal", "flash_attention_2")
     with (
         pytest.raises(ValueError, match="longer than the decoder's sliding window of 12"),
-        pruning.full_windows(vlm, packed.prompts),
+        pruning.running(vlm, packed),
     ):
         pass
-    within = replace(packed.prompts, index=torch.zeros_like(packed.prompts.input_ids))
-    with pruning.full_windows(vlm, within):
+    within = replace(packed, prompts=replace(packed.prompts, index=torch.zeros_like(packed.prompts.input_ids)))
+    with pruning.running(vlm, within):
         pass
 
 

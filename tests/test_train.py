@@ -30,6 +30,7 @@ from diffprune.pruners.diffprune import DiffPrune
 from diffprune.train import loop, recipe
 from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import LocalContext
+from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.loss import answer_nll, relaxed_nll
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import Diverged, ScorerTrainer
@@ -180,6 +181,46 @@ def trainer_of(vlm: Any, made: Recipe, spelling: str) -> ScorerTrainer:
     return ScorerTrainer(LocalContext("run"), vlm, made, registry.load("pruners", spelling), 0)
 
 
+def test_budgets_are_eased_and_methods_have_settings_of_their_own() -> None:
+    """Oracle: the tokens let through, written out; the key of a method changes with its own settings alone."""
+    options = {**SMALL, "steps": 100, "pruners": ("diffprune", "gumbel_topk"), "ease_share": 0.5, "ease_start": 0.25}
+    made = Recipe(**options)
+    for step, g in ((0, 0.25), (20, 0.55), (49, 0.985), (50, 1.0), (99, 1.0)):
+        for budget in (budgets.Keep(16), budgets.Share(1 / 9)):
+            let = recipe.eased(made, budget, step)
+            assert let.count(144) == round(144 ** (1 - g) * 16**g) and let.counts(torch.tensor([144])).tolist() == [let.count(144)]
+    assert recipe.eased(made.model_copy(update={"ease_share": 0.0}), budgets.Keep(16), 0) == budgets.Keep(16)
+    own = Recipe(**options, methods=({"pruner": "gumbel_topk", "learning_rate": 0.01, "steps": 30},))
+    topk, diffprune = Spec("gumbel_topk"), Spec("diffprune")
+    assert (own.of(topk).learning_rate, own.of(topk).steps, own.of(topk).pruners) == (0.01, 30, (topk,))
+    assert own.of(diffprune).steps == 100 and own.key(diffprune) == made.key(diffprune) and own.key(topk) != made.key(topk)
+    for wrong, reason in (
+        ({"pruner": "gumbel_keepdrop"}, "must name each of the pruners"),
+        ({"pruner": "diffprune", "clip": -1}, "clip"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            Recipe(**options, methods=(wrong,))
+
+
+def test_kept_batches_are_those_of_the_stream_and_count_the_same(vlm: Any) -> None:
+    """Oracle: `data.batches`, from the start and from the middle; the second reader draws nothing."""
+    options: dict[str, Any] = {"seed": 3, "images": 2, "questions": 2, "rank": 0, "world": 1, "packed": True}
+    wanted = list(itertools.islice(training.batches(vlm, "world", **options), 4))
+    known, tallies, found = DrawnBatches(64), [training.BrokenRows() for _ in range(3)], []
+    for start, tally in zip((0, 2, 0), tallies, strict=True):
+        found.append(list(itertools.islice(known.batches(vlm, Spec("world"), **options, start_step=start, tally=tally), 4 - start)))
+    for mine, theirs in zip(found[0], wanted, strict=True):
+        assert mine.prompts.labels is not None and mine.prompts.labels.equal(theirs.prompts.labels)
+        assert mine.pixels["pixel_values"].equal(theirs.pixels["pixel_values"])
+    assert all(a is b for a, b in zip(found[2], found[0], strict=True)) and all(
+        a is b for a, b in zip(found[1], found[0][2:], strict=True)
+    )
+    assert [tally.drawn for tally in tallies] == [8, 4, 8]
+    nothing = DrawnBatches(0)
+    first, again = (next(nothing.batches(vlm, Spec("world"), **options, start_step=0, tally=tallies[0])) for _ in range(2))
+    assert first is not again
+
+
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +232,9 @@ def by_hand(vlm: Any, made: Recipe) -> tuple[float, dict[str, torch.Tensor]]:
         networks = pruner.build(vlm.encode(training.calibration(vlm, "world", 4).pixels))
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))
     tokens = vlm.encode(batch.pixels)
-    relaxed = pruner.relax(tokens, recipe.drawn_budget(made, 0, 0), 2.0, Noise(recipe.NOISE, 0, 0, rows=[0, 1]))
+    relaxed = pruner.relax(
+        tokens, recipe.eased(made, recipe.drawn_budget(made, 0, 0), 0), 2.0, Noise(recipe.NOISE, 0, 0, rows=[0, 1])
+    )
     model, prompts = vlm.model.model, batch.prompts
     words = model.get_input_embeddings()(prompts.input_ids)
     seen = words.masked_scatter(prompts.slots[..., None], model.multi_modal_projector(relaxed.features))
@@ -243,7 +286,9 @@ def test_the_gradient_cosine_is_the_mean_over_pairs_of_parts(vlm: Any) -> None:
     grads = []
     for m in range(4):
         piece, noise = batch.part(vlm, m, m + 1), Noise(recipe.PROBE, 0, 0, rows=[m])
-        loss = arm.pruner.objective(arm.run(piece, 1), piece, recipe.drawn_budget(arm.recipe, 0, 0), Progress(0, 6), noise)
+        loss = arm.pruner.objective(
+            arm.run(piece, 1), piece, recipe.eased(arm.recipe, recipe.drawn_budget(arm.recipe, 0, 0), 0), Progress(0, 6), noise
+        )
         arm.networks.zero_grad()
         loss.total.backward()
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in arm.networks["scorer"].parameters()]

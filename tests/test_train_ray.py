@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
@@ -31,7 +32,7 @@ from diffprune.embedded import vlm as embedded
 from diffprune.store import Store
 from diffprune.train.checkpoints import Files, claim, read_steps
 from diffprune.train.context import Context, LocalContext
-from diffprune.train.loop import train
+from diffprune.train.loop import scorers, train
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import BadData, drawn
 from diffprune.vlm.activation_checkpointing import decoder_layers
@@ -44,6 +45,7 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
+THREE: dict[str, Any] = {"seeds": (0, 1, 2), "steps": 3}  # scorers, for two workers
 SPREAD = OPTIONS | {"model": "tiny(llava)", "steps": 3, "micro_images": 1, "checkpointing": True, "validate_every": 3}
 
 
@@ -86,6 +88,8 @@ def plain(folder: str, rank: str, model: str) -> None:
             held = [p.to_local().numel() / p.numel() for layer in layers for p in layer.parameters()]  # type: ignore[attr-defined]
             assert set(held) == {0.5}, "each has half of every layer"
         train(Recipe(**SPREAD), context, lambda _, vlm=vlm: vlm)
+    context.files = Files(Path(folder) / "apart", 1)
+    train(recipe(model, **THREE), context, load)
     refused(context, vlm)
     group.destroy_process_group()
 
@@ -139,9 +143,9 @@ def losses(folder: Path) -> list[float]:
     return [row.loss for row in steps(folder)]
 
 
-def steps(folder: Path) -> list[Step]:
-    """Records of the one scorer in a folder."""
-    ((_, found),) = read_steps(folder).items()
+def steps(folder: Path, scorer: str = "") -> list[Step]:
+    """Records of a scorer in a folder, of the only one if no name is given."""
+    found = read_steps(folder)[scorer] if scorer else next(iter(read_steps(folder).values()))
     return sorted(found, key=lambda row: row.step)
 
 
@@ -157,7 +161,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def two(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two plain processes leave."""
     folder = tmp_path_factory.mktemp("plain")
-    for place in (folder, folder / "whole", folder / "spread"):
+    for place in (folder, folder / "whole", folder / "spread", folder / "apart"):
         claim(place)
     both = [spawn("plain", str(folder), str(rank), model) for rank in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
@@ -182,6 +186,17 @@ def test_two_workers_equal_one(undisturbed: list[float], alone: list[float]) -> 
     assert len(undisturbed) == len(alone) == 10
     assert undisturbed == pytest.approx(alone, rel=1e-4), "noise of each image is its own, so the mean is over the same answers"
     assert sum(alone[-3:]) < sum(alone[:3]) - 0.03, "something was learnt, so gradients were averaged right"
+
+
+def test_two_workers_share_out_whole_scorers_and_train_the_odd_one_together(two: Path, model: str, tmp_path: Path) -> None:
+    train(recipe(model, workers=1, **THREE), LocalContext(tmp_path), load)
+    places = scorers(recipe(model, **THREE), two / "apart")
+    workers = {seed: {row.workers for row in steps(two / "apart", place.name)} for (_, seed), place in places.items()}
+    assert workers == {0: {1}, 1: {1}, 2: {2}}
+    for (_, seed), place in places.items():
+        mine, alone = (load_file(found / "model.safetensors") for found in (place, tmp_path / "scorers" / place.name))
+        for key, value in mine.items():
+            torch.testing.assert_close(value, alone[key], **({"rtol": 0, "atol": 0} if seed < 2 else {"rtol": 1e-3, "atol": 1e-4}))
 
 
 def test_a_spread_decoder_trains_as_a_whole_one(two: Path) -> None:

@@ -126,7 +126,32 @@ class Above:
         return f"Above({self.threshold:.6g}{extra})"
 
 
-Budget = Keep | Share | Above
+@dataclass(frozen=True)
+class Eased:
+    """A budget on its way down from everything, in training: N^(1 - g) K^g of an image's N tokens, of which `budget` keeps K.
+
+    exponent: g in [0, 1], linear in the logarithm of the keep ratio; 0 keeps everything, 1 what `budget` keeps.
+    """
+
+    budget: Keep | Share
+    exponent: float
+
+    def count(self, total: int) -> int:
+        return max(1, math.floor(total ** (1 - self.exponent) * self.budget.count(total) ** self.exponent + 0.5)) if total else 0
+
+    def counts(self, totals: Tensor) -> Tensor:
+        """[B] int: `count` of each of `totals` [B]."""
+        return torch.tensor([self.count(total) for total in totals.tolist()], device=totals.device)
+
+    def pick(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Survivors [B N] bool among `valid`, by `scores` [B N]."""
+        return top(scores, valid, self.counts(valid.sum(1)))
+
+    def __str__(self) -> str:
+        return f"Eased({self.budget}, {self.exponent:.4g})"
+
+
+Budget = Keep | Share | Above | Eased
 KINDS: dict[str, type[Keep] | type[Share] | type[Above]] = {"Keep": Keep, "Share": Share, "Above": Above}
 
 SPELLINGS = "write Keep(64), Share(1/9), Above(0.5), 64 or 22%"

@@ -18,19 +18,24 @@ class EvidenceKind(enum.StrEnum):
     ENCODER_KEYS = "keys of the vision encoder"
     ENCODER_FEATURES = "features inside the vision encoder"
     DECODER_ATTENTION = "attention in the decoder"
+    DECODER_KEYS = "keys of the decoder"
+    DECODER_FEATURES = "hidden states of the decoder"
 
 
 OF_THE_ENCODER = frozenset({EvidenceKind.ENCODER_ATTENTION, EvidenceKind.ENCODER_KEYS, EvidenceKind.ENCODER_FEATURES})
-OF_THE_QUESTION = frozenset({EvidenceKind.QUESTION, EvidenceKind.DECODER_ATTENTION})
+OF_THE_DECODER = frozenset({EvidenceKind.DECODER_ATTENTION, EvidenceKind.DECODER_KEYS, EvidenceKind.DECODER_FEATURES})
 
 
 @dataclass(frozen=True)
 class Evidence:
     """One thing a pruner asks for: a key of `VisualTokens.evidence`.
 
-    layer:   of the encoder or decoder, counted from 0, of the encoder from -1 backwards too; None is the encoder layer whose
-             output the projector reads.
-    queries: rows of decoder attention that are looked at: "last" (the last position) or "text" (all text after the image).
+    layer:   of the encoder or decoder, counted from 0. Of the encoder also from -1 backwards, and None is the layer whose output
+             the projector reads. Of the decoder, a negative number counts back from the cut (-1: the layer just before it), and
+             None is the first layer behind the cut, computed ahead on the tokens that are still there.
+    queries: rows of decoder attention that are looked at: "last" (the last token of the prompt), "text" (mean over the question,
+             which is all text after the image) or "each" (every token of the question). Of keys and hidden states, "text" means
+             those of the question instead of those of the image.
     joint:   encoder attention of one head as wide as all of them together, instead of the mean over heads.
     """
 
@@ -45,17 +50,29 @@ class Evidence:
         return self.kind in OF_THE_ENCODER
 
     @property
+    def from_decoder(self) -> bool:
+        """Whether it is known at a cut inside the decoder alone."""
+        return self.kind in OF_THE_DECODER
+
+    @property
+    def of_question(self) -> bool:
+        """Whether it depends on what is asked. States of visual tokens count as if it did: in some decoders they see the text."""
+        return self.kind is EvidenceKind.QUESTION or self.from_decoder
+
+    @property
     def per_token(self) -> bool:
         """Whether there is one value per visual token, which is padded and indexed with the tokens."""
-        return self.from_encoder or self.kind is EvidenceKind.DECODER_ATTENTION
+        return self.from_encoder or self.kind is EvidenceKind.DECODER_ATTENTION or (self.from_decoder and self.queries != "text")
 
     @property
     def of_image(self) -> bool:
         """Whether it is the same whatever is asked about the image, so that it can be kept with its encoding."""
-        return self.kind not in OF_THE_QUESTION
+        return not self.of_question
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f", layer {self.layer}"
+        if self.from_decoder and (self.layer is None or self.layer < 0):
+            layer = ", next layer" if self.layer is None else f", layer {self.layer} from the cut"
         return f"{self.kind}{layer}{f', {self.queries} queries' if self.queries else ''}{', joint heads' if self.joint else ''}"
 
 
@@ -88,6 +105,19 @@ def encoder_features(layer: int) -> Evidence:
     return Evidence(EvidenceKind.ENCODER_FEATURES, layer)
 
 
-def decoder_attention(layer: int, queries: str = "last") -> Evidence:
-    """Attention [B N] each visual token receives from the `queries` in a decoder layer, mean over heads and queries."""
+def decoder_attention(layer: int | None = -1, queries: str = "last") -> Evidence:
+    """Attention [B N] each visual token receives from the `queries` in a decoder layer, after the softmax, mean over heads.
+
+    "each": [B N T], T as in the embedded question.
+    """
     return Evidence(EvidenceKind.DECODER_ATTENTION, layer, queries)
+
+
+def decoder_keys(layer: int | None = -1, queries: str = "") -> Evidence:
+    """Keys [B N D] of a decoder layer with their rotary embedding, heads side by side; "text": a `Question` of keys [B T D]."""
+    return Evidence(EvidenceKind.DECODER_KEYS, layer, queries)
+
+
+def decoder_features(layer: int | None = None, queries: str = "") -> Evidence:
+    """Hidden states [B N D] that enter a decoder layer, 0 being the input embeddings; "text": a `Question` of them [B T D]."""
+    return Evidence(EvidenceKind.DECODER_FEATURES, layer, queries)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
-from diffprune.core.evidence import OF_THE_QUESTION, Evidence
+from diffprune.core.evidence import Evidence
 from diffprune.core.site import ENCODED, Cut, Plan
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import Selection, VisualTokens
@@ -80,7 +80,7 @@ class Pruner(ABC):
     @property
     def reads_question(self) -> bool:
         """Whether the choice may depend on the question; tables keep such methods apart from image-only ones."""
-        return any(evidence.kind in OF_THE_QUESTION for evidence in self.needs)
+        return any(evidence.of_question for evidence in self.needs)
 
     def cuts(self, budget: Budget, shape: Shape) -> Plan:
         """The cuts this method makes to meet `budget`: one before the projector, unless a method says others.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffprune.core.evidence import Evidence
+from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.data.sources import QAPairs
 from diffprune.vlm.tokenize import mentions, picture_tokens, plain, token_ids
@@ -24,6 +26,7 @@ class TrainBatch:
     image:   [B] int, the image each row is about.
     prompts: full-length rows with `labels`; packed (many questions per row, [B 1 S S] block mask) or one question per row.
     first:   number of the first image in the whole step, over all workers and parts.
+    encoded: tokens of the images by the evidence they were encoded with, kept by whoever encodes them.
     """
 
     pixels: dict[str, Tensor]
@@ -31,6 +34,7 @@ class TrainBatch:
     prompts: Prompts
     images: int
     first: int = 0
+    encoded: dict[frozenset[Evidence], VisualTokens] = field(default_factory=dict, repr=False, compare=False)
 
     def part(self, vlm: VLM, start: int, stop: int) -> TrainBatch:
         """Images start..stop and the rows about them."""

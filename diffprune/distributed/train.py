@@ -113,8 +113,8 @@ class RayContext(Context):
         return spread(vlm, self.device) if shard and self.world > 1 else vlm
 
 
-def _work(config: dict[str, Any]) -> str:
-    """What each worker runs; returns why training cannot succeed, or "". Anything raised is worth a restart."""
+def _work(config: dict[str, Any]) -> None:
+    """What each worker runs. Why training cannot succeed is noted; anything raised is worth a restart."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is announced
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -122,8 +122,7 @@ def _work(config: dict[str, Any]) -> str:
     try:
         train_here(recipe, context, partial(context.load_model, shard=recipe.shard))
     except (BadData, Diverged, Refused) as error:
-        return str(error)
-    return ""
+        context.stop(str(error))
 
 
 def train(recipe: Recipe, folder: Path | str, store: Store | None = None, provenance: Provenance | None = None) -> list[Path]:
@@ -151,7 +150,7 @@ def train(recipe: Recipe, folder: Path | str, store: Store | None = None, proven
 
 
 def _fit(config: dict[str, Any], workers: int) -> str:
-    """Run the worker group; returns what `_work` said.
+    """Run the worker group; returns why training cannot succeed, or "".
 
     Raises:
         RuntimeError: the group failed more often than it may, or its controller died.
@@ -180,7 +179,8 @@ def _fit(config: dict[str, Any], workers: int) -> str:
     # Ctrl-C stays ours: Ray's handler ends the process with exit code 0, and is left in place for whatever runs afterwards.
     trainer._register_sigint_handler = lambda controller: None
     try:
-        return trainer.fit().return_value or ""
+        trainer.fit()
+        return Files(Path(config["folder"]), config["attempt"]).stopped()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failures = getattr(error, "worker_failures", {})
         first = next((f"worker {rank}: {failure}" for rank, failure in failures.items()), str(error)).strip()
@@ -248,6 +248,7 @@ class Follower(threading.Thread):
     def __init__(self, recipe: Recipe, folder: Path, store: Store | None, provenance: Provenance | None) -> None:
         super().__init__(daemon=True, name="step log")
         self.recipe, self.folder, self.store, self.provenance = recipe, folder, store, provenance
+        self.steps = {place.name: recipe.of(spec).steps for (spec, _), place in scorers(recipe, folder).items()}
         self.ended = threading.Event()
         self.place = (folder / STEPS).stat().st_size if (folder / STEPS).is_file() else 0
 
@@ -261,13 +262,13 @@ class Follower(threading.Thread):
         self.ended.set()
         self.join()
         for scorer, step in self._newest():
-            print(line(scorer, step, self.recipe.steps), flush=True)
+            print(line(scorer, step, self.steps[scorer]), flush=True)
 
     def run(self) -> None:
         done = 0
         while not self.ended.wait(self.every_s):
             for scorer, step in self._newest():
-                print(line(scorer, step, self.recipe.steps), flush=True)
+                print(line(scorer, step, self.steps[scorer]), flush=True)
             finished = sum(is_complete(place) for place in scorers(self.recipe, self.folder).values())
             if finished > done:
                 done = finished

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from diffprune.core.budget import Above, Keep
+from diffprune.core.budget import Above
 from diffprune.core.cell import Cell, Questions
 from diffprune.core.records import Prediction
 from diffprune.evaluate.evaluator import evaluated
@@ -48,7 +48,7 @@ def _share(cell: Cell) -> float:
         return 0.0
     if isinstance(spec.budget, Above):
         return 0.5
-    return min(1.0, spec.budget.num / NOMINAL_TOKENS) if isinstance(spec.budget, Keep) else spec.budget.share
+    return spec.budget.count(NOMINAL_TOKENS) / NOMINAL_TOKENS
 
 
 @dataclass(frozen=True)

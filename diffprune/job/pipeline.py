@@ -242,7 +242,9 @@ class Plan:
         done = Store(self.store_root).done()
         if "train" in stages and self.job.train:
             recipe, left = self.job.train, self.untrained()
-            print(f"train: {len(recipe.pruners) * len(recipe.seeds)} scorers of {recipe.steps} steps, {len(left)} to do")
+            steps = sorted({recipe.of(spec).steps for spec in recipe.pruners})
+            scorers = f"{len(recipe.pruners) * len(recipe.seeds)} scorers of {' or '.join(map(str, steps))} steps"
+            print(f"train: {scorers}, {len(left)} to do")
             config = self.job.config or (configuration(recipe.model) if recipe.model.name != "embedded" else None)
             for found in estimate.estimate(recipe, config, self.job.assumed) if config else []:
                 print("\n".join(f"  {text}" for text in estimate.lines(recipe, found)))

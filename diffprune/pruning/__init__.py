@@ -4,26 +4,25 @@
 """
 
 from diffprune.pruning.path import (
-    POSITIONS,
     Packed,
     answer,
     blind,
-    cut,
     decoder_inputs,
     embeddings,
     forward,
-    full_windows,
     generate,
-    merged,
+    inside_decoder,
     plan_of,
-    rows_of_images,
+    running,
     select,
     shortened,
     shrink,
     with_question,
 )
+from diffprune.pruning.rows import POSITIONS, cut, rows_of_images
+from diffprune.pruning.selection import merged
 
 __all__ = [
-    "POSITIONS", "Packed", "answer", "blind", "cut", "decoder_inputs", "embeddings", "forward", "full_windows", "generate",
-    "merged", "plan_of", "rows_of_images", "select", "shortened", "shrink", "with_question",
+    "POSITIONS", "Packed", "answer", "blind", "cut", "decoder_inputs", "embeddings", "forward", "generate", "inside_decoder",
+    "merged", "plan_of", "rows_of_images", "running", "select", "shortened", "shrink", "with_question",
 ]  # fmt: skip

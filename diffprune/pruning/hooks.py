@@ -3,8 +3,8 @@
 While the block runs there are a forward pre-hook and a patched `get_image_features`. The hook encodes the images at prefill, cuts
 the rows and hands both to the model's own forward; at every later step it only shortens the attention mask, whose other columns
 were never cached. `generate` encodes images before any forward sees them, so the patch records its arguments and leaves the
-encoding to the hook. Both are removed on exit and nothing else is touched, so sampling, beams, streaming and several answers per
-prompt are the library's own.
+encoding to the hook. A method that cuts inside the decoder has its own hooks there (`decoder_cuts`). All are removed on exit and
+nothing else is touched, so sampling, beams, streaming and several answers per prompt are the library's own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from typing import Any
 from weakref import WeakSet
@@ -28,6 +28,7 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning._arguments import budget_of, pruner_of
+from diffprune.pruning.decoder_cuts import DecoderCuts, Inside, check_positions
 from diffprune.pruning.pretrained import check_model
 from diffprune.vlm.family import refuse_videos
 from diffprune.vlm.load import wrap
@@ -39,21 +40,31 @@ ELSEWHERE = "another thread called a model inside a pruned() block that this thr
 
 
 class Pruned:
-    """State of a `pruned` block. selection: survivors of the newest prefill, for `diffprune.overlay`."""
+    """State of a `pruned` block."""
 
     def __init__(self, vlm: VLM, pruner: Pruner, budget: Budget, positions: str) -> None:
         self.vlm, self.pruner, self.budget, self.positions = vlm, pruner, budget, positions
-        self.selection: Selection | None = None
+        self._selection: Selection | None = None
         self.parameters = inspect.signature(vlm.model.forward).parameters
         self.windows, self.thread = Windows(vlm), threading.get_ident()
         encoding = inspect.signature(vlm.model.base_model.get_image_features).parameters
         self.settings = {*encoding, "interpolate_pos_encoding"} - {*vlm.encoder_inputs, *OURS}
+        inside = pruning.inside_decoder(pruning.plan_of(vlm, pruner, budget))
+        self.cuts = DecoderCuts(vlm, pruner, inside, self.windows) if inside else None
+        if inside:
+            check_positions(pruner, positions)
         self._asked: tuple[Any, dict[str, Any]] = (None, {})  # a deferred encoder output, and the pictures it stands for
         self._chosen: tuple[VisualTokens, VisualTokens] | None = None  # of those pictures: all tokens, and what is left of them
         self._full: Prompts | None = None  # rows of the newest prefill as they came, and as they went on
         self._short: Prompts | None = None
         self._turned = False  # the cache has gone into another call of generate
         self._offset = 0  # from positions of the rows to those the forward expects
+
+    @property
+    def selection(self) -> Selection | None:
+        """Survivors of the newest prefill, after the last cut, for `diffprune.overlay`; of repeated rows, the first's."""
+        left = None if self.cuts is None else self.cuts.left
+        return self._selection if left is None else Selection(left.valid[self._first], grid=left.grid)
 
     def elsewhere(self) -> bool:
         """Whether this is another thread than the one that entered the block; it is told so."""
@@ -100,6 +111,8 @@ class Pruned:
         if held == 0:  # a prompt without pictures
             self._full = self._short = None
             self.windows.measure_by(None, {})
+            if self.cuts is not None:
+                self.cuts.expect(None)
         return (), given if self._short is None else self._later(given, held)
 
     def _refuse(self, given: dict[str, Any], encoded: dict[str, Any], held: int, pictures: bool) -> None:
@@ -133,27 +146,33 @@ class Pruned:
         vlm, times = self.vlm, self._times(given)
         pixels, prompts, own = self._read(given, times)
         self._offset = 0 if given.get("position_ids") is not None else vlm.position_offset  # what generate passes counts it already
+        known = again and self._chosen is not None
         if not again or self._chosen is None:
             tokens = vlm.encode(pixels, self.pruner.needs)
             pruning.rows_of_images(own, tokens)  # refuses rows whose slots are not those of the pictures
             self._chosen = tokens, pruning.select(vlm, own, tokens, self.pruner, self.budget)
         tokens, left = self._chosen
-        self.selection = Selection(left.valid, grid=left.grid)
+        self._selection, self._first = Selection(left.valid, grid=left.grid), torch.arange(len(left))
         if times > 1:
             owner = pruning.rows_of_images(own, tokens)
             order = torch.cat([(owner == row).nonzero().squeeze(1).repeat(times) for row in range(len(own))])
-            tokens, left = tokens[order], left[order]
+            tokens, left, self._first = tokens[order], left[order], order.argsort(stable=True)[::times]
         if (labels := given.get("labels")) is not None:
             prompts = replace(prompts, labels=labels)
-        packed = pruning.shortened(vlm, prompts, tokens, left, self.positions)
+        packed = pruning.shortened(vlm, prompts, tokens, left, self.positions, self._inside(left))
         self._full, self._short, self._turned = prompts, packed.prompts, False
         made = pruning.decoder_inputs(vlm, packed)
         made["position_ids"] = made["position_ids"] + self._offset
         types = {name: made.pop(name) for name in vlm.token_inputs(packed.prompts)}
         types = {name: value for name, value in types.items() if given.get(name) is not None}  # given none, the model has none
         self.windows.measure_by(packed.prompts.index, types)
+        if self.cuts is not None:
+            self.cuts.expect(packed.prompts, left, again=known)
         kept = {name: value for name, value in given.items() if name not in (*vlm.encoder_inputs, "labels")}
         return kept | made | types | ({} if labels is None else {"labels": packed.prompts.labels})
+
+    def _inside(self, left: VisualTokens) -> Inside | None:
+        return None if self.cuts is None else Inside(self.pruner, tuple(self.cuts.cuts.values()), left)
 
     def _times(self, given: dict[str, Any]) -> int:
         """How often each prompt stands in the rows: generate repeats it for beams and several answers, its pictures not.
@@ -285,7 +304,7 @@ def pruned(
     own = vars(base).get(name)
     setattr(base, name, session.deferring(getattr(base, name)))
     try:
-        with session.windows.hooked():
+        with session.windows.hooked(), nullcontext() if session.cuts is None else session.cuts.hooked():
             yield session
     finally:
         hook.remove()

@@ -10,7 +10,7 @@ Survivors keep their original positions unless asked otherwise. A row may show s
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,20 +26,22 @@ from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.io.image import open_image
 from diffprune.pruning._arguments import budget_of, pruner_of, rows_of_questions
+from diffprune.pruning.decoder_cuts import DecoderCuts, Inside
 from diffprune.pruning.pretrained import check_model
-from diffprune.vlm.windows import packed_mask, window_of, windows_of_full_rows
-
-POSITIONS = ("original", "compact")
+from diffprune.pruning.rows import cut, embedded_question, rows_of_images
+from diffprune.pruning.selection import applied
+from diffprune.vlm.windows import Windows, packed_mask
 
 
 @dataclass(frozen=True)
 class Packed:
     """Rows ready for the decoder: `prompts` at the length that is left, `features` [M D_text] of all survivors in slot order.
 
-    kept, total: [I] int, visual tokens of each image after and before; separators are counted apart.
+    kept, total: [I] int, visual tokens of each image that enter the decoder, and before any cut; separators are counted apart.
     lengths:     [I] int, `sizes` where there are separators; None where they are the kept.
     deepstack:  [M C], DeepStack features of each row of `features`.
     selection:  what the pruner left of each image.
+    inside:     cuts that are still to come, inside the decoder; None where there are none.
     """
 
     prompts: Prompts
@@ -49,32 +51,12 @@ class Packed:
     lengths: Tensor | None = None
     deepstack: Tensor | None = None
     selection: Selection | None = None
+    inside: Inside | None = None
 
     @property
     def sizes(self) -> Tensor:
         """[I] int: rows of `features` that belong to each image, separators included."""
         return self.kept if self.lengths is None else self.lengths
-
-
-def rows_of_images(prompts: Prompts, tokens: VisualTokens) -> Tensor:
-    """[I] int: the row each image stands in. Images come in the order of the rows' slots.
-
-    Raises:
-        ValueError: the rows have another number of slots than the images have tokens.
-    """
-    slots, sizes = prompts.slots.sum(1), tokens.present.sum(1)
-    if int(slots.sum()) != int(sizes.sum()):
-        raise ValueError(
-            f"the prompts have {int(slots.sum())} places for visual tokens, the images have {int(sizes.sum())} of them"
-        )
-    return torch.searchsorted(slots.cumsum(0), sizes.cumsum(0) - sizes, right=True)
-
-
-def embedded_question(vlm: VLM, prompts: Prompts) -> Question:
-    """Embedded question of each row, padded on the left to the longest."""
-    longest = max(int(prompts.question.sum(1).max()), 1)
-    order = prompts.question.int().argsort(dim=1, stable=True)[:, -longest:]
-    return Question(vlm.embed(prompts.input_ids.gather(1, order)), prompts.question.gather(1, order))
 
 
 def with_question(vlm: VLM, prompts: Prompts, tokens: VisualTokens) -> VisualTokens:
@@ -90,16 +72,28 @@ def plan_of(vlm: VLM, pruner: Pruner, budget: Budget) -> Plan:
     """The cuts of a method in order.
 
     Raises:
-        ValueError: a budget that the method cannot meet, or a cut inside the decoder, where nothing can be removed yet.
+        ValueError: a budget that the method cannot meet, a cut behind the decoder's last layer, or one that looks at a layer which
+            comes later.
     """
-    plan = in_order(pruner.cuts(budget, vlm.shape))
-    if plan and plan[-1].site.stage is Stage.DECODER:
-        raise ValueError(f"{pruner.label} cuts {plan[-1].site}, but tokens can only be removed before the decoder so far")
+    plan, layers = in_order(pruner.cuts(budget, vlm.shape)), vlm.shape.layers
+    for step in plan:
+        if step.site.layer >= layers:
+            raise ValueError(f"{pruner.label} cuts {step.site}, which saves nothing in a decoder of {layers} layers")
+        late = [key for key in pruner.needs if key.from_decoder and key.layer is not None and step.site.layer]
+        for key in late:
+            assert key.layer is not None
+            if not -step.site.layer <= key.layer < step.site.layer:
+                raise ValueError(f"{pruner.label} cuts {step.site} by {key}, which is not known there: cut later or look earlier")
     return plan
 
 
+def inside_decoder(plan: Plan) -> Plan:
+    """The cuts of a plan that happen inside the decoder."""
+    return tuple(step for step in plan if step.site.stage is Stage.DECODER)
+
+
 def select(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget) -> VisualTokens:
-    """Run the pruner's plan: the tokens with `valid` reduced to the survivors, projected if a cut looked at them so.
+    """Run the pruner's plan up to the decoder: the tokens with `valid` reduced to the survivors, projected if a cut needed it.
 
     tokens: of the rows' images in order (`VisualTokens.__getitem__` repeats shared encodings).
 
@@ -110,41 +104,12 @@ def select(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, bud
     if QUESTION in pruner.needs:
         tokens = with_question(vlm, prompts, tokens)
     for step in plan_of(vlm, pruner, budget):
+        if step.site.stage is Stage.DECODER:
+            break
         if step.site.stage is Stage.PROJECTED and not tokens.projected:
             tokens = _projected(vlm, tokens)
-        chosen = pruner.select(tokens, step)
-        if chosen.features is not None:
-            tokens = replace(tokens, features=chosen.features)
-        if chosen.mix is not None:
-            tokens = merged(tokens, chosen.keep, chosen.mix)
-        tokens = replace(tokens, valid=chosen.keep)
+        tokens = applied(tokens, pruner.select(tokens, step))
     return tokens
-
-
-def merged(tokens: VisualTokens, keep: Tensor, mix: Tensor) -> VisualTokens:
-    """Survivors as the weighted sums of tokens that `mix` says; `valid` is left as it is.
-
-    keep, mix: of `Selection`. DeepStack features go the same way, and a token's size is shared out over the survivors it goes into
-    in proportion to its weights. A survivor that is itself and nothing else stays as it is, bit by bit.
-    """
-    mix = mix.float().masked_fill(~tokens.valid[:, None], 0.0)
-    index = keep.int().argsort(dim=1, descending=True, stable=True)[:, : mix.shape[1]]  # [B K], survivors first
-    real = torch.arange(mix.shape[1], device=keep.device) < keep.sum(1, keepdim=True)
-    alone = (mix.gather(2, index[..., None])[..., 0] == 1) & ((mix != 0).sum(-1) == 1)
-    changed = (real & ~alone)[..., None]
-    mix = mix * real[..., None]
-
-    def added(values: Tensor) -> Tensor:
-        """[B N C], each survivor replaced by its sum."""
-        place = index[..., None].expand(-1, -1, values.shape[2])
-        sums = mix @ values.float().masked_fill(~tokens.valid[..., None], 0.0)
-        return values.scatter(1, place, torch.where(changed, sums.to(values.dtype), values.gather(1, place)))
-
-    size = torch.ones_like(tokens.valid, dtype=torch.float32) if tokens.size is None else tokens.size
-    sizes = (mix / mix.sum(1, keepdim=True).clamp_min(1e-30) * size[:, None]).sum(-1)
-    deepstack = None if tokens.deepstack is None else added(tokens.deepstack)
-    size = size.scatter(1, index, torch.where(real, sizes, size.gather(1, index)))
-    return replace(tokens, features=added(tokens.features), deepstack=deepstack, size=size)
 
 
 def _projected(vlm: VLM, tokens: VisualTokens) -> VisualTokens:
@@ -166,53 +131,27 @@ def embeddings(vlm: VLM, tokens: VisualTokens) -> Tensor:
     return found.masked_scatter(tokens.valid[present][:, None], rows)
 
 
-def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original") -> Prompts:
-    """The rows at the positions that are left [B S] bool, padded on the left.
+def shrink(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget, positions: str = "original") -> Packed:
+    """From full-length rows and encoded images to rows at the length the pruner leaves, with its cuts inside the decoder."""
+    left = select(vlm, prompts, tokens, pruner, budget)
+    return shortened(vlm, prompts, tokens, left, positions, Inside.of(pruner, inside_decoder(plan_of(vlm, pruner, budget)), left))
 
-    positions: "original" keeps those of the full row; "compact" counts what is left.
+
+def shortened(
+    vlm: VLM,
+    prompts: Prompts,
+    tokens: VisualTokens,
+    left: VisualTokens,
+    positions: str = "original",
+    inside: Inside | None = None,
+) -> Packed:
+    """Full-length rows cut to the tokens that are `left` of their images' `tokens`.
 
     Raises:
-        ValueError: another word for `positions`.
+        ValueError: cuts `inside` the decoder of rows that are renumbered before it, or that hold many questions each.
     """
-    if positions not in POSITIONS:
-        raise ValueError(f"positions is {positions!r}; it is one of {', '.join(POSITIONS)}")
-    length = int(live.sum(1).max())
-    order = live.int().argsort(dim=1, stable=True)[:, -length:]
-    rows = live.gather(1, order)
-    gone = ~rows
-
-    def at(values: Tensor, fill: int | bool) -> Tensor:
-        return values.gather(1, order).masked_fill_(gone, fill)
-
-    where = prompts.position_ids
-    if positions == "compact" or where.ndim == 3:
-        compact = (rows.cumsum(1) - 1).clamp_min(0)
-    if positions == "compact":
-        short = compact if where.ndim == 2 else compact[..., None].expand(-1, -1, where.shape[2])
-    elif where.ndim == 2:
-        short = at(where, 0)
-    else:  # the text coordinate only tells sequences apart and must not have gaps
-        short = torch.stack([compact, *(at(where[..., i], 0) for i in range(1, where.shape[2]))], -1)
-    places = torch.arange(live.shape[1], device=live.device).expand_as(live) if prompts.index is None else prompts.index
-    return Prompts(
-        input_ids=at(prompts.input_ids, pad),
-        attention_mask=rows.long(),
-        position_ids=short,
-        slots=at(prompts.slots, False),
-        question=at(prompts.question, False),
-        labels=None if prompts.labels is None else at(prompts.labels, -100),
-        index=at(places, 0) if positions == "original" else None,
-        token_types=None if prompts.token_types is None else at(prompts.token_types, 0),
-    )
-
-
-def shrink(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, budget: Budget, positions: str = "original") -> Packed:
-    """From full-length rows and encoded images to rows at the length the pruner leaves."""
-    return shortened(vlm, prompts, tokens, select(vlm, prompts, tokens, pruner, budget), positions)
-
-
-def shortened(vlm: VLM, prompts: Prompts, tokens: VisualTokens, left: VisualTokens, positions: str = "original") -> Packed:
-    """Full-length rows cut to the tokens that are `left` of their images' `tokens`."""
+    if inside is not None:
+        inside.check(prompts, positions)
     before, after = tokens.present, left.present
     live = prompts.attention_mask.bool().masked_scatter(prompts.slots, after.masked_select(before))
     return Packed(
@@ -223,6 +162,7 @@ def shortened(vlm: VLM, prompts: Prompts, tokens: VisualTokens, left: VisualToke
         lengths=None if left.row_id is None else after.sum(1),
         deepstack=None if left.deepstack is None else left.deepstack[after],
         selection=Selection(left.valid, grid=left.grid),
+        inside=inside,
     )
 
 
@@ -252,13 +192,30 @@ def decoder_inputs(vlm: VLM, packed: Packed) -> dict[str, Any]:
 def forward(vlm: VLM, packed: Packed, **options: Any) -> Any:
     """The model's own forward at the shorter length; `options` go to it (`logits_to_keep`, `use_cache`, `labels` ...)."""
     inputs = decoder_inputs(vlm, packed)
-    with full_windows(vlm, packed.prompts):
+    with running(vlm, packed):
         return vlm.model(**inputs | {"position_ids": inputs["position_ids"] + vlm.position_offset}, **options)
 
 
-def full_windows(vlm: VLM, prompts: Prompts) -> AbstractContextManager[None]:
-    """Inside, the model measures sliding windows in the full rows that `prompts` were cut from; most decoders have none."""
-    return nullcontext() if window_of(vlm.model) is None else windows_of_full_rows(vlm, prompts, vlm.token_inputs(prompts))
+@contextmanager
+def running(
+    vlm: VLM, packed: Packed, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> Iterator[DecoderCuts | None]:
+    """Inside, the model's own forward and generate on these rows cut what is to be cut inside the decoder, and measure sliding
+    windows in the full rows that `packed` was cut from. Most rows need neither.
+
+    around: a context for what a method adds to the decoder's own work.
+    """
+    windows, inside = Windows(vlm), packed.inside
+    if windows.window is not None:
+        windows.measure_by(packed.prompts.index, vlm.token_inputs(packed.prompts))
+    with windows.hooked():
+        if inside is None:
+            yield None
+            return
+        cuts = DecoderCuts(vlm, inside.pruner, inside.cuts, windows, around)
+        cuts.expect(packed.prompts, inside.tokens)
+        with cuts.hooked():
+            yield cuts
 
 
 GREEDY = {
@@ -294,7 +251,7 @@ def answer(vlm: VLM, packed: Packed, max_new_tokens: int, **options: Any) -> tup
     """
     tokenizer = vlm.processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    with full_windows(vlm, packed.prompts), _greedy(vlm.model):
+    with running(vlm, packed), _greedy(vlm.model):
         made = vlm.model.generate(
             **decoder_inputs(vlm, packed), max_new_tokens=max_new_tokens, pad_token_id=pad, tokenizer=tokenizer, **options
         )

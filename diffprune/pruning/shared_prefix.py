@@ -23,7 +23,8 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.site import Stage
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning import path
-from diffprune.pruning.path import Packed, cut, forward
+from diffprune.pruning.path import Packed, forward
+from diffprune.pruning.rows import cut
 from diffprune.vlm.prefilled_cache import STEPS, prefilled, states_of
 
 COPIED = 1 / 16  # what laying a prefix token into a row costs beside computing a token, roughly

@@ -165,7 +165,7 @@ def prefill(vlm: VLM, ready: Ready, clock: Clock) -> tuple[float, Any]:
     """(ms from decoder inputs to the logits of the last position, the model's output with its cache)."""
     marks = Marks(clock)
     clock.wait()
-    with pruning.full_windows(vlm, ready.packed.prompts), marks.span("prefill"):
+    with pruning.running(vlm, ready.packed), marks.span("prefill"):
         output = vlm.model(**ready.keywords, use_cache=True, logits_to_keep=1)
     return marks.totals()["prefill"], output
 

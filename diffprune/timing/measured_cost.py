@@ -6,6 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffprune import pruning
 from diffprune.core.records import Cost
 from diffprune.core.vlm import VLM
 from diffprune.timing import eager, flops
@@ -17,7 +18,7 @@ from diffprune.timing.eager import Mode, Ready
 def counted_flops(vlm: VLM, ready: Ready) -> float:
     """torch's own counter over one prefill. Attention runs in its unfused form, which the counter knows on every device, so it
     is counted in full: `flops.causal_half` above the formula."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with pruning.running(vlm, ready.packed), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         vlm.model(**ready.keywords, use_cache=True, logits_to_keep=1)
     return float(counter.get_total_flops())
 

@@ -27,6 +27,7 @@ from diffprune.io.json_object import parsed
 
 STEPS = "steps.jsonl"
 STATES = "states"
+STOPPED = "stopped"
 
 
 def attempts_at(folder: Blobs | Path | str) -> Attempts:
@@ -87,6 +88,15 @@ class Files:
         self.check()
         for key in self.blobs.list(f"{STATES}/{name}"):
             self.blobs.delete(key)
+
+    def stop(self, rank: int, reason: str) -> None:
+        """Note why a worker cannot go on."""
+        self.blobs.replace(f"{STOPPED}/{self.attempt:08d}-{rank}", reason.encode())
+
+    def stopped(self) -> str:
+        """Why a worker of this attempt cannot go on, the first one's reason; empty while all can."""
+        noted = [key for key in self.blobs.list(STOPPED) if key.startswith(f"{STOPPED}/{self.attempt:08d}-")]
+        return self.blobs.read(noted[0]).decode() if noted else ""
 
     def append(self, line: Mapping[str, Any], durable: bool = False) -> None:
         """Add a line to the step log; `durable` waits until it and all before it are on the disk."""

@@ -74,6 +74,35 @@ class Context(ABC):
         if self.rank == 0:
             self.files.discard(name)
 
+    def apart(self) -> Context:
+        """This worker alone, for a scorer that it trains by itself while the others train theirs."""
+        return Apart(self)
+
+    def stop(self, reason: str) -> None:
+        """Tell the other workers, and the driver, that this one cannot go on."""
+        self.files.stop(self.rank, reason)
+
+
+class Apart(Context):
+    """One worker of a group that trains a scorer by itself: the only one of its world, in the folder of the group."""
+
+    rank, world = 0, 1
+
+    def __init__(self, group: Context) -> None:
+        self.device, self.files, self._group = group.device, group.files, group
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def progress(self, text: str) -> None:
+        self._group.progress(text)
+
+    def stop(self, reason: str) -> None:
+        self._group.stop(reason)
+
 
 class LocalContext(Context):
     """One process, no cluster. Claims `folder` on creation."""

@@ -135,7 +135,7 @@ def estimate(recipe: Recipe, config: Mapping[str, Any], assumed: Assumed | None 
     """
     vlm, assumed = outline(config), assumed or Assumed()
     trained = [spec for spec in recipe.pruners if issubclass(registry.find("pruners", spec.name), TrainablePruner)]
-    return [_scorer(recipe, vlm, assumed, spec) for spec in trained]
+    return [_scorer(recipe.of(spec), vlm, assumed, spec) for spec in trained]
 
 
 def _scorer(recipe: Recipe, vlm: VLM, assumed: Assumed, spec: Spec) -> Estimate:
@@ -191,6 +191,7 @@ def _weights(recipe: Recipe, vlm: VLM, element: int) -> float:
 
 def lines(recipe: Recipe, found: Estimate) -> list[str]:
     """An estimate as the user reads it."""
+    recipe = next(recipe.of(spec) for spec in recipe.pruners if str(spec) == found.pruner)
     image, total = found.image, recipe.images * found.image.positions
     kind = recipe.dtype if recipe.dtype != "auto" else "the checkpoint's type"
     how = f"{_at_once(recipe)} images at once" + (", layers computed again" if recipe.checkpointing else "")

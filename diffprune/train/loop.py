@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,12 @@ from diffprune.data import TrainBatch
 from diffprune.io import checkpoint
 from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import Context
+from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import ScorerTrainer, calibration_tokens, drawn, name
+
+POLL_S = 0.2  # between looks at what the other workers have finished
+KEPT_MIB = 512  # of batches that are kept for the next method of a seed
 
 
 def scorers(recipe: Recipe, folder: Path | str) -> dict[tuple[Spec, int], Path]:
@@ -54,20 +59,51 @@ def missing(recipe: Recipe, folder: Path | str) -> list[tuple[Spec, int]]:
 
 
 def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Path]:
-    """Train what is missing of all arms and seeds, one after the other; returns the scorers' folders in recipe order.
+    """Train what is missing of all methods and seeds; returns the scorers' folders in recipe order.
+
+    Several workers first share out whole scorers, each as many, which costs no exchange of gradients; what is left over, or all of
+    them where the decoder is spread over the workers, they train together, each with its share of the images of every step.
 
     load: gives the VLM by name (and `dtype`, where the recipe states one); not called when nothing is missing.
 
     Raises:
         ValueError: a folder holds another recipe's scorer. Diverged: an arm's loss stayed NaN or infinite. BadData: no batch.
     """
-    left = missing(recipe, context.files.folder)
+    folder, known = context.files.folder, DrawnBatches(KEPT_MIB)
+    left = _agreed(recipe, context)
     options = {} if recipe.dtype == "auto" else {"dtype": recipe.dtype}
     vlm = load(recipe.model, **options) if left else None
-    for spec, seed in left:
+    share = 0 if context.world == 1 or recipe.shard else len(left) // context.world
+    own, rest = left[context.rank * share : (context.rank + 1) * share], left[context.world * share :]
+    for spec, seed in own:
         assert vlm is not None
-        registry.make("pruners", spec).fit(Run(context, vlm, recipe, spec, seed))
-    return list(scorers(recipe, context.files.folder).values())
+        registry.make("pruners", spec).fit(Run(context.apart(), vlm, recipe, spec, seed, known))
+    if rest and share and not _others_done(recipe, context, left[: context.world * share]):
+        return []
+    for spec, seed in rest:
+        assert vlm is not None
+        registry.make("pruners", spec).fit(Run(context, vlm, recipe, spec, seed, known))
+    return list(scorers(recipe, folder).values())
+
+
+def _agreed(recipe: Recipe, context: Context) -> list[tuple[Spec, int]]:
+    """What all workers find missing: one that looks late may see what another has finished meanwhile."""
+    every, mine = list(scorers(recipe, context.files.folder)), missing(recipe, context.files.folder)
+    seen = context.sum(torch.tensor([float(key in mine) for key in every], device=context.device)).tolist()
+    return [key for key, times in zip(every, seen, strict=True) if times == context.world]
+
+
+def _others_done(recipe: Recipe, context: Context, apart: list[tuple[Spec, int]]) -> bool:
+    """Wait until every scorer that some worker trains by itself is there; False when one of them cannot go on.
+
+    Through the folder they share, not by a collective operation: these give up after a time that one training may well exceed.
+    """
+    places = scorers(recipe, context.files.folder)
+    while not all(checkpoint.is_complete(places[key]) for key in apart):
+        if context.files.stopped():
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def _due(every: int, step: int, steps: int) -> bool:
@@ -77,8 +113,8 @@ def _due(every: int, step: int, steps: int) -> bool:
 class Run:
     """What fitting one method of a recipe with one seed may use: `core.fitted.FittingRun`."""
 
-    def __init__(self, context: Context, vlm: VLM, recipe: Recipe, spec: Spec, seed: int) -> None:
-        self.context, self.vlm, self.recipe, self.spec, self.seed = context, vlm, recipe, spec, seed
+    def __init__(self, context: Context, vlm: VLM, recipe: Recipe, spec: Spec, seed: int, known: DrawnBatches) -> None:
+        self.context, self.vlm, self.recipe, self.spec, self.seed, self.known = context, vlm, recipe.of(spec), spec, seed, known
 
     def calibration(self, pruner: Pruner, images: int) -> VisualTokens:
         """The same images on every worker."""
@@ -87,7 +123,7 @@ class Run:
 
     def train(self, pruner: TrainablePruner) -> Artifact:
         """Train to the end, going on where an earlier run stopped, and save."""
-        trainer = ScorerTrainer(self.context, self.vlm, self.recipe, pruner, self.seed)
+        trainer = ScorerTrainer(self.context, self.vlm, self.recipe, pruner, self.seed, self.known)
         _steps(trainer)
         broken = self.context.sum(torch.tensor(float(trainer.tally.broken), device=self.context.device))
         trainer.networks.eval()
@@ -127,7 +163,7 @@ def _steps(trainer: ScorerTrainer) -> None:
 
 def _batches(trainer: ScorerTrainer) -> Iterator[TrainBatch]:
     recipe, context = trainer.recipe, trainer.context
-    return training.batches(
+    return trainer.known.batches(
         trainer.vlm, recipe.data, seed=trainer.seed, images=recipe.images, rank=context.rank, world=context.world,
         start_step=trainer.done, questions=recipe.questions_alone if trainer.aware else recipe.questions,
         packed=trainer.vlm.packs and not trainer.aware, tally=trainer.tally,

@@ -13,13 +13,32 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, fi
 from diffprune import data as training
 from diffprune.config.fields import MOST, MOST_WORKERS, TEXT, BudgetValue, ModelSpec, PrunerSpec, Seed
 from diffprune.core import registry
-from diffprune.core.budget import Budget, Share
+from diffprune.core.budget import Budget, Eased, Keep, Share
 from diffprune.core.fitted import FittedPruner
 from diffprune.core.noise import generator
 from diffprune.core.spec import Spec
 from diffprune.vlm.load import fingerprint
 
 DRAW, NOISE, PROBE, CHECK = range(4)  # streams of random numbers that never meet
+
+
+class MethodSettings(BaseModel):
+    """Settings in which the training of one method differs from its recipe's, such as a search's winners; None: it does not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pruner: PrunerSpec
+    steps: int | None = None
+    images: int | None = None
+    learning_rate: float | None = None
+    warmup_share: float | None = None
+    weight_decay: float | None = None
+    clip: float | None = None
+    temperature_start: float | None = None
+    temperature_end: float | None = None
+    anneal_share: float | None = None
+    ease_share: float | None = None
+    ease_start: float | None = None
 
 
 class Recipe(BaseModel):
@@ -36,6 +55,8 @@ class Recipe(BaseModel):
     warmup_share: of the steps, over which the learning rate grows; it falls along a cosine then.
     clip:       of the gradient's norm.
     budgets:    one is drawn per step, the same for the whole batch, so that one scorer serves all.
+    ease_share, ease_start: a budget that keeps K of N tokens lets N^(1 - g) K^g through, g rising from `ease_start` to 1 over that
+                share of the steps: what few noisy tokens cannot show is learnt while many are let through. 0: no easing.
     temperature_start, temperature_end, anneal_share: of the relaxation, over that share of the steps, then constant. A method may
                 make of them what it wants (`TrainablePruner.temperature`).
     calibration_images: by which a scorer standardises its features.
@@ -48,7 +69,8 @@ class Recipe(BaseModel):
     micro_images: per worker that are in memory at once; a step adds up gradients over such parts, 0: all of its share at once.
     checkpointing: decoder layers are computed again in the backward pass instead of stored.
     shard:      the frozen decoder's layers are spread over the workers and gathered one by one; for models too large for one.
-    workers:    processes that share every step.
+    workers:    processes; they share out whole scorers where there are enough (`split`), else the images of every step.
+    methods:    settings in which single methods differ.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +91,8 @@ class Recipe(BaseModel):
     temperature_end: float = 0.1
     anneal_share: float = 0.5
     budgets: tuple[BudgetValue, ...] = (Share(1 / 3), Share(2 / 9), Share(1 / 9), Share(1 / 20))
+    ease_share: float = 0.5
+    ease_start: float = 0.25
     calibration_images: int = 64
     validation_images: int = 12
     max_skips: int = 3
@@ -81,6 +105,7 @@ class Recipe(BaseModel):
     validate_every: int = 50
     grad_cosine_every: int = 50
     workers: int = 2
+    methods: tuple[MethodSettings, ...] = ()
 
     def __init__(self, **options: Any) -> None:
         """Raises ValueError: one sentence on the first thing that is wrong."""
@@ -136,6 +161,8 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"warmup_share is {self.warmup_share} and anneal_share {self.anneal_share}, but they must lie in [0, 1) and (0, 1]"
             )
+        if not (0 <= self.ease_share <= 1 and 0 <= self.ease_start <= 1):
+            raise ValueError(f"ease_share is {self.ease_share} and ease_start {self.ease_start}, but both must lie in [0, 1]")
         if not 0 <= self.max_broken_share < 1:
             raise ValueError(f"max_broken_share is {self.max_broken_share}, but must lie in [0, 1)")
         for name in ("images", "validation_images"):
@@ -145,7 +172,26 @@ class Recipe(BaseModel):
             raise ValueError("shard=True spreads a model over workers; give workers=2 or more, or shard=False")
         if self.shard and self.dtype == "auto":
             raise ValueError("shard=True loads the model on the CPU first, so its type must be said: dtype='bfloat16'")
+        given = [own.pruner for own in self.methods]
+        if len(set(given)) != len(given) or not set(given) <= set(self.pruners):
+            raise ValueError(
+                f"methods must name each of the pruners at most once ({', '.join(map(str, self.pruners))}); got "
+                f"{', '.join(map(str, given))}"
+            )
+        for pruner in given:
+            self.of(pruner)
         return self
+
+    def of(self, pruner: Spec) -> Recipe:
+        """The recipe of one method alone, with the settings in which it differs.
+
+        Raises:
+            ValueError: one of them is out of its range.
+        """
+        own = next((own for own in self.methods if own.pruner == pruner), None)
+        changed = own.model_dump(exclude={"pruner"}, exclude_none=True) if own else {}
+        alone = self.model_copy(update={"pruners": (pruner,), "methods": ()})
+        return Recipe(**{name: getattr(alone, name) for name in Recipe.model_fields} | changed) if changed else alone
 
     def key(self, pruner: Spec) -> str:
         """20 hexadecimal digits of all that shapes one method's scorers, its code too, seeds aside: not the other methods, how
@@ -154,9 +200,18 @@ class Recipe(BaseModel):
         Raises:
             ValueError: those files cannot be read here.
         """
-        silent = {"pruners", "seeds", "workers", "checkpoint_every", "validate_every", "grad_cosine_every", "validation_images"}
+        silent = {
+            "pruners",
+            "methods",
+            "seeds",
+            "workers",
+            "checkpoint_every",
+            "validate_every",
+            "grad_cosine_every",
+            "validation_images",
+        }
         silent |= {"micro_images", "checkpointing", "shard", "max_broken_share", *(["dtype"] if self.dtype == "auto" else [])}
-        dump = self.model_dump(mode="json", exclude=silent)
+        dump = self.of(pruner).model_dump(mode="json", exclude=silent)
         read = {"data": training.source(self.data).identity or str(self.data), "model": [str(self.model), fingerprint(self.model)]}
         text = json.dumps({**dump, **read, "pruner": registry.sourced("pruners", pruner).identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
@@ -174,3 +229,11 @@ def drawn_budget(recipe: Recipe, seed: int, step: int) -> Budget:
     """The budget of a step: the same on all workers and for all methods of a seed."""
     index = torch.randint(len(recipe.budgets), (), generator=generator(DRAW, seed, step))
     return recipe.budgets[int(index)]
+
+
+def eased(recipe: Recipe, budget: Budget, step: int) -> Budget:
+    """What a drawn budget lets through at a step: N^(1 - g) K^g tokens, g rising linearly to 1 over the eased steps."""
+    done = step / (recipe.ease_share * recipe.steps) if recipe.ease_share else 1.0
+    if done >= 1 or not isinstance(budget, Keep | Share):
+        return budget
+    return Eased(budget, recipe.ease_start + (1 - recipe.ease_start) * done)

@@ -32,8 +32,9 @@ from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.train.context import Context
+from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.loss import Objective, answer_nll, relaxed_nll
-from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, learning_rate
+from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, eased, learning_rate
 from diffprune.vlm.activation_checkpointing import recomputed
 from diffprune.vlm.attention import decoder_attention
 
@@ -128,7 +129,10 @@ def calibration_tokens(
 class ScorerTrainer:
     """One learned pruner in training with one seed."""
 
-    def __init__(self, context: Context, vlm: VLM, recipe: Recipe, pruner: TrainablePruner, seed: int) -> None:
+    def __init__(
+        self, context: Context, vlm: VLM, recipe: Recipe, pruner: TrainablePruner, seed: int, known: DrawnBatches | None = None
+    ) -> None:
+        self.known = known or DrawnBatches(0)
         self.context, self.vlm, self.recipe, self.pruner, self.seed = context, vlm, recipe, pruner, seed
         self.spec, self.aware = pruner.spec.without_places(), pruner.reads_question
         self.annealing = Annealing(recipe.temperature_start, recipe.temperature_end, recipe.anneal_share)
@@ -153,8 +157,10 @@ class ScorerTrainer:
 
     @torch.no_grad()
     def encode(self, batch: TrainBatch) -> VisualTokens:
-        """The images of a batch through the frozen encoder."""
-        return self.vlm.encode(batch.pixels, self.pruner.needs)
+        """The images of a batch through the frozen encoder; once, however often the batch is used."""
+        if self.pruner.needs not in batch.encoded:
+            batch.encoded[self.pruner.needs] = self.vlm.encode(batch.pixels, self.pruner.needs)
+        return batch.encoded[self.pruner.needs]
 
     def run(self, batch: TrainBatch, answers: Tensor | int, world: int = 1) -> PartRun:
         """What the objective may use on parts of this batch. answers: tokens that a mean is taken over."""
@@ -191,7 +197,7 @@ class ScorerTrainer:
         started, t, recipe, world = time.perf_counter(), self.done, self.recipe, self.context.world
         budget = drawn_budget(recipe, self.seed, t)
         total = self.context.sum(torch.tensor(float(batch.num_labels), device=self.vlm.device))
-        sums = self._backward(batch, budget, total)
+        sums = self._backward(batch, eased(recipe, budget, t), total)
         norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         found = self.context.sum(torch.stack([*sums.values(), norm])).tolist()
         values = dict(zip([*sums, "norm"], found, strict=True))
@@ -245,7 +251,7 @@ class ScorerTrainer:
         """
         images = batch.images
         mine = max(1, min(images, parts // self.context.world))
-        budget, progress = drawn_budget(self.recipe, self.seed, step), self.progress(step)
+        budget, progress = eased(self.recipe, drawn_budget(self.recipe, self.seed, step), step), self.progress(step)
         scorer = list(self.networks["scorer"].parameters() if "scorer" in self.networks else self.networks.parameters())
         total: Tensor | float = 0.0
         for m in range(mine):

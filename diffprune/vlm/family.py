@@ -25,6 +25,7 @@ from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts, Shape
 from diffprune.io.qa_rows import MARKER, unmarked
+from diffprune.vlm.attention_rows import SHOWING
 from diffprune.vlm.encoder_attention import Kept, kept_by_encoder, outputs_of, read
 from diffprune.vlm.tokenize import identities, mentions, picture_tokens, plain, special_tokens, tokenise, weights_hash
 from diffprune.vlm.windows import window_of
@@ -125,11 +126,22 @@ class Family(VLM):
         return [self.num_visual_tokens] * len(pixels[self.encoder_inputs[0]])
 
     def lacks(self, evidence: Evidence) -> str:
+        if evidence.from_decoder:
+            return self._lacks_of_decoder(evidence)
         if not evidence.from_encoder:
             return super().lacks(evidence)
         layers = self.shape.vision_layers
         known = evidence.layer is None or -layers <= evidence.layer < layers
         return "" if known else f"its encoder has the layers 0 to {layers - 1}"
+
+    def _lacks_of_decoder(self, evidence: Evidence) -> str:
+        """See `lacks`."""
+        layers, implementation = self.shape.layers, self.model.config.get_text_config()._attn_implementation
+        if evidence.layer is not None and evidence.layer >= layers:
+            return f"its decoder has the layers 0 to {layers - 1}"
+        if evidence.kind is not EvidenceKind.DECODER_FEATURES and implementation not in SHOWING:
+            return f"it is read beside {' or '.join(SHOWING)}, not {implementation}; load the model with attention='sdpa'"
+        return ""
 
     def lacks_shared_prefix(self) -> str:
         if not self.packs:

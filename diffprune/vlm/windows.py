@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.vlm.activation_checkpointing import decoder_layers
@@ -45,6 +46,14 @@ def packed_mask(model: Any, prompts: Prompts) -> Tensor | Mapping[str, Tensor]:
     return narrow if all(_is_sliding(model)) else {"full_attention": mask, "sliding_attention": narrow}
 
 
+class _Measure(NamedTuple):
+    """By what distance is counted: places [B S] in the full rows, blocks [B S] as `VLM.blocks` has them, the largest place."""
+
+    places: Tensor
+    blocks: Tensor | None
+    last: int
+
+
 class Windows:
     """Pre-hooks on the sliding layers of a decoder; `measure_by` says how rows are measured until further notice.
 
@@ -53,10 +62,9 @@ class Windows:
 
     def __init__(self, vlm: VLM) -> None:
         self.vlm, self.window = vlm, window_of(vlm.model)
+        self.sliding = _is_sliding(vlm.model) if self.window else []
         self.thread = threading.get_ident()
-        self.index: Tensor | None = None
-        self.blocks: Tensor | None = None
-        self.last = 0  # largest index of the rows
+        self._measures: dict[int, _Measure] = {}  # by the first decoder layer they hold for
 
     def measure_by(self, index: Tensor | None, types: Mapping[str, Tensor]) -> None:
         """index: of `Prompts`, None for rows that are whole. types: token types the rows go to the model with.
@@ -66,14 +74,23 @@ class Windows:
         """
         if self.window is None:
             return
-        self.index, self.last = index, 0 if index is None else int(index.max())
-        self.blocks = None if index is None else self.vlm.blocks(types)
+        self._measures = {} if index is None else {0: _Measure(index, self.vlm.blocks(types), last := int(index.max()))}
         implementation = str(self.vlm.model.config.get_text_config()._attn_implementation)
-        if self.last >= self.window and "flash" in implementation:
+        if index is not None and last >= self.window and "flash" in implementation:
             raise ValueError(
-                f"rows of {self.last + 1} tokens are longer than the decoder's sliding window of {self.window}, which "
+                f"rows of {last + 1} tokens are longer than the decoder's sliding window of {self.window}, which "
                 f"{implementation} counts as if removed tokens had never been; load the model with attention='sdpa'"
             )
+
+    def cut_from(self, layer: int, index: Tensor, order: Tensor) -> None:
+        """From this layer (from 0) on rows are shorter: index [B S'] of what is left, at the places `order` of the rows before."""
+        if not self._measures:
+            return
+        blocks = self._measures[0].blocks
+        if blocks is not None:
+            more = max(0, int(order.max()) + 1 - blocks.shape[1])  # text after the rows is in no block
+            blocks = functional.pad(blocks, (0, more), value=-1).gather(1, order)
+        self._measures[layer] = _Measure(index, blocks, int(index.max()))
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -81,7 +98,7 @@ class Windows:
         if self.window is None:
             yield
             return
-        layers = zip(decoder_layers(self.vlm.model), _is_sliding(self.vlm.model), strict=True)
+        layers = zip(decoder_layers(self.vlm.model), self.sliding, strict=True)
         hooks = [
             layer.register_forward_pre_hook(self._narrowing(number), with_kwargs=True)
             for number, (layer, sliding) in enumerate(layers)
@@ -97,28 +114,34 @@ class Windows:
         """The pre-hook of layer `number`."""
 
         def before(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if self.index is None or threading.get_ident() != self.thread:
-                return None
             states = args[0] if args else given["hidden_states"]
-            past, new = given.get("past_key_values"), states.shape[1]
-            length, offset = (new, 0) if past is None else past.get_mask_sizes(new, number)
-            if self.last + max(0, offset + length - self.index.shape[1]) < (self.window or 0):
-                return None
-            near = self._near(len(states), new, length, offset)
-            return args, {**given, "attention_mask": _narrowed(given.get("attention_mask"), near, new, length)}
+            mask = given.get("attention_mask")
+            narrow = self.narrowed(number, mask, states, given.get("past_key_values"))
+            return None if narrow is mask else (args, {**given, "attention_mask": narrow})
 
         return before
 
-    def _near(self, rows: int, new: int, length: int, offset: int) -> Tensor:
+    def narrowed(self, number: int, mask: Tensor | None, states: Tensor, past: Any) -> Tensor | None:
+        """The mask of layer `number` within the window; states [B S D] enter it, `past` is the cache before."""
+        layers = [layer for layer in self._measures if layer <= number]
+        if not layers or not self.sliding[number] or threading.get_ident() != self.thread:
+            return mask
+        measure, new = self._measures[max(layers)], states.shape[1]
+        length, offset = (new, 0) if past is None else past.get_mask_sizes(new, number)
+        if measure.last + max(0, offset + length - measure.places.shape[1]) < (self.window or 0):
+            return mask
+        return _narrowed(mask, self._near(measure, len(states), new, length, offset), new, length)
+
+    def _near(self, measure: _Measure, rows: int, new: int, length: int, offset: int) -> Tensor:
         """[B 1 new length] bool: keys within the window of the full row, or of the query's own block."""
-        assert self.index is not None and self.window is not None
-        total, known = offset + length, self.index.shape[1]
-        more = torch.arange(1, total - known + 1, device=self.index.device)  # tokens after the rows, one place each
-        where = torch.cat([self.index, self.index[:, -1:] + more], 1)[:, :total].repeat_interleave(rows // len(self.index), 0)
+        assert self.window is not None
+        index, blocks, total = measure.places, measure.blocks, offset + length
+        more = torch.arange(1, total - index.shape[1] + 1, device=index.device)  # tokens after the rows, one place each
+        where = torch.cat([index, index[:, -1:] + more], 1)[:, :total].repeat_interleave(rows // len(index), 0)
         near = where[:, -new:, None] - where[:, None, -length:] < self.window
-        if self.blocks is not None:
-            none = self.blocks.new_full((len(self.blocks), len(more)), -1)
-            own = torch.cat([self.blocks, none], 1)[:, :total].repeat_interleave(rows // len(self.blocks), 0)
+        if blocks is not None:
+            none = blocks.new_full((len(blocks), len(more)), -1)
+            own = torch.cat([blocks, none], 1)[:, :total].repeat_interleave(rows // len(blocks), 0)
             near |= (own[:, -new:, None] == own[:, None, -length:]) & (own[:, -new:, None] >= 0)
         return near[:, None]
 
@@ -128,12 +151,3 @@ def _narrowed(mask: Tensor | None, near: Tensor, new: int, length: int) -> Tenso
     if mask is None:
         return near & torch.ones(new, length, dtype=torch.bool, device=near.device).tril(length - new)
     return mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, torch.finfo(mask.dtype).min)
-
-
-@contextmanager
-def windows_of_full_rows(vlm: VLM, prompts: Prompts, types: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model's calls inside measure their sliding windows in the full rows that `prompts` were cut from."""
-    windows = Windows(vlm)
-    windows.measure_by(prompts.index, types)
-    with windows.hooked():
-        yield

@@ -1,0 +1,84 @@
+"""Rows of text with slots for visual tokens: which row shows an image, where its question stands, and how rows get shorter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffprune.core.evidence import Question
+from diffprune.core.tokens import VisualTokens
+from diffprune.core.vlm import VLM, Prompts
+
+POSITIONS = ("original", "compact")
+
+
+def rows_of_images(prompts: Prompts, tokens: VisualTokens) -> Tensor:
+    """[I] int: the row each image stands in. Images come in the order of the rows' slots.
+
+    Raises:
+        ValueError: the rows have another number of slots than the images have tokens.
+    """
+    slots, sizes = prompts.slots.sum(1), tokens.present.sum(1)
+    if int(slots.sum()) != int(sizes.sum()):
+        raise ValueError(
+            f"the prompts have {int(slots.sum())} places for visual tokens, the images have {int(sizes.sum())} of them"
+        )
+    return torch.searchsorted(slots.cumsum(0), sizes.cumsum(0) - sizes, right=True)
+
+
+def places_of_question(prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Places of each row's question, on the right of the longest: (places [B T], which are real [B T] bool)."""
+    longest = max(int(prompts.question.sum(1).max()), 1)
+    order = prompts.question.int().argsort(dim=1, stable=True)[:, -longest:]
+    return order, prompts.question.gather(1, order)
+
+
+def embedded_question(vlm: VLM, prompts: Prompts) -> Question:
+    """Embedded question of each row, padded on the left to the longest."""
+    order, real = places_of_question(prompts)
+    return Question(vlm.embed(prompts.input_ids.gather(1, order)), real)
+
+
+def places_left(live: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of what is left of each row [B S] bool, in order, padded on the left: (places [B S'], which are real [B S'])."""
+    length = int(live.sum(1).max())
+    order = live.int().argsort(dim=1, stable=True)[:, live.shape[1] - length :]
+    return order, live.gather(1, order)
+
+
+def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original") -> Prompts:
+    """The rows at the positions that are left [B S] bool, padded on the left.
+
+    positions: "original" keeps those of the full row; "compact" counts what is left.
+
+    Raises:
+        ValueError: another word for `positions`.
+    """
+    if positions not in POSITIONS:
+        raise ValueError(f"positions is {positions!r}; it is one of {', '.join(POSITIONS)}")
+    order, rows = places_left(live)
+    gone = ~rows
+
+    def at(values: Tensor, fill: int | bool) -> Tensor:
+        return values.gather(1, order).masked_fill_(gone, fill)
+
+    where = prompts.position_ids
+    if positions == "compact" or where.ndim == 3:
+        compact = (rows.cumsum(1) - 1).clamp_min(0)
+    if positions == "compact":
+        short = compact if where.ndim == 2 else compact[..., None].expand(-1, -1, where.shape[2])
+    elif where.ndim == 2:
+        short = at(where, 0)
+    else:  # the text coordinate only tells sequences apart and must not have gaps
+        short = torch.stack([compact, *(at(where[..., i], 0) for i in range(1, where.shape[2]))], -1)
+    places = torch.arange(live.shape[1], device=live.device).expand_as(live) if prompts.index is None else prompts.index
+    return Prompts(
+        input_ids=at(prompts.input_ids, pad),
+        attention_mask=rows.long(),
+        position_ids=short,
+        slots=at(prompts.slots, False),
+        question=at(prompts.question, False),
+        labels=None if prompts.labels is None else at(prompts.labels, -100),
+        index=at(places, 0) if positions == "original" else None,
+        token_types=None if prompts.token_types is None else at(prompts.token_types, 0),
+    )
