@@ -11,7 +11,17 @@ import torch
 
 from diffprune.core import registry
 from diffprune.core.budget import Above, Budget, Keep, Share, parse, standardise, top
-from diffprune.core.evidence import IDENTITY, QUESTION, Evidence, Question, encoder_attention, encoder_keys
+from diffprune.core.evidence import (
+    IDENTITY,
+    QUESTION,
+    Evidence,
+    Question,
+    decoder_attention,
+    decoder_features,
+    decoder_keys,
+    encoder_attention,
+    encoder_keys,
+)
 from diffprune.core.fitted import TrainablePruner
 from diffprune.core.pruner import Kind, Pruner, Reference, ScorePruner
 from diffprune.core.site import ENCODED, PROJECTED, Cut, Site
@@ -50,18 +60,38 @@ def tokens(
                 torch.randn(num_images, 6, 2 * WIDTH, generator=chance).to(dtype), torch.ones(num_images, 6, dtype=torch.bool)
             ),
             IDENTITY: torch.arange(num_images) + 100 * seed,
+            **inside_decoder(num_images, num, chance, dtype),
         },
         projected=projected,
     )
 
 
+def inside_decoder(
+    num_images: int, num: int, chance: torch.Generator, dtype: torch.dtype
+) -> dict[Evidence, torch.Tensor | Question]:
+    """What cuts inside the decoder may look at."""
+
+    def words(width: int) -> Question:
+        made = torch.randn(num_images, 6, width, generator=chance).to(dtype)
+        return Question(made, torch.tensor([[False] + [True] * 5] * num_images))
+
+    return {
+        **{decoder_attention(at): torch.rand(num_images, num, generator=chance).to(dtype) for at in (-1, None)},
+        decoder_attention(-1, "each"): torch.rand(num_images, num, 6, generator=chance).to(dtype),
+        decoder_keys(): torch.randn(num_images, num, 8, generator=chance).to(dtype),
+        decoder_features(0): torch.randn(num_images, num, 2 * WIDTH, generator=chance).to(dtype),
+        decoder_keys(-1, "text"): words(8),
+        decoder_features(None, "text"): words(2 * WIDTH),
+    }
+
+
 def shown(pruner: Pruner, dtype: torch.dtype = torch.float32) -> VisualTokens:
     """The tokens as they are where a pruner cuts first."""
-    return tokens(dtype=dtype, projected=site(pruner) == PROJECTED)
+    return tokens(dtype=dtype, projected=site(pruner) >= PROJECTED)
 
 
 def site(pruner: Pruner) -> Site:
-    plan = pruner.cuts(Keep(5), SHAPE)
+    plan = pruner.cuts(Share(0.6), SHAPE)
     return plan[0].site if plan else ENCODED
 
 

@@ -1,0 +1,206 @@
+"""Methods that cut inside the decoder: their plans, their choices against slow loops, and their budgets as layer averages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+import diffprune
+from diffprune import pruning
+from diffprune.core import registry
+from diffprune.core.budget import Above, Budget, Keep, Share
+from diffprune.core.evidence import QUESTION, Question, decoder_attention, decoder_features, decoder_keys
+from diffprune.core.site import Cut, Site, Stage
+from diffprune.core.tokens import VisualTokens, means
+from diffprune.pruners import sparsevlm
+from diffprune.timing import flops
+from tests.test_cost import QWEN, SEVEN
+from tests.test_decoder_cuts import MODES, batch, entering, generate, whole
+from tests.test_families import own
+
+LLAVA = replace(SEVEN, visual_tokens=576)
+STAGED = ("fastv", "pyramiddrop", "sparsevlm", "dart")
+
+
+def plan(spelling: str, budget: Budget) -> list[tuple[int, Budget]]:
+    return [(cut.site.layer, cut.budget) for cut in registry.load("pruners", spelling).cuts(budget, LLAVA)]
+
+
+def test_plans_of_the_papers() -> None:
+    assert plan("fastv", Keep(96)) == [(2, Keep(64))] and plan("dart", Keep(96)) == [(2, Keep(64))]
+    assert plan("fastv(after=8)", Keep(300)) == [(8, Keep(208))]
+    assert plan("pyramiddrop", Keep(270)) == [(8, Keep(288)), (16, Keep(144)), (24, Keep(72))]
+    assert [layer for layer, _ in plan("sparsevlm", Keep(192))] == [2, 6, 15]
+    shallow = replace(LLAVA, layers=4, visual_tokens=144)
+    found = {name: [c.site.layer for c in registry.load("pruners", name).cuts(Keep(72), shallow)] for name in STAGED}
+    assert found == {"fastv": [1], "pyramiddrop": [1, 2, 3], "sparsevlm": [1, 2], "dart": [1]}
+
+
+@pytest.mark.parametrize("shape", [LLAVA, replace(QWEN, visual_tokens=1280), replace(LLAVA, layers=4, visual_tokens=144)])
+@pytest.mark.parametrize("name", STAGED)
+def test_a_budget_is_the_average_over_layers(name: str, shape: object) -> None:
+    total = shape.visual_tokens  # type: ignore[attr-defined]
+    for budget in (Keep(total // 2), Share(0.4), Share(0.9), Keep(total)):
+        cuts = registry.load("pruners", name).cuts(budget, shape)
+        seen = flops.tokens_per_layer(cuts, total, shape.layers)  # type: ignore[attr-defined]
+        wanted = budget.num if isinstance(budget, Keep) else budget.share * total
+        assert abs(flops.layer_average(seen) - wanted) <= 0.5, (budget, seen)  # each cut's count is rounded
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_budgets_that_cannot_be_met_are_refused(name: str) -> None:
+    vlm, prompts, _, tokens = batch("llava")
+    method = registry.load("pruners", name)
+    with pytest.raises(ValueError, match="this method needs a count, as in Keep"):
+        pruning.shrink(vlm, prompts, tokens, method, Above(0.5))
+    with pytest.raises(ValueError, match=r"cannot be met by a cut after layer 1, as the layers before it alone make 25\.0%"):
+        pruning.shrink(vlm, prompts, tokens, method, Share(0.1))
+
+
+@pytest.mark.parametrize("text", ["fastv(after=-1)", "pyramiddrop(stages=0)", "dart(image=0)", "dart(text=-1)"])
+def test_options_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"=-?\d"):
+        registry.load("pruners", text)
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("fastv", 0), ("pyramiddrop", 1)])
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "gemma3"])
+def test_choices_are_the_largest_attentions_of_an_eager_run(family: str, name: str, ahead: int) -> None:
+    with torch.inference_mode():
+        vlm, prompts, _, tokens = batch(family)
+        packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", name), Share(0.5))
+        with pruning.running(vlm, packed) as cuts:
+            given = pruning.decoder_inputs(vlm, packed)
+            vlm.model(**given | {"position_ids": given["position_ids"] + vlm.position_offset})
+        inputs = whole(vlm, prompts, tokens)
+        vlm.model.set_attn_implementation({"text_config": "eager"})
+        try:
+            told, _ = entering(vlm, inputs | {"position_ids": inputs["position_ids"] + vlm.position_offset})
+        finally:
+            vlm.model.set_attn_implementation({"text_config": "sdpa"})
+    assert cuts is not None
+    left, rows = cuts.stages[1].tokens, told.attentions[ahead].mean(1)[:, -1]
+    scores = iter(torch.cat([row[slots] for row, slots in zip(rows, prompts.slots, strict=True)]).tolist())
+    for image in range(len(tokens)):
+        own_scores = {place: next(scores) for place in tokens.present[image].nonzero().flatten().tolist()}
+        kept, valid = left.valid[image].nonzero().flatten().tolist(), tokens.valid[image].nonzero().flatten().tolist()
+        best = sorted(valid, key=lambda place: -own_scores[place])[: len(kept)]
+        assert sorted(best) == kept and len(kept) == packed.inside.cuts[0].budget.count(len(valid))
+
+
+@pytest.mark.parametrize("name", STAGED)
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_it_generates_inside_the_models_own_calls(family: str, name: str) -> None:
+    vlm, prompts, pixels, _ = batch(family)
+    with torch.inference_mode(), diffprune.pruned(vlm.model, name, Share(0.5)) as session:
+        made = generate(vlm, own(vlm, prompts, pixels), **MODES["greedy"])
+        assert session.selection is not None
+        total = session.selection.keep.sum(1)
+        assert torch.equal(generate(vlm, own(vlm, prompts, pixels), **MODES["no cache"]), made)
+        assert torch.equal(session.selection.keep.sum(1), total)
+
+
+# --- choices against loops --------------------------------------------------------------------------------------------
+
+
+def seen(num: int = 30, words: int = 7) -> VisualTokens:
+    """Two images, the second with six tokens less; the second question is two words shorter."""
+    chance = torch.Generator().manual_seed(4)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance)
+
+    said = torch.ones(2, words, dtype=torch.bool)
+    said[1, :2] = False
+    valid = torch.ones(2, num, dtype=torch.bool)
+    valid[1, -6:] = False
+    return VisualTokens(
+        random(2, num, 12),
+        valid,
+        evidence={
+            QUESTION: Question(random(2, words, 12), said),
+            decoder_attention(queries="each"): random(2, num, words).sigmoid(),
+            decoder_features(0): random(2, num, 12),
+            decoder_keys(): random(2, num, 8),
+            decoder_keys(queries="text"): Question(random(2, words, 8), said),
+            decoder_features(queries="text"): Question(random(2, words, 12), said),
+        },
+        projected=True,
+    )
+
+
+def at(layer: int, count: int) -> Cut:
+    return Cut(Site(Stage.DECODER, layer), Keep(count))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 13, 24])
+def test_dart_equals_a_loop(count: int) -> None:
+    tokens = seen()
+    keep = registry.load("pruners", "dart").select(tokens, at(2, count)).keep
+    keys, words = tokens.given(decoder_keys()), tokens.evidence[decoder_features(queries="text")]
+    word_keys = tokens.evidence[decoder_keys(queries="text")]
+    for i in range(2):
+        places = tokens.valid[i].nonzero().flatten().tolist()
+        real = words.valid[i].nonzero().flatten().tolist()
+        first = sorted(places, key=lambda p: -float(keys[i, p].abs().sum()))[: min(4, count)]
+        said = sorted(real, key=lambda p: -float(word_keys.embedding[i, p].abs().sum()))[:4]
+        chosen, pivots = list(first), [tokens.features[i, p] for p in first] + [words.embedding[i, p] for p in said]
+        left = count - len(first)
+        for number, pivot in enumerate(pivots):
+            take = left // len(pivots) + (number < left % len(pivots))
+            rest = [p for p in places if p not in chosen]
+            rest.sort(key=lambda p: float(functional.cosine_similarity(tokens.features[i, p], pivot, dim=0)))
+            chosen += rest[:take]
+        assert sorted(chosen) == keep[i].nonzero().flatten().tolist()
+
+
+def test_raters_equal_a_loop() -> None:
+    tokens = seen()
+    question, visual = tokens.evidence[QUESTION], tokens.given(decoder_features(0))
+    found = sparsevlm.raters(visual, tokens.valid, question)
+    for i in range(2):
+        words = question.valid[i].nonzero().flatten().tolist()
+        total = torch.zeros(len(words))
+        for place in tokens.valid[i].nonzero().flatten().tolist():
+            total += torch.stack([visual[i, place] @ question.embedding[i, word] for word in words]).softmax(0)
+        wanted = [word for word, value in zip(words, total.tolist(), strict=True) if value > float(total.mean())]
+        assert found[i].nonzero().flatten().tolist() == wanted
+
+
+@pytest.mark.parametrize("count", [2, 6, 15])
+def test_sparsevlm_keeps_the_best_and_means_of_clusters(count: int) -> None:
+    tokens = seen()
+    method, plain = registry.load("pruners", "sparsevlm"), registry.load("pruners", "sparsevlm(recycle=False)")
+    left, scored = method.select(tokens, at(2, count)), plain.select(tokens, at(2, count))
+    assert scored.mix is None and left.mix is not None
+    rate = sparsevlm.raters(tokens.given(decoder_features(0)), tokens.valid, tokens.evidence[QUESTION])
+    for i in range(2):
+        scores = {p: float(tokens.given(decoder_attention(queries="each"))[i, p][rate[i]].sum()) for p in range(30)}
+        order = sorted(tokens.valid[i].nonzero().flatten().tolist(), key=lambda p: -scores[p])
+        assert sorted(order[:count]) == scored.keep[i].nonzero().flatten().tolist()
+        pool, clusters = sparsevlm.recycled(count, len(order))
+        assert clusters >= 1 and {*order[: count - clusters]} <= {*left.keep[i].nonzero().flatten().tolist()}
+        group = sorted(order[count - clusters : count - clusters + pool])
+        centres = [p for p in group if left.keep[i, p]]
+        assert len(centres) == clusters
+        after = pruning.merged(tokens, left.keep, left.mix).features
+        joined = {p: min(centres, key=lambda c: float((tokens.features[i, p] - tokens.features[i, c]).norm())) for p in group}
+        for centre in centres:
+            mean = torch.stack([tokens.features[i, p] for p in group if joined[p] == centre]).mean(0)
+            torch.testing.assert_close(after[i, centre], mean)
+
+
+def test_density_peaks_find_clusters_that_are_far_apart() -> None:
+    chance = torch.Generator().manual_seed(1)
+    middles = torch.tensor([[0.0, 0.0], [30.0, 0.0], [0.0, 30.0]])
+    label = torch.arange(24) % 3
+    points = middles[label] + torch.randn(24, 2, generator=chance)
+    centre, member = sparsevlm.density_peaks(points, 3)
+    assert sorted(label[centre].tolist()) == [0, 1, 2]
+    assert torch.equal(label[centre][member], label), "everybody is with the centre of its own cluster"
+    keep = torch.zeros(1, 24, dtype=torch.bool)
+    keep[0, centre] = True
+    assert means(VisualTokens(points[None], torch.ones_like(keep)), keep, centre[member][None]).shape == (1, 3, 24)
