@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from diffprune.core import registry
+
 HOUSE = Path(__file__).parent.parent
 
 
@@ -36,6 +38,14 @@ def test_everything_that_runs_is_in_the_wheel(installed: Path) -> None:
         wanted = {file.relative_to(HOUSE / folder) for file in files}
         assert wanted and not [name for name in wanted if not (installed / inside / name).is_file()]
     assert [path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")] == ["diffprune"]
+
+
+def test_the_code_in_the_wheel_has_the_digests_of_the_clone(installed: Path, own_folder: Path) -> None:
+    names = ("attention", "diffprune", "replaced")
+    line = f"from diffprune.core import registry; print([registry.code('pruners', name) for name in {names!r}])"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run([sys.executable, "-c", line], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([registry.code("pruners", name) for name in names])
 
 
 def test_the_demo_is_found_from_an_empty_folder(installed: Path, own_folder: Path) -> None:

@@ -62,7 +62,7 @@ class MeasureSpec:
 @dataclass(frozen=True)
 class TuneSettings:
     """All options of a tuning that change its answers; see `diffprune.tune.options.Tuning`. questions: calibration and held-out;
-    graders: digests of the code that grades them (`registry.grader`), as a tuning stores no answers that could be graded again."""
+    graders: digests of the code that grades them (`registry.grader`): candidates were chosen by those grades."""
 
     questions: tuple[Questions, ...]
     graders: tuple[str, ...]
@@ -124,11 +124,15 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class CalibrateSpec:
-    """Answers of one method at one budget to the calibration questions of one benchmark: what the accuracy of a trial is of."""
+    """Answers of one method at one budget to the calibration questions of one benchmark: what the accuracy of a trial is of.
+
+    grader: digest of the code that grades them, as in `TuneSettings`.
+    """
 
     pruner: Spec
     budget: Budget
     questions: Questions
+    grader: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ class Cell:
     def code(self) -> str:
         """One digest of the code of method, benchmarks, graders that count and family; "" where none is known."""
         subject: Any = self.subject.tune if isinstance(self.subject, TrialSpec) else self.subject
-        graders = getattr(getattr(subject, "settings", None), "graders", ())
+        graders = getattr(getattr(subject, "settings", None), "graders", (getattr(subject, "grader", ""),))
         specs = [*filter(None, [self.pruner]), *(asked.benchmark for asked in self.questions), self.model]
         return joined(*(digest for spec in specs for digest in _sources(spec)), *graders)
 

@@ -90,7 +90,8 @@ class Resident:
                 what = f"{len(broken)} of {len(rows)} questions of {questions.benchmark}"
                 raise RuntimeError(f"{what} failed, the first with {broken[0]}")
             label = registry.make("benchmarks", questions.benchmark).label
-            subject, about = CalibrateSpec(pruner, budget, questions), describe(self.pruners[pruner])
+            subject = CalibrateSpec(pruner, budget, questions, registry.grader(questions.benchmark))
+            about = describe(self.pruners[pruner])
             cell = Cell(self.vlm.spec, self.vlm.dtype, subject, about, label)
             answered.append(Answers(cell, rows, time.monotonic() - began))
         self.answered[pruner, budget] = answered
