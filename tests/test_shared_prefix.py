@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -29,6 +33,7 @@ from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.pruning import shared_prefix
 from diffprune.vlm.load import load
 
+STUDY = Path(__file__).parents[1] / "jobs" / "studies" / "shared_prefix.py"
 FAMILIES = registry.names("models")
 REASONS = dict.fromkeys(("gemma3", "paligemma"), "its decoder reads pictures in both directions") | {
     "mistral3": "its decoder has sliding windows of 4096",  # by the configuration's default; published checkpoints have none
@@ -261,6 +266,7 @@ def test_all_ten_benchmarks_have_the_same_rows(vlm: VLM) -> None:
     """Every image is prefilled once for a method and budget, whatever the benchmark that asks about it."""
     mine, alone = (Evaluator(TransformersBackend(vlm, shares=shares)) for shares in (True, False))
     found = [*asking(vlm, ["unpruned", "random"], ["32"], limit=6), *asking(vlm, ["attention"], ["7"], limit=6)]
+    alone._asked = mine._asked  # the questions are drawn once
     images, answers = set(), 0
     for cell in found:
         rows, spec = mine.run(cell), evaluated(cell)
@@ -308,3 +314,16 @@ def test_a_question_that_fails_is_a_row_of_its_own(vlm: VLM, monkeypatch) -> Non
     backend = TransformersBackend(vlm)
     rows = Evaluator(backend).run(cell)
     assert rows[3].error == "OSError: damaged" and [r for r in rows if not r.error] == clean[:3] + clean[4:]
+
+
+def test_the_study_times_both_arms_and_finds_the_same_rows(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(STUDY), "--out", str(tmp_path), "--rounds", "2", "--limit", "2", "--method", "Attention, 32"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert table.method.tolist() == ["Attention, 32"] and (table.differing == 0).all() and (table.prefixes < table.answers).all()
+    assert (table[["alone_per_s", "shared_per_s", "ratio"]] > 0).all(axis=None)
+    assert "| Attention, 32 |" in (tmp_path / "README.md").read_text()

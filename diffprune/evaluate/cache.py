@@ -16,8 +16,15 @@ from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning.shared_prefix import Prefix
 
 TOKENISED_MIB = 64  # of prompts that are kept: all of a small run, a few batches of a large one
-CHUNK = 8  # images per encoder call, always: the same shape gives the same bits, so an answer cannot depend on what ran before
-PREFILLED = 4  # prefixes per call of the decoder, always, for the same reason; a call has to be worth its fixed cost
+TOGETHER = {"cpu": 2}  # images per call of encoder or decoder, by device: a CPU gains little by more, and a filled call costs more
+USUALLY = 8  # on other devices, which do many in the time of one
+
+
+def filled(items: list[Any], device: torch.device) -> list[list[Any]]:
+    """Parts of one length, the last filled with its last item: the same shape gives the same bits, whatever ran before."""
+    size = TOGETHER.get(device.type, USUALLY)
+    whole = items + items[-1:] * (-len(items) % size)
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
 
 
 class _Encoded(NamedTuple):
@@ -65,8 +72,7 @@ class Encodings:
     @torch.inference_mode()
     def _encode(self, images: list[Any]) -> VisualTokens:
         self.encoded += len(images)
-        filled = images + images[-1:] * (-len(images) % CHUNK)
-        parts = [self.vlm.encode(self.vlm.pixels(filled[i : i + CHUNK]), self.needs) for i in range(0, len(filled), CHUNK)]
+        parts = [self.vlm.encode(self.vlm.pixels(part), self.needs) for part in filled(images, self.vlm.device)]
         return VisualTokens.cat(parts).map(lambda tensor: tensor[: len(images)].cpu())
 
     def _keep(self, name: Hashable, tokens: VisualTokens) -> None:
@@ -104,8 +110,8 @@ class Prefixes:
     mebibytes: upper bound of what is kept. prefilled: prefixes the decoder has run on, for tests and logs.
     """
 
-    def __init__(self, mebibytes: float) -> None:
-        self.prefilled = 0
+    def __init__(self, device: torch.device, mebibytes: float) -> None:
+        self.device, self.prefilled = device, 0
         self._kept: LRUCache[Hashable, Prefix] = LRUCache(mebibytes * 2**20, lambda held: held.nbytes)
 
     def get(self, names: Sequence[Hashable], make: Callable[[list[int]], list[Prefix]]) -> list[Prefix]:
@@ -113,9 +119,8 @@ class Prefixes:
         found = {i: kept for i, name in enumerate(names) if (kept := self._kept.get(name)) is not None}
         missing = [i for i in range(len(names)) if i not in found]
         self.prefilled += len(missing)
-        for start in range(0, len(missing), PREFILLED):
-            part = missing[start : start + PREFILLED]
-            for i, prefix in zip(part, make(part + part[-1:] * (PREFILLED - len(part))), strict=False):
+        for part in filled(missing, self.device):
+            for i, prefix in zip(part, make(part), strict=True):
                 found[i] = prefix
                 if prefix.nbytes <= self._kept.maxsize:
                     self._kept[names[i]] = prefix

@@ -31,7 +31,7 @@ class TransformersBackend:
 
     def __init__(self, vlm: VLM, cache_mib: float = 2048, prefix_mib: float = 1024, shares: bool = True) -> None:
         self.vlm, self.encodings, self.tokenised = vlm, Encodings(vlm, cache_mib), Tokenised(TOKENISED_MIB)
-        self.prefixes, self.shares = Prefixes(prefix_mib), shares
+        self.prefixes, self.shares = Prefixes(vlm.device, prefix_mib), shares
 
     @property
     def model(self) -> Spec:

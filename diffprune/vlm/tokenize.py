@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ def tokenise(
         ValueError: a text with another number of image placeholders.
     """
     ids, question, waiting = [], [], iter(placeholder_ids)
+    ids_of = cache(partial(token_ids, tokenizer))  # what stands around a question is the same in every text
     for text, count in zip(texts, images, strict=True):
         pieces = text.split(placeholder)
         if len(pieces) != count + 1:
@@ -72,10 +74,10 @@ def tokenise(
             )
         start = tokenizer.bos_token
         special = not (start and text.startswith(start))  # a chat template may have written it already
-        row = token_ids(tokenizer, pieces[0], special)
+        row = list(ids_of(pieces[0], special))
         for piece in pieces[1:]:
             row += next(waiting)
-            tail = token_ids(tokenizer, piece)
+            tail = ids_of(piece)
             row += tail
         ids.append(torch.tensor(row))
         question.append(torch.arange(len(row)) >= (len(row) - len(tail) if count else 0))
