@@ -52,6 +52,7 @@ job = Job(
         seeds=(0, 1, 2),
         data="parquet('data/imagenet-1k-vl-enriched', answer='caption_enriched', prompt='Describe the image.')",
         steps=4000,
+        ease_share=0.0,  # the paper draws no larger budgets first
         images=32,
         questions=1,
         questions_alone=1,

@@ -176,7 +176,8 @@ def step(number: int = 0, loss: float = 1.0, **changed: Any) -> Step:
     """One training step."""
     values = {
         "step": number, "loss": loss, "penalty": 0.0, "temperature": 1.0, "drawn_budget": "Keep(16)", "kept": 16.0,
-        "grad_norm": 1.0, "grad_cosine": math.nan, "step_ms": 3.0, "workers": 2, "validation_soft": math.nan,
+        "grad_norm": 1.0, "clipped": False,
+        "score_sd": 1.0, "overlap": 0.5, "grad_cosine": math.nan, "step_ms": 3.0, "workers": 2, "validation_soft": math.nan,
         "validation_hard": math.nan,
     }  # fmt: skip
     return Step(**values | changed)

@@ -108,7 +108,8 @@ def test_a_write_that_was_under_way_when_it_was_fenced_off_hurts_nothing(storage
 
 def step(number: int, loss: float = 1.0) -> Step:
     return Step(
-        step=number, loss=loss, penalty=0.0, temperature=1.0, drawn_budget="Keep(8)", kept=8.0, grad_norm=1.0, grad_cosine=math.nan,
+        step=number, loss=loss, penalty=0.0, temperature=1.0, drawn_budget="Keep(8)", kept=8.0, grad_norm=1.0,
+        clipped=False, score_sd=1.0, overlap=0.5, grad_cosine=math.nan,
         step_ms=3.0, workers=1, validation_soft=math.nan, validation_hard=math.nan,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from diffprune.io import checkpoint
 from diffprune.train import loop
 from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import LocalContext
+from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.load import load
@@ -62,7 +63,7 @@ class Reconstructing(TrainablePruner):
 
     def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
         gate = ((self.score(tokens) + noise.normal(tokens.valid, 1).squeeze(-1)) / temperature).sigmoid().where(tokens.valid, 0.0)
-        return Relaxation(tokens.features * gate[..., None], gate.sum(1))
+        return Relaxation(tokens.features * gate[..., None], gate)
 
     def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, noise: Noise) -> Loss:
         tokens, _ = run.tokens(batch)
@@ -102,7 +103,7 @@ class PositionPrior(FittedPruner, ScorePruner):
 @pytest.mark.parametrize("question_aware", [False, True])
 def test_an_objective_of_its_own_trains_through_the_ordinary_trainer(vlm: Any, question_aware: bool) -> None:
     recipe, method = Recipe(**SMALL), Reconstructing(question_aware)
-    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, recipe.pruners[0], 0))
+    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, recipe.pruners[0], 0, DrawnBatches(0)))
     (rows,) = read_steps(Path("run")).values()
     assert len(rows) == 3 and method.kind is Kind.TRAINED
     assert all(row.loss > 0 and row.grad_norm > 0 and row.penalty == 0 and 0 < row.kept < 144 for row in rows)
@@ -157,7 +158,7 @@ def test_the_loss_of_answers_is_the_default(vlm: Any) -> None:
 
 def test_a_calibration_is_saved_and_loaded_with_equal_selections(vlm: Any) -> None:
     recipe, method = Recipe(**SMALL), PositionPrior()
-    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, recipe.pruners[0], 0))
+    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, recipe.pruners[0], 0, DrawnBatches(0)))
     assert method.kind is Kind.CALIBRATED and artifact.weights_sha256 == method.weights_sha256 != ""
     again = PositionPrior(str(artifact.folder))
     tokens = vlm.encode(training.validation(vlm, "world", images=3, questions=1).pixels)

@@ -17,8 +17,10 @@ from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._soft_topk import soft_top_k
 
-SPELLINGS = ("diffprune", "diffprune(attention=False)", "diffprune(denoiser=False)", "diffprune(question_aware=True)",
-             "gumbel_topk", "gumbel_topk(backward='identity', filler='noise')", "gumbel_keepdrop")  # fmt: skip
+SPELLINGS = ("diffprune", "diffprune(scale='free')", "diffprune(attention=False)", "diffprune(denoiser=False)",
+             "diffprune(question_aware=True)",
+             "gumbel_topk", "gumbel_topk(backward='identity', filler='noise')",
+             "gumbel_keepdrop")  # fmt: skip
 
 
 def tokens(batch: int = 3, num: int = 20, width: int = 48, dead: int = 4) -> VisualTokens:
@@ -61,14 +63,18 @@ def test_the_budget_is_exact_per_image(spelling: str) -> None:
     torch.testing.assert_close(out.kept, torch.full((3,), 7.0), rtol=0, atol=1e-4)
 
 
-def test_diffprune_is_the_papers_formula() -> None:
+@pytest.mark.parametrize("scale", ["unit", "free"])
+def test_diffprune_is_the_papers_formula(scale: str) -> None:
     """Eq. 2-5 written out: x~ = mean + std (sqrt(a) z + sqrt(1 - a) noise), with the denoiser still the identity."""
     seen = tokens(dead=0)
-    pruner = made("diffprune", seen)
+    pruner = made(f"diffprune(scale={scale!r})", seen)
     out = pruner.relax(seen, Keep(5), 0.5, Noise(3, rows=range(len(seen)))).features
     flat = seen.features.reshape(-1, 48)
     z = (seen.features - flat.mean(0)) / flat.std(0)
-    alpha = soft_top_k(pruner.score(seen), seen.valid, torch.full((3,), 5.0), 0.5)[..., None]
+    scores = pruner.score(seen)
+    if scale == "unit":
+        scores = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True, unbiased=False)
+    alpha = soft_top_k(scores, seen.valid, torch.full((3,), 5.0), 0.5)[..., None]
     noise = torch.stack([torch.randn(z.shape[1:], generator=generator(3, row)) for row in range(3)])
     torch.testing.assert_close(
         out, flat.mean(0) + flat.std(0) * (alpha.sqrt() * z + (1 - alpha).sqrt() * noise), rtol=1e-4, atol=1e-4

@@ -200,7 +200,7 @@ def test_a_sound_folder_loads_and_is_not_trained_again(scorer: Path, embedded: V
 
 def step(number: int, loss: float = 1.5) -> Step:
     nan = float("nan")
-    return Step(number, loss, 0.0, 2.0, "Keep(8)", 8.0, 1.0, nan, 10.0, 1, nan, nan)
+    return Step(number, loss, 0.0, 2.0, "Keep(8)", 8.0, 1.0, False, nan, nan, nan, 10.0, 1, nan, nan)
 
 
 def test_every_flipped_bit_of_the_step_log_is_seen() -> None:

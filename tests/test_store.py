@@ -52,7 +52,7 @@ def prediction(number: int, answer: str = "red") -> Prediction:
 
 
 def step(number: int, loss: float) -> Step:
-    return Step(number, loss, 0.0, 1.0, "Keep(8)", 8.0, 1.0, math.nan, 3.0, 2, math.nan, math.nan)
+    return Step(number, loss, 0.0, 1.0, "Keep(8)", 8.0, 1.0, False, 1.0, 0.5, math.nan, 3.0, 2, math.nan, math.nan)
 
 
 def publish(place: Blobs | Path | str, *seeds: int, answer: str = "red", made: Provenance = MADE) -> None:

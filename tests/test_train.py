@@ -148,7 +148,7 @@ def test_packed_rows_score_answers_as_rows_of_their_own_do(vlm: Any) -> None:
     packed, single = (next(training.batches(vlm, "world", packed=p, **options)) for p in (True, False))
     with torch.no_grad():
         tokens = vlm.encode(packed.pixels)
-        nothing = Relaxation(tokens.features, tokens.counts.float())
+        nothing = Relaxation(tokens.features, tokens.valid.float())
         one, other = (float(relaxed_nll(vlm, b.prompts, tokens, nothing, b.image)) for b in (packed, single))
     assert packed.num_labels == single.num_labels > 6
     assert one == pytest.approx(other, rel=1e-5)
@@ -366,7 +366,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
 
     def bitten(self: DiffPrune, *args: Any) -> Relaxation:
         made = relax(self, *args)
-        return Relaxation(made.features * math.nan, made.kept) if next(calls) in bad else made
+        return Relaxation(made.features * math.nan, made.let) if next(calls) in bad else made
 
     monkeypatch.setattr(DiffPrune, "relax", bitten)
 

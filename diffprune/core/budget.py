@@ -24,8 +24,8 @@ def standardise(scores: Tensor, valid: Tensor) -> Tensor:
     scores, count = scores.float(), valid.sum(1, keepdim=True).clamp_min(1)
     mean = (scores.where(valid, 0.0)).sum(1, keepdim=True) / count
     centred = (scores - mean).where(valid, 0.0)
-    spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    return centred / spread.where(spread > 1e-12, 1.0)
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred / variance.where(variance > 1e-24, 1.0).sqrt()  # so that the gradient is finite where all are equal
 
 
 def top(scores: Tensor, valid: Tensor, count: Tensor) -> Tensor:

@@ -165,9 +165,21 @@ class TrainablePruner(FittedPruner, ScorePruner):
         tokens, image = run.tokens(batch)
         relaxed = self.relax(tokens, budget, self.temperature(progress, run.annealing), noise)
         nll = run.answer_nll(batch, tokens, relaxed, image)
-        penalty = run.per_row(relaxed.penalty, len(relaxed.kept))
-        kept = run.per_row(relaxed.kept.mean(), len(relaxed.kept))
-        return Loss(run.per_answer(nll) + penalty, {"nll": nll, "penalty": penalty, "kept": kept})
+        rows = len(relaxed.let)
+        penalty = run.per_row(relaxed.penalty, rows)
+        looked = {name: run.per_row(value, rows) for name, value in self.looked_at(tokens, budget, relaxed).items()}
+        return Loss(run.per_answer(nll) + penalty, {"nll": nll, "penalty": penalty, **looked})
+
+    @torch.no_grad()
+    def looked_at(self, tokens: VisualTokens, budget: Budget, relaxed: Relaxation) -> dict[str, Tensor]:
+        """What a step's record says of a draw, means over images: tokens let through, standard deviation of an image's scores, and
+        which share of the tokens that selection would keep was let through (of DiffPrune: the retention weight on them)."""
+        scores, valid, num = self.score(tokens).float(), tokens.valid, tokens.counts.clamp_min(1)
+        mean = scores.where(valid, 0.0).sum(1, keepdim=True) / num[:, None]
+        spread = ((scores - mean).square().where(valid, 0.0).sum(1) / num).sqrt()
+        chosen = budget.pick(scores, valid)
+        overlap = relaxed.let.where(chosen, 0.0).sum(1) / chosen.sum(1).clamp_min(1)
+        return {"kept": relaxed.kept.mean(), "score_sd": spread.mean(), "overlap": overlap.mean()}
 
     def fit(self, run: FittingRun) -> Artifact:
         """The training loop."""

@@ -134,7 +134,10 @@ class Step:
     temperature: float
     drawn_budget: str
     kept: float  # tokens let through, mean over the batch
-    grad_norm: float
+    grad_norm: float  # before clipping
+    clipped: bool  # it was above the recipe's clip
+    score_sd: float  # of an image's scores, mean over images; nan where the objective is not the default one
+    overlap: float  # share of the tokens that selection would keep which the draw let through, mean over images; nan likewise
     grad_cosine: float  # mean pairwise cosine of micro-batch gradients; nan between probes
     step_ms: float
     workers: int

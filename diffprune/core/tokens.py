@@ -152,13 +152,18 @@ class Relaxation:
     """A differentiable stand-in for removal, while a scorer trains; nothing is removed.
 
     features  [B N D]: degraded, in the space the projector expects.
-    kept      [B] float: tokens that are let through on average, for the step record.
+    let       [B N] in [0, 1]: how far each token was let through in this draw, without gradient; for the step record.
     retention [B N] in [0, 1] | None: weight of each token as a key in every decoder layer (the masked softmax of
               DynamicViT, arXiv 2106.02034, Eq. 10-11); None leaves attention alone, as DiffPrune does.
     penalty   scalar: added to the answer loss (0 for methods whose budget is exact).
     """
 
     features: Tensor
-    kept: Tensor
+    let: Tensor
     retention: Tensor | None = None
     penalty: Tensor | float = 0.0
+
+    @property
+    def kept(self) -> Tensor:
+        """[B] float: tokens that were let through."""
+        return self.let.sum(1)

@@ -34,7 +34,8 @@ A visual-token scorer for `{model}`. Use it with
 class Learned(TrainablePruner):
     """A scorer trained through a relaxation of its selection; `weights` is a folder it was saved to, or a repository of the Hub.
 
-    question_aware: the scorer reads the question. attention: its blocks look at other tokens. denoiser: there is one.
+    question_aware: the scorer reads the question. denoiser: there is one.
+    attention:      the scorer's blocks look at other tokens; None: as the paper's do, unless it is scaled down (`scaled`).
     depth, width:   blocks of the scorer and their width; 0 scales the paper's shape to the encoder (`scaled`).
     other_model:    it may serve another model than the one it was trained on.
 
@@ -50,7 +51,7 @@ class Learned(TrainablePruner):
         weights: Path | None = None,
         *,
         question_aware: bool = False,
-        attention: bool = True,
+        attention: bool | None = None,
         denoiser: bool = True,
         depth: int = 0,
         width: int = 0,
@@ -88,7 +89,9 @@ class Learned(TrainablePruner):
             return self._make()
 
     def _sizes(self, features: int, text: int | None) -> dict[str, int | None]:
-        width, depth = scaled(features)
+        width, depth, attention = scaled(features)
+        if self.options["attention"] is None:
+            self.options["attention"] = attention
         return {
             "features": features,
             "text": text,
@@ -185,7 +188,7 @@ class Learned(TrainablePruner):
             raise ValueError(f"{folder}: these weights belong to {name!r}, not to {type(self).__name__}")
         options, dims = checked(config, folder / files.CONFIG)
         for key in ("question_aware", "attention", "denoiser"):
-            if self.options[key] != options[key]:
+            if self.options[key] not in (options[key], None):
                 raise ValueError(
                     f"{folder}: trained with {key}={options[key]}; write {name}({key}={options[key]}, weights='{folder}')"
                 )
@@ -204,11 +207,12 @@ class Learned(TrainablePruner):
         self.trained_on, self.recipe, self.trained_seed = trained_on(config, folder / files.CONFIG)
 
 
-def scaled(features: int) -> tuple[int, int]:
-    """(width, blocks) of the scorer for encoder features of this width.
+def scaled(features: int) -> tuple[int, int, bool]:
+    """(width, blocks, self-attention) of the scorer for encoder features of this width.
 
     The paper's is 1,024 wide on CLIP-L's 1,024, two blocks. A small encoder feeds a small decoder, beside which that shape
-    would cost a good part of what it saves: below 512 a sixth of the width and one block. `jobs/compare_gumbel.py` shows what
-    the second block would have brought.
+    would cost a good part of what it saves: below 512 half the width, one block, every token by itself. On the embedded model that
+    costs what a sixth of the width with self-attention does, and trains far more steadily: at such a width some seeds never
+    learn to keep what is small, such as signs.
     """
-    return (min(1024, features), 2) if features >= 512 else (max(16, features // 6 // 16 * 16), 1)
+    return (min(1024, features), 2, True) if features >= 512 else (max(16, features // 2 // 16 * 16), 1, False)

@@ -32,7 +32,7 @@ class GumbelKeepDrop(Learned):
         *,
         ratio_weight: float = 100.0,
         question_aware: bool = False,
-        attention: bool = True,
+        attention: bool | None = None,
         depth: int = 0,
         width: int = 0,
         other_model: bool = False,
@@ -60,4 +60,4 @@ class GumbelKeepDrop(Learned):
         num = tokens.counts.clamp_min(1)
         target = self.counts(tokens, budget) / num
         penalty = self.ratio_weight * (mask.sum(1) / num - target).square().mean()
-        return Relaxation(tokens.features, kept=hard.where(tokens.valid, 0.0).sum(1), retention=mask, penalty=penalty)
+        return Relaxation(tokens.features, let=hard.where(tokens.valid, 0.0).detach(), retention=mask, penalty=penalty)

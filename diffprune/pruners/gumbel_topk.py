@@ -36,7 +36,7 @@ class GumbelTopK(Learned):
         backward: str = "relaxed",
         filler: str = "noise",
         question_aware: bool = False,
-        attention: bool = True,
+        attention: bool | None = None,
         denoiser: bool = True,
         depth: int = 0,
         width: int = 0,
@@ -59,4 +59,4 @@ class GumbelTopK(Learned):
         mixed = mask * z
         if self.filler == "noise":
             mixed = mixed + (1 - mask) * noise.normal(tokens.valid, z.shape[-1])
-        return Relaxation(self.restored(self.denoised(mixed), tokens.features), kept=hard.sum(1))
+        return Relaxation(self.restored(self.denoised(mixed), tokens.features), let=hard)

@@ -89,9 +89,9 @@ class Recipe(BaseModel):
     clip: float = 1.0
     temperature_start: float = 2.0
     temperature_end: float = 0.1
-    anneal_share: float = 0.5
+    anneal_share: float = 0.9
     budgets: tuple[BudgetValue, ...] = (Share(1 / 3), Share(2 / 9), Share(1 / 9), Share(1 / 20))
-    ease_share: float = 0.5
+    ease_share: float = 0.75
     ease_start: float = 0.25
     calibration_images: int = 64
     validation_images: int = 12

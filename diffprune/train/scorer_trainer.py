@@ -215,7 +215,9 @@ class ScorerTrainer:
         return Step(
             step=t, loss=loss, penalty=values.get("penalty", 0.0) / world,
             temperature=self.pruner.temperature(self.progress(t), self.annealing), drawn_budget=str(budget),
-            kept=values.get("kept", math.nan) / world, grad_norm=values["norm"] / world, grad_cosine=math.nan, step_ms=step_ms,
+            kept=values.get("kept", math.nan) / world, grad_norm=values["norm"] / world,
+            clipped=values["norm"] / world > recipe.clip, score_sd=values.get("score_sd", math.nan) / world,
+            overlap=values.get("overlap", math.nan) / world, grad_cosine=math.nan, step_ms=step_ms,
             workers=world, validation_soft=math.nan, validation_hard=math.nan,
         )  # fmt: skip
 

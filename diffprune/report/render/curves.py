@@ -23,7 +23,7 @@ def _smooth(part: pd.DataFrame, column: str, points: int = 120) -> tuple[np.ndar
 
 
 def training(records: Records) -> str | None:
-    """Loss, hard validation, temperature, kept tokens, gradient cosine per step; step cost per arm."""
+    """Loss, hard validation, temperature, kept tokens, scores and gradients per step; step cost per method."""
     steps = records.told("steps", "label")
     if steps.empty:
         return None
@@ -33,10 +33,13 @@ def training(records: Records) -> str | None:
         ("validation_hard", "validation, tokens removed, nats"),
         ("temperature", "temperature"),
         ("kept", "kept tokens (relaxation)"),
+        ("score_sd", "standard deviation of scores"),
+        ("overlap", "let through of those selected"),
+        ("grad_norm", "gradient norm, before clipping"),
         ("grad_cosine", "gradient cosine"),
     )
     with styled():
-        figure, panels = axes(WIDTH, 4.4, 2, 3)
+        figure, panels = axes(WIDTH, 6.4, 3, 3)
         for ax, (column, title) in zip(panels, wanted, strict=False):
             for label in shown:
                 x, y = _smooth(steps[steps["label"] == label], column)
@@ -45,10 +48,12 @@ def training(records: Records) -> str | None:
             ax.set_title(title, fontsize=8.5)
             if not any(np.size(line.get_xdata()) for line in ax.lines):
                 ax.annotate("not recorded", (0.5, 0.5), xycoords="axes fraction", ha="center", color="#888888")
-        _costs(panels[5], steps, {x: records.styles[x][0] for x in shown})
+        if (steps["grad_norm"] > 0).all():
+            panels[6].set_yscale("log")
+        _costs(panels[8], steps, {x: records.styles[x][0] for x in shown})
         handles, words = panels[0].get_legend_handles_labels()
         figure.legend(handles, words, loc="outside lower center", ncols=4)
-        for ax in panels[3:5]:
+        for ax in panels[6:8]:
             ax.set_xlabel("training step")
         return svg(figure)
 

@@ -269,7 +269,7 @@ def training(records: Records) -> Table | None:
         part = frame[frame["label"] == label].sort_values("step", kind="stable")
         seeds = part.groupby("scorer_seed", dropna=False)
         last = part[seeds.cumcount(ascending=False) < (seeds["step"].transform("size") // 10).clip(1)]
-        ms = part["step_ms"].quantile([0.1, 0.5, 0.9])
+        ms, norm = (part[name].quantile([0.1, 0.5, 0.9]) for name in ("step_ms", "grad_norm"))
         rows.append(
             (
                 label,
@@ -277,17 +277,31 @@ def training(records: Records) -> Table | None:
                 Number(part["step"].nunique(), digits=0),
                 Number(ms[0.5], ms[0.1], ms[0.9], 0),
                 Number(last["loss"].mean(), digits=3),
+                Number(norm[0.5], norm[0.1], norm[0.9], 2),
+                Number(100 * part["clipped"].mean(), digits=0),
                 Number(part["grad_cosine"].mean(), digits=3),
                 Number(seeds["validation_soft"].last().mean(), digits=3),
                 Number(seeds["validation_hard"].last().mean(), digits=3),
                 Number(part["workers"].max(), digits=0),
             )
         )
-    columns = ("Method", "seeds", "steps", "step ms", "loss", "gradient cosine", "validation soft", "validation hard", "workers")
+    columns = (
+        "Method",
+        "seeds",
+        "steps",
+        "step ms",
+        "loss",
+        "gradient norm",
+        "clipped %",
+        "gradient cosine",
+        "validation soft",
+        "validation hard",
+        "workers",
+    )
     notes = (
         "step ms: median [p10, p90]. Loss and validation: answer NLL, nats per token; loss over the last tenth. Losses "
-        "through different relaxations are "
-        "not comparable between methods; accuracy after hard pruning is. Gradient cosine: mean over pairs of micro-batches.",
+        "through different relaxations are not comparable between methods; accuracy after hard pruning is. Gradient norm: before "
+        "clipping, median [p10, p90]; clipped: share of the steps. Gradient cosine: mean over pairs of micro-batches.",
         NO_FUSED,
     )
     return Table("training", "Training", columns, tuple(rows), notes)
