@@ -320,6 +320,29 @@ def test_pooling_along_a_sequence_where_there_is_no_grid() -> None:
         torch.testing.assert_close(after[row][found.keep[row]], wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", [0, 7, -3])
+def test_random_scores_are_splitmix64(seed: int) -> None:
+    """Oracle: the generator in whole numbers; and every token has the same chance."""
+    mask = 2**64 - 1
+
+    def mix(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return z ^ (z >> 31)
+
+    seen = tokens()
+    identities = seen.given(IDENTITY).tolist()
+    found = registry.load("pruners", f"random(seed={seed})").score(seen)
+    for row, identity in enumerate(identities):
+        stream = mix((identity + mix(seed & mask)) & mask)
+        assert found[row].tolist() == [mix((stream + (i + 1) * 0x9E3779B97F4A7C15) & mask) >> 40 for i in range(42)]
+    many = VisualTokens(torch.zeros(4000, 10, 1), torch.ones(4000, 10, dtype=torch.bool), evidence={IDENTITY: torch.arange(4000)})
+    share = chosen(registry.load("pruners", f"random(seed={seed})"), many, Keep(3)).keep.double()
+    assert float((share.mean(0) - 0.3).abs().max()) < 4 * (0.21 / 4000) ** 0.5
+    pairs = share.T @ share / 4000 - torch.eye(10) * share.mean(0)  # of two different tokens: 3/10 of 2/9
+    assert float((pairs - (1 / 15) * (1 - torch.eye(10))).abs().max()) < 5 * (0.0622 / 4000) ** 0.5
+
+
 # --- the parts --------------------------------------------------------------------------------------------------------
 
 

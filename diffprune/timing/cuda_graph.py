@@ -5,8 +5,8 @@ saves nothing. A graph is launched once. It needs fixed shapes: rows are padded 
 padding counts as cost; the unpruned request runs at its own length, as it is the baseline. Scoring, choosing and cutting of one
 method at one count are a graph, prefill of one bucket is another; both are compared with the path of mode `eager` when captured.
 
-A threshold keeps as many tokens as the image asks for, so its shapes are not fixed: it is refused. A method whose scores are made
-on the host (`IDENTITY`: random) is scored there, outside the graph, at its own cost.
+A threshold keeps as many tokens as the image asks for, so its shapes are not fixed: it is refused. A method keyed by the image
+(`IDENTITY`: random), which no graph is given, is scored outside the graph, at its own cost.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Graphs:
         marks = Marks(clock)
         clock.wait()
         with marks.span("whole"):
-            rows = choose(*_values(request), *_host_scores(pruner, tokens))[0]
+            rows = choose(*_values(request), *_scores_outside(pruner, tokens))[0]
             with marks.span("project"):
                 rows = fixed_shape.projected(vlm, rows, tokens.row_id is not None)
         spent = marks.totals()
@@ -164,7 +164,7 @@ class Graphs:
                 seen = replace(tokens, features=asked.features, valid=asked.valid, row_id=asked.row_id)
                 return fixed_shape.choose(asked, values[own] if len(values) > own else score(seen), plan)
 
-            examples = (*_values(request), *_host_scores(pruner, tokens))
+            examples = (*_values(request), *_scores_outside(pruner, tokens))
             made = self.record(call, examples, self._pool)
             self._check_choice(made(*examples)[1], inputs, pruner, budget)
             self._made[key] = made, pruner  # which is held, so that its id stays its own
@@ -272,8 +272,8 @@ def _values(request: fixed_shape.Request) -> tuple[Tensor, ...]:
     return tuple(value for value in request if value is not None)
 
 
-def _host_scores(pruner: Any, tokens: VisualTokens) -> tuple[Tensor, ...]:
-    """Scores of a method that makes them on the host; nothing where the graph makes them."""
+def _scores_outside(pruner: Any, tokens: VisualTokens) -> tuple[Tensor, ...]:
+    """Scores of a method that are made outside the graph; nothing where the graph makes them."""
     return (pruner.score(tokens),) if IDENTITY in pruner.needs else ()
 
 
