@@ -264,6 +264,16 @@ def test_top_equals_a_sort_with_ties_to_the_earlier() -> None:
     assert top(scores, valid, torch.tensor([2, 2])).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_top_equals_a_stable_sort(levels: int) -> None:
+    chance = torch.Generator().manual_seed(levels)
+    scores, valid = torch.randint(levels, (50, 30), generator=chance).float(), torch.rand(50, 30, generator=chance) > 0.3
+    count = torch.minimum(torch.randint(0, 25, (50,), generator=chance), valid.sum(1))
+    for row, keep in enumerate(top(scores, valid, count)):
+        order = sorted(valid[row].nonzero()[:, 0].tolist(), key=lambda i: (-float(scores[row, i]), i))
+        assert set(keep.nonzero()[:, 0].tolist()) == set(order[: int(count[row])])
+
+
 def test_thresholds_do_not_care_for_shift_or_scale_of_scores() -> None:
     seen = tokens()
     scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(1))

@@ -251,12 +251,19 @@ def fetch(names: tuple[str, ...], out: Path | None) -> None:
 
 @app.command("list")
 @click.argument("kind", metavar="pruners|models|benchmarks|jobs")
-def list_(kind: str) -> None:
+@click.option("--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write the package's methods into it.")
+def list_(kind: str, readme: Path | None) -> None:
     """What there is, one line each: of the package, of the folders `pruners/`, `models/`, `benchmarks/` and `jobs/` here, and of
     installed distributions."""
     from diffprune.cli.listing import listed
 
     lines = listed(kind)
+    if readme is not None:
+        from diffprune.report.tables import catalogue
+
+        if kind != "pruners":
+            raise ValueError(f"--readme writes the catalogue of methods: write list pruners, not list {kind}")
+        catalogue.write(readme)
     widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1, 2)]
     for line in lines:
         click.echo("  ".join([*(text.ljust(width) for text, width in zip(line[:3], widths, strict=True)), line.origin]).rstrip())

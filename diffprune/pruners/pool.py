@@ -1,4 +1,4 @@
-"""Average pooling of the grid: what a coarser encoder would give (a control)."""
+"""Average pooling of the grid: what a coarser encoder would give."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from diffprune.core.pruner import Kind, Pruner
+from diffprune.core.pruner import Pruner
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.pruners._lines import per_line
@@ -25,19 +25,22 @@ class Pool(Pruner):
     """
 
     label = "Pooling"
-    kind = Kind.CONTROL
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         keep, num = torch.zeros_like(tokens.valid), tokens.valid.shape[1]
+        if tokens.grid and math.prod(tokens.grid) == num and bool(tokens.valid.all()):
+            weights, middle = windows(*tokens.grid, cut.budget.count(num))
+            keep[:, middle.to(keep.device)] = True
+            return Selection(keep, weights.to(keep.device).expand(len(tokens), -1, -1))
         counts = [(n, cut.budget.count(n)) for n in tokens.counts.tolist()]
         mix = torch.zeros(len(tokens), max((k for _, k in counts), default=0), num, device=keep.device)
         for row, (total, count) in enumerate(counts):
             if not count:
                 continue
             rows, columns = tokens.grid if tokens.grid and math.prod(tokens.grid) == total else (1, total)
-            index, weights = tokens.valid[row].nonzero()[:, 0], windows(rows, columns, count)
-            keep[row, index[weights[1].to(index.device)]] = True
-            mix[row, :count, index] = weights[0].to(mix.device)
+            index, (weights, middle) = tokens.valid[row].nonzero()[:, 0], windows(rows, columns, count)
+            keep[row, index[middle.to(index.device)]] = True
+            mix[row, :count, index] = weights.to(mix.device)
         return Selection(keep, mix)
 
 

@@ -12,7 +12,7 @@ from diffprune.core.evidence import encoder_attention
 from diffprune.core.pruner import Pruner, Reference
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
-from diffprune.pruners._greedy import cosines, first
+from diffprune.pruners._greedy import cosines, first, hidden
 
 STEP = 8  # duplicates removed in a round
 HALVINGS = 3  # rounds more than one in `STEP` that a list can need which is to get shorter than `STEP`
@@ -66,13 +66,16 @@ def distinct(likeness: Tensor, scores: Tensor, among: Tensor, counts: Tensor, lo
     if not most:
         return torch.zeros_like(among)
     order = scores.masked_fill(~among, -math.inf).argsort(dim=1, descending=True, stable=True)[:, :longest]
-    length, flat = among.sum(1), likeness.reshape(batch, -1)
+    length, rows = among.sum(1), likeness.reshape(batch * num, num)
+    base = torch.arange(batch, device=order.device)[:, None] * num
+    work = rows.new_empty(batch * ((longest + 1) // 2), num)
     for _ in range(rounds(longest, most)):
         step = (length - counts).clamp_max(STEP).minimum((length + 1) // 2)
         listed = torch.arange(longest, device=order.device) < length[:, None]
         one, two = order[:, 0::2], order[:, 1::2]
-        pairs = flat.gather(1, (one[:, :, None] * num + two[:, None]).flatten(1)).view(batch, one.shape[1], -1)
-        nearest = pairs.masked_fill(~listed[:, None, 1::2], -2.0).amax(2).masked_fill(~listed[:, 0::2], -math.inf)
+        second = torch.zeros_like(among).scatter_(1, two, listed[:, 1::2])
+        pairs = torch.index_select(rows, 0, (one + base).flatten(), out=work[: one.numel()]).view(batch, -1, num)
+        nearest = pairs.sub_(hidden(second)[:, None]).amax(2).clamp_min(-2.0)  # below any cosine where the second half is empty
         gone = torch.cat([top(nearest, listed[:, 0::2], step) | ~listed[:, 0::2], ~listed[:, 1::2]], 1)
         longest = max(longest - min(STEP, (longest + 1) // 2), most, 2)
         order = torch.cat([one, two], 1).gather(1, gone.int().argsort(dim=1, stable=True))[:, :longest]

@@ -13,7 +13,7 @@ from diffprune.report.analysis.derived import Derived
 from diffprune.report.render import curves, escape, figures, html, scenes, table
 from diffprune.report.render.table import Table
 from diffprune.report.tables import accuracy as accuracy_tables
-from diffprune.report.tables import caveats, errors, provenance, published, verdict
+from diffprune.report.tables import catalogue, caveats, errors, provenance, published, verdict
 from diffprune.report.tables import derived as derived_tables
 from diffprune.report.tables import speed as speed_tables
 from diffprune.statistics import DRAWS
@@ -68,7 +68,7 @@ def report(
     }
     shared = {
         "tuned": speed_tables.tuned(found), "training": speed_tables.training(found), "failures": provenance.failures(found),
-        "provenance": provenance.facts(found), "weights": provenance.weights(found),
+        "provenance": provenance.facts(found), "weights": provenance.weights(found), "methods": catalogue.catalogue(),
     }  # fmt: skip
     page = html.render(
         title=title,

@@ -84,7 +84,7 @@ def markdown(table: Table) -> str:
     """GitHub's table dialect; the best value in bold."""
     lines = [f"### {escape.markdown(table.title)}", ""]
     lines.append("| " + " | ".join(map(escape.markdown, table.columns)) + " |")
-    lines.append("|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(table.columns))) + "|")
+    lines.append("|" + "|".join(" ---: " if table.numeric(i) else " --- " for i in range(len(table.columns))) + "|")
     for row in table.rows:
         cells = [escape.markdown(_show(e)) for e in row]
         cells = [f"**{c}**" if isinstance(e, Number) and e.best else c for c, e in zip(cells, row, strict=True)]

@@ -1,0 +1,55 @@
+"""The catalogue of methods is made from what their files say, and the README has it as it is now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffprune.cli import commands
+from diffprune.core import registry
+from diffprune.report.tables import catalogue
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_readme_is_in_step_with_the_files() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert catalogue.written(text) == text, "run: diffprune list pruners --readme README.md"
+
+
+def test_every_method_has_one_row_that_says_what_it_is() -> None:
+    table = catalogue.catalogue(package_only=True)
+    rows = {str(row[0]).partition("(")[0]: row for row in table.rows}
+    assert sorted(rows) == registry.names("pruners") and len(rows) == len(table.rows)
+    assert all(row[1] and "arXiv" not in str(row[1]) for row in table.rows)
+    assert rows["visionzip"][2:] == (
+        "before the projector", "attention in the vision encoder; keys of the vision encoder", "rule", "2412.04467",
+    )  # fmt: skip
+    assert rows["divprune"][2] == "after the projector" and rows["unpruned"][2] == "nowhere"
+    assert rows["replaced"][2] == "where the method inside does"
+
+
+def test_a_users_method_is_in_the_report_but_not_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pruners").mkdir()
+    (tmp_path / "pruners" / "norms.py").write_text(
+        '"""Long vectors first (after nobody, arXiv 0000.00000). More."""\nfrom diffprune.core.pruner import ScorePruner\n\n'
+        'class Norms(ScorePruner):\n    """x"""\n    def score(self, tokens):\n        return tokens.features.norm(dim=-1)\n'
+    )
+    monkeypatch.setenv("DIFFPRUNE_PLUGINS", str(tmp_path))
+    rows = {row[0]: row for row in catalogue.catalogue().rows}
+    assert rows["norms"] == ("norms", "Long vectors first", "before the projector", "nothing", "rule", "")
+    assert "norms" not in {row[0] for row in catalogue.catalogue(package_only=True).rows}
+
+
+def test_the_command_writes_between_the_marks_and_refuses_a_page_without(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{catalogue.START}\nold\n{catalogue.END}\nafter\n")
+    assert commands.call(["list", "pruners", "--readme", str(page)]) == (0, "")
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith(f"{catalogue.END}\nafter\n") and "| holov |" in text and "old" not in text
+    page.write_text("nothing here")
+    code, told = commands.call(["list", "pruners", "--readme", str(page)])
+    assert code == 2 and "has no place for the methods" in told
+    code, told = commands.call(["list", "models", "--readme", str(page)])
+    assert code == 2 and "write list pruners, not list models" in told
