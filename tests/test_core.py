@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from diffprune.core.evidence import (
     encoder_attention,
     encoder_keys,
 )
-from diffprune.core.fitted import TrainablePruner
+from diffprune.core.fitted import Artifact, FittedPruner, TrainablePruner
 from diffprune.core.pruner import Kind, Pruner, Reference, ScorePruner
 from diffprune.core.site import ENCODED, PROJECTED, Cut, Site
 from diffprune.core.tokens import Selection, VisualTokens
@@ -30,6 +32,7 @@ from diffprune.core.vlm import Shape
 from diffprune.pruning import merged
 
 PRUNERS = registry.names("pruners")
+WRAPPERS = {"replaced", "pore"}
 KEEPS_ALL = {"unpruned", "replaced"}  # the unpruned bound, and a diagnostic that replaces instead of removing
 ROWS, COLUMNS, WIDTH = 4, 5, 16
 SHAPE = Shape(
@@ -102,11 +105,29 @@ def chosen(pruner: Pruner, seen: VisualTokens, budget: Budget) -> Selection:
 
 def make(name: str) -> Pruner:
     """A pruner ready to select: learned ones are built untrained on other images, with a fixed seed."""
-    pruner = registry.load("pruners", "replaced(attention)" if name == "replaced" else name)
+    pruner = registry.load("pruners", f"{name}(attention)" if name in WRAPPERS else name)
     if isinstance(pruner, TrainablePruner):
         torch.manual_seed(0)
         pruner.build(tokens(8, seed=7, padded=False)).eval()
+    elif isinstance(pruner, FittedPruner):
+        pruner.fit(Calibration())
     return pruner
+
+
+class Calibration:
+    """A run that fits on other images."""
+
+    vlm: Any = None
+    seed = 0
+
+    def calibration(self, pruner: Pruner, images: int) -> VisualTokens:
+        return tokens(8, seed=7)
+
+    def train(self, pruner: TrainablePruner) -> Artifact:
+        raise AssertionError("a calibrated method takes no steps")
+
+    def save(self, pruner: FittedPruner, **facts: Any) -> Artifact:
+        return Artifact(Path(), "")
 
 
 def expected(budget: Budget, valid: int) -> int:

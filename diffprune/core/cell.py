@@ -287,6 +287,8 @@ def describe(pruner: Pruner) -> Method:
         return replace(
             inner, label=f"{own} of {inner.label}", base=f"{pruner.label} of {inner.base}", kind=str(pruner.kind),
             reads_question=pruner.reads_question, reference=pruner.reference.arxiv or inner.reference,
+            recipe=pruner.recipe or inner.recipe,
+            scorer_seed=inner.scorer_seed if pruner.trained_seed is None else pruner.trained_seed,
         )  # fmt: skip
     seed = next((pruner.spec.get(key, 0) for key in sorted(pruner.replicate_options)), pruner.trained_seed)
     return Method(

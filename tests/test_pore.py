@@ -1,0 +1,97 @@
+"""Position reweighting: the fit against scipy's least squares, the ranking written out, its artefact, its refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import curve_fit
+
+import diffprune
+from diffprune import data as training
+from diffprune.core import registry
+from diffprune.core.budget import Keep
+from diffprune.core.cell import describe
+from diffprune.core.evidence import encoder_attention
+from diffprune.core.pruner import Pruner, ScorePruner
+from diffprune.core.site import ENCODED, PROJECTED, Cut
+from diffprune.core.tokens import VisualTokens
+from diffprune.pruners.attention import Attention
+from diffprune.pruners.pore import PoRe, along, slope
+from diffprune.train import loop
+from diffprune.train.context import LocalContext
+from diffprune.train.drawn_batches import DrawnBatches
+from diffprune.train.recipe import Recipe
+from diffprune.vlm.load import load
+from tests.test_core import SHAPE, tokens
+
+
+@pytest.mark.parametrize("sigma", [2.3, 0.0, -1.2, 8.0])
+def test_the_slope_is_that_of_least_squares(sigma: float) -> None:
+    """Oracle: both parameters fitted to the mean over images, which the sum over images must equal."""
+    rng, x = np.random.default_rng(0), np.linspace(0, 1, 50)
+    scores = 0.01 * np.exp(sigma * x) * rng.uniform(0.5, 1.5, (30, 50))
+    (_, wanted), _ = curve_fit(lambda x, mu, s: mu * np.exp(s * x), x, scores.mean(0), p0=(0.01, sigma))
+    found = slope(torch.from_numpy(np.tile(x, 30)), torch.from_numpy(scores.flatten()))
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def test_scores_are_divided_by_the_curve_at_each_images_own_places() -> None:
+    seen, method = tokens(), registry.load("pruners", "pore(attention)")
+    method.sigma = 1.7
+    found, attention = method.score(seen), seen.given(encoder_attention())
+    for row, num in enumerate(seen.counts.tolist()):
+        for i in range(num):
+            assert float(found[row, i]) == pytest.approx(float(attention[row, i]) / np.exp(1.7 * i / (num - 1)), rel=1e-5)
+    assert along(torch.tensor([[True, False]])).tolist() == [[0.0, 0.0]], "an image of one token"
+
+
+@pytest.fixture(scope="module")
+def vlm() -> Any:
+    return load("embedded", device="cpu")
+
+
+def test_it_is_fitted_by_the_training_verb_saved_and_loaded(vlm: Any) -> None:
+    recipe = Recipe(pruners=("pore(attention)",), workers=1)
+    method = registry.load("pruners", "pore(attention)")
+    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, recipe.pruners[0], 0, DrawnBatches(0)))
+    seen = vlm.encode(training.validation(vlm, "world", images=3, questions=1).pixels, method.needs)
+    again: Pruner = diffprune.from_pretrained(artifact.folder)
+    assert isinstance(again, PoRe) and again.sigma == method.sigma and again.weights_sha256 == artifact.weights_sha256 != ""
+    keep = [pruner.select(seen, Cut(ENCODED, Keep(9))).keep for pruner in (method, again)]
+    assert torch.equal(*keep) and keep[0].sum(1).tolist() == [9, 9, 9]
+    assert again.trained_on is not None and again.trained_on.weights_sha256 == vlm.weights_hash
+    assert json.loads((artifact.folder / "config.json").read_text())["facts"]["images"] == 64
+    told = describe(again)
+    assert (told.label, told.kind, told.reads_question, told.reference) == ("PoRe of Attention", "calibrated", False, "2508.17807")
+    assert (told.recipe, told.scorer_seed) == (recipe.key(recipe.pruners[0]), 0)
+
+
+def test_what_cannot_be_reweighted_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    for text, name in (("pore(grid)", "Grid"), ("pore(random)", "Random")):
+        with pytest.raises(ValueError, match=f"{name} does not rank tokens by attention"):
+            registry.load("pruners", text)
+    with pytest.raises(ValueError, match=r"pore\(attention\) is not fitted yet: train it"):
+        registry.load("pruners", "pore(attention)").score(tokens())
+
+    class Twice(ScorePruner):
+        label = "Twice"
+        needs = frozenset({encoder_attention()})
+
+        def cuts(self, budget: Any, shape: Any) -> Any:
+            return (Cut(ENCODED, budget), Cut(PROJECTED, budget))
+
+        def score(self, tokens: VisualTokens) -> torch.Tensor:
+            return tokens.given(encoder_attention())
+
+    with pytest.raises(ValueError, match="Twice cuts 2 times"):
+        PoRe(Twice()).cuts(Keep(3), SHAPE)
+    fitted = PoRe(Attention())
+    fitted.sigma = 1.0
+    fitted.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"these weights belong to pore\(\), not to pore\(attention\)"):
+        registry.load("pruners", f"pore(attention, weights='{tmp_path}')")
