@@ -1,6 +1,7 @@
 """FLOPs and bytes against a hand count, the specification's table, and torch's own counter on a real model."""
 
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -8,7 +9,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffprune.core.budget import Above, Keep, Share
-from diffprune.core.site import ENCODED, PROJECTED, Cut, Site, Stage, in_order, layer_average, share_per_cut, staged
+from diffprune.core.site import (
+    ENCODED,
+    PROJECTED,
+    Cut,
+    Site,
+    Stage,
+    in_order,
+    layer_average,
+    share_per_cut,
+    staged,
+    tokens_per_layer,
+)
 from diffprune.core.vlm import Shape
 from diffprune.embedded import vlm as embedded
 from diffprune.models.llava import Llava
@@ -86,11 +98,10 @@ def test_the_parts_of_a_roofline_sum_to_the_flops() -> None:
 
 def test_tokens_follow_from_the_plan_alone() -> None:
     cuts = (Cut(ENCODED, Share(0.5)), Cut(PROJECTED, Keep(20)))
-    assert flops.tokens_per_layer(cuts, 144, 4) == (20, 20, 20, 20)
-    assert flops.tokens_per_layer((), 144, 2) == (144, 144)
-    assert flops.layer_average((576, 576, 64, 64)) == 320
+    assert tokens_per_layer(cuts, 144, 4) == (20, 20, 20, 20)
+    assert tokens_per_layer((), 144, 2) == (144, 144)
     with pytest.raises(ValueError, match="different number"):
-        flops.tokens_per_layer((Cut(ENCODED, Above(0.0)),), 144, 4)
+        tokens_per_layer((Cut(ENCODED, Above(0.0)),), 144, 4)
 
 
 def after(*layers: int) -> tuple[Site, ...]:
@@ -110,16 +121,16 @@ def test_sites_are_ordered_along_the_model() -> None:
 def test_cuts_inside_the_decoder_save_in_the_layers_behind_them() -> None:
     two, three = after(2, 3)
     cuts = (Cut(three, Share(0.5)), Cut(two, Keep(100)))
-    assert flops.tokens_per_layer(cuts, 144, 5) == (144, 144, 100, 50, 50)
-    assert flops.tokens_per_layer((Cut(PROJECTED, Keep(60)), *cuts), 144, 5) == (60, 60, 60, 30, 30)
+    assert tokens_per_layer(cuts, 144, 5) == (144, 144, 100, 50, 50)
+    assert tokens_per_layer((Cut(PROJECTED, Keep(60)), *cuts), 144, 5) == (60, 60, 60, 30, 30)
     with pytest.raises(ValueError, match="saves nothing in a decoder of 3 layers"):
-        flops.tokens_per_layer(cuts, 144, 3)
+        tokens_per_layer(cuts, 144, 3)
 
 
 def test_cost_of_a_staged_plan_is_the_sum_of_its_layers() -> None:
     """Oracle: a decoder of one layer, once per layer, with as many tokens as that layer sees."""
     shape, (two,) = replace(TOY, layers=4), after(2)
-    visual, one = flops.tokens_per_layer((Cut(two, Keep(3)),), 10, 4), replace(TOY, layers=1)
+    visual, one = tokens_per_layer((Cut(two, Keep(3)),), 10, 4), replace(TOY, layers=1)
     head = 2 * shape.width * shape.vocabulary
     assert flops.prefill_flops(shape, visual, 2) == sum(flops.prefill_flops(one, (n,), 2) - head for n in (10, 10, 3, 3)) + head
     assert flops.kv_bytes(shape, visual, 2, 2) == sum(flops.kv_bytes(one, (n,), 2, 2) for n in (10, 10, 3, 3))
@@ -139,8 +150,8 @@ def test_the_budget_of_a_staged_plan_is_its_layer_average(layers: int, cuts: tup
     if len(cuts) == 1:  # closed form
         assert share == pytest.approx((average * layers - cuts[0]) / (layers - cuts[0]))
     for budget in (Share(average), Keep(round(576 * average))):
-        seen = flops.tokens_per_layer(staged(budget, layers, cuts, 576), 576, layers)
-        assert flops.layer_average(seen) == pytest.approx(budget.count(576), abs=1.5)
+        seen = tokens_per_layer(staged(budget, layers, cuts, 576), 576, layers)
+        assert fmean(seen) == pytest.approx(budget.count(576), abs=1.5)
         assert list(seen) == sorted(seen, reverse=True) and seen[0] == 576
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ from diffprune.core.evidence import QUESTION
 from diffprune.core.fitted import Artifact, FittedPruner, FittingRun, Loss, Progress, TrainablePruner, TrainingRun
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Kind, ScorePruner
-from diffprune.core.site import ENCODED, Cut
+from diffprune.core.site import ENCODED, Cut, Plan, Site, Stage
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, VisualTokens
+from diffprune.core.vlm import Shape
 from diffprune.io import checkpoint
+from diffprune.pruners.diffprune import DiffPrune
 from diffprune.train import loop
 from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import LocalContext
@@ -98,6 +101,21 @@ class PositionPrior(FittedPruner, ScorePruner):
     def save_pretrained(self, folder: Path | str, **facts: Any) -> None:
         checkpoint.write(folder, {"prior": self.prior}, {"method": "position_prior", "facts": facts}, "# card")
         self.weights_sha256 = checkpoint.sha256(Path(folder) / checkpoint.FILE)[:20]
+
+
+class Deep(DiffPrune):
+    """A scorer trained before the decoder that would cut inside it."""
+
+    label = "Deep"
+
+    def cuts(self, budget: Budget, shape: Shape) -> Plan:
+        return (Cut(Site(Stage.DECODER, 1), budget),)
+
+
+def test_cuts_inside_the_decoder_do_not_train_something_else(vlm: Any) -> None:
+    method, run = Deep(), SimpleNamespace(vlm=vlm)
+    with pytest.raises(ValueError, match="Deep cuts after decoder layer 1, but a relaxation of the encoder's tokens would train"):
+        method.objective(run, None, Keep(4), Progress(0, 1), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("question_aware", [False, True])

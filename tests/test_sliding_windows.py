@@ -171,7 +171,7 @@ def test_renumbered_rows_are_the_models_own() -> None:
 def test_a_timed_prefill_is_the_same_forward() -> None:
     vlm, prompts, _, tokens = batch("llava")
     packed = pruning.shrink(vlm, prompts, tokens, Features(), Keep(5))
-    _, output = eager.prefill(vlm, eager.Ready(packed, pruning.decoder_inputs(vlm, packed)), Clock())
+    output = eager.prefill(vlm, eager.Ready(packed, pruning.decoder_inputs(vlm, packed)), Clock()).output
     close(output.logits[:, -1], hidden(vlm, prompts, tokens, Keep(5)))
 
 

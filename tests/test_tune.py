@@ -269,9 +269,9 @@ def test_the_unpruned_run_is_timed_more_often_and_counts_once(
 ) -> None:
     """Known times: every ratio is exact, whatever the order and however often the run they share is timed."""
 
-    def prefill(vlm: Llava, ready: str, clock: Clock) -> tuple[float, None]:
+    def prefill(vlm: Llava, ready: str, clock: Clock) -> probes.eager.Pass:
         runs.append(ready)
-        return times[ready], None
+        return probes.eager.Pass(times[ready], None)
 
     runs: list[str] = []
     times = {"Share(1)": 100.0, "Keep(1)": 9.0, "Keep(2)": 19.0, "Keep(3)": 24.0, "Keep(4)": 49.0}

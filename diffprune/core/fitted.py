@@ -19,6 +19,7 @@ from torch import Tensor
 from diffprune.core.budget import Budget
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Kind, Pruner, ScorePruner
+from diffprune.core.site import Stage
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 
@@ -161,7 +162,16 @@ class TrainablePruner(FittedPruner, ScorePruner):
         return annealing.end + (annealing.start - annealing.end) / 2 * (1 + math.cos(math.pi * done))
 
     def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, noise: Noise) -> Loss:
-        """Loss of one part of a batch: the answers' negative log likelihood through `relax`, plus its penalty."""
+        """Loss of one part of a batch: the answers' negative log likelihood through `relax`, plus its penalty.
+
+        Raises:
+            ValueError: the method cuts inside the decoder, where this relaxation removes nothing.
+        """
+        if inside := [step.site for step in self.cuts(budget, run.vlm.shape) if step.site.stage is Stage.DECODER]:
+            raise ValueError(
+                f"{self.label} cuts {inside[0]}, but a relaxation of the encoder's tokens would train something else; such a "
+                "method needs an `objective` of its own"
+            )
         tokens, image = run.tokens(batch)
         relaxed = self.relax(tokens, budget, self.temperature(progress, run.annealing), noise)
         nll = run.answer_nll(batch, tokens, relaxed, image)

@@ -60,6 +60,22 @@ def in_order(cuts: Iterable[Cut]) -> Plan:
     return tuple(sorted(cuts, key=lambda cut: cut.site))
 
 
+def tokens_per_layer(cuts: Sequence[Cut], total: int, layers: int) -> tuple[int, ...]:
+    """Visual tokens *entering* each decoder layer, from a plan alone. total: of the image before any cut.
+
+    Raises:
+        ValueError: a cut by threshold, whose count differs from image to image; pass the count that was left instead. Or one
+            behind the last layer.
+    """
+    seen: list[int] = []
+    for cut in in_order(cuts):
+        if cut.site.layer >= layers:
+            raise ValueError(f"a cut {cut.site} saves nothing in a decoder of {layers} layers")
+        seen += [total] * (cut.site.layer - len(seen))
+        total = cut.budget.count(total)
+    return (*seen, *[total] * (layers - len(seen)))
+
+
 def layer_average(share: float, layers: int, after: Sequence[int]) -> float:
     """Mean share of tokens over all decoder layers when cuts after the layers `after` each leave `share` of what they find.
 

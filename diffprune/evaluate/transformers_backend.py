@@ -58,7 +58,7 @@ class TransformersBackend:
             with _refusing():
                 packed = pruning.shrink(self.vlm, prompts, tokens[torch.tensor(owner)], pruner, budget)
             made = pruning.answer(self.vlm, packed, max_new_tokens)
-            return _answers(prompts, made, packed.kept.tolist(), packed.total.tolist())
+            return _answers(prompts, made, self._kept(packed), packed.total.tolist())
 
         def prefill(images: list[int]) -> list[shared_prefix.Prefix]:
             rows = where.prefixes(prompts, images)
@@ -79,6 +79,10 @@ class TransformersBackend:
         return _answers(
             prompts, pruning.answer(self.vlm, packed, max_new_tokens), packed.kept.tolist(), packed.total.tolist()
         )  # fmt: skip
+
+    def _kept(self, packed: pruning.Packed) -> list[int]:
+        """Visual tokens of each image, mean over decoder layers."""
+        return [round(num) for num in packed.averages(self.vlm.shape.layers)]
 
     def _prompts(self, questions: Sequence[Question], tokens: VisualTokens | None, owner: Sequence[int]) -> Prompts:
         """owner: of each question, the row of `tokens` it is about."""

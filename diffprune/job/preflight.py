@@ -59,4 +59,6 @@ def _try(vlm: VLM, pruner: Pruner, shown: tuple[Any, str], budgets: Sequence[Bud
     if isinstance(pruner, FittedPruner) and not pruner.weights_sha256:
         return
     for budget in budgets[:1]:
-        pruning.shrink(vlm, inputs.prompts, inputs.for_(pruner), pruner, budget)
+        packed = pruning.shrink(vlm, inputs.prompts, inputs.for_(pruner), pruner, budget)
+        if packed.inside is not None:
+            pruning.forward(vlm, packed, logits_to_keep=1)

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from diffprune.core.budget import Budget
 from diffprune.core.evidence import QUESTION, Question
 from diffprune.core.pruner import Pruner
-from diffprune.core.site import Plan, Stage, in_order
+from diffprune.core.site import Plan, Stage, in_order, tokens_per_layer
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.io.image import open_image
@@ -57,6 +58,19 @@ class Packed:
     def sizes(self) -> Tensor:
         """[I] int: rows of `features` that belong to each image, separators included."""
         return self.kept if self.lengths is None else self.lengths
+
+    def per_layer(self, layers: int) -> list[tuple[int, ...]]:
+        """Of each image, visual tokens entering each of the decoder's layers, from the plan alone.
+
+        Raises:
+            ValueError: a cut by threshold inside the decoder, whose count differs from image to image.
+        """
+        cuts = () if self.inside is None else self.inside.cuts
+        return [tokens_per_layer(cuts, num, layers) for num in self.kept.tolist()]
+
+    def averages(self, layers: int) -> list[float]:
+        """Of each image, the mean of `per_layer`: what a budget means."""
+        return [fmean(seen) for seen in self.per_layer(layers)]
 
 
 def with_question(vlm: VLM, prompts: Prompts, tokens: VisualTokens) -> VisualTokens:

@@ -27,7 +27,7 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts, Shape
 from diffprune.timing import eager, fixed_shape
 from diffprune.timing.clock import Clock, Marks
-from diffprune.timing.eager import Inputs, Ready, Spans
+from diffprune.timing.eager import Inputs, Pass, Ready, Spans
 from diffprune.vlm.windows import window_of
 
 STEP = 64  # bucket edges are its multiples: the tile of a matrix product, so finer buckets save little
@@ -190,8 +190,8 @@ class Graphs:
 
     # -- prefill -------------------------------------------------------------------------------------------------------
 
-    def prefill(self, vlm: VLM, ready: Ready, clock: Clock) -> tuple[float, Any]:
-        """(ms to copy the rows into the graph and replay it, `Prefilled`).
+    def prefill(self, vlm: VLM, ready: Ready, clock: Clock) -> Pass:
+        """ms to copy the rows into the graph and replay it; the output is `Prefilled`.
 
         Raises:
             RuntimeError: the first replay differs from the model's own forward on the same rows.
@@ -210,7 +210,7 @@ class Graphs:
         spent = marks.totals()["prefill"]
         if new:
             self._check_logits(ready, output)
-        return spent, output
+        return Pass(spent, output)
 
     def _check_logits(self, ready: Fitted, output: Prefilled) -> None:
         packed = fixed_shape.unfitted(ready.rows, ready.packed.kept, ready.packed.total)

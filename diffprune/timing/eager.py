@@ -2,7 +2,8 @@
 
 What a method adds before prefill is *overhead*: reading the encoder beyond its plain output, embedding the question, scoring,
 selecting, cutting ids, mask, positions and features, and handing them over. Projection is no overhead: every request needs it, the
-unpruned one for all its tokens, so it is a span of its own (`project`) in both, taken out of `overhead` by its own marks.
+unpruned one for all its tokens, so it is a span of its own (`project`) in both, taken out of `overhead` by its own marks. What a
+method does inside the decoder happens during prefill; it is marked there, taken out of `prefill` and added to `overhead`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -58,6 +59,15 @@ class Ready:
         return int(self.packed.prompts.input_ids.shape[1])
 
 
+class Pass(NamedTuple):
+    """A timed prefill. ms: of the decoder's own work; output: the model's, with its cache; overhead: ms of what a method adds
+    inside the decoder (attention rows, choosing, shortening)."""
+
+    ms: float
+    output: Any
+    overhead: float = 0.0
+
+
 class Mode(Protocol):
     """How requests run. The functions of this module are mode "eager", and say what each does; `cuda_graph.Graphs` is "graph".
 
@@ -76,7 +86,7 @@ class Mode(Protocol):
     def native(self, vlm: VLM, inputs: Inputs, kept: Sequence[int]) -> Ready:
         """Rows that were always this short."""
 
-    def prefill(self, vlm: VLM, ready: Ready, clock: Clock) -> tuple[float, Any]:
+    def prefill(self, vlm: VLM, ready: Ready, clock: Clock) -> Pass:
         """Decoder inputs to logits."""
 
     def prove_removed(self, ready: Ready, output: Any) -> int:
@@ -161,13 +171,15 @@ def native(vlm: VLM, inputs: Inputs, kept: Sequence[int]) -> Ready:
     return Ready(packed, pruning.decoder_inputs(vlm, packed))
 
 
-def prefill(vlm: VLM, ready: Ready, clock: Clock) -> tuple[float, Any]:
-    """(ms from decoder inputs to the logits of the last position, the model's output with its cache)."""
+def prefill(vlm: VLM, ready: Ready, clock: Clock) -> Pass:
+    """From decoder inputs to the logits of the last position."""
     marks = Marks(clock)
     clock.wait()
-    with pruning.running(vlm, ready.packed), marks.span("prefill"):
+    with pruning.running(vlm, ready.packed, lambda: marks.span("inside")), marks.span("prefill"):
         output = vlm.model(**ready.keywords, use_cache=True, logits_to_keep=1)
-    return marks.totals()["prefill"], output
+    spent = marks.totals()
+    inside = spent.get("inside", 0.0)
+    return Pass(spent["prefill"] - inside, output, inside)
 
 
 def encode(vlm: VLM, inputs: Inputs, needs: frozenset[Evidence], clock: Clock) -> tuple[float, float]:
@@ -213,15 +225,32 @@ def decode(vlm: VLM, ready: Ready, num_tokens: int, clock: Clock) -> float:
 
 
 def prove_removed(ready: Ready, output: Any) -> int:
-    """Bytes of keys and values in the cache after prefill, once it is certain that it holds no more than kept + text.
+    """Bytes of keys and values in the cache after prefill, once it is certain that no layer holds more than kept + text.
 
     Raises:
-        RuntimeError: the cache is longer than the rows: tokens were hidden, not removed.
+        RuntimeError: a layer's cache is longer than its rows: tokens were hidden, not removed.
     """
-    rows = ready.packed.prompts.attention_mask.sum(1)
-    text = rows - ready.packed.prompts.slots.sum(1)
-    expected = int((ready.packed.sizes + text).max())
-    found = int(output.past_key_values.get_seq_length())
-    if found != expected:
-        raise RuntimeError(f"the cache holds {found} tokens where {expected} were kept: tokens were hidden, not removed")
-    return sum(t.numel() * t.element_size() for layer in output.past_key_values.layers for t in (layer.keys, layer.values))
+    layers = output.past_key_values.layers
+    for number, (layer, (least, most)) in enumerate(zip(layers, _lengths(ready.packed, len(layers)), strict=True)):
+        if not least <= (found := int(layer.get_seq_length())) <= most:
+            raise RuntimeError(
+                f"the cache holds {found} tokens where {least} were kept: tokens were hidden, not removed (layer {number})"
+            )
+    return sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
+
+
+def _lengths(packed: pruning.Packed, layers: int) -> list[tuple[int, int]]:
+    """(shortest, longest) that the longest row can be in each layer: behind a cut inside, separators depend on the choice."""
+    prompts, whole = packed.prompts, packed.sizes
+    text = prompts.attention_mask.sum(1) - prompts.slots.sum(1)
+    entering = int((whole + text).max())
+    if packed.inside is None:
+        return [(entering, entering)] * layers
+    counts = torch.tensor(packed.per_layer(layers), device=text.device).T
+    rows = packed.inside.tokens.row_id
+    more = torch.zeros_like(counts) if rows is None else counts.clamp_max(int(rows.abs().max()))
+    first = packed.inside.cuts[0].site.layer
+    return [
+        (entering, entering) if number < first else (int((seen + text).max()), int((seen + extra + text).max()))
+        for number, (seen, extra) in enumerate(zip(counts, more, strict=True))
+    ]

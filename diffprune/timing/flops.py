@@ -1,4 +1,4 @@
-"""FLOPs, KV bytes and tokens per layer of a forward pass, by arithmetic from a shape and a plan of cuts.
+"""FLOPs and KV bytes of a forward pass, by arithmetic from a shape and the visual tokens that enter each decoder layer.
 
 FLOPs are 2 x multiply-adds. Attention is counted *causal*: query i sees i + 1 keys, so n (n + 1) / 2 pairs instead of n^2, which
 is what fused kernels compute. torch's own counter takes the full square; `causal_half` is the difference, to be added before the
@@ -11,29 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from diffprune.core.site import Cut, in_order
 from diffprune.core.vlm import Shape
-
-
-def tokens_per_layer(cuts: Sequence[Cut], total: int, layers: int) -> tuple[int, ...]:
-    """Visual tokens *entering* each decoder layer, from a plan alone. total: of the image before any cut.
-
-    Raises:
-        ValueError: a cut by threshold, whose count differs from image to image; pass the count that was left instead. Or one
-            behind the last layer.
-    """
-    seen: list[int] = []
-    for cut in in_order(cuts):
-        if cut.site.layer >= layers:
-            raise ValueError(f"a cut {cut.site} saves nothing in a decoder of {layers} layers")
-        seen += [total] * (cut.site.layer - len(seen))
-        total = cut.budget.count(total)
-    return (*seen, *[total] * (layers - len(seen)))
-
-
-def layer_average(visual: Sequence[float]) -> float:
-    """Mean over decoder layers of the visual tokens entering them: how in-decoder methods state a budget."""
-    return sum(visual) / len(visual)
 
 
 def _attention_width(shape: Shape) -> int:
@@ -49,7 +27,7 @@ def layer_weights(shape: Shape) -> int:
 def prefill_flops(shape: Shape, visual: Sequence[float], text: float) -> float:
     """One image through the decoder and the head of its last position.
 
-    visual: visual tokens entering each layer (`tokens_per_layer`); text: text tokens, the frame included.
+    visual: visual tokens entering each layer (`core.site.tokens_per_layer`); text: text tokens, the frame included.
     """
     assert len(visual) == shape.layers, "one count per decoder layer"
     weights, query = layer_weights(shape), _attention_width(shape)

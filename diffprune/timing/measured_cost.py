@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,18 +28,17 @@ def counted_flops(vlm: VLM, ready: Ready) -> float:
 @torch.inference_mode()
 def cost_of(vlm: VLM, arm: str, ready: Ready, clock: Clock, mode: Mode) -> Cost:
     """Cost of one image (batch 1), with the proof that its tokens were removed; a graph has its memory beforehand."""
-    kept, shape = int(ready.packed.kept[0]), vlm.shape
-    text = int(ready.packed.prompts.attention_mask.sum()) - kept
+    shape, visual = vlm.shape, ready.packed.per_layer(vlm.shape.layers)[0]
+    text = int(ready.packed.prompts.attention_mask.sum()) - visual[0]
     cuda = vlm.device.type == "cuda" and mode is eager
     if cuda:
         clock.wait()
         torch.cuda.reset_peak_memory_stats(vlm.device)
     before = torch.cuda.memory_allocated(vlm.device) if cuda else 0
-    output = mode.prefill(vlm, ready, clock)[1]
+    output = mode.prefill(vlm, ready, clock).output
     peak = float(torch.cuda.max_memory_allocated(vlm.device) - before) if cuda else float("nan")
-    visual = (kept,) * shape.layers
     return Cost(
-        arm=arm, visual_kept=kept, text_tokens=text, prefill_flops=flops.prefill_flops(shape, visual, text),
+        arm=arm, visual_kept=fmean(visual), text_tokens=text, prefill_flops=flops.prefill_flops(shape, visual, text),
         encoder_flops=flops.encoder_flops(shape), counted_flops=counted_flops(vlm, ready) if ready.keywords else float("nan"),
         kv_bytes=flops.kv_bytes(shape, visual, text, vlm.model.dtype.itemsize),
         kv_measured_bytes=mode.prove_removed(ready, output), peak_bytes=peak,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -68,20 +69,20 @@ class Session:
     def add(self, pruner: Pruner, budget: Budget) -> tuple[TimedVariant, TimedVariant]:
         """The (pruned, native) variants of a method at a budget; equal counts of different methods share one native variant."""
         ready = [self.mode.shrink(self.vlm, inputs, pruner, budget, self.clock)[0] for inputs in self.inputs]
-        pruned = TimedVariant("pruned", pruner, budget, sizes=[_size(r) for r in ready])
-        counts = tuple(tuple(r.packed.kept.tolist()) for r in ready)
+        pruned = TimedVariant("pruned", pruner, budget, sizes=[self._size(r) for r in ready])
+        counts = tuple(tuple(round(n) for n in r.packed.averages(self.vlm.shape.layers)) for r in ready)
         if counts not in self._natives:
             made = [self.mode.native(self.vlm, inputs, kept) for inputs, kept in zip(self.inputs, counts, strict=True)]
-            self._natives[counts] = TimedVariant("native", self.full.pruner, Share(1), made, [_size(r) for r in made])
+            self._natives[counts] = TimedVariant("native", self.full.pruner, Share(1), made, [self._size(r) for r in made])
             self.variants.append(self._natives[counts])
         for one in ready:
-            self.mode.prove_removed(one, self.mode.prefill(self.vlm, one, self.clock)[1])
+            self.mode.prove_removed(one, self.mode.prefill(self.vlm, one, self.clock).output)
         self.variants.append(pruned)
         return pruned, self._natives[counts]
 
     def run(self) -> None:
         """Warm up every variant on every input, then time all rounds."""
-        self._guarded([self.full], lambda variant: variant.sizes.extend(_size(self._once(variant, i)[0]) for i in self.inputs))
+        self._guarded([self.full], lambda variant: variant.sizes.extend(self._size(self._once(variant, i)[0]) for i in self.inputs))
         for _ in range(self.options.warmup):
             self._guarded(self.variants, lambda variant: [self._once(variant, inputs, i) for i, inputs in enumerate(self.inputs)])
         for turn in range(self.options.rounds):
@@ -98,7 +99,12 @@ class Session:
             if variant is self.full:
                 spans = {"project": spans["project"]}  # nothing is added to an unpruned request
         if not parts:
-            spans["prefill"] = self.mode.prefill(self.vlm, ready, self.clock)[0]
+            done = self.mode.prefill(self.vlm, ready, self.clock)
+            spans["prefill"] = done.ms
+            if "overhead" in spans:
+                spans["overhead"] += done.overhead
+        elif ready.packed.inside is not None:  # what happens inside cannot be told apart
+            spans["select"] += self.mode.prefill(self.vlm, ready, self.clock).overhead
         return ready, spans
 
     def _round(self, turn: int) -> None:
@@ -162,6 +168,10 @@ class Session:
             return variant.fixed[index]
         return self.mode.shrink(self.vlm, self.inputs[index], variant.pruner, variant.budget, self.clock)[0]
 
+    def _size(self, ready: Ready) -> tuple[float, int]:
+        """(visual tokens, mean over images and decoder layers, length of the rows)."""
+        return fmean(ready.packed.averages(self.vlm.shape.layers)), ready.sequence
+
     def _guarded(self, variants: Sequence[TimedVariant], call: Callable[[TimedVariant], object]) -> None:
         """`call` every variant; one that fails is out of the session, with its reason."""
         for variant in variants:
@@ -192,7 +202,7 @@ class Session:
         """(batch of inputs, row) of the image nearest the mean count."""
         counts = []
         for i in range(len(self.inputs)):
-            counts += [(int(k), i, row) for row, k in enumerate(self._ready(variant, i).packed.kept)]
+            counts += [(k, i, row) for row, k in enumerate(self._ready(variant, i).packed.averages(self.vlm.shape.layers))]
         mean = sum(k for k, _, _ in counts) / len(counts)
         return min(counts, key=lambda c: (abs(c[0] - mean), c))[1:]
 
@@ -216,7 +226,3 @@ class Session:
         whole = float(np.median([v for _, v in variant.found[span]]))
         differ = bool(parts) and abs(float(np.median(parts)) - whole) > max(0.1, 0.05 * whole)
         return ["overhead_excluded"] * unknown + ["parts_differ"] * differ
-
-
-def _size(ready: Ready) -> tuple[float, int]:
-    return float(ready.packed.kept.float().mean()), ready.sequence

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def time_curve(
     for turn in range(-options.warmup, options.curve_repeats):
         shuffled.shuffle(order)
         for index in order:
-            spent = eager.prefill(vlm, ready[index], clock)[0]
+            spent = eager.prefill(vlm, ready[index], clock).ms
             if turn >= 0:
                 found[index].append(spent)
     lengths, medians = [r.sequence for r in ready], [float(np.median(f)) for f in found]
@@ -131,9 +132,9 @@ def time_overhead(vlm: VLM, inputs: Inputs, pruner: Pruner, budgets: Sequence[Bu
     for budget in budgets:
         for turn in range(-1, repeats):
             ready, spans = eager.shrink(vlm, inputs, pruner, budget, clock)
-            eager.prefill(vlm, ready, clock)
+            inside = eager.prefill(vlm, ready, clock).overhead
             if turn >= 0:
-                spent, kept = added + spans["overhead"], float(ready.packed.kept.float().mean())
+                spent, kept = added + spans["overhead"] + inside, fmean(ready.packed.averages(vlm.shape.layers))
                 found.append(Timing("overhead", "pruned", turn, spent, kept, ready.sequence, ""))
     return found
 
@@ -160,7 +161,8 @@ def check(
             for index in order:
                 ready, spans = eager.shrink(vlm, inputs, *arms[index], clock)
                 extra = spans["overhead"] + added[arms[index][0].spec] if index else 0.0
-                turn[index] += (eager.prefill(vlm, ready, clock)[0] + extra) / often[index]
+                done = eager.prefill(vlm, ready, clock)
+                turn[index] += (done.ms + done.overhead + extra) / often[index]
         sums[row] = np.median(spent[1:], axis=0)
         for index, (_, budget) in enumerate(arms):
             rows[index] += [
