@@ -16,11 +16,12 @@ from diffprune.core.noise import Noise, generator
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._soft_topk import soft_top_k
+from diffprune.pruners.gumbel_keepdrop import logistic_offset
 
 SPELLINGS = ("diffprune", "diffprune(scale='free')", "diffprune(attention=False)", "diffprune(denoiser=False)",
              "diffprune(question_aware=True)",
              "gumbel_topk", "gumbel_topk(backward='identity', filler='noise')",
-             "gumbel_keepdrop")  # fmt: skip
+             "gumbel_keepdrop", "gumbel_keepdrop(offset=True)")  # fmt: skip
 
 
 def tokens(batch: int = 3, num: int = 20, width: int = 48, dead: int = 4) -> VisualTokens:
@@ -192,3 +193,22 @@ def test_the_noise_of_a_row_is_its_own_however_the_rows_are_split_and_padded() -
     wider = torch.cat([valid, torch.zeros(3, 2, dtype=torch.bool)], 1)[1:]
     assert Noise("step", 5, rows=[8, 9]).normal(wider, 40)[:, :4].equal(first[1:])
     assert not Noise("step", 6, rows=[7]).normal(valid[:1], 40).equal(first[:1])
+
+
+def test_the_offset_of_keep_and_drop_meets_the_budget_and_has_its_gradient() -> None:
+    """Oracles: the sum it must meet; finite differences in float64 of a bisection."""
+    torch.manual_seed(3)
+    keep, valid = 3 * torch.randn(4, 30, dtype=torch.float64), torch.ones(4, 30, dtype=torch.bool)
+    valid[0, 20:] = False
+    budget = torch.tensor([5.0, 1.0, 29.0, 30.0])
+    b = logistic_offset(keep, valid, budget).double()
+    met = (keep - b).sigmoid().where(valid, 0.0).sum(1)
+    torch.testing.assert_close(met, torch.tensor([5.0, 1.0, 29.0, 29.999], dtype=torch.float64), rtol=1e-4, atol=1e-4)
+    asked = keep.clone().requires_grad_()
+    logistic_offset(asked, valid, budget)[:3].sum().backward()
+    assert asked.grad is not None
+    for row, token in ((0, 3), (1, 17), (2, 29)):
+        step = torch.zeros_like(keep)
+        step[row, token] = 1e-2
+        up, down = (logistic_offset(keep + sign * step, valid, budget)[row] for sign in (1, -1))
+        assert float(asked.grad[row, token]) == pytest.approx(float(up - down) / 2e-2, abs=2e-3)

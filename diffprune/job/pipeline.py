@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffprune import report
 from diffprune.core import registry
+from diffprune.core.budget import Above
 from diffprune.core.cell import Cell, Questions, SelectSpec, TuneSpec, describe
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import KeptToken, Outcome, Provenance
@@ -132,30 +133,37 @@ class Plan:
 
     def _listed(self, stage: str, waiting: set[tuple[Spec, int]]) -> list[Cell]:
         ready = [spec for spec in self.job.baselines if self._wanted(stage, spec)]
+        first = list(ready)
         for (spec, seed), place in self.job.scorers(self.folder).items():
             if (spec, seed) not in waiting and self._wanted(stage, spec, seed):
                 ready.append(spec.at(weights=place.absolute()))
-        found = self._asked(stage, ready)
+                first += ready[-1:] if self._first(seed) else []
+        found = self._asked(stage, ready, first)
         for spec, seed in self.job.scorers(self.folder):
             if (spec, seed) in waiting and self._wanted(stage, spec, seed):
-                own = self._asked(stage, [spec])
+                own = self._asked(stage, [spec], [spec] if self._first(seed) else [])
                 found += [_planned(cell, f"untrained, seed {seed}") for cell in own if cell.method.kind != "bound"]
         return list(dict.fromkeys(found))
 
     def _wanted(self, stage: str, spec: Spec, seed: int | None = None) -> bool:
-        """Whether a stage looks at a method: `tune` only at `tuned`, of trained methods at their first seed."""
-        job = self.job
-        first = seed is None or not job.train or seed == job.train.seeds[0]
-        return stage != "tune" or (first and (not job.tuned or spec in job.tuned))
+        """Whether a stage looks at a method: `tune` only at `tuned`; of trained methods `tune` takes the first seed alone, and so does
+        `measure` where budgets are counts, which cost the same whatever the weights are."""
+        counted = not any(isinstance(budget, Above) for budget in self.job.budgets)
+        if stage == "tune" and self.job.tuned and spec not in self.job.tuned:
+            return False
+        return self._first(seed) or not (stage == "tune" or (stage == "measure" and counted))
 
-    def _asked(self, stage: str, methods: Sequence[Spec]) -> list[Cell]:
-        """The cells of these methods; `evaluate` also gets those to run with tokens replaced."""
+    def _first(self, seed: int | None) -> bool:
+        return seed is None or not self.job.train or seed == self.job.train.seeds[0]
+
+    def _asked(self, stage: str, methods: Sequence[Spec], first: Sequence[Spec]) -> list[Cell]:
+        """The cells of these methods; `evaluate` also gets those to run with tokens replaced, of trained ones the `first` seed."""
         job = self.job
         assert self.vlm is not None, "only the report needs no model"
         if stage == "tune" and (options := job.tuning):
             return tuning_cells(self.vlm, methods, options)
         if stage == "evaluate" and job.evaluate:
-            also = [Spec("replaced").with_options(method=spec) for spec in methods if spec in job.replaced]
+            also = [Spec("replaced").with_options(method=spec) for spec in first if spec in job.replaced]
             return evaluation_cells(self.vlm, [*methods, *also], job.budgets, job.evaluate)
         assert job.measurement is not None, "a stage without a section is not asked for"
         return measure.cells(self.vlm, methods, job.budgets, job.measurement)

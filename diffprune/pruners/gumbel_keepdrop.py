@@ -6,8 +6,10 @@ not degraded; a dropped token stops being a key in every decoder layer. There is
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
@@ -18,8 +20,33 @@ from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.pruners._learned import Learned
 
 
+def logistic_offset(keep: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
+    """b [B 1] with sum_i sigmoid(keep_i - b) = budget [B] over valid tokens, differentiable in `keep` [B N].
+
+    Bisection without gradient, then one Newton step, whose gradient is the implicit one. A budget of all tokens, which no finite
+    offset meets, is met up to a thousandth of a token.
+    """
+    keep, wanted = keep.double(), budget.double().minimum(valid.sum(1) - 1e-3)[:, None]
+    with torch.no_grad():
+        low = keep.where(valid, math.inf).amin(1, keepdim=True) - 40
+        high = keep.where(valid, -math.inf).amax(1, keepdim=True) + 40
+        for _ in range(60):
+            middle = (low + high) / 2
+            over = (keep - middle).sigmoid().where(valid, 0.0).sum(1, keepdim=True) > wanted
+            low, high = middle.where(over, low), high.where(over, middle)
+    share = (keep - (low + high) / 2).sigmoid().where(valid, 0.0)
+    slope = (share * (1 - share)).sum(1, keepdim=True).detach().clamp_min(1e-12)
+    return ((low + high) / 2 + (share.sum(1, keepdim=True) - wanted) / slope).float()
+
+
 class GumbelKeepDrop(Learned):
-    """Keeps or drops every token on its own; `ratio_weight` pulls the mean towards the budget."""
+    """Keeps or drops every token on its own.
+
+    ratio_weight: of the published ratio loss, which pulls the share of kept tokens towards the budget. A scorer that does not see
+                  the budget can only meet the mean of those that are drawn.
+    offset:       logits are shifted per image so that the expected number of kept tokens is the budget, as DiffPrune's are: the
+                  like-for-like form. The ratio loss stays, and is small.
+    """
 
     label = "Gumbel keep/drop"
     reference = Reference("DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", "2106.02034")
@@ -31,13 +58,16 @@ class GumbelKeepDrop(Learned):
         weights: Path | None = None,
         *,
         ratio_weight: float = 100.0,
+        offset: bool = False,
         question_aware: bool = False,
         attention: bool | None = None,
         depth: int = 0,
         width: int = 0,
         other_model: bool = False,
     ) -> None:
-        self.ratio_weight = ratio_weight
+        if ratio_weight < 0:
+            raise ValueError(f"gumbel_keepdrop: ratio_weight is {ratio_weight}, but a loss cannot weigh less than nothing")
+        self.ratio_weight, self.offset = ratio_weight, offset
         super().__init__(
             weights, question_aware=question_aware, attention=attention, denoiser=False, depth=depth, width=width,
             other_model=other_model,
@@ -52,7 +82,12 @@ class GumbelKeepDrop(Learned):
         return keep - drop
 
     def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
-        logits = self.logits(tokens).log_softmax(-1)
+        logits = self.logits(tokens)
+        if self.offset:
+            keep = logits[..., 0] - logits[..., 1]
+            keep = keep - logistic_offset(keep, tokens.valid, self.counts(tokens, budget))
+            logits = torch.stack([keep, torch.zeros_like(keep)], -1)
+        logits = logits.log_softmax(-1)
         gumbel = -(-noise.uniform(tokens.valid, 2).log()).log()
         soft = ((logits + gumbel) / temperature).softmax(-1)[..., 0]
         hard = (soft > 0.5).to(soft.dtype)
