@@ -146,8 +146,8 @@ class Plan:
         return list(dict.fromkeys(found))
 
     def _wanted(self, stage: str, spec: Spec, seed: int | None = None) -> bool:
-        """Whether a stage looks at a method: `tune` only at `tuned`; of trained methods `tune` takes the first seed alone, and so does
-        `measure` where budgets are counts, which cost the same whatever the weights are."""
+        """Whether a stage looks at a method: `tune` only at `tuned`. Of trained methods `tune` takes the first seed, and so
+        does `measure` where budgets are counts, which cost the same whatever the weights are."""
         counted = not any(isinstance(budget, Above) for budget in self.job.budgets)
         if stage == "tune" and self.job.tuned and spec not in self.job.tuned:
             return False
