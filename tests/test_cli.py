@@ -113,6 +113,11 @@ def test_a_method_of_three_seeds_has_three_times_the_cells_before_it_is_trained(
     assert {(cell.method.label, cell.columns().weights_sha256) for cell in cells} == {
         ("Unpruned", ""), ("No image", ""), *(("DiffPrune", f"untrained, seed {seed}") for seed in range(3)),
     }  # fmt: skip
+    plan = pipeline.Plan(asked("run", "demo", only | {"replaced": ["diffprune"]}), Path("runs/demo"), pipeline.load("embedded"))
+    assert len(plan.cells("evaluate")) == len(cells) + 4 * 10, "replaced: the first seed"
+    assert len(plan.cells("measure")) == 4, "counts cost the same with any weights"
+    plan = pipeline.Plan(asked("run", "demo", only | {"budgets": ["Above(0.5)"]}), Path("runs/demo"), pipeline.load("embedded"))
+    assert len(plan.cells("measure")) == 3, "a threshold lets every scorer keep other numbers"
 
 
 def test_settings_change_a_copy_of_the_job() -> None:
