@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.optimize import curve_fit
 
 import diffprune
 from diffprune import data as training
+from diffprune import pruning
 from diffprune.core import registry
-from diffprune.core.budget import Keep
+from diffprune.core.budget import Keep, Share
 from diffprune.core.cell import describe
 from diffprune.core.evidence import encoder_attention
 from diffprune.core.pruner import Pruner, ScorePruner
@@ -69,6 +71,32 @@ def test_it_is_fitted_by_the_training_verb_saved_and_loaded(vlm: Any) -> None:
     told = describe(again)
     assert (told.label, told.kind, told.reads_question, told.reference) == ("PoRe of Attention", "calibrated", False, "2508.17807")
     assert (told.recipe, told.scorer_seed) == (recipe.key(recipe.pruners[0]), 0)
+
+
+def test_inside_the_decoder_it_is_fitted_to_what_the_first_cut_sees(vlm: Any) -> None:
+    """Oracle: the decoder's own eager attention of the last token before the answer, layer 0, mean over heads."""
+    recipe = Recipe(pruners=("pore(fastv(after=1))",), workers=1)
+    method = registry.load("pruners", "pore(fastv(after=1))")
+    artifact = method.fit(loop.Run(LocalContext("run"), vlm, recipe, recipe.pruners[0], 0, DrawnBatches(0)))
+    batch = training.calibration(vlm, recipe.data, 64)
+    full = pruning.shrink(vlm, batch.prompts, vlm.encode(batch.pixels), registry.load("pruners", "unpruned"), Share(1.0))
+    vlm.model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            weights = pruning.forward(vlm, full, output_attentions=True).attentions[0].mean(1)
+    finally:
+        vlm.model.set_attn_implementation("sdpa")
+    labels, slots = batch.prompts.labels, batch.prompts.slots
+    assert labels is not None
+    rows = [row[int((said >= 0).int().argmax()) - 1, at] for row, said, at in zip(weights, labels, slots, strict=True)]
+    scores = torch.stack(rows)
+    assert method.sigma == pytest.approx(
+        slope(along(torch.ones_like(scores, dtype=torch.bool)).flatten(), scores.flatten()), abs=2e-3
+    )
+    again = diffprune.from_pretrained(artifact.folder)
+    picture = [np.full((96, 96, 3), 90, np.uint8)]
+    made = pruning.generate(vlm, [Image.fromarray(p) for p in picture], ["what is on the left"], pruner=again, budget=Keep(72))
+    assert len(made) == 1 and describe(again).label == "PoRe of FastV, after layer 1" and again.reads_question
 
 
 def test_what_cannot_be_reweighted_is_refused_in_a_sentence(tmp_path: Path) -> None:

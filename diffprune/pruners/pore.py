@@ -39,7 +39,7 @@ Position weights for `{model}`. Use it with
 
 
 class PoRe(FittedPruner, ScorePruner):
-    """`pore(attention)`: the ranking of `attention`, each score divided by mu e^(sigma x); x goes from 0 to 1 along the image.
+    """`pore(fastv(after=2))`: the ranking of `fastv`, each score divided by mu e^(sigma x); x goes from 0 to 1 along the image.
 
     mu and sigma are those of the least squares to the scores of calibration images, one pair per method and model; mu is of no
     consequence for a ranking. The release fits one file per method and benchmark, the tested one; here the data of training and
@@ -83,13 +83,7 @@ class PoRe(FittedPruner, ScorePruner):
         return self.ranking.score(tokens).float() * torch.exp(-self.sigma * along(tokens.valid))
 
     def fit(self, run: FittingRun) -> Artifact:
-        """One exponential through the scores of all calibration images.
-
-        Raises:
-            ValueError: the method ranks by attention in the decoder, which calibration images do not come with.
-        """
-        if EvidenceKind.DECODER_ATTENTION in {evidence.kind for evidence in self.needs}:
-            raise ValueError(f"pore cannot be fitted to {self.ranking.label} yet: calibration reads the encoder, not the decoder")
+        """One exponential through the scores of all calibration images."""
         tokens = run.calibration(self, IMAGES)
         scores = self.ranking.score(tokens).float()
         self.sigma = slope(along(tokens.valid)[tokens.valid], scores[tokens.valid])

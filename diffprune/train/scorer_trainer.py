@@ -31,12 +31,15 @@ from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
+from diffprune.pruning.first_cut import seen_at_first_cut
 from diffprune.train.context import Context
 from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.loss import Objective, answer_nll, relaxed_nll
 from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, eased, learning_rate
 from diffprune.vlm.activation_checkpointing import recomputed
 from diffprune.vlm.attention import decoder_attention
+
+ROWS_AT_ONCE = 8  # calibration images that go through the decoder together
 
 
 class Diverged(RuntimeError):
@@ -122,6 +125,11 @@ def calibration_tokens(
     """
     batch = drawn(context, lambda: training.calibration(vlm, recipe.data, images, tally))
     with torch.no_grad():
+        if any(evidence.from_decoder for evidence in pruner.needs):
+            parts = [batch.part(vlm, i, min(i + ROWS_AT_ONCE, batch.images)) for i in range(0, batch.images, ROWS_AT_ONCE)]
+            encoded = [vlm.encode(part.pixels, pruner.needs)[part.image] for part in parts]
+            seen = [seen_at_first_cut(vlm, p.prompts, tokens, pruner) for p, tokens in zip(parts, encoded, strict=True)]
+            return VisualTokens.cat(seen)
         tokens = vlm.encode(batch.pixels, pruner.needs)
         return pruning.with_question(vlm, batch.prompts, tokens[batch.image]) if QUESTION in pruner.needs else tokens
 
