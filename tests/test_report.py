@@ -22,8 +22,9 @@ from diffprune.core import registry
 from diffprune.core.benchmark import Graded
 from diffprune.core.budget import Keep
 from diffprune.core.cell import Cell, EvaluateSpec, SelectSpec
-from diffprune.core.records import KeptToken, Prediction, Timing
+from diffprune.core.records import Figure, KeptToken, Prediction, Timing
 from diffprune.embedded.world import SPLITS
+from diffprune.evaluate.main_figure import answered, main_figure
 from diffprune.report import report, summary
 from diffprune.report.analysis import verdicts
 from diffprune.report.analysis.comparison import Comparison, chapters
@@ -141,7 +142,13 @@ def timings(cell: Cell, kept: int, rounds: int) -> list[Timing]:
 def blinded(store: Store, limit: int = 40) -> None:
     for benchmark in WORLD.values():
         cell = evaluate_cell(benchmark=benchmark, blind=True)
-        publish(store, cell, predictions=predictions(cell, limit))
+        rows = list(predictions(cell, limit))
+        publish(store, cell, predictions=rows, figures=figures(cell, rows))
+
+
+def figures(cell: Cell, rows: list[Prediction]) -> list[Figure]:
+    assert isinstance(cell.subject, EvaluateSpec)
+    return [main_figure(cell.subject.questions, answered(rows))]
 
 
 def evaluated(store: Store, limit: int = 40, likes: tuple[str, ...] = tuple(WORLD), seeds: int = 3) -> None:
@@ -149,7 +156,7 @@ def evaluated(store: Store, limit: int = 40, likes: tuple[str, ...] = tuple(WORL
         cells = [evaluate_cell(budget=f"Keep({kept})", benchmark=WORLD[like], **m) for m in methods(seeds) for kept in KEPT]
         for cell in [evaluate_cell("unpruned", benchmark=WORLD[like]), *cells]:
             rows = list(predictions(cell, limit))
-            publish(store, cell, predictions=rows, outcomes=[outcome(len(rows))])
+            publish(store, cell, predictions=rows, figures=figures(cell, rows), outcomes=[outcome(len(rows))])
 
 
 def timed(store: Store, rounds: int = 35) -> None:

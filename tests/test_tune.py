@@ -337,7 +337,7 @@ class Known:
         latency = synthetic(floor=0, a=1, b=0.25)
         found = [0.9 * latency.speedup(data(), data().kept(budget)) for _, budget in asked]
         rows = [
-            tuple(HeldOut(str(budget), 0, 0, arm, ms, 8) for arm, ms in (("full", speed), ("pruned", 1.0)))
+            tuple(HeldOut(str(budget), 0, 0, arm, ms, 200) for arm, ms in (("full", speed), ("pruned", 1.0)))
             for (_, budget), speed in zip(asked, found, strict=True)
         ]
         return [MeasuredSpeedup(s, s - 0.1, s + 0.1, 200, own, 2.0) for s, own in zip(found, rows, strict=True)]

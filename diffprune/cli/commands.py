@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -221,6 +222,35 @@ def submit(job: str, address: str, rest: tuple[str, ...]) -> None:
     load_job(job)  # a misspelt or broken job is refused here, not on the cluster
     folder, called = placed(job)
     sys.exit(jobs.submit(called, folder, address, rest))
+
+
+@app.command("verify")
+@click.argument("place", type=click.Path(path_type=Path))
+def verify_(place: Path) -> None:
+    """Compute every number of a report again from its store's Parquet files, with DuckDB alone.
+
+    PLACE is the folder of a run, or of a report with a folder `store` beside its page. Exit code 1 where anything differs."""
+    from diffprune import verify
+
+    found = verify.verify(place)
+    click.echo(found)
+    sys.exit(bool(found.differences))
+
+
+@app.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def export(run: Path, out: Path) -> None:
+    """Copy the report of a run into the folder OUT, and its store beside it, compacted to one file for each table."""
+    from diffprune.store import Store, readme
+
+    if not (run / "report" / "report.html").is_file():
+        raise ValueError(f"{run} has no report: write it with `diffprune report {run}`")
+    Store(run / "store").compact(out / "store")
+    readme.write(out / "store")
+    shutil.copytree(run / "report", out, dirs_exist_ok=True)
+    size = sum(path.stat().st_size for path in (out / "store").rglob("*.parquet")) / 2**20
+    click.echo(f"{out}: the report and its store, {size:.1f} MiB")
 
 
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a checkpoint; never pickles or code

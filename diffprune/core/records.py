@@ -93,6 +93,16 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """The main figure of a benchmark for one cell, as the benchmark's own code says it, table `figures`: one row."""
+
+    figure: str  # its name, such as f1_mean; "incomplete" where the benchmark refuses one, then the value is nan
+    figure_value: float  # in the benchmark's own units
+    formula: str  # how it follows from rows: mean, f1_mean, circular or paired_sum, see `core.benchmark.Formula`
+    formula_categories: str  # of the rows that count, separated by commas; "" is all
+
+
+@dataclass(frozen=True)
 class Timing:
     """One repetition of one timed span, table `timings`. Warm-up rows are not stored.
 
@@ -246,6 +256,7 @@ class Outcome:
 TABLES: dict[str, type] = {
     "answers": Answered,
     "grades": Credited,
+    "figures": Figure,
     "timings": Timing,
     "costs": Cost,
     "steps": Step,
@@ -259,4 +270,4 @@ TABLES: dict[str, type] = {
     "outcomes": Outcome,
 }
 VIEWS: dict[str, type] = {"predictions": Prediction}  # published and read like a table, kept as others
-GRADED = ("grades",)  # tables that hang on the grader: of a cell they count as its grades do
+GRADED = ("grades", "figures")  # tables that hang on the grader: of a cell they count as its grades do

@@ -25,6 +25,7 @@ from diffprune.core.spec import Spec
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.worker import Worker
 from diffprune.evaluate.evaluator import evaluated, gathered
+from diffprune.evaluate.main_figure import answered, main_figure
 from diffprune.evaluate.progress import SweepProgress
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
 from diffprune.store import Store
@@ -242,7 +243,8 @@ class _Run:
         broken = sum(bool(row.error) for row in rows)
         reason = f"{broken} of {len(rows)} answers failed" if broken else ""
         outcome = Outcome("ok", reason, len(rows), self.seconds.pop(cell))
-        self.writer.publish(cell, {"predictions": rows, "outcomes": [outcome]})
+        figures = [main_figure(evaluated(cell).questions, answered(rows))]
+        self.writer.publish(cell, {"predictions": rows, "figures": figures, "outcomes": [outcome]})
         self.done += 1
         self.progress.cell(cell)
 

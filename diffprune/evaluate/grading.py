@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffprune.core import registry
-from diffprune.core.benchmark import Grade
+from diffprune.core.benchmark import Grade, Graded
 from diffprune.core.cell import Cell, Questions
 from diffprune.core.records import Credited, Provenance
 from diffprune.evaluate.asked import Asked, graded, made_ready
+from diffprune.evaluate.main_figure import main_figure
 from diffprune.store import Store
 
 
@@ -33,19 +34,22 @@ def grade_again(cells: Sequence[Cell], store: Store, provenance: Provenance) -> 
         (questions,) = cell.questions
         if questions not in ready:
             ready[questions] = made_ready(questions)
-        store.grade_again({"grades": _credited(cell, ready[questions], store)}, cell=cell, provenance=provenance)
+        grades, seen = _credited(cell, ready[questions], store)
+        store.grade_again({"grades": grades, "figures": [main_figure(questions, seen)]}, cell=cell, provenance=provenance)
 
 
-def _credited(cell: Cell, asked: Asked, store: Store) -> list[Credited]:
-    """One grade per stored answer, in their order; of a question without an answer an empty one."""
+def _credited(cell: Cell, asked: Asked, store: Store) -> tuple[list[Credited], list[Graded]]:
+    """One grade per stored answer, in their order, of one without an answer an empty one; and what aggregates see of them."""
     samples, grader = {sample.id: sample for sample in asked.samples}, _grader(cell)
-    found = []
-    for row in store.read("answers", ["sample", "answer", "error"], cells={cell.key}).itertuples():
+    found, seen = [], []
+    for row in store.read("answers", ["sample", "answer", "error", "group", "category"], cells={cell.key}).itertuples():
         grade, error = Grade(0.0, "", ""), ""
         if not row.error:
             grade, error = graded(asked.benchmark, samples[row.sample], row.answer, cell.questions[0].protocol)
         found.append(Credited(row.sample, grade.parsed, grade.target, grade.credit, error, grader))
-    return found
+        if not row.error and not error:
+            seen.append(Graded(row.group, row.category, grade.credit, grade.parsed, grade.target))
+    return found, seen
 
 
 def _grader(cell: Cell) -> str:

@@ -35,7 +35,7 @@ from diffprune.io.run_lock import refuse_if_held
 from diffprune.job import preflight, settings
 from diffprune.job.job import Job
 from diffprune.measure import measure
-from diffprune.store import Store, lock
+from diffprune.store import Store, lock, readme
 from diffprune.store.provenance import collect
 from diffprune.timing.options import Measurement
 from diffprune.train import estimate
@@ -86,7 +86,14 @@ def run(
         return
     with lock(plan.store_root, job.name) as attempt, contextlib.ExitStack() as stack:
         settings.keep(job, folder, asked)
+        stack.callback(_explained, plan.store_root)
         PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack).go(asked)
+
+
+def _explained(store: Path) -> None:
+    """README and views beside the store; a disk that is full by now keeps nobody from what the run itself has to say."""
+    with contextlib.suppress(OSError):
+        readme.write(store)
 
 
 def _wanted(job: Job, stages: Sequence[str]) -> list[str]:

@@ -31,7 +31,7 @@ FLAGS = {
     "parts_differ": "Score, select and gather timed apart do not add up to the overhead timed as a whole.",
     "shared_device": "Other processes kept the machine busy while it was timed.",
 }
-DETAILS = ("latency_spans", "benchmarks_")  # tables that repeat others in detail: beside the page as CSV, not on it
+DETAILS = ("latency_spans", "benchmarks_", "pictures")  # tables that repeat others in detail: beside the page as CSV, not on it
 METHOD = (
     "Accuracy: mean credit per benchmark, averaged over benchmarks. Intervals: {draws:,} bootstrap draws of whole groups "
     "(pictures), the same draws for every method, two unseen changes added (Bonett and Price 2012), and, where a trained method "
@@ -50,7 +50,7 @@ def report(
     command: str | None = None,
     asked: Mapping[str, str] | None = None,
 ) -> dict[str, Path]:
-    """Write `report.html`, `report.md`, `report.tex`, `tables/*.csv` and `figures/*.svg` into the folder `out`.
+    """Write `report.html`, `report.md`, `report.tex`, `numbers.csv`, `tables/*.csv` and `figures/*.svg` into the folder `out`.
 
     command: how the run was started, printed under Provenance.
     asked: the setting whose chapter comes first: values of columns of cells (`analysis.records.SETTING`).
@@ -80,7 +80,8 @@ def report(
         thresholds=[t for c in parts for t in [c["thresholds"]] if t],
         **shared,
     )
-    every = [*(t for c in parts for t in _tables(c)), *(t for t in shared.values() if t)]
+    every = [*((c["key"], t) for c in parts for t in _tables(c)), *(("", t) for t in shared.values() if t)]
+    every += [("", kept)] if (kept := provenance.pictures(found)) else []
     plots = {**drawn, **{name: svg for c in parts for name, svg in c["plain_figures"].items()}}
     return _write(Path(out), title, page, every, plots, [s for c in parts for s in _said(c)])
 
@@ -107,7 +108,7 @@ def _chapter(chapter: Comparison) -> dict[str, Any]:
     headline = accuracy_tables.headline(chapter, fast)
     derived = Derived(chapter)
     return {
-        "name": chapter.setting["model"],
+        "name": chapter.setting["model"], "key": " | ".join(map(str, chapter.setting.values())),
         "setting": "; ".join(f"{k} {v}" for k, v in chapter.setting.items() if k != "model"),
         "short": verdict.short(chapter), "sentences": verdict.headline(chapter, fast, batch),
         "caveats": caveats.caveats(chapter),
@@ -166,10 +167,12 @@ def _tables(part: Mapping[str, Any]) -> list[Table]:
 
 
 def _write(
-    out: Path, title: str, page: str, tables: list[Table], plots: Mapping[str, str | None], said: list[str]
+    out: Path, title: str, page: str, chapters: list[tuple[str, Table]], plots: Mapping[str, str | None], said: list[str]
 ) -> dict[str, Path]:
     """Write everything; returns the paths. Names are numbered where two chapters have a table of one name."""
+    tables = [t for _, t in chapters]
     texts: dict[str, tuple[Path, str]] = {"html": (out / "report.html", page)}
+    texts["numbers"] = (out / "numbers.csv", table.numbers(chapters))
     read = [t for t in tables if not t.name.startswith(DETAILS)]
     document = [
         f"# {escape.markdown(title)}",

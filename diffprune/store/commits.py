@@ -139,7 +139,7 @@ class Commits:
 
 def chosen(commits: list[Commit], table: str) -> list[Commit]:
     """The commits whose part of `table` counts, by cell: of several of one cell the first, and where all failed the last; of what
-    hangs on a grader, the one with the grades that count."""
+    hangs on a grader, the one with the grades that count. A compacted store has one commit, of many cells."""
     if table in GRADED:
         return [commit for commit in gradings(commits).values() if commit.part(table)]
     holding = [commit for commit in commits if commit.part(table)]

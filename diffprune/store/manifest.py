@@ -15,6 +15,7 @@ from diffprune.io.names import checked_name
 from diffprune.store.columns import VERSION
 
 MANIFESTS = "manifests"  # what the keys of all manifests begin with
+COMPACTED = "compacted"  # what the names of a compacted store's parts and of its manifest begin with
 
 
 class Damaged(Exception):
@@ -45,7 +46,8 @@ class Part:
 class Commit:
     """What became visible at once.
 
-    cell: key; status: "ok" or "failed" where the commit holds the cell's outcome, else "";
+    cell: key, "" of a compacted store's one commit, whose parts hold many cells;
+    status: "ok" or "failed" where the commit holds the cell's outcome, else "";
     published: nanoseconds since 1970 on the writer's clock.
     grader: digest of the code that gave the grades in this commit; "" where it holds none.
     answers: name of the commit whose answers were graded here again; "" where they are its own, or there are none.

@@ -14,18 +14,19 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from diffprune.core.cell import Cell
-from diffprune.core.records import Provenance
+from diffprune.core.records import TABLES, Provenance
 from diffprune.core.registry import nearest
 from diffprune.io.blob_store import Blobs, open_blobs
 from diffprune.io.run_lock import attempts_at
 from diffprune.store.columns import columns
 from diffprune.store.commits import Commits, chosen, gradings
-from diffprune.store.manifest import Commit, Damaged, Part, sha256
-from diffprune.store.parts import check, decode, digest, encode, record_arrays
+from diffprune.store.manifest import COMPACTED, Commit, Damaged, Part, sha256
+from diffprune.store.parts import check, compacted, decode, digest, encode, record_arrays
 from diffprune.store.predictions import VIEW, grader, joined, needed, split
-from diffprune.store.to_pandas import frame, origin, origin_frame
+from diffprune.store.to_pandas import frame, origin_frame, origins
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class Store:
     def __init__(self, place: Blobs | Path | str) -> None:
         self.blobs = open_blobs(place)
         self._commits = Commits(self.blobs, check)
-        self._origins: dict[str, dict[str, Any]] = {}  # by name of a commit
+        self._origins: dict[str, list[dict[str, Any]]] = {}  # by name of a commit, of a compacted one and of the table
 
     @property
     def problems(self) -> list[str]:
@@ -123,8 +124,8 @@ class Store:
                 if (pairs := self._joined(wanted, cells, coded)) is not None:
                     return frame(table, pairs, wanted, coded)[wanted]
                 continue
-            picked = [c for c in chosen(self._commits.all(), table) if cells is None or c.cell in cells]
-            parts = self._each(picked, partial(_part, table), partial(_decoded, wanted, coded))
+            picked = [c for c in chosen(self._commits.all(), table) if cells is None or not c.cell or c.cell in cells]
+            parts = self._each(picked, partial(_part, table), partial(_decoded, wanted, coded, cells))
             if parts is not None:
                 return frame(table, parts, wanted, coded)[wanted]
 
@@ -133,10 +134,10 @@ class Store:
         of_answers, of_grades = needed(names)
         found = []
         for commit, graded in gradings(self._commits.all()).items():
-            if cells is not None and commit.cell not in cells:
+            if cells is not None and commit.cell and commit.cell not in cells:
                 continue
-            one = self._each([commit], partial(_part, "answers"), partial(_decoded, of_answers, coded))
-            other = self._each([graded], partial(_part, "grades"), partial(_decoded, of_grades, coded))
+            one = self._each([commit], partial(_part, "answers"), partial(_decoded, of_answers, coded, cells))
+            other = self._each([graded], partial(_part, "grades"), partial(_decoded, of_grades, coded, cells))
             if one is None or other is None:
                 return None
             try:
@@ -148,7 +149,7 @@ class Store:
 
     def graders(self) -> dict[str, str]:
         """Digest of the grader whose grades count, by cell; "" where it was not installed."""
-        return {commit.cell: graded.grader for commit, graded in gradings(self._commits.all()).items()}
+        return {commit.cell: graded.grader for commit, graded in gradings(self._commits.all()).items() if commit.cell}
 
     def origins(self, table: str) -> pd.DataFrame:
         """Whose rows a table has and who made them: one row per part that counts, columns `columns.ORIGIN`, all of them objects.
@@ -162,11 +163,12 @@ class Store:
         while True:
             table = "answers" if table == VIEW else table
             picked = [c for c in chosen(self._commits.all(), table) if _part(table, c).rows]
-            new = [commit for commit in picked if commit.name not in self._origins]
-            found = self._each(new, _smallest, origin)
+            names = [commit.name if commit.cell else f"{commit.name} {table}" for commit in picked]
+            new = [(name, commit) for name, commit in zip(names, picked, strict=True) if name not in self._origins]
+            found = self._each([commit for _, commit in new], partial(_telling, table), origins)
             if found is not None:
-                self._origins |= {commit.name: one for commit, one in zip(new, found, strict=True)}
-                return origin_frame([self._origins[commit.name] for commit in picked])
+                self._origins |= {name: rows for (name, _), rows in zip(new, found, strict=True)}
+                return origin_frame([row for name in names for row in self._origins[name]])
 
     def _each(self, picked: list[Commit], which: Callable[[Commit], Part], look: Callable[[Part, bytes], T]) -> list[T] | None:
         """`look` at one part of each commit. None: one is damaged and put aside now, so another attempt's commit may count."""
@@ -188,7 +190,38 @@ class Store:
         columns(table)
         table = "answers" if table == VIEW else table
         wanted = {"ok"} if table == "outcomes" else {"ok", ""}
-        return {commit.cell for commit in chosen(self._commits.all(), table) if commit.status in wanted}
+        picked = chosen(self._commits.all(), table)
+        found = {commit.cell for commit in picked if commit.cell and commit.status in wanted}
+        if any(not commit.cell for commit in picked):
+            outcomes = self.read("outcomes", ["cell", "status"])
+            failed = set(outcomes.loc[outcomes["status"] != "ok", "cell"])
+            found |= set(self.read(table, ["cell"])["cell"]) - failed
+        return found
+
+    def compact(self, to: Blobs | Path | str) -> None:
+        """Write what counts of every table as one part, under one manifest, into an empty place: small, to be kept beside a report.
+
+        Raises:
+            ValueError: there is nothing to write, or the place holds records already.
+        """
+        other = Store(to)
+        if other._commits.all():
+            raise ValueError(f"{other.blobs} holds records already: choose another folder")
+        commits = [commit for commit in self._commits.all() if commit.parts]
+        if not commits:
+            raise ValueError(f"{self.blobs} holds no records: name a store that does")
+        data: dict[str, bytes] = {}
+        rows: dict[str, int] = {}
+        for table in TABLES:
+            picked = [commit for commit in chosen(commits, table) if _part(table, commit).rows]
+            parts = self._each(picked, partial(_part, table), partial(_decoded, _known(table, None), False, None))
+            if parts:
+                data[table], rows[table] = compacted(table, parts), sum(map(len, parts))
+        sums = {table: sha256(raw) for table, raw in data.items()}
+        made = tuple(Part(t, f"{COMPACTED}-{sums[t][:16]}.parquet", rows[t], len(data[t]), sums[t]) for t in data)
+        name = f"{COMPACTED}-{sha256(''.join(sums.values()).encode())[:16]}"
+        run = max(commits, key=lambda commit: commit.published)
+        other._commits.add(Commit(name, "", run.run, run.attempt, "ok", run.published, made), data, lambda: None)
 
 
 def _part(table: str, commit: Commit) -> Part:
@@ -197,12 +230,17 @@ def _part(table: str, commit: Commit) -> Part:
     return part
 
 
-def _decoded(names: Sequence[str], coded: bool, part: Part, data: bytes) -> pa.Table:
-    return decode(part.table, data, names, coded)
+def _decoded(names: Sequence[str], coded: bool, cells: Collection[str] | None, part: Part, data: bytes) -> pa.Table:
+    if cells is None or not part.name.startswith(f"{COMPACTED}-"):
+        return decode(part.table, data, names, coded)
+    rows = decode(part.table, data, list(dict.fromkeys([*names, "cell"])), coded)
+    return rows.filter(pc.is_in(rows["cell"], pa.array(sorted(cells), pa.string()))).select(list(names))
 
 
-def _smallest(commit: Commit) -> Part:
-    """All parts of a commit have one origin, so the smallest one with rows is asked."""
+def _telling(table: str, commit: Commit) -> Part:
+    """The part that is asked whose rows they are: all parts of a cell's commit have one origin, so the smallest with rows."""
+    if not commit.cell:
+        return _part(table, commit)
     return min((part for part in commit.parts if part.rows), key=lambda part: part.bytes)
 
 

@@ -79,10 +79,19 @@ def encode(table: str, records: list[pa.Array], cell: Cell, provenance: Provenan
         value = cell.key if column.owner == "key" else getattr(owners[column.owner], column.name)
         one = pa.scalar(None, TYPES[column.type]) if value is None else _array(table, column, [value])[0]
         constant.append(pa.repeat(one, count))
+    return _written(pa.Table.from_arrays([*records, *constant], schema=schema(table)))
+
+
+def _written(whole: pa.Table, level: int | None = None) -> bytes:
     sink = pa.BufferOutputStream()
-    whole = pa.Table.from_arrays([*records, *constant], schema=schema(table))
-    pq.write_table(whole, sink, compression="zstd", use_dictionary=True, write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
+    pq.write_table(whole, sink, compression="zstd", compression_level=level, use_dictionary=True, write_page_checksum=True)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def compacted(table: str, parts: Sequence[pa.Table]) -> bytes:
+    """One part of the rows of many, as `decode` gives them: pressed harder, as it is written once and kept."""
+    return _written(pa.concat_tables(parts).cast(schema(table)), level=15)
 
 
 def digest(arrays: Mapping[str, list[pa.Array]], salt: str) -> str:

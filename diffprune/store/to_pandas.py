@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffprune.store.columns import ORIGIN, columns
-from diffprune.store.manifest import Part
+from diffprune.store.manifest import COMPACTED, Part
 from diffprune.store.parts import decode, dictionaries, read_schema
 
 
@@ -48,15 +48,21 @@ def _sorted(column: pd.Series) -> pd.Series:
     return pd.Series(coded, column.index, name=column.name)
 
 
-def origin(part: Part, data: bytes) -> dict[str, Any]:
-    """Whose rows a part has and who made them: values by the names of `ORIGIN`.
+def origins(part: Part, data: bytes) -> list[dict[str, Any]]:
+    """Whose rows a part has and who made them, values by the names of `ORIGIN`: one entry, of a compacted part one for each cell.
 
     Raises:
         Damaged: the part cannot be used.
     """
     mine = [column for column in columns(part.table) if column.owner != "record"]
-    (row,) = decode(part.table, data, [column.name for column in mine], first=True).to_pylist()
-    return {name: row[column.name] for name, column in zip(ORIGIN, mine, strict=True)}
+    names = [column.name for column in mine]
+    if part.name.startswith(f"{COMPACTED}-"):
+        rows = decode(part.table, data, names)
+        cell = rows["cell"].to_numpy()
+        rows = rows.take(np.flatnonzero(np.r_[True, cell[1:] != cell[:-1]]))
+    else:
+        rows = decode(part.table, data, names, first=True)
+    return [{name: row[column.name] for name, column in zip(ORIGIN, mine, strict=True)} for row in rows.to_pylist()]
 
 
 def origin_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

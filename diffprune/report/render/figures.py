@@ -142,8 +142,8 @@ def retention(chapter: Comparison) -> str | None:
                 if points:
                     color, marker, dash = chapter.style(label)
                     ax.plot(
-                        [_place(k) for k, _ in points],
-                        [i.estimate for _, i in points],
+                        [_place(k) for k, _, _ in points],
+                        [i.estimate for _, i, _ in points],
                         color=color,
                         marker=marker,
                         ls=dash,

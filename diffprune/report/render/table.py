@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from diffprune.report.render import escape
@@ -59,7 +60,11 @@ Entry = Number | str | None
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` of entries under `columns`; `name` is the file's, `notes` stand below. `rule_before`: rows after a thin line."""
+    """`rows` of entries under `columns`; `name` is the file's, `notes` stand below. `rule_before`: rows after a thin line.
+
+    keys, column_keys: what each row and column is about, in words of the store, for whoever computes the numbers again; where none
+    are given the texts of the row, and the columns.
+    """
 
     name: str
     title: str
@@ -67,9 +72,18 @@ class Table:
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...] = ()
     rule_before: frozenset[int] = field(default_factory=frozenset)
+    keys: tuple[str, ...] = ()
+    column_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), f"{self.name}: rows do not fit the columns"
+        assert len(self.keys) in (0, len(self.rows)) and len(self.column_keys) in (0, len(self.columns)), (
+            f"{self.name}: keys do not fit"
+        )
+
+    def key(self, row: int) -> str:
+        """What a row is about."""
+        return self.keys[row].strip() if self.keys else " | ".join(entry for entry in self.rows[row] if isinstance(entry, str))
 
     def numeric(self, column: int) -> bool:
         """Whether a column holds numbers, which are set to the right."""
@@ -164,3 +178,27 @@ def to_csv(table: Table) -> str:
 
 def _raw(value: float) -> str:
     return repr(round(float(value), 10)) if math.isfinite(value) else ""
+
+
+NUMBERS = ("chapter", "table", "title", "row", "column", "value", "low", "high", "digits", "printed", "word", "note")
+
+
+def numbers(tables: Sequence[tuple[str, Table]]) -> str:
+    """CSV of every entry of (chapter, table) with what it is about, in full precision and as printed: what `verify` reads.
+
+    `digits` is empty for text.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(NUMBERS)
+    for chapter, one in tables:
+        columns = one.column_keys or one.columns
+        for i, row in enumerate(one.rows):
+            for column, entry in zip(columns, row, strict=True):
+                about = (chapter, one.name, one.title, one.key(i), column)
+                told = ["", "", "", "", _show(entry), "", ""]
+                if isinstance(entry, Number):
+                    told[:4] = _raw(entry.value), _raw(entry.low), _raw(entry.high), str(entry.digits)
+                    told[5:] = entry.word, entry.note
+                writer.writerow([*map(escape.csv, about), *told[:4], *map(escape.csv, told[4:])])
+    return out.getvalue()

@@ -94,6 +94,8 @@ def per_budget(chapter: Comparison, budget: Budget) -> Table:
     return Table(
         f"budget_{_file(budget.spelling)}", f"Accuracy with {budget.label}", ("Method", "seeds", *columns, "mean credit", "avg %"),
         tuple(rows), tuple(_notes(chapter)), frozenset({1} | {b + 1 for b in breaks}),
+        tuple(f"{row[0]} | {budget.spelling if row[0] != FULL else ''}" for row in rows),
+        ("Method", "seeds", *chapter.benchmarks, "mean credit", "avg %"),
     )  # fmt: skip
 
 
@@ -114,7 +116,7 @@ def _row(chapter: Comparison, label: str, budget: str, winners: dict[str, str | 
         shown(chapter.accuracy(label, budget), best=winner == label, flags=chapter.flags(label, budget)) if complete else None
     )
     relative = Number(chapter.relative(label, budget) if label != FULL else 100.0, best=winner == label)
-    return (label, str(seeds) if label != FULL else "", *cells, accuracy, relative)
+    return (label, Number(seeds, digits=0) if label != FULL else "", *cells, accuracy, relative)
 
 
 def _notes(chapter: Comparison) -> Iterable[str]:
@@ -136,12 +138,14 @@ def _notes(chapter: Comparison) -> Iterable[str]:
 def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
     """Method x budget: accuracy, relative accuracy, measured net prefill speedup, overhead."""
     rows: list[tuple[Entry, ...]] = []
+    keys: list[str] = []
     breaks, common = {1}, common_flags(list(fast.values()))
     full = chapter.accuracy(FULL, "")
     if full:
         rows.append(
             (FULL, Number(chapter.total, digits=0), shown(full), Number(100.0, digits=1), Number(1.0, digits=2, unit="×"), None)
         )
+        keys.append(f"{FULL} | ")
     for budget in chapter.budgets:
         breaks.add(len(rows))
         for label in chapter.methods:
@@ -149,6 +153,7 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
             if accuracy is None and speed is None:
                 continue
             overhead = speed.spans.get(("pruned", "overhead")) if speed else None
+            keys.append(f"{label} | {budget.spelling}")
             rows.append((
                 label, Number(budget.kept, digits=0), shown(accuracy, flags=chapter.flags(label, budget.spelling)),
                 Number(chapter.relative(label, budget.spelling)),
@@ -160,7 +165,7 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
         "accuracy: mean credit over the benchmarks. Net prefill speedup: unpruned prefill / (pruned prefill + overhead), as "
         "measured.",
     )
-    return Table("headline", "Accuracy and measured speedup", columns, tuple(rows), notes, frozenset(breaks))
+    return Table("headline", "Accuracy and measured speedup", columns, tuple(rows), notes, frozenset(breaks), tuple(keys))
 
 
 def differences(chapter: Comparison, draws: int) -> Table:
@@ -180,7 +185,24 @@ def differences(chapter: Comparison, draws: int) -> Table:
         rows.append((against, *cells, Number(pictures, digits=0), ", ".join(sorted(seeds))))
     columns = ("DiffPrune minus", *(b.short for b in chapter.budgets), "pictures", "seeds")
     notes = (_paired([one.verdict for one in every.values()], draws), words("all cells of this table"), *_chosen(chapter))
-    return Table("differences", "Paired differences in mean credit, points", columns, tuple(rows), notes)
+    return Table(
+        "differences", "Paired differences in mean credit, points", columns, tuple(rows), notes,
+        keys=tuple(str(row[0]) for row in rows), column_keys=_by_budget(chapter, columns),
+    )  # fmt: skip
+
+
+def _by_budget(chapter: Comparison, columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Keys of columns of which each budget has one: its spelling for its short name."""
+    spellings = iter(b.spelling for b in chapter.budgets)
+    shorts = iter([*(b.short for b in chapter.budgets), ""])
+    wanted, keys = next(shorts), []
+    for column in columns:
+        if column == wanted:
+            keys.append(next(spellings))
+            wanted = next(shorts)
+        else:
+            keys.append(column)
+    return tuple(keys)
 
 
 def _paired(found: Iterable[Verdict], draws: int) -> str:
@@ -212,10 +234,11 @@ def variants(chapter: Comparison) -> Table | None:
     for label, plain in pairs:
         seeds = [family[label, b].num_seeds for b in at if (label, b) in family]
         if seeds:
-            rows.append((label, plain, *(judged_entry(found.get((label, b))) for b in at), str(max(seeds))))
+            rows.append((label, plain, *(judged_entry(found.get((label, b))) for b in at), Number(max(seeds), digits=0)))
     columns = ("variant", "minus", *(b.short for b in chapter.budgets), "seeds")
     notes = (words("all cells of this table"),)
-    return Table("variants", "What each variant changes, points", columns, tuple(rows), notes) if rows else None
+    title = "What each variant changes, points"
+    return Table("variants", title, columns, tuple(rows), notes, column_keys=_by_budget(chapter, columns)) if rows else None
 
 
 def removal(chapter: Comparison) -> Table | None:
@@ -243,26 +266,29 @@ def removal(chapter: Comparison) -> Table | None:
 def kinds(chapter: Comparison) -> Table:
     """Accuracy per kind of question; the figures of the retention curves."""
     rows: list[tuple[Entry, ...]] = []
+    keys: list[str] = []
     for (kind, label), points in kind_curves(chapter).items():
-        for kept, found in points:
+        for kept, found, budget in points:
             size = Number(found.num_rows, digits=0), Number(found.num_groups, digits=0)
             rows.append((kind, label, Number(kept, digits=0), shown(found), *size))
+            keys.append(f"{kind} | {label} | {budget}")
     columns = ("kind", "Method", "kept tokens", "accuracy %", "questions", "pictures")
-    return Table("kinds", "Accuracy per kind of question", columns, tuple(rows))
+    return Table("kinds", "Accuracy per kind of question", columns, tuple(rows), keys=tuple(keys))
 
 
 @lru_cache(maxsize=8)
-def kind_curves(chapter: Comparison) -> dict[tuple[str, str], list[tuple[float, Interval]]]:
-    """(kind, method) -> [(kept tokens, accuracy)], the unpruned model under its own label."""
+def kind_curves(chapter: Comparison) -> dict[tuple[str, str], list[tuple[float, Interval, str]]]:
+    """(kind, method) -> [(kept tokens, accuracy, budget)], the unpruned model under its own label."""
     arms: dict[tuple[str, str], set[str]] = {}
     for (label, at), arm in chapter.arms.items():
         arms[label, at] = {f"{label}\t{at}\t{replicate}" for replicate in arm}
-    found: dict[tuple[str, str], list[tuple[float, Interval]]] = {}
+    found: dict[tuple[str, str], list[tuple[float, Interval, str]]] = {}
     for kind, stratum in sorted(chapter.kinds.strata.items()):
         for label in [FULL, *chapter.methods]:
             kept_by = {b.spelling: b.kept for b in chapter.budgets} if label != FULL else {"": chapter.total}
             for spelling, kept in kept_by.items():
                 there = [c for c in sorted(arms.get((label, spelling), ())) if c in stratum.columns]
                 if there:
-                    found.setdefault((kind, label), []).append((kept, chapter.kinds.mean({c: {kind: c} for c in there})))
+                    mean = chapter.kinds.mean({c: {kind: c} for c in there})
+                    found.setdefault((kind, label), []).append((kept, mean, spelling))
     return found

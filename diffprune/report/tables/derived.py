@@ -27,6 +27,10 @@ def _arms(chapter: Comparison) -> list[tuple[str, str, float]]:
     ]
 
 
+def _keys(arms: list[tuple[str, str, float]]) -> tuple[str, ...]:
+    return tuple(f"{label} | {budget}" for label, budget, _ in arms)
+
+
 def _breaks(arms: list[tuple[str, str, float]]) -> frozenset[int]:
     return frozenset(i for i in range(1, len(arms)) if arms[i][1] != arms[i - 1][1])
 
@@ -57,7 +61,7 @@ def relative(chapter: Comparison, derived: Derived) -> Table | None:
             "more than 3 standard errors; below 0 means worse than without any image."
         )
     title = "Relative accuracy, as papers print it, and its deepstack"
-    return Table("relative", title, columns, tuple(rows), tuple(notes), _breaks(arms)) if rows else None
+    return Table("relative", title, columns, tuple(rows), tuple(notes), _breaks(arms), _keys(arms)) if rows else None
 
 
 def changed(chapter: Comparison, derived: Derived) -> Table | None:
@@ -73,7 +77,8 @@ def changed(chapter: Comparison, derived: Derived) -> Table | None:
         "Whole groups: pairs and rotations (MME, MMBench) all of whose answers agree. Harm: unpruned right, pruned wrong; gain: "
         "the reverse (full credit counts as right). Unweighted over benchmarks.",
     )
-    return Table("changed", "Answers that pruning changes", columns, tuple(rows), notes, _breaks(arms)) if rows else None
+    title = "Answers that pruning changes"
+    return Table("changed", title, columns, tuple(rows), notes, _breaks(arms), _keys(arms)) if rows else None
 
 
 def blind(chapter: Comparison, derived: Derived) -> Table | None:
@@ -95,7 +100,9 @@ def blind(chapter: Comparison, derived: Derived) -> Table | None:
         "Native units. No image: the same questions with the image's place and all its tokens left out. Not image-bound: "
         "unpruned − no image does not exceed 3 standard errors, so there is no visual contribution to keep.",
     )
-    return Table("blind", "What the image contributes", columns, tuple(rows), notes) if rows else None
+    column_keys = ("Benchmark", FULL, BLIND, "the image's part", *(b.spelling for b in chapter.budgets))
+    title, keys = "What the image contributes", tuple(derived.visual)
+    return Table("blind", title, columns, tuple(rows), notes, keys=keys, column_keys=column_keys) if rows else None
 
 
 def tested(chapter: Comparison, derived: Derived) -> list[Table]:
@@ -104,6 +111,7 @@ def tested(chapter: Comparison, derived: Derived) -> list[Table]:
     for against in (FULL, *rivals(chapter)):
         by_budget = {b.spelling: derived.tested(SUBJECT, against, b.spelling) for b in chapter.budgets}
         rows: list[tuple[Entry, ...]] = []
+        keys: list[str] = []
         for benchmark in chapter.benchmarks:
             cells = [t.get(benchmark) for t in by_budget.values()]
             if not any(cells):
@@ -111,9 +119,11 @@ def tested(chapter: Comparison, derived: Derived) -> list[Table]:
             figure = chapter.native_of(FULL, "", benchmark)[0].replace("_", " ")
             entries = [judged_entry(t, 0 if figure.startswith("mme") else 1) for t in cells]
             rows.append((chapter.heading(benchmark), figure, *entries))
+            keys.append(f"{against} | {benchmark}")
         if rows:
             columns = ("Benchmark", "figure", *(b.short for b in chapter.budgets))
             name = "benchmarks_" + "".join(c if c.isalnum() else "_" for c in against.lower())
             notes = ("Native units. " + words("the benchmarks of one column", "1 % of the figure's largest value"),)
-            found.append(Table(name, f"{SUBJECT} − {against}, benchmark by benchmark", columns, tuple(rows), notes))
+            title, at = f"{SUBJECT} − {against}, benchmark by benchmark", ("Benchmark", "figure", *by_budget)
+            found.append(Table(name, title, columns, tuple(rows), notes, keys=tuple(keys), column_keys=at))
     return found

@@ -22,4 +22,5 @@ def by_class(chapter: Comparison) -> Table | None:
         rows.append((kind, method, Number(len(part), digits=0), Number(share, digits=2), min(part["message"])))
     columns = ("class", "Method", "rows", "share of rows %", "first message")
     notes = ("Rows that failed are left out of every accuracy; comparisons use the questions that both sides answered.",)
-    return Table("errors", "Answers that failed, by class of error", columns, tuple(rows), notes)
+    keys = tuple(f"{row[0]} | {row[1]}" for row in rows)
+    return Table("errors", "Answers that failed, by class of error", columns, tuple(rows), notes, keys=keys)

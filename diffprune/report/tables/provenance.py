@@ -7,7 +7,7 @@ import json
 import pandas as pd
 
 from diffprune.report.analysis.records import Records
-from diffprune.report.render.table import Entry, Table
+from diffprune.report.render.table import Entry, Number, Table
 
 
 def _short(text: object, digits: int = 12) -> str:
@@ -64,6 +64,15 @@ def weights(records: Records) -> Table | None:
 
 def _seed(value: object) -> str:
     return "" if pd.isna(value) else str(int(value))  # type: ignore[call-overload]
+
+
+def pictures(records: Records) -> Table | None:
+    """What each method keeps of the pictures on the page, as their captions say."""
+    rows: tuple[tuple[Entry, ...], ...] = tuple(
+        (str(scene), label, Number(keep.sum(), digits=0), Number(keep.size, digits=0))
+        for scene, kept in sorted(records.masks.items()) for label, keep in kept.items()
+    )  # fmt: skip
+    return Table("pictures", "Tokens kept of pictures", ("picture", "Method", "kept", "tokens"), rows) if rows else None
 
 
 def failures(records: Records) -> Table | None:

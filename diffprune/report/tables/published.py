@@ -106,6 +106,7 @@ def beside(chapter: Comparison, folder: Path = FOLDER) -> Table | None:
     if model is None or not benchmarks:
         return None
     rows: list[tuple[Entry, ...]] = []
+    keys: dict[int, str] = {}
     breaks: set[int] = set()
     used: list[Printed] = []
     for budget, share in [("", 1.0), *((b.spelling, b.kept / b.total) for b in chapter.budgets)]:
@@ -118,12 +119,17 @@ def beside(chapter: Comparison, folder: Path = FOLDER) -> Table | None:
             label = _ours_called(chapter, method, budget)
             if label:
                 cells = [_ours(chapter, label, budget, b, [p for p in mine if p.benchmark == key]) for b, key in benchmarks.items()]
+                keys[len(rows)] = f"ours | {label} | {budget}"
                 rows.append((label, "ours", Number(chapter.kept_by(label, budget), digits=0), *cells))
     if not rows:
         return None
     columns = ("Method", "from", "kept", *map(chapter.heading, benchmarks))
     notes = tuple(_notes(chapter, used))
-    return Table("published", "Beside published numbers", columns, tuple(rows), notes, frozenset(breaks - {0}))
+    return Table(
+        "published", "Beside published numbers", columns, tuple(rows), notes, frozenset(breaks - {0}),
+        tuple(keys.get(i, f"theirs | {row[0]} | {row[1]}") for i, row in enumerate(rows)),
+        ("Method", "from", "kept", *benchmarks),
+    )  # fmt: skip
 
 
 def _at(theirs: list[Printed], budget: str, share: float, tolerance: float) -> list[Printed]:

@@ -30,6 +30,10 @@ def _ordered(chapter: Comparison, found: list[Speed]) -> tuple[list[Speed], froz
     return ordered, frozenset(i for i in range(1, len(keys)) if keys[i] != keys[i - 1])
 
 
+def _keys(ordered: list[Speed]) -> tuple[str, ...]:
+    return tuple(f"{s.label} | {s.budget} | {s.batch} | {s.mode}" for s in ordered)
+
+
 def latency(chapter: Comparison, found: list[Speed]) -> Table:
     """Encoder, overhead and prefill of every arm: medians in ms, ratios with intervals, flags beside."""
     ordered, breaks = _ordered(chapter, found)
@@ -73,7 +77,7 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
         "To native: (pruned + overhead) / native, where native is a prompt that was always this short; 1 means that removing "
         "tokens costs nothing." + (f" All timings: {', '.join(sorted(common))}." if common else ""),
     )
-    return Table("latency", "Encoder, overhead and prefill, ms", columns, tuple(rows), notes, breaks)
+    return Table("latency", "Encoder, overhead and prefill, ms", columns, tuple(rows), notes, breaks, _keys(ordered))
 
 
 def answer_times(chapter: Comparison, found: list[Speed]) -> Table | None:
@@ -100,7 +104,8 @@ def answer_times(chapter: Comparison, found: list[Speed]) -> Table | None:
     notes = (
         "TTFT: from picture and question to the first answer token, encoder and overhead included. Decode: per further token.",
     )
-    return Table("answer_times", "Time to first token and decoding, ms", columns, tuple(rows), notes, breaks) if rows else None
+    title = "Time to first token and decoding, ms"
+    return Table("answer_times", title, columns, tuple(rows), notes, breaks, _keys(ordered)) if rows else None
 
 
 def spans(found: list[Speed]) -> Table:
@@ -120,7 +125,8 @@ def spans(found: list[Speed]) -> Table:
         for (arm, span), x in s.spans.items()
     ]
     columns = ("Method", "budget", "batch", "mode", "arm", "span", "median ms", "p10 ms", "p90 ms", "repeats")
-    return Table("latency_spans", "Every timed span", columns, tuple(rows))
+    keys = tuple(" | ".join(map(str, row[:6])) for row in rows)
+    return Table("latency_spans", "Every timed span", columns, tuple(rows), keys=keys)
 
 
 def cost(chapter: Comparison) -> Table | None:
@@ -134,6 +140,7 @@ def cost(chapter: Comparison) -> Table | None:
     every = set(table["label"])
     most = float(table["prefill_flops"].max())
     entries: list[tuple[Entry, ...]] = []
+    keys: list[str] = []
     for (kept, arm, *_), part in sorted(
         table.round(6).groupby(["visual_kept", "arm", *figures], observed=True, dropna=False),
         key=lambda g: (-g[0][0], g[1]["label"].min()),
@@ -141,6 +148,7 @@ def cost(chapter: Comparison) -> Table | None:
         labels = sorted(part["label"], key=chapter.order)
         who = FULL if arm == "full" else "all methods" if set(labels) == every and len(every) > 1 else "; ".join(labels)
         r = part.iloc[0]
+        keys.append(f"{arm} | {kept:.3f} | {min(labels)}")
         entries.append(
             (
                 who if arm != "native" else f"{who}, native",
@@ -172,7 +180,7 @@ def cost(chapter: Comparison) -> Table | None:
         "over one prefill, attention in full. "
         "KV: keys and values of all layers, from the plan and from the cache object, in KiB. A FLOP ratio is not a speedup.",
     )
-    return Table("cost", "FLOPs and memory", columns, tuple(entries), notes)
+    return Table("cost", "FLOPs and memory", columns, tuple(entries), notes, keys=tuple(keys))
 
 
 OVERSHOOT = 0.06  # of the target: beyond it the tuner itself goes on looking
@@ -217,7 +225,8 @@ def tuned(records: Records) -> Table | None:
     )
     if len(every) > len(frame):
         notes += (f"{len(every) - len(frame)} older answers, found under other settings, are left out.",)
-    return Table("tuned", "Tuned to a target prefill speedup", columns, tuple(rows), notes, frozenset(breaks))
+    title = "Tuned to a target prefill speedup"
+    return Table("tuned", title, columns, tuple(rows), notes, frozenset(breaks), tuple(frame["cell"].astype(str)))
 
 
 def _place(places: dict[object, Verdict | None], index: object) -> Entry:
@@ -256,7 +265,8 @@ def thresholds(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table
             )
         )
     columns = ("Method", "budget", "kept, mean", "accuracy %", "avg %", "net prefill speedup")
-    return Table("thresholds", "Thresholds on the test questions", columns, tuple(rows)) if rows else None
+    keys = tuple(f"{label} | {budget}" for label, budget in chapter.thresholds)
+    return Table("thresholds", "Thresholds on the test questions", columns, tuple(rows), keys=keys) if rows else None
 
 
 def training(records: Records) -> Table | None:

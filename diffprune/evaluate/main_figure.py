@@ -1,0 +1,27 @@
+"""The main figure of a benchmark for the answers of one cell, with its formula, as a record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from diffprune.core import registry
+from diffprune.core.benchmark import Benchmark, Graded
+from diffprune.core.cell import Questions
+from diffprune.core.records import Figure, Prediction
+
+
+def answered(rows: Sequence[Prediction]) -> list[Graded]:
+    """Those that did not fail, as a benchmark's aggregate sees them."""
+    return [Graded(row.group, row.category, row.credit, row.parsed, row.target) for row in rows if not row.error]
+
+
+def main_figure(questions: Questions, graded: Sequence[Graded]) -> Figure:
+    """What the benchmark's own code makes of the answers that did not fail."""
+    benchmark: Benchmark = registry.make("benchmarks", questions.benchmark)
+    try:
+        name, value = next(iter(benchmark.aggregate(graded).items()))
+    except ValueError:  # an incomplete group: the benchmark refuses its own figure
+        name, value = "incomplete", math.nan
+    formula = benchmark.formula(name)
+    return Figure(name, float(value), formula.kind, ",".join(formula.categories))

@@ -1,0 +1,216 @@
+"""`verify` against a report whose numbers are right, and against one with planted faults; views and compacted stores."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from diffprune.cli.commands import call
+from diffprune.core.records import TABLES
+from diffprune.report import report
+from diffprune.store import Store, readme
+from diffprune.store.views import connect
+from diffprune.verify import verify
+from tests import test_report as made_up
+from tests import test_tune as tuning
+from tests.records import evaluate_cell, outcome, prediction
+
+REPORTS = Path(__file__).parents[1] / "reports"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers with seeds, variants, replaced tokens and without pictures; times, trainings, a whole tuning, pictures."""
+    root = tmp_path_factory.mktemp("run") / "store"
+    made_up.evaluated(Store(root), limit=12, seeds=2)
+    made_up.blinded(Store(root), limit=12)
+    made_up.timed(Store(root), rounds=7)
+    made_up.trained(Store(root), steps=25)
+    made_up.pictured(Store(root))
+    tuning.searched(Store(root), tuning.Known())
+    return root
+
+
+@pytest.fixture(scope="module")
+def exported(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report, and the compacted store beside it."""
+    folder = tmp_path_factory.mktemp("exported")
+    Store(store).compact(folder / "store")
+    readme.write(folder / "store")
+    report(folder / "store", folder, title="Verified")
+    return folder
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "copied"))
+
+
+# --- every number ----------------------------------------------------------------------------------------------------
+
+
+def test_every_number_of_a_report_is_computed_again(exported: Path) -> None:
+    found = verify(exported)
+    assert not found.differences, str(found)[:2000]
+    assert found.recomputed > 1500 and found.intervals > 50
+    assert all("bootstrap" in reason or "text" in reason for reason in found.left), str(found)
+
+
+def _changed(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        text = (folder / name).read_text("utf-8")
+        changed = re.sub(old, new, text, count=1, flags=re.M)
+        assert changed != text, f"{old} is not in {name}"
+        (folder / name).write_text(changed, "utf-8")
+
+    return plant
+
+
+def _column(table: str, column: str, change: Callable[[pd.Series], pd.Series]) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        (path,) = (folder / "store" / "parts" / table).glob("*.parquet")
+        rows = pq.read_table(path)
+        at = rows.schema.get_field_index(column)
+        field = rows.schema.field(at)
+        pq.write_table(rows.set_column(at, field, pa.array(change(rows[column].to_pandas()), type=field.type)), path)
+
+    return plant
+
+
+ROW = r"headline.*DiffPrune \| Keep\(32\)"
+ON_PAGE = {
+    "headline, DiffPrune | Keep(16), kept tokens: report.md prints": _changed("report.md", r"^(\| DiffPrune \| )16", r"\g<1>17"),
+    "headline, DiffPrune | Keep(32), kept tokens: prints '33', the store says 32": _changed(
+        "numbers.csv", rf"({ROW},kept tokens,)32.0(,.*)32", r"\g<1>33.0\g<2>33"
+    ),
+    "headline, DiffPrune | Keep(32), accurate %: prints": _changed("numbers.csv", rf"({ROW},)accuracy %", r"\1accurate %"),
+    "for 97.5": _changed("numbers.csv", r"(headline.*Unpruned \|,accuracy %,)[\d.]+", r"\g<1>97.5"),
+    "which does not contain": _changed(
+        "numbers.csv", r"(,differences,.*,Gumbel top-K,.*[+−][\d.]+) \[[^,]*, [^\]]*\]", r"\1 [+98.0, +99.0]"
+    ),
+}
+IN_STORE = {
+    "accuracy %": _column("grades", "credit", lambda credit: 1 - credit),
+    "net prefill speedup": _column("timings", "value_ms", lambda ms: 1.01 * ms + 1),
+    "training, ": _column("steps", "loss", lambda loss: loss + 0.1),
+    ", kept: prints": _column("scores", "score", lambda score: score + 0.2),
+    ", measured: prints": _column("held_out", "spent_ms", lambda ms: ms**2),
+    "pictures, ": _column("kept_tokens", "token_kept", lambda kept: ~kept),
+    "cost, ": _column("costs", "prefill_flops", lambda flops: flops + 1e9),
+    ", predicted: prints": _column("curve", "fitted_ms", lambda ms: ms + 1),
+}
+
+
+@pytest.mark.parametrize("faults", [ON_PAGE, IN_STORE], ids=["page", "store"])
+def test_planted_faults_are_listed(faults: dict[str, Callable[[Path], None]], copied: Path) -> None:
+    for plant in faults.values():
+        plant(copied)
+    found = verify(copied)
+    for words in faults:
+        assert any(words in one for one in found.differences), f"{words}: {found}"[:3000]
+    if faults is ON_PAGE:
+        assert len([one for one in found.differences if "numbers.csv" not in one]) == len(faults) - 1, str(found)[:3000]
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent for p in REPORTS.glob("*/store")), ids=lambda p: p.name)
+def test_committed_reports_are_what_their_stores_say(folder: Path) -> None:
+    found = verify(folder)
+    assert not found.differences and found.recomputed, str(found)[:3000]
+
+
+def test_the_command_says_what_differs_and_fails(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["verify", str(copied)]) == (0, "")
+    assert "0 differences" in capsys.readouterr().out
+    next(iter(ON_PAGE.values()))(copied)
+    assert call(["verify", str(copied)]) == (1, "")
+    assert "1 differences" in capsys.readouterr().out
+    code, sentence = call(["verify", "nowhere"])
+    assert code == 2 and "diffprune report" in sentence
+    shutil.rmtree(copied / "store")
+    code, sentence = call(["verify", str(copied)])
+    assert code == 2 and "holds no store" in sentence
+
+
+# --- a compacted store -----------------------------------------------------------------------------------------------
+
+
+def test_a_compacted_store_says_the_same(store: Path, exported: Path) -> None:
+    whole, small = Store(store), Store(exported / "store")
+    for table in TABLES:
+        for coded in (False, True):
+            pd.testing.assert_frame_equal(whole.read(table, coded=coded), small.read(table, coded=coded))
+        pd.testing.assert_frame_equal(whole.origins(table), small.origins(table))
+        cells = set(whole.read(table, ["cell"])["cell"].head(1))
+        pd.testing.assert_frame_equal(whole.read(table, ["verb"], cells=cells), small.read(table, ["verb"], cells=cells))
+    assert whole.done() == small.done() and whole.done("predictions") == small.done("predictions")
+    files = list((exported / "store").rglob("*.parquet"))
+    assert len(files) <= len(TABLES) and sum(path.stat().st_size for path in files) < 1_000_000
+    with pytest.raises(ValueError, match="holds records already"):
+        whole.compact(exported / "store")
+    with pytest.raises(ValueError, match="holds no records"):
+        Store("nothing").compact("to")
+
+
+def test_export_puts_the_store_beside_the_page(store: Path) -> None:
+    shutil.copytree(store, "run/store")
+    code, sentence = call(["export", "run", "out"])
+    assert code == 2 and "has no report" in sentence
+    report("run/store", "run/report")
+    assert call(["export", "run", "out"]) == (0, "")
+    assert Path("out/report.html").read_bytes() == Path("run/report/report.html").read_bytes()
+    assert not verify("out").differences and not verify("run").differences
+
+
+# --- views and README ------------------------------------------------------------------------------------------------
+
+
+def test_views_read_what_the_store_reads(tmp_path: Path) -> None:
+    """Failed and repeated commits, parts without a manifest: only what counts is seen."""
+    place = Store(tmp_path)
+    first, second = evaluate_cell("grid"), evaluate_cell("attention")
+    made_up.publish(place, first, outcomes=[outcome(0, "failed", "first")])
+    made_up.publish(place, first, predictions=[prediction(0, 0.25)], outcomes=[outcome(1)])
+    made_up.publish(place, first, predictions=[prediction(0, 0.75)], outcomes=[outcome(2)])
+    made_up.publish(place, second, outcomes=[outcome(0, "failed", "one")])
+    made_up.publish(place, second, outcomes=[outcome(0, "failed", "two")])
+    part = next((tmp_path / "parts" / "grades").glob("*.parquet"))
+    shutil.copy(part, part.with_name("nobody-names-it.parquet"))
+    with connect(tmp_path) as data:
+        assert data.execute("SELECT credit FROM predictions").fetchall() == [(0.25,)]
+        seen = data.execute("SELECT cell, reason FROM outcomes ORDER BY cell").fetchall()
+        assert data.execute("SELECT count(*) FROM steps").fetchall() == [(0,)]
+    rows = place.read("outcomes", ["cell", "reason"])
+    assert seen == sorted(rows.itertuples(index=False, name=None)) and {reason for _, reason in seen} == {"", "two"}
+
+
+def test_the_readme_names_every_column_and_its_queries_run(exported: Path) -> None:
+    text = (exported / "store" / "README.md").read_text("utf-8")
+    for table, kind in TABLES.items():
+        assert f"### {table}\n" in text and all(f"| `{column}` |" in text for column in kind.__dataclass_fields__)
+    queries = re.findall(r"```sql\n(.*?);\n```", text, re.S)
+    assert len(queries) == 5 and all(len(query.splitlines()) <= 4 and "/" not in query.replace(" / ", "") for query in queries)
+    with connect(exported / "store") as data:
+        accuracy, speedup, paired, broken, cost = (data.execute(query).df() for query in queries)
+    page = pd.read_csv(exported / "tables" / "headline.csv").set_index(["Method", "kept tokens"])
+    plain = accuracy[accuracy["method"] != "No image"].drop_duplicates(["method", "kept"])
+    for row in plain.itertuples():
+        assert page.loc[(row.method, row.kept), "accuracy %"] == pytest.approx(row.accuracy_percent)
+    for row in speedup.itertuples():
+        assert page.loc[(row.method, row.kept), "net prefill speedup"] == pytest.approx(row.net_speedup)
+    assert len(paired) == 3 and (paired["questions"] > 0).all() and broken["broken"].iloc[0] > 0
+    assert {"train", "tune", "calibrate"} <= set(cost["verb"]) and (cost["seconds"] >= 0).all()
+
+
+def test_views_show_no_path(exported: Path) -> None:
+    with connect(exported / "store") as data:
+        for view in ("answers", "accuracy", "changes", "spans", "rounds", "training", "spent"):
+            frame = data.execute(f"SELECT * FROM {view} LIMIT 2000").df()
+            assert not {"pruner", "weights_sha256"} & set(frame.columns), view
+            assert {"method"} <= set(frame.columns) and len(frame), view
