@@ -105,7 +105,8 @@ WITH placed AS (
         arg_max(validation_hard, step) FILTER (NOT isnan(validation_hard)) AS hard FROM training GROUP BY ALL
 ), ends AS (SELECT method, avg(soft) AS soft, avg(hard) AS hard FROM lasts GROUP BY ALL)
 SELECT method, count(DISTINCT scorer_seed) AS seeds, count(DISTINCT step) AS steps, median(step_ms) AS step_ms,
-    quantile_cont(step_ms, 0.1) AS p10, quantile_cont(step_ms, 0.9) AS p90,
+    quantile_cont(step_ms, 0.1) AS p10, quantile_cont(step_ms, 0.9) AS p90, median(grad_norm) AS norm,
+    quantile_cont(grad_norm, 0.1) AS norm10, quantile_cont(grad_norm, 0.9) AS norm90, 100 * avg(clipped::INT) AS clipped,
     avg(loss) FILTER (back <= greatest(1, n // 10)) AS loss, avg(grad_cosine) FILTER (NOT isnan(grad_cosine)) AS cosine,
     any_value(soft) AS soft, any_value(hard) AS hard, max(workers) AS workers
 FROM placed JOIN ends USING (method) GROUP BY method;
@@ -149,10 +150,12 @@ FROM cost_row, (VALUES ('visual tokens'), ('text tokens'), ('prefill GFLOP'), ('
     ('KV KiB'), ('KV measured'), ('peak MiB')) t(col)
 UNION ALL BY NAME
 SELECT '' AS chapter, 'training' AS "table", method AS "row", t.col AS "column", CASE t.col WHEN 'seeds' THEN seeds
-    WHEN 'steps' THEN steps WHEN 'step ms' THEN step_ms WHEN 'loss' THEN loss WHEN 'gradient cosine' THEN cosine
+    WHEN 'steps' THEN steps WHEN 'step ms' THEN step_ms WHEN 'loss' THEN loss WHEN 'gradient norm' THEN norm
+    WHEN 'clipped %' THEN clipped WHEN 'gradient cosine' THEN cosine
     WHEN 'validation soft' THEN soft WHEN 'validation hard' THEN hard ELSE workers END AS value,
-    if(t.col = 'step ms', p10, NULL) AS low, if(t.col = 'step ms', p90, NULL) AS high
-FROM training_row, (VALUES ('seeds'), ('steps'), ('step ms'), ('loss'), ('gradient cosine'), ('validation soft'),
+    CASE t.col WHEN 'step ms' THEN p10 WHEN 'gradient norm' THEN norm10 END AS low,
+    CASE t.col WHEN 'step ms' THEN p90 WHEN 'gradient norm' THEN norm90 END AS high
+FROM training_row, (VALUES ('seeds'), ('steps'), ('step ms'), ('loss'), ('gradient norm'), ('clipped %'), ('gradient cosine'), ('validation soft'),
     ('validation hard'), ('workers')) t(col);
 
 INSERT INTO expected BY NAME
