@@ -155,7 +155,8 @@ SELECT '' AS chapter, 'training' AS "table", method AS "row", t.col AS "column",
     WHEN 'validation soft' THEN soft WHEN 'validation hard' THEN hard ELSE workers END AS value,
     CASE t.col WHEN 'step ms' THEN p10 WHEN 'gradient norm' THEN norm10 END AS low,
     CASE t.col WHEN 'step ms' THEN p90 WHEN 'gradient norm' THEN norm90 END AS high
-FROM training_row, (VALUES ('seeds'), ('steps'), ('step ms'), ('loss'), ('gradient norm'), ('clipped %'), ('gradient cosine'), ('validation soft'),
+FROM training_row, (VALUES ('seeds'), ('steps'), ('step ms'), ('loss'), ('gradient norm'),
+    ('clipped %'), ('gradient cosine'), ('validation soft'),
     ('validation hard'), ('workers')) t(col);
 
 INSERT INTO expected BY NAME
