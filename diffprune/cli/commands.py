@@ -45,12 +45,13 @@ Words: a budget says how many visual tokens of an image are kept:
 `unpruned` is the model as it is. Everything is written below --out and never done twice."""
 
 HELP = {
+    "search": "Search the settings of every method's training, equal budget for each, on held-out images; never on test questions.",
     "train": "Train scorers: every method x seed of a job, or the methods given with --scorer.",
     "tune": "Find the threshold and the count that reach each --target prefill speedup on this machine, then verify by measuring.",
     "evaluate": "Accuracy: every pruner x budget x benchmark, one graded answer per question.",
     "measure": "Latency: encoder, overhead, prefill, TTFT and decode apart; memory and FLOPs.",
     "report": "Write the page and the tables from what is in the store; no model. JOB may be a run's folder; --out is where.",
-    "run": "All of a job: train, tune, evaluate, measure, report. Resumes; what is done is not done again.",
+    "run": "All of a job: search, train, tune, evaluate, measure, report. Resumes; what is done is not done again.",
     "demo": "The same as `diffprune run demo`: the whole path on the embedded model, offline, in minutes.",
 }
 EPILOGUE = (

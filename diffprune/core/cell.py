@@ -123,6 +123,20 @@ class TrainSpec:
 
 
 @dataclass(frozen=True)
+class SearchSpec:
+    """One configuration tried by a search of training settings: the method, the hash of its recipe (seeds aside), and the seeds.
+
+    looks: steps after which its scorers are judged on so many held-out images; the last is the end of training.
+    """
+
+    pruner: Spec
+    recipe: str
+    seeds: tuple[int, ...]
+    validation_images: int
+    looks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class CalibrateSpec:
     """Answers of one method at one budget to the calibration questions of one benchmark: what the accuracy of a trial is of.
 
@@ -145,10 +159,13 @@ class SelectSpec:
     revision: str
 
 
-Subject = EvaluateSpec | MeasureSpec | TuneSpec | TrialSpec | CurveSpec | OverheadSpec | TrainSpec | CalibrateSpec | SelectSpec
+Subject = (
+    EvaluateSpec | MeasureSpec | TuneSpec | TrialSpec | CurveSpec | OverheadSpec | TrainSpec | SearchSpec | CalibrateSpec
+    | SelectSpec
+)  # fmt: skip
 VERBS: dict[type, str] = {
     EvaluateSpec: "evaluate", MeasureSpec: "measure", TuneSpec: "tune", TrialSpec: "trial", CurveSpec: "curve",
-    OverheadSpec: "overhead", TrainSpec: "train", CalibrateSpec: "calibrate", SelectSpec: "select",
+    OverheadSpec: "overhead", TrainSpec: "train", SearchSpec: "search", CalibrateSpec: "calibrate", SelectSpec: "select",
 }  # fmt: skip
 
 

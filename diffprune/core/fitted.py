@@ -135,10 +135,12 @@ class TrainablePruner(FittedPruner, ScorePruner):
     `relax` keeps every token and lets gradients reach the scores; `select` removes. A loss of another kind overrides `objective`.
 
     attention_implementation: of the decoder while it trains, as its relaxation needs it; None is the model's own.
+    searched: constructor options that a search of training settings chooses, such as a penalty's weight, and from which values.
     """
 
     kind = Kind.TRAINED
     attention_implementation: ClassVar[str | None] = None
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     @abstractmethod
     def build(self, tokens: VisualTokens) -> torch.nn.ModuleDict:

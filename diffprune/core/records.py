@@ -244,6 +244,20 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class SearchLook:
+    """One look at one scorer that a search of training settings trains, table `search`; which method, its cell says."""
+
+    configuration: int  # its number in the search, the same for every method; 0 is the recipe's own settings
+    searched_settings: str  # JSON: what the configuration sets
+    training_seed: int
+    training_step: int  # steps done
+    training_images: int  # images seen
+    validation_hard: float  # NLL with tokens removed, nats per answer token, mean over the budgets; inf where training diverged
+    trial_state: str  # of the trial in the end: "complete", "stopped" early, or "diverged"
+    spent_s: float  # of training and validation since the look before
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What happened to a cell, table `outcomes`: `ok`, or `failed` with the reason."""
 
@@ -267,6 +281,7 @@ TABLES: dict[str, type] = {
     "kept_tokens": KeptToken,
     "trials": Trial,
     "choices": Choice,
+    "search": SearchLook,
     "outcomes": Outcome,
 }
 VIEWS: dict[str, type] = {"predictions": Prediction}  # published and read like a table, kept as others

@@ -29,7 +29,8 @@ def configure(
         ValueError: one sentence on the first thing that is wrong, with the nearest valid name.
     """
     job = load_job(text) if text else None
-    fresh: dict[str, Any] = {"name": verb, "baselines": ("unpruned",)} | ({verb: {}} if verb in SECTIONS else {})
+    fresh: dict[str, Any] = {"name": verb, "baselines": ("unpruned",)}
+    fresh |= {verb: {"recipe": {}} if verb == "search" else {}} if verb in SECTIONS else {}
     tree = _tree(job) if job else fresh
     if tiny:
         for path, value in tiny_settings(job).items():
@@ -65,19 +66,26 @@ def tiny_settings(job: Job | None) -> dict[str, Any]:
     if learned:
         found |= {"baselines": rest, "train.pruners": learned}
     if job.train or learned:
-        recipe = job.train or Recipe(pruners=learned, workers=1)
-        few = 2 * recipe.workers
-        small = {
-            "model": model, "seeds": recipe.seeds[:1], "workers": recipe.workers,
-            "data": "world", "steps": 3, "images": few, "validation_images": few, "calibration_images": 4,
-            "questions": 2, "questions_alone": 1, "micro_images": 1, "budgets": TINY_BUDGETS,
-            "checkpoint_every": 2, "validate_every": 2, "grad_cosine_every": 0,
-        }  # fmt: skip
-        found |= {f"train.{key}": value for key, value in small.items()}
+        found |= _few(job.train or Recipe(pruners=learned, workers=1), model, "train")
+    if job.search:
+        found |= _few(job.search.recipe, model, "search.recipe")
+        found |= {"search.configurations": 2, "search.images": (2, 1), "search.validation_images": 2}
     if job.evaluate:
         asked = tuple(map(_own_rows, job.evaluate.benchmarks))
         found |= {"evaluate.benchmarks": asked, "evaluate.answer_tokens": 2, "budgets": TINY_BUDGETS}
     return found | job.tiny
+
+
+def _few(recipe: Recipe, model: Spec, section: str) -> dict[str, Any]:
+    """Settings by which a recipe takes seconds."""
+    few = 2 * recipe.workers
+    small = {
+        "model": model, "seeds": recipe.seeds[:1], "workers": recipe.workers,
+        "data": "world", "steps": 3, "images": few, "validation_images": few, "calibration_images": 4,
+        "questions": 2, "questions_alone": 1, "micro_images": 1, "budgets": TINY_BUDGETS,
+        "checkpoint_every": 2, "validate_every": 2, "grad_cosine_every": 0,
+    }  # fmt: skip
+    return {f"{section}.{key}": value for key, value in small.items()}
 
 
 def _apart(baselines: Sequence[Spec]) -> tuple[tuple[Spec, ...], tuple[Spec, ...]]:
@@ -96,16 +104,18 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: b
     """Short options as the settings they stand for."""
     found: list[tuple[str, Any]] = []
     given = {key: value for key, value in short.items() if value not in (None, ())}
+    recipe = "search.recipe" if verb == "search" or ("search" in tree and "train" not in tree) else "train"  # whose recipe is meant
     if "model" in given:
-        found += [("model", given["model"])] + ([("train.model", given["model"])] if "train" in tree else [])
+        found += [("model", given["model"])]
+        found += [(f"{place}.model", given["model"]) for place in ("train", "search.recipe") if place.partition(".")[0] in tree]
     if "scorers" in given:
-        found += [("train.pruners", given["scorers"])]
-    if "pruners" in given and verb == "train":
-        raise ValueError("train has no use for --pruner, which names methods that are ready: name what to train with --scorer")
+        found += [(f"{recipe}.pruners", given["scorers"])]
+    if "pruners" in given and verb in ("search", "train"):
+        raise ValueError(f"{verb} has no use for --pruner, which names methods that are ready: name what to train with --scorer")
     if "pruners" in given:
         found += [("baselines", given["pruners"] if "unpruned" in given["pruners"] else ("unpruned", *given["pruners"]))]
     if "budgets" in given:
-        found += [("train.budgets" if verb == "train" else "budgets", given["budgets"])]
+        found += [(f"{recipe}.budgets" if verb in ("search", "train") else "budgets", given["budgets"])]
     asks = verb if verb in ("tune", "measure") else "evaluate"  # whose questions are meant
     if verb == "measure" and len(given.get("benchmarks", ())) > 1:
         raise ValueError("measure takes its pictures from one benchmark: give --benchmark once")
@@ -117,7 +127,7 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: b
         "benchmarks": f"{asks}.benchmarks",
         "limit": f"{asks}.limit",
         "protocol": f"{asks}.protocol",
-        "steps": "train.steps",
+        "steps": f"{recipe}.steps",
         "targets": "tune.targets",
     }
     found += [(path, given[key]) for key, path in paths.items() if key in given]

@@ -22,9 +22,12 @@ from diffprune.timing.options import Measurement
 from diffprune.train.estimate import Assumed
 from diffprune.train.loop import scorers
 from diffprune.train.recipe import Recipe
+from diffprune.train.search import Search
 from diffprune.tune.options import Tuning
 
-SECTIONS: dict[str, type[BaseModel]] = {"train": Recipe, "tune": Tuning, "evaluate": Evaluation, "measure": Measurement}
+SECTIONS: dict[str, type[BaseModel]] = {
+    "search": Search, "train": Recipe, "tune": Tuning, "evaluate": Evaluation, "measure": Measurement,
+}  # fmt: skip
 TINY_BUDGETS = ("Share(1/3)", "Share(1/9)")
 
 
@@ -34,7 +37,7 @@ class Job(BaseModel):
     name:      of the run and its folder.
     title:     of the report.
     model:     what is pruned: embedded, a folder, or a name of the Hub.
-    train, tune, evaluate, measure, report: the verbs; each section's settings are shown by its own name.
+    search, train, tune, evaluate, measure, report: the verbs; each section's settings are shown by its own name.
     baselines: methods that need no training, or name their weights; compared with the trained ones. `unpruned` is the bound.
                Weights are looked for when a verb needs them.
     replaced:  methods (of `train.pruners` or `baselines`) also run with tokens replaced by their mean instead of removed, a
@@ -54,6 +57,7 @@ class Job(BaseModel):
     name: str
     title: str = ""
     model: ModelSpec = Spec("embedded")
+    search: Search | None = None
     train: Recipe | None = None
     tune: Tuning | None = None
     evaluate: Evaluation | None = None
@@ -99,9 +103,10 @@ class Job(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
-        if self.train and self.train.model != self.model:
-            asked = f"the job is about {str(self.model)!r} but train.model is {str(self.train.model)!r}"
-            raise ValueError(f"{asked}: give both the same model")
+        for place, recipe in (("train", self.train), ("search.recipe", self.search.recipe if self.search else None)):
+            if recipe and recipe.model != self.model:
+                asked = f"the job is about {str(self.model)!r} but {place}.model is {str(recipe.model)!r}"
+                raise ValueError(f"{asked}: give both the same model")
         known = {*self.baselines, *(self.train.pruners if self.train else ())}
         for field in ("replaced", "tuned"):
             for spec in set(getattr(self, field)) - known:

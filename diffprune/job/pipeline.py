@@ -1,4 +1,4 @@
-"""A job from beginning to end: train -> tune -> evaluate and measure -> report. Each stage does only what is missing.
+"""A job from beginning to end: search -> train -> tune -> evaluate and measure -> report. Each stage does only what is missing.
 
 One driver holds the run's lock and writes; Ray starts when the first stage needs it and not at all where nothing is missing.
 """
@@ -6,6 +6,7 @@ One driver holds the run's lock and writes; Ray starts when the first stage need
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from diffprune.core.records import KeptToken, Outcome, Provenance
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
+from diffprune.distributed import search as searching
 from diffprune.distributed import train as training
 from diffprune.distributed import tune as tuning
 from diffprune.distributed.cluster import connect
@@ -31,6 +33,7 @@ from diffprune.distributed.sweep import SweepFailed, exclusive, sweep
 from diffprune.embedded.world import SPLITS, WORLD_VERSION, scene
 from diffprune.evaluate import grading
 from diffprune.evaluate.cells import cells as evaluation_cells
+from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.run_lock import refuse_if_held
 from diffprune.job import preflight, settings
 from diffprune.job.job import Job
@@ -40,12 +43,14 @@ from diffprune.store.provenance import collect
 from diffprune.timing.options import Measurement
 from diffprune.train import estimate
 from diffprune.train.loop import missing
+from diffprune.train.search import SearchTrial, spelled, trials
 from diffprune.tune.cells import cells as tuning_cells
 from diffprune.vlm.load import described, load
 from diffprune.vlm.meta_model import configuration
 
-STAGES = ("train", "tune", "evaluate", "measure", "report")
+STAGES = ("search", "train", "tune", "evaluate", "measure", "report")
 CELLS = ("tune", "evaluate", "measure")  # stages that ask cells of a model
+ON_MODEL = ("search", *CELLS)  # stages whose keys name the loaded model
 NUM_SCENES = 4  # pictures in the report
 
 
@@ -72,7 +77,7 @@ def run(
     asked = _wanted(job, stages)
     if not dry_run:
         refuse_if_held(folder / "store", job.name)
-    vlm = load(job.model) if set(asked) & set(CELLS) else None  # training loads it in its workers
+    vlm = load(job.model) if set(asked) & set(ON_MODEL) else None  # training loads it in its workers
     plan = Plan(job, folder, vlm)
     plan.check(asked)
     if vlm is None and "train" in asked and not dry_run and plan.untrained():
@@ -175,6 +180,12 @@ class Plan:
         assert job.measurement is not None, "a stage without a section is not asked for"
         return measure.cells(self.vlm, methods, job.budgets, job.measurement)
 
+    def trials(self) -> list[SearchTrial]:
+        """What the job's search tries."""
+        options = self.job.search
+        assert options is not None and self.vlm is not None, "a stage without a section is not asked for"
+        return trials(options, self.vlm.spec, self.vlm.dtype if options.recipe.dtype == "auto" else options.recipe.dtype)
+
     def pictures(self) -> list[Cell]:
         """Cells of the pictures on the page: what the first seed of each image-only trained method keeps of a few test scenes, at
         the job's third budget or its last. Only the embedded model has scenes."""
@@ -255,6 +266,11 @@ class Plan:
     def show(self, stages: Sequence[str]) -> None:
         """Print what would be run, one line per method and budget, and how much of it is done."""
         done = Store(self.store_root).done()
+        if "search" in stages and (options := self.job.search):
+            asked = self.trials()
+            todo = sum(trial.cell.key not in done for trial in asked)
+            each = f"{options.configurations} configurations each, of {options.training_images:,} training images"
+            print(f"search: {len(options.recipe.pruners)} methods, {each}: {len(asked)} trials, {todo} to do")
         if "train" in stages and self.job.train:
             recipe, left = self.job.train, self.untrained()
             steps = sorted({recipe.of(spec).steps for spec in recipe.pruners})
@@ -323,7 +339,7 @@ class PipelineRun:
                 except SweepFailed as error:
                     print(f"{stage}: {error}", flush=True)
                     failed.append(f"{stage}: {error}")
-        if "report" not in stages and stages != ["train"]:
+        if "report" not in stages and stages != ["train"] and stages != ["search"]:
             print(f"\n{self.plan.summary()}", flush=True)
         if failed:
             raise SweepFailed("; ".join(failed))
@@ -341,6 +357,20 @@ class PipelineRun:
         if not self.connected:
             self.stack.enter_context(connect(self.address, max(self.job.workers, self.job.train.workers if self.job.train else 1)))
             self.connected = True
+
+    def search(self) -> None:
+        """Trials that are missing; the winners as text for a job file, and in `winners.json` as arguments of a recipe."""
+        options, asked, store = self.job.search, self.plan.trials(), Store(self.plan.store_root)
+        assert options is not None
+        if not {trial.cell.key for trial in asked} - store.done():
+            print(f"search: all {len(asked)} trials are in the store already", flush=True)
+        else:
+            self.ray()
+        found = searching.search(options, asked, store, self.provenance, workers=self.job.workers, address=self.address)
+        winners = [found[method] for method in options.recipe.pruners]
+        told = {"pruners": [str(trial.recipe.pruners[0]) for trial in winners], "methods": [trial.winner for trial in winners]}
+        LocalBlobs(self.plan.folder).replace("winners.json", (json.dumps(told, indent=1) + "\n").encode())
+        print(f"search: the winners, as a job file's Recipe names them\n{spelled(winners)}", flush=True)
 
     def train(self) -> None:
         """Scorers that are missing, and the step records of all."""

@@ -52,6 +52,7 @@ class GumbelKeepDrop(Learned):
     reference = Reference("DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", "2106.02034")
     outputs = 2
     attention_implementation = "masked_softmax"
+    searched = {"ratio_weight": (3.0, 10.0, 30.0, 100.0)}
 
     def __init__(
         self,

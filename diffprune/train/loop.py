@@ -147,9 +147,9 @@ def _steps(trainer: ScorerTrainer) -> None:
     context, recipe = trainer.context, trainer.recipe
     trainer.resume()
     context.begin(trainer.name, trainer.done)
-    batches = _batches(trainer)
+    stream = batches(trainer)
     while trainer.done < recipe.steps:
-        batch, t = drawn(context, lambda: next(batches)), trainer.done
+        batch, t = drawn(context, lambda: next(stream)), trainer.done
         probe = trainer.grad_cosine(batch, t) if recipe.grad_cosine_every and t % recipe.grad_cosine_every == 0 else math.nan
         row = replace(trainer.step(batch), grad_cosine=probe)
         if trainer.batch is not None and _due(recipe.validate_every, t, recipe.steps):
@@ -161,7 +161,8 @@ def _steps(trainer: ScorerTrainer) -> None:
             context.save(trainer.name, trainer.state())
 
 
-def _batches(trainer: ScorerTrainer) -> Iterator[TrainBatch]:
+def batches(trainer: ScorerTrainer) -> Iterator[TrainBatch]:
+    """What a scorer is trained on, from its next step on."""
     recipe, context = trainer.recipe, trainer.context
     return trainer.known.batches(
         trainer.vlm, recipe.data, seed=trainer.seed, images=recipe.images, rank=context.rank, world=context.world,

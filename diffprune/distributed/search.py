@@ -1,0 +1,166 @@
+"""The search of training settings as trials of Ray Tune, which stops bad ones early (ASHA, arXiv 1810.05934).
+
+Each process holds the frozen model and whatever is drawn and encoded once; a trial trains a scorer there on one CPU. Methods take
+turns, so that trials are stopped only by others of their own method. The driver alone writes: a trial is in the store as soon as
+it ends, and is not trained again by a later run, which tells the scheduler what is known of it. Which trials are stopped depends
+on the order in which they come to a look; what a look finds does not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune as ray_tune
+from ray.tune.schedulers import ASHAScheduler
+
+from diffprune.core.records import Outcome, Provenance, SearchLook
+from diffprune.core.spec import Spec
+from diffprune.distributed.cluster import connect
+from diffprune.store import Store
+from diffprune.train.search import Bench, Search, SearchTrial, best, mean_hard, state
+from diffprune.vlm.load import load
+
+WORST = 1e6  # what the scheduler is told of a training that diverged: it computes with what it is told
+Known = Mapping[str, Sequence[SearchLook]]  # by key of the trial's cell
+
+
+def stored(store: Store, asked: Sequence[SearchTrial]) -> dict[str, list[SearchLook]]:
+    """What the store holds of these trials."""
+    names = [f.name for f in fields(SearchLook)]
+    rows = store.read("search", ["cell", *names], cells={trial.cell.key for trial in asked} & store.done())
+    found: dict[str, list[SearchLook]] = {}
+    for row in rows.to_dict("records"):
+        found.setdefault(row["cell"], []).append(SearchLook(**{name: row[name] for name in names}))
+    return found
+
+
+def search(
+    options: Search,
+    asked: Sequence[SearchTrial],
+    store: Store,
+    provenance: Provenance,
+    *,
+    workers: int,
+    address: str | None = None,
+) -> dict[Spec, SearchTrial]:
+    """Run the trials that the store does not hold; returns the winner of each method. Where nothing is missing, Ray is not started.
+
+    Raises:
+        RuntimeError: some trials failed, the others are in the store; or none of a method's came to the end of its training.
+    """
+    with ExitStack() as stack:
+        for method in options.recipe.pruners:
+            mine = [trial for trial in asked if trial.method == method]
+            known = stored(store, mine)
+            if left := len(mine) - len(known):
+                print(f"search: {method}, {left} of {len(mine)} trials to run", flush=True)
+                stack.enter_context(connect(address, workers))
+                _run(mine, known, store, provenance, workers, options.halvings)
+    winners = best(asked, stored(store, asked))
+    for method in options.recipe.pruners:
+        if method not in winners:
+            raise RuntimeError(f"no trial of {method} came to the end of its training without diverging: lower the learning rates")
+    return winners
+
+
+def _run(asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance, workers: int, halvings: int) -> None:
+    """All trials of one method, those that are known told again."""
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C stays ours, see `distributed/tune.py`
+    folder = Path(f"{store.blobs}-ray-search-{provenance.run}-{provenance.attempt}")
+    gpus = ray.cluster_resources().get("GPU", 0)
+    bound = ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known))
+    teller = _Publish(asked, known, store, provenance)
+    tuner = ray_tune.Tuner(
+        ray_tune.with_resources(bound, {"cpu": 1, "gpu": min(1.0, gpus / workers)}),
+        param_space={"index": ray_tune.grid_search(list(range(len(asked))))},
+        tune_config=ray_tune.TuneConfig(
+            scheduler=ASHAScheduler(
+                "look", metric="validation_hard", mode="min", max_t=2**halvings, grace_period=1, reduction_factor=2
+            ),
+            reuse_actors=True,
+            max_concurrent_trials=workers,
+        ),
+        run_config=ray_tune.RunConfig(name="trials", storage_path=str(folder), callbacks=[teller], verbose=0),
+    )  # fmt: skip
+    try:
+        results = tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if results.errors:
+        reason = (str(results.errors[0]).strip().splitlines() or [""])[-1]
+        raise RuntimeError(
+            f"{results.num_errors} of {len(asked)} trials of {asked[0].method} failed and will be tried again by the next run; the "
+            f"first with: {reason}"
+        )
+
+
+def _trial(config: dict[str, Any], asked: Sequence[SearchTrial], known: Known) -> None:
+    """The trainable: what each look finds of one configuration."""
+    trial = asked[config["index"]]
+    told = known.get(trial.cell.key)
+    for number, rows in enumerate(_again(told) if told else _bench(trial.recipe.model, trial.recipe.dtype).looks(trial)):
+        value = min(mean_hard(rows), WORST)
+        ray_tune.report({"look": 2**number, "validation_hard": value, "rows": [asdict(row) for row in rows]})
+
+
+@cache
+def _bench(model: Spec, dtype: str) -> Bench:
+    """The one of this process, which serves one trial after the other."""
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        torch.set_num_threads(1)
+    options: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
+    return Bench(load(model, device="cuda" if gpu else "cpu", **options))
+
+
+def _again(rows: Sequence[SearchLook]) -> Iterator[list[SearchLook]]:
+    """Rows look by look."""
+    for step in sorted({row.training_step for row in rows}):
+        yield [row for row in rows if row.training_step == step]
+
+
+class _Publish(ray_tune.Callback):
+    """Puts each trial that ends into the store, and says how it ended."""
+
+    def __init__(self, asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance) -> None:
+        self.asked, self.known, self.store, self.provenance = asked, known, store, provenance
+        self.rows: dict[int, dict[tuple[int, int], SearchLook]] = {}
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        found = [SearchLook(**row) for row in result.get("rows", ())]
+        mine = self.rows.setdefault(trial.config["index"], {})
+        mine.update({(row.training_step, row.training_seed): row for row in found})
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        index = trial.config["index"]
+        asked, rows = self.asked[index], list(self.rows.get(index, {}).values())
+        if asked.cell.key in self.known or not rows:
+            return
+        ended = state(asked, rows)
+        seconds = sum(row.spent_s for row in rows)
+        tables: dict[str, Sequence[Any]] = {
+            "search": [replace(row, trial_state=ended) for row in rows],
+            "outcomes": [Outcome("ok", "", len(rows), seconds)],
+        }
+        self.store.publish(tables, cell=asked.cell, provenance=self.provenance)
+        print(_line(asked, rows, ended, seconds), flush=True)
+
+
+def _line(trial: SearchTrial, rows: Sequence[SearchLook], ended: str, seconds: float) -> str:
+    last = [row for row in rows if row.training_step == max(row.training_step for row in rows)]
+    value = mean_hard(last)
+    shown = f"{value:.4f}" if math.isfinite(value) else "infinite"
+    return (
+        f"search {trial.method}  configuration {trial.number}  {ended} after {last[0].training_step}/{trial.recipe.steps} steps  "
+        f"validation {shown}  {seconds:.0f} s"
+    )
