@@ -22,6 +22,7 @@ from diffprune.core.cell import (
     Method,
     OverheadSpec,
     Questions,
+    SearchSpec,
     TrainSpec,
     TrialSpec,
     TuneSettings,
@@ -55,6 +56,7 @@ SUBJECTS: dict[str, Any] = {
     "curve": CurveSpec(SETTINGS),
     "overhead": OverheadSpec(METHOD, SETTINGS),
     "train": TrainSpec(Spec("diffprune"), "00112233445566778899", 1),
+    "search": SearchSpec(Spec("diffprune"), "00112233445566778899", (1000, 1001), 48, (50, 100)),
 }
 
 # A changed key makes every store useless. Where that is meant, say so in the commit, raise `store.columns.VERSION`, and replace
@@ -69,6 +71,7 @@ KEYS = {
     "curve": "77c9d8526fe088a19a90",
     "overhead": "600ad28c4752755a52de",
     "train": "819504d8efdc22fb717d",
+    "search": "9dcfad96473a025c815b",
 }
 
 

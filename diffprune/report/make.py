@@ -10,11 +10,12 @@ from diffprune.io.blob_store import LocalBlobs
 from diffprune.report.analysis import records, speed, verdicts
 from diffprune.report.analysis.comparison import FULL, Comparison, chapters
 from diffprune.report.analysis.derived import Derived
-from diffprune.report.render import curves, escape, figures, html, scenes, table
+from diffprune.report.render import curves, escape, figures, html, scenes, sensitivity, table
 from diffprune.report.render.table import Table
 from diffprune.report.tables import accuracy as accuracy_tables
 from diffprune.report.tables import catalogue, caveats, errors, provenance, published, verdict
 from diffprune.report.tables import derived as derived_tables
+from diffprune.report.tables import search as search_tables
 from diffprune.report.tables import speed as speed_tables
 from diffprune.statistics import DRAWS
 from diffprune.statistics.speedup import LEAST_ROUNDS
@@ -65,9 +66,11 @@ def report(
     drawn = {
         "tuning": curves.tuning(found),
         "training": curves.training(found),
+        "sensitivity": sensitivity.sensitivity(found),
     }
     shared = {
-        "tuned": speed_tables.tuned(found), "training": speed_tables.training(found), "failures": provenance.failures(found),
+        "searched": search_tables.searched(found), "tuned": speed_tables.tuned(found),
+        "training": speed_tables.training(found), "failures": provenance.failures(found),
         "provenance": provenance.facts(found), "weights": provenance.weights(found), "methods": catalogue.catalogue(),
     }  # fmt: skip
     page = html.render(

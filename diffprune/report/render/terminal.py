@@ -11,13 +11,14 @@ from diffprune.report.render import escape
 from diffprune.report.render.table import Entry, Table
 from diffprune.report.tables import accuracy as accuracy_tables
 from diffprune.report.tables import errors, provenance, verdict
+from diffprune.report.tables import search as search_tables
 from diffprune.report.tables import speed as speed_tables
 from diffprune.report.tables.caveats import caveats
 
 
 def summary(store_root: Path | str, asked: Mapping[str, str] | None = None) -> str:
     """Method x budget: accuracy with interval, relative accuracy, measured prefill speedup, overhead; verdict, failed questions and
-    caveats. Then what was tuned, and what failed.
+    caveats. Then what was tuned, what a search of training settings found, and what failed.
 
     asked: the setting whose block comes first (`comparison.chapters`). Plain text without escape sequences; a store without results
     gives one sentence.
@@ -27,6 +28,12 @@ def summary(store_root: Path | str, asked: Mapping[str, str] | None = None) -> s
     if tuned := speed_tables.tuned(found):
         rows = [tuple(row[i] for i, name in enumerate(tuned.columns) if name in TUNED) for row in (tuned.columns, *tuned.rows)]
         blocks.append("\n".join([tuned.title, "", *_lines(rows, tuned.rule_before)]))
+    if searched := search_tables.searched(found):
+        rows = [
+            tuple(row[i] for i, name in enumerate(searched.columns) if name in SEARCHED)
+            for row in (searched.columns, *searched.rows)
+        ]
+        blocks.append("\n".join([searched.title, "", *_lines(rows, searched.rule_before)]))
     if failed := [row for row in (provenance.failures(found) or _NOTHING).rows if row[0] == "cell failed"]:
         _, label, where, reason = failed[0]
         blocks.append(escape.plain(f"{len(failed)} cells failed; first {label} {where}: {reason}", 400))
@@ -38,6 +45,7 @@ def summary(store_root: Path | str, asked: Mapping[str, str] | None = None) -> s
 
 
 TUNED = ("target", "Method", "kind", "verdict", "budget", "measured", "accuracy %")  # what the terminal shows of a tuning
+SEARCHED = ("Method", "trials", "stopped early", "recipe's own", "best", "minutes")  # and of a search
 _NOTHING = Table("", "", (), ())
 
 
