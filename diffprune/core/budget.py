@@ -32,7 +32,7 @@ def top(scores: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     """Mask [B N] of the `count` [B] largest valid scores; ties go to the earlier token, so equal inputs prune equally."""
     scores = scores.float().where(valid, -math.inf)
     if scores.is_cpu and (most := int(count.max()) if len(count) else 0):  # where asking is cheap, no sort unless the edge is a tie
-        edge = scores.topk(most, dim=1).values.gather(1, count[:, None].clamp_min(1) - 1)
+        edge = scores.topk(most, dim=1).values.gather(1, count[:, None].clamp_min(1).long() - 1)
         kept = (scores >= edge).logical_and_(valid)
         if torch.equal(kept.sum(1), count):
             return kept
