@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 import diffprune
 from diffprune import pruning
@@ -20,10 +21,11 @@ from diffprune.core.pruner import ScorePruner
 from diffprune.core.site import ENCODED, Cut, Plan, Site, Stage
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts, Shape
-from diffprune.data.batch import packed_rows
+from diffprune.data.batch import packed_rows, rows
 from diffprune.pruning.decoder_cuts import _longer
+from diffprune.train.loss import answer_nll
 from diffprune.vlm import tiny as parts
-from diffprune.vlm.activation_checkpointing import decoder_layers
+from diffprune.vlm.activation_checkpointing import decoder_layers, recomputed
 from tests import test_sliding_windows as windowed
 from tests.test_families import FAMILIES, IMAGES, QUESTIONS, close, own, pictures
 
@@ -353,9 +355,53 @@ def test_the_choice_is_made_by_the_prompt_alone(family: str) -> None:
     taught = _longer(packed.prompts, torch.ones_like(said, dtype=torch.bool))
     labels = torch.cat([torch.full_like(prompts.input_ids, -100), said], 1)
     ids = torch.cat([packed.prompts.input_ids, said], 1)
-    rows = replace(packed, prompts=replace(taught, input_ids=ids, labels=labels))
-    for layer, left in chosen(vlm, rows).items():
+    answered = replace(packed, prompts=replace(taught, input_ids=ids, labels=labels))
+    for layer, left in chosen(vlm, answered).items():
         assert torch.equal(left.valid, kept[layer].valid), "the answer is not looked at"
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_candidates_and_later_turns_see_what_was_left(family: str) -> None:
+    """Prompt lookup checks several tokens at once and crops the cache; a second call of generate goes on with the cache."""
+    vlm = deep(family)
+    pixels = vlm.pixels(pictures()[:1])
+    tokens = vlm.encode(pixels)
+    prompts = vlm.prompts(["aa aa aa aa aa"], tokens.counts.tolist(), tokens.layout)
+    pruner, given = Watched((_after(1, Keep(4)), _after(3, Keep(2)))), own(vlm, prompts, pixels)
+    options = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [vlm.model.config.image_token_id]}
+    with diffprune.pruned(vlm.model, pruner, Keep(1)):
+        plain = vlm.model.generate(**given, **options)
+        assert torch.equal(vlm.model.generate(**given, **options, prompt_lookup_num_tokens=3), plain)
+        first = vlm.model.generate(**given, **options, return_dict_in_generate=True)
+        asked = torch.cat([first.sequences, torch.tensor([[30, 31, 32]])], 1)
+        mask = torch.ones_like(asked)
+        second = vlm.model.generate(input_ids=asked, attention_mask=mask, past_key_values=first.past_key_values, **options)
+    live = live_of(vlm, prompts, tokens, pruner)
+    more = {name: functional.pad(given[name], (0, asked.shape[1] - given[name].shape[1])) for name in vlm.token_inputs(prompts)}
+    with hiding(vlm, live):
+        wanted = vlm.model.generate(**given | more | {"input_ids": asked, "attention_mask": mask}, **options)
+    assert torch.equal(second, wanted)
+
+
+def test_a_loss_reaches_the_tokens_through_cuts_also_where_layers_are_computed_again() -> None:
+    vlm = deep("llava")
+    pixels = vlm.pixels(pictures()[:2])
+    labelled = rows(vlm, [[("what?", "a cat")], [("how many?", "two of them")]], pixels)
+    found = []
+    with torch.inference_mode(False), torch.enable_grad():
+        encoded = vlm.encode({name: value.clone() for name, value in pixels.items()})
+        for again in (False, True):
+            features = encoded.features.detach().clone().requires_grad_(True)
+            pruner = Watched((_after(1, Keep(5)), _after(3, Keep(2))))
+            packed = pruning.shrink(vlm, labelled, replace(encoded, features=features), pruner, Keep(1))
+            with recomputed(vlm.model) if again else nullcontext():
+                loss = answer_nll(vlm, packed)
+                loss.backward()
+            assert features.grad is not None
+            found.append((loss.detach(), features.grad))
+    (plain, gradient), (again_loss, again_gradient) = found
+    assert torch.equal(plain, again_loss) and torch.equal(gradient, again_gradient)
+    assert (gradient.abs().sum(-1) > 0).all(), "in the first layers every token counts"
 
 
 def test_what_cannot_be_cut_inside_is_refused() -> None:
@@ -391,6 +437,6 @@ def test_attention_inside_flash_kernels_is_refused_by_name(monkeypatch: pytest.M
 def test_packed_training_rows_are_refused() -> None:
     vlm = deep("llava")
     pixels = vlm.pixels(pictures()[:1])
-    rows = packed_rows(vlm, [[("what?", "a cat"), ("how many?", "two")]], pixels)
+    many = packed_rows(vlm, [[("what?", "a cat"), ("how many?", "two")]], pixels)
     with pytest.raises(ValueError, match="rows of one question each"):
-        pruning.shrink(vlm, rows, vlm.encode(pixels), Staged((_after(1, Keep(2)),)), Keep(1))
+        pruning.shrink(vlm, many, vlm.encode(pixels), Staged((_after(1, Keep(2)),)), Keep(1))
