@@ -134,7 +134,7 @@ def epoch(data: str, seed: int, num: int, start: int = 0) -> list[int]:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """`batches` gives what was drawn, without a model."""
-    monkeypatch.setattr(stream, "batch", lambda vlm, drawn, packed: [number(one) for one in drawn])
+    monkeypatch.setattr(stream, "batch", lambda vlm, drawn, packed, first: [number(one) for one in drawn])
 
 
 # --- what a row says -------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_every_budget_is_drawn_and_no_arm_or_worker_changes_the_draw() -> None:
         ({"steps": 0}, "steps is 0"),
         ({"steps": "many"}, "steps: .*integer"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
-        ({"images": 3, "workers": 2}, "evenly over 2 workers"),
+        ({"images": 1, "workers": 2}, "each of the 2 workers needs one"),
         ({"step": 3}, "did you mean 'steps'"),
     ],
 )

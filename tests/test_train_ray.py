@@ -45,7 +45,9 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-THREE: dict[str, Any] = {"seeds": (0, 1, 2), "steps": 3}  # scorers, for two workers
+THREE: dict[str, Any] = {  # scorers for two workers, with a ratio loss over uneven shares of the images
+    "seeds": (0, 1, 2), "steps": 3, "images": 3, "pruners": ("gumbel_keepdrop",),
+}  # fmt: skip
 SPREAD = OPTIONS | {"model": "tiny(llava)", "steps": 3, "micro_images": 1, "checkpointing": True, "validate_every": 3}
 
 

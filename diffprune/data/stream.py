@@ -16,8 +16,8 @@ from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, D
 
 
 def _share(images: int, rank: int, world: int) -> range:
-    if images % world:
-        raise ValueError(f"{images} images cannot be split evenly over {world} workers; choose a multiple of {world}")
+    if images < world:
+        raise ValueError(f"{images} images cannot be split over {world} workers: each needs one")
     return range(rank * images // world, (rank + 1) * images // world)
 
 
@@ -40,7 +40,7 @@ def batches(
     what was drawn and what was broken.
 
     Raises:
-        ValueError: unknown data, data that cannot be read, or `images` is no multiple of `world`.
+        ValueError: unknown data, data that cannot be read, or fewer `images` than workers.
         TooManyBroken: more of it is broken than the tally allows.
     """
     drawn, mine, counted = source(data), _share(images, rank, world), tally or BrokenRows()

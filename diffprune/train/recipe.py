@@ -166,8 +166,8 @@ class Recipe(BaseModel):
         if not 0 <= self.max_broken_share < 1:
             raise ValueError(f"max_broken_share is {self.max_broken_share}, but must lie in [0, 1)")
         for name in ("images", "validation_images"):
-            if getattr(self, name) % self.workers:
-                raise ValueError(f"{name}={getattr(self, name)} cannot be split evenly over {self.workers} workers")
+            if getattr(self, name) < self.workers:
+                raise ValueError(f"{name}={getattr(self, name)}, but each of the {self.workers} workers needs one")
         if self.shard and self.workers < 2:
             raise ValueError("shard=True spreads a model over workers; give workers=2 or more, or shard=False")
         if self.shard and self.dtype == "auto":

@@ -76,12 +76,13 @@ def name(pruner: Spec, seed: int) -> str:
 class PartRun:
     """What an objective may use while one part of a batch is trained on: `core.fitted.TrainingRun`.
 
-    answers: tokens of all answers that a mean is taken over, on all `world` workers. rows: of this worker, relaxed one by one.
+    answers: tokens of all answers that a mean is taken over, on all `world` workers.
+    rows: images or questions that are relaxed, each by itself, on all workers, divided by their number.
     """
 
     trainer: ScorerTrainer
     answers: Tensor | int
-    rows: int
+    rows: float
     world: int = 1
 
     @property
@@ -111,7 +112,7 @@ class PartRun:
         return total * self.world / self.answers
 
     def per_row(self, mean: Tensor | float, rows: int) -> Tensor:
-        """Weighted by the share of this worker's rows."""
+        """Weighted by its share of the rows; as gradients are averaged over workers, this makes the mean over all rows."""
         return torch.as_tensor(mean, device=self.vlm.device) * (rows / self.rows)
 
 
@@ -170,9 +171,13 @@ class ScorerTrainer:
             batch.encoded[self.pruner.needs] = self.vlm.encode(batch.pixels, self.pruner.needs)
         return batch.encoded[self.pruner.needs]
 
-    def run(self, batch: TrainBatch, answers: Tensor | int, world: int = 1) -> PartRun:
-        """What the objective may use on parts of this batch. answers: tokens that a mean is taken over."""
-        return PartRun(self, answers, len(batch.image) if self.aware else batch.images, world)
+    def rows(self, batch: TrainBatch) -> int:
+        """Rows of a batch that are relaxed, each by itself: images, or questions where they are read."""
+        return len(batch.image) if self.aware else batch.images
+
+    def run(self, batch: TrainBatch, answers: Tensor | int, world: int = 1, rows: float | None = None) -> PartRun:
+        """What the objective may use on parts of this batch. answers, rows: of `PartRun`; rows are the batch's if not given."""
+        return PartRun(self, answers, self.rows(batch) if rows is None else rows, world)
 
     def noise(self, batch: TrainBatch, *key: int) -> Noise:
         """Random numbers for the rows that are relaxed: one stream for each image, or for each question where it is read."""
@@ -204,8 +209,9 @@ class ScorerTrainer:
         """
         started, t, recipe, world = time.perf_counter(), self.done, self.recipe, self.context.world
         budget = drawn_budget(recipe, self.seed, t)
-        total = self.context.sum(torch.tensor(float(batch.num_labels), device=self.vlm.device))
-        sums = self._backward(batch, eased(recipe, budget, t), total)
+        counts = torch.tensor([batch.num_labels, self.rows(batch)], dtype=torch.float32, device=self.vlm.device)
+        total, rows = self.context.sum(counts)
+        sums = self._backward(batch, eased(recipe, budget, t), total, float(rows) / world)
         norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         found = self.context.sum(torch.stack([*sums.values(), norm])).tolist()
         values = dict(zip([*sums, "norm"], found, strict=True))
@@ -229,13 +235,13 @@ class ScorerTrainer:
             workers=world, validation_soft=math.nan, validation_hard=math.nan,
         )  # fmt: skip
 
-    def _backward(self, batch: TrainBatch, budget: Budget, total: Tensor) -> dict[str, Tensor]:
+    def _backward(self, batch: TrainBatch, budget: Budget, total: Tensor, rows: float) -> dict[str, Tensor]:
         """Gradients of this worker's share, part by part; returns the sums of the loss ("total") and of its terms.
 
         Every image has noise of its own, so parts see what the whole share would have seen: nothing but rounding differs.
         """
         parts = self._parts(batch)
-        run, progress, sums = self.run(batch, total, self.context.world), self.progress(self.done), dict[str, Tensor]()
+        run, progress, sums = self.run(batch, total, self.context.world, rows), self.progress(self.done), dict[str, Tensor]()
         for number, part in enumerate(parts, 1):
             # Workers exchange gradients once, with the last part.
             quiet = contextlib.nullcontext if number == len(parts) else getattr(self.module, "no_sync", contextlib.nullcontext)
