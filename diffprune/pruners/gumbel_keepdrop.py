@@ -50,6 +50,7 @@ class GumbelKeepDrop(Learned):
 
     label = "Gumbel keep/drop"
     reference = Reference("DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", "2106.02034")
+    option_labels = Learned.option_labels | {"offset": "budget offset", "ratio_weight": "ratio weight"}
     outputs = 2
     attention_implementation = "masked_softmax"
     searched = {"ratio_weight": (3.0, 10.0, 30.0, 100.0)}

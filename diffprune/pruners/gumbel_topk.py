@@ -53,7 +53,7 @@ class GumbelTopK(Learned):
     def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
         z, scores, counts = self.standardised(tokens.features), self.logits(tokens), self.counts(tokens, budget)
         perturbed = scores - (-noise.uniform(tokens.valid).squeeze(-1).log()).log()
-        hard = top(perturbed, tokens.valid, counts).to(scores.dtype)
+        hard = top(perturbed, tokens.valid, counts.long()).to(scores.dtype)
         surrogate = soft_top_k(perturbed, tokens.valid, counts, temperature) if self.backward == "relaxed" else scores
         mask = (hard + surrogate - surrogate.detach())[..., None]
         mixed = mask * z
