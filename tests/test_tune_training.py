@@ -17,6 +17,7 @@ from diffprune.core.records import Outcome, SearchLook
 from diffprune.core.spec import Spec
 from diffprune.distributed import search as running
 from diffprune.embedded import vlm as embedded
+from diffprune.report import report
 from diffprune.report.analysis import records
 from diffprune.report.tables.search import searched
 from diffprune.store import Store
@@ -26,6 +27,7 @@ from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import Diverged, ScorerTrainer
 from diffprune.train.search import SEARCHED, Bench, Search, SearchTrial, best, spelled, trials
+from diffprune.verify import verify
 from diffprune.vlm.load import load
 from tests.records import model, provenance
 
@@ -222,8 +224,12 @@ def test_the_table_of_a_search_tells_what_each_method_cost_and_found(tmp_path: P
     assert (ours["trials"], ours["stopped early"], ours["diverged"]) == ("3", "0", "1")
     assert (ours["recipe's own"], ours["best"], ours["worst"]) == ("0.6000", "0.5000", "0.6000")
     assert (theirs["stopped early"], theirs["best"]) == ("1", "0.6000")
-    assert f"learning_rate {search.settings(1)['learning_rate']:g}" in ours["best settings"]
-    assert "learning_rate 0.003" in theirs["best settings"] and "ratio_weight" not in theirs["best settings"]
+    assert float(ours["learning rate"]) == search.settings(1)["learning_rate"]
+    assert (float(theirs["learning rate"]), theirs["ratio weight"], ours["ratio weight"]) == (0.003, "100", "–")
+    report(tmp_path, tmp_path / "page")
+    Store(tmp_path).compact(tmp_path / "page" / "store")
+    found = verify(tmp_path / "page")
+    assert not found.differences and found.recomputed > 20, str(found)
 
 
 def test_a_search_from_the_command_to_the_page(

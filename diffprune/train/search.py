@@ -7,6 +7,7 @@ on the same held-out images. What is judged is never a test question: training s
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import tempfile
@@ -126,10 +127,12 @@ class Search(BaseModel):
         }
 
     def options(self, method: Spec, number: int) -> dict[str, Any]:
-        """Options of its own that a method searches, in one configuration; 0 leaves them as the method is spelled."""
+        """Options of its own that a method searches, in one configuration; in 0 they are as the method is spelled."""
         plugin: Any = registry.find("pruners", method.name)
         random = np.random.default_rng([self.seed, number, 1])
-        return {name: values[int(random.integers(len(values)))] for name, values in sorted(plugin.searched.items()) if number}
+        drawn = {name: values[int(random.integers(len(values)))] for name, values in sorted(plugin.searched.items())}
+        own = inspect.signature(plugin).parameters
+        return drawn if number else {name: method.get(name, own[name].default) for name in drawn}
 
     def configured(self, method: Spec, number: int) -> Recipe:
         """The recipe of one configuration of one method.

@@ -112,6 +112,27 @@ SELECT method, count(DISTINCT scorer_seed) AS seeds, count(DISTINCT step) AS ste
 FROM placed JOIN ends USING (method) GROUP BY method;
 """
 
+SEARCH = """
+CREATE TABLE search_trial AS
+WITH last AS (SELECT s.*, c.method, training_step = max(training_step) OVER (PARTITION BY cell) AS ended
+    FROM search s JOIN cells c USING (cell))
+SELECT cell, method, any_value(configuration) AS configuration, any_value(trial_state) AS state, sum(spent_s) AS spent_s,
+    avg(validation_hard) FILTER (ended) AS hard, any_value(searched_settings) AS settings FROM last GROUP BY ALL;
+INSERT INTO expected BY NAME
+WITH own AS (SELECT DISTINCT unnest(json_keys(settings)) AS name FROM search_trial), best AS (
+    SELECT method, arg_min(settings, hard) AS settings FROM search_trial WHERE state = 'complete' GROUP BY method)
+SELECT '' AS chapter, 'search' AS "table", method AS "row", replace(name, '_', ' ') AS "column",
+    CAST(json_extract(settings, '$.' || name) AS DOUBLE) AS value FROM best, own
+UNION ALL BY NAME
+SELECT '' AS chapter, 'search' AS "table", method AS "row", t.col AS "column", CASE t.col WHEN 'trials' THEN count(*)
+    WHEN 'stopped early' THEN count(*) FILTER (state = 'stopped') WHEN 'diverged' THEN count(*) FILTER (state = 'diverged')
+    WHEN 'recipe''s own' THEN max(hard) FILTER (state = 'complete' AND configuration = 0)
+    WHEN 'best' THEN min(hard) FILTER (state = 'complete') WHEN 'worst' THEN max(hard) FILTER (state = 'complete')
+    ELSE sum(spent_s) / 60 END AS value
+FROM search_trial, (VALUES ('trials'), ('stopped early'), ('diverged'), ('recipe''s own'), ('best'), ('worst'), ('minutes')) t(col)
+GROUP BY method, t.col;
+"""
+
 EXPECTED = """
 INSERT INTO expected BY NAME
 SELECT chapter, t.name AS "table", method || ' | ' || budget AS "row", 'net prefill speedup' AS "column", value, low, high
@@ -165,4 +186,4 @@ FROM medians m WHERE arm = 'full' AND span = 'encoder' AND NOT EXISTS (SELECT 1 
     AND o.span = 'encoder' AND (o.chapter, o.method, o.budget, o.batch, o.mode) = (m.chapter, m.method, m.budget, m.batch, m.mode));
 """
 
-STATEMENTS = (TIMES, TRAINING, EXPECTED)
+STATEMENTS = (TIMES, TRAINING, SEARCH, EXPECTED)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from diffprune.report.analysis.records import Records
 from diffprune.report.analysis.search import COMPLETE, trials
@@ -49,3 +50,5 @@ def _axis(ax: Axes, setting: str, values: np.ndarray) -> None:
     ax.set_title(setting.replace("_", " "), fontsize=8.5)
     if len(values) and values.min() > 0 and values.max() >= SPAN * values.min():
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -10,13 +12,20 @@ from diffprune.report.analysis.search import COMPLETE, STOPPED, trials
 from diffprune.report.render.table import Entry, Number, Table
 
 COLUMNS = (
-    "Method", "trials", "stopped early", "diverged", "recipe's own", "best", "worst", "best settings", "minutes",
-)  # fmt: skip
+    "Method",
+    "trials",
+    "stopped early",
+    "diverged",
+    "recipe's own",
+    "best",
+    "worst",
+    "minutes",
+)  # then the best one's settings
 NOTES = (
     "Recipe's own, best, worst: validation after the full training, answer NLL in nats per token with tokens removed, mean over "
     "the budgets, on held-out images that are no test images; worst is of the trials that were not stopped. A dash: stopped early. "
     "Every method had as many configurations, each of the same training images, with the same settings drawn beside its own "
-    "options. Minutes: of training and validation, one CPU each.",
+    "options. Minutes: of training and validation, one CPU each. The other columns: settings of the best.",
 )
 
 
@@ -40,12 +49,16 @@ def searched(records: Records) -> Table | None:
                 Number(own.iloc[0] if len(own) else np.nan, digits=4),
                 Number(ended["validation_hard"].min(), digits=4),
                 Number(ended["validation_hard"].max(), digits=4),
-                "–" if best is None else _spelled(best, settings),
                 Number(part["spent_s"].sum() / 60, digits=1),
+                *(Number(math.nan if best is None else float(best[name]), digits=_digits(found[name])) for name in settings),
             )
         )
-    return Table("search", "Search of training settings", COLUMNS, tuple(rows), NOTES)
+    columns = (*COLUMNS, *(name.replace("_", " ") for name in settings))
+    return Table("search", "Search of training settings", columns, tuple(rows), NOTES)
 
 
-def _spelled(trial: pd.Series, settings: tuple[str, ...]) -> str:
-    return ", ".join(f"{name} {trial[name]:g}" for name in settings if pd.notna(trial[name]))
+def _digits(values: pd.Series) -> int:
+    """As many as tell the values of a setting apart: none of whole numbers, three significant ones of others."""
+    known = values.dropna().abs()
+    whole = bool((known == known.round()).all())
+    return 0 if whole else max(0, 3 - math.ceil(math.log10(known[known > 0].min())))
