@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,11 @@ from diffprune.io.blob_store import LocalBlobs
 from diffprune.report.analysis import records, speed, verdicts
 from diffprune.report.analysis.comparison import FULL, Comparison, chapters
 from diffprune.report.analysis.derived import Derived
-from diffprune.report.render import curves, escape, figures, html, scenes, sensitivity, table
+from diffprune.report.analysis.scenes import scenes
+from diffprune.report.render import curves, escape, figures, html, latex, sensitivity, table
+from diffprune.report.render.forest import forest
+from diffprune.report.render.scenes import strips
+from diffprune.report.render.svg import Plot
 from diffprune.report.render.table import Table
 from diffprune.report.tables import accuracy as accuracy_tables
 from diffprune.report.tables import catalogue, caveats, errors, provenance, published, verdict
@@ -62,7 +66,8 @@ def report(
         ValueError: a picture in the store whose tokens are no square. OSError: names the file that could not be written.
     """
     found = records.read(store_root)
-    parts = [_chapter(chapter) for chapter in chapters(found, asked)]
+    there = list(chapters(found, asked))
+    parts = [_chapter(chapter, number) for number, chapter in enumerate(there, 1)]
     drawn = {
         "tuning": curves.tuning(found),
         "training": curves.training(found),
@@ -74,10 +79,11 @@ def report(
         "provenance": provenance.facts(found), "weights": provenance.weights(found), "methods": catalogue.catalogue(),
     }  # fmt: skip
     page = html.render(
+        "page.html.j2",
         title=title,
         chapters=parts,
         figures=html.drawn(drawn),
-        pictures=scenes.strips(found.masks),
+        pictures=strips(scenes(found, there)),
         method=METHOD.format(draws=DRAWS, rounds=LEAST_ROUNDS),
         command=command or "diffprune report STORE --out FOLDER",
         thresholds=[t for c in parts for t in [c["thresholds"]] if t],
@@ -85,7 +91,7 @@ def report(
     )
     every = [*((c["key"], t) for c in parts for t in _tables(c)), *(("", t) for t in shared.values() if t)]
     every += [("", kept)] if (kept := provenance.pictures(found)) else []
-    plots = {**drawn, **{name: svg for c in parts for name, svg in c["plain_figures"].items()}}
+    plots = [*((name, plot) for c in parts for name, plot in c["plots"].items()), *drawn.items()]
     return _write(Path(out), title, page, every, plots, [s for c in parts for s in _said(c)])
 
 
@@ -94,14 +100,15 @@ def _said(part: Mapping[str, Any]) -> list[str]:
     return [
         f"{part['name']}: {part['setting']}",
         *(f"{flag}: {says}" for flag, says in part["caveats"]),
-        part["short"], *part["sentences"],
+        *part["lead"], *part["sentences"],
     ]  # fmt: skip
 
 
-def _chapter(chapter: Comparison) -> dict[str, Any]:
-    """Everything the page shows of one chapter."""
+def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
+    """Everything the page shows of one chapter, the `number`-th."""
     found, fast, batch = speed.of(chapter)
-    plain = {
+    plots = {
+        "forest": forest(chapter),
         "pareto": figures.pareto(chapter, fast, batch),
         "accuracy": figures.accuracy(chapter),
         "retention": figures.retention(chapter),
@@ -113,7 +120,7 @@ def _chapter(chapter: Comparison) -> dict[str, Any]:
     return {
         "name": chapter.setting["model"], "key": " | ".join(map(str, chapter.setting.values())),
         "setting": "; ".join(f"{k} {v}" for k, v in chapter.setting.items() if k != "model"),
-        "short": verdict.short(chapter), "sentences": verdict.headline(chapter, fast, batch),
+        "lead": verdict.lead(chapter, fast, batch), "sentences": verdict.headline(chapter, fast, batch),
         "caveats": caveats.caveats(chapter),
         "flags": [(f, FLAGS.get(f, "")) for f in sorted(flags) if not f.startswith("threads_")],
         "headline": headline if headline.rows else None,
@@ -126,7 +133,7 @@ def _chapter(chapter: Comparison) -> dict[str, Any]:
         "latency": speed_tables.latency(chapter, found), "answer_times": speed_tables.answer_times(chapter, found),
         "spans": speed_tables.spans(found), "cost": speed_tables.cost(chapter),
         "thresholds": speed_tables.thresholds(chapter, fast), "examples": _examples(chapter),
-        "figures": html.drawn(plain), "plain_figures": plain,
+        "figures": html.drawn(plots, number), "plots": plots,
     }  # fmt: skip
 
 
@@ -170,29 +177,33 @@ def _tables(part: Mapping[str, Any]) -> list[Table]:
 
 
 def _write(
-    out: Path, title: str, page: str, chapters: list[tuple[str, Table]], plots: Mapping[str, str | None], said: list[str]
+    out: Path, title: str, page: str, chapters: list[tuple[str, Table]], plots: Sequence[tuple[str, Plot | None]], said: list[str]
 ) -> dict[str, Path]:
-    """Write everything; returns the paths. Names are numbered where two chapters have a table of one name."""
+    """Write everything; returns the paths. Names are numbered where two chapters have a table or a figure of one name."""
     tables = [t for _, t in chapters]
     texts: dict[str, tuple[Path, str]] = {"html": (out / "report.html", page)}
     texts["numbers"] = (out / "numbers.csv", table.numbers(chapters))
     read = [t for t in tables if not t.name.startswith(DETAILS)]
+    pictures = []
+    for stem, plot in plots:
+        if plot:
+            name = _free("svg", stem, texts)
+            texts[f"svg/{name}"] = (out / "figures" / f"{name}.svg", '<?xml version="1.0" encoding="utf-8"?>\n' + plot.file)
+            pictures.append(f"![{escape.markdown(plot.alt, 1500)}](figures/{name}.svg)\n")
     document = [
-        f"# {escape.markdown(title)}",
-        "",
-        *(f"{escape.markdown(s, 1200)}\n" for s in said),
-        *map(table.markdown, read),
-    ]
+        f"# {escape.markdown(title)}", "", *(f"{escape.markdown(s, 1200)}\n" for s in said), *pictures, *map(table.markdown, read),
+    ]  # fmt: skip
     texts["markdown"] = (out / "report.md", "\n".join(document))
-    texts["latex"] = (out / "report.tex", "% needs \\usepackage{booktabs}\n" + "\n".join(map(table.latex, read)))
+    texts["latex"] = (out / "report.tex", latex.document(title, read))
     for t in tables:
-        name = next(n for n in (t.name, *(f"{t.name}_{i}" for i in range(2, 1000))) if f"csv/{n}" not in texts)
+        name = _free("csv", t.name, texts)
         texts[f"csv/{name}"] = (out / "tables" / f"{name}.csv", table.to_csv(t))
-    for name, svg in plots.items():
-        if svg:
-            head = '<?xml version="1.0" encoding="utf-8"?>\n'
-            texts[f"svg/{name}"] = (out / "figures" / f"{name}.svg", head + svg)
     blobs = LocalBlobs(out)
     for path, content in texts.values():
         blobs.replace(path.relative_to(out).as_posix(), content.encode())
     return {name: path for name, (path, _) in texts.items()}
+
+
+def _free(kind: str, stem: str, taken: Mapping[str, object]) -> str:
+    """`stem`, numbered where it is taken."""
+    return next(name for name in (stem, *(f"{stem}_{i}" for i in range(2, 1000))) if f"{kind}/{name}" not in taken)

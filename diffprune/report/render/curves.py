@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from diffprune.report.analysis.records import Records
-from diffprune.report.render.svg import INK, SHOWN, WIDTH, axes, styled, svg
+from diffprune.report.render.escape import plain
+from diffprune.report.render.svg import INK, NARROW, SHOWN, Plot, axes, plot, styled, svg
 
 
 def _smooth(part: pd.DataFrame, column: str, points: int = 120) -> tuple[np.ndarray, np.ndarray]:
@@ -22,11 +23,19 @@ def _smooth(part: pd.DataFrame, column: str, points: int = 120) -> tuple[np.ndar
     return mean["step"].to_numpy(float), mean[column].to_numpy(float)
 
 
-def training(records: Records) -> str | None:
+def training(records: Records) -> Plot | None:
     """Loss, hard validation, temperature, kept tokens, scores and gradients per step; step cost per method."""
     steps = records.told("steps", "label")
     if steps.empty:
         return None
+    methods = [x for x in records.methods if (steps["label"] == x).any()]
+    last = steps[steps["step"] >= 0.9 * steps["step"].max()].groupby("label", observed=True)["loss"].mean()
+    alt = "Training by step: loss, validation, temperature, kept tokens, scores, gradients, step cost. Loss over the last tenth: "
+    alt += "; ".join(f"{x} {last[x]:.2f}" for x in methods if x in last) + "."
+    return plot(lambda width: _training(records, steps, width), plain(alt, 900))
+
+
+def _training(records: Records, steps: pd.DataFrame, width: float) -> str:
     shown = [x for x in records.methods if (steps["label"] == x).any()][:SHOWN]
     wanted = (
         ("loss", "loss, nats per token"),
@@ -39,7 +48,9 @@ def training(records: Records) -> str | None:
         ("grad_cosine", "gradient cosine"),
     )
     with styled():
-        figure, panels = axes(WIDTH, 6.4, 3, 3)
+        figure, panels = axes(width, 6.4, 3, 3) if width > NARROW else axes(width, 9.5, 5, 2)
+        for ax in panels[9:]:
+            ax.set_axis_off()
         for ax, (column, title) in zip(panels, wanted, strict=False):
             for label in shown:
                 x, y = _smooth(steps[steps["label"] == label], column)
@@ -52,7 +63,7 @@ def training(records: Records) -> str | None:
             panels[6].set_yscale("log")
         _costs(panels[8], steps, {x: records.styles[x][0] for x in shown})
         handles, words = panels[0].get_legend_handles_labels()
-        figure.legend(handles, words, loc="outside lower center", ncols=4)
+        figure.legend(handles, words, loc="outside lower center", ncols=max(1, round(width / 2)))
         for ax in panels[6:8]:
             ax.set_xlabel("training step")
         return svg(figure)
@@ -71,17 +82,26 @@ def _costs(ax: Axes, steps: pd.DataFrame, shown: dict[str, str]) -> None:
     ax.set_title("step cost, ms (median, p10–p90)", fontsize=8.5)
 
 
-def tuning(records: Records) -> str | None:
+def tuning(records: Records) -> Plot | None:
     """Tokens -> prefill; threshold -> kept tokens; threshold -> speedup with the tuned points and their measurements."""
     curve = records.told("curve", "batch")
     trials, choices = (records.told(table, "label", "tuned_kind", "target_speedup") for table in ("trials", "choices"))
     trials = trials[trials["tuned_kind"] == "threshold"]
     if curve.empty and trials.empty:
         return None
+    labels = [x for x in records.methods if (trials["label"] == x).any()][:SHOWN]
+    alt = "Prefill time by sequence length; kept tokens and net speedup by threshold, for " + ", ".join(labels or ["no method"])
+    alt = plain(f"{alt}; the answers are in tuned.csv.", 600)
+    return plot(lambda width: _tuning(records, curve, trials, choices, labels, width), alt)
+
+
+def _tuning(
+    records: Records, curve: pd.DataFrame, trials: pd.DataFrame, choices: pd.DataFrame, labels: list[str], width: float
+) -> str:
     with styled():
-        figure, (left, middle, right) = axes(WIDTH, 2.9, 1, 3)
+        figure, (left, middle, right) = axes(width, 2.9, 1, 3) if width > NARROW else axes(width, 7.6, 3, 1)
         _latency_curve(left, curve)
-        for label in [x for x in records.methods if (trials["label"] == x).any()]:
+        for label in labels:
             color, marker, dash = records.styles[label]
             part = trials[trials["label"] == label].groupby("value")[["kept", "predicted_speedup"]].mean()
             middle.plot(part.index, part["kept"], color=color, ls=dash, lw=1.3, label=label)
@@ -108,7 +128,7 @@ def tuning(records: Records) -> str | None:
         right.set(xlabel="threshold, standard deviations", title="net speedup: line predicted,\npoints measured")
         handles, words = middle.get_legend_handles_labels()
         if handles:
-            figure.legend(handles, words, loc="outside lower center", ncols=4)
+            figure.legend(handles, words, loc="outside lower center", ncols=max(1, round(width / 2)))
         return svg(figure)
 
 

@@ -3,20 +3,65 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.speed import Speed
 from diffprune.report.render.escape import plain
-from diffprune.report.render.svg import DPI, INK, SHOWN, WIDTH, axes, styled, svg
+from diffprune.report.render.svg import DPI, HALF, INK, NARROW, SHOWN, Plot, axes, plot, styled, svg
 from diffprune.report.tables.accuracy import kind_curves
 from diffprune.statistics import Interval
 
+MANY = "bound", "trained", "calibrated", "rule", "control"  # kinds in a legend, in this order
+
 
 def _shown(chapter: Comparison) -> list[str]:
-    return [label for label, m in chapter.methods.items() if m.order[0] < 2][:SHOWN]
+    return [label for label, m in chapter.methods.items() if m.order[0] < 2]
+
+
+def _said(name: str, lines: Mapping[str, list[tuple[float, Interval]]], unit: str) -> str:
+    """A figure of lines in words: where each begins and ends."""
+    ends = [f"{label} {points[0][1].estimate:.1f} at {points[0][0]:.3g} to {points[-1][1].estimate:.1f} at {points[-1][0]:.3g}"
+            for label, points in lines.items()]  # fmt: skip
+    return plain(f"{name} in percent by {unit}: {'; '.join(ends)}.", 1500)
+
+
+def _legend(chapter: Comparison, figure: Figure, labels: Sequence[str], bound: bool, width: float) -> None:
+    """Names below the axes, by kind of method; where there are few each beside its marker, without the kinds."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(chapter.methods[label].kind, []).append(label)
+    handles = [Line2D([], [], color=chapter.style(FULL)[0], label=FULL)] if bound else []
+    for kind in sorted(groups, key=lambda k: MANY.index(k) if k in MANY else len(MANY)):
+        if len(labels) > SHOWN:
+            handles.append(Line2D([], [], ls="none", label=f"{kind}:"))
+        for label in groups[kind]:
+            color, marker, dash = chapter.style(label)
+            handles.append(Line2D([], [], color=color, marker=marker, ls=dash, label=plain(label, 34)))
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=max(1, round(width / 2)), fontsize=7.5)
+    for text in legend.get_texts():
+        if text.get_text().endswith(":"):
+            text.set_fontweight("bold")
+
+
+def _named(chapter: Comparison, figure: Figure, ax: Axes, ends: list[tuple[str, float, float]], width: float) -> None:
+    """Names of lines: at their ends where there is room, else in a legend."""
+    labels = [label for label, _, _ in ends if label != FULL]
+    if len(labels) > SHOWN or width <= NARROW:
+        _legend(chapter, figure, labels, len(labels) < len(ends), width)
+    else:
+        _end_labels(chapter, ax, ends)
+
+
+def _height(lines: int, width: float, height: float) -> float:
+    """Inches: room for the legend below."""
+    below = lines > SHOWN or width <= NARROW
+    return height + (0.16 * math.ceil((lines + 6) / max(1, round(width / 2))) if below else 0)
 
 
 def _line(
@@ -64,7 +109,7 @@ def _bound(chapter: Comparison, ax: Axes, found: Interval | None) -> list[tuple[
     return [(FULL, math.nan, found.estimate)]
 
 
-def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> str | None:
+def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> Plot | None:
     """Accuracy against measured net prefill speedup, one line per method; tokens kept beside the first method's points."""
     lines = {}
     for label in _shown(chapter):
@@ -77,37 +122,42 @@ def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
             lines[label] = points
     if not lines:
         return None
+    said = {label: [(net.estimate, found) for net, found, _ in points] for label, points in lines.items()}
+    return plot(lambda width: _pareto(chapter, lines, batch, width), _said("Accuracy", said, "net prefill speedup"), HALF)
+
+
+def _pareto(chapter: Comparison, lines: Mapping[str, list[tuple[Interval, Interval, str]]], batch: int | None, width: float) -> str:
     with styled():
-        figure, (ax,) = axes(WIDTH, 4.3)
+        figure, (ax,) = axes(width, _height(len(lines), width, 4.0))
         full = _bound(chapter, ax, chapter.accuracy(FULL, ""))
         for label, points in lines.items():
             _line(chapter, ax, label, [n.estimate for n, _, _ in points], [a for _, a, _ in points], [n for n, _, _ in points])
         for net, found, kept in next(iter(lines.values())):
             ax.annotate(kept, (net.estimate, found.estimate), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=INK)
-        ax.set(
-            xlabel=f"measured net prefill speedup, × (overhead charged, batch {batch})", ylabel="accuracy, % (mean over benchmarks)"
-        )
+        ax.set(xlabel=f"net prefill speedup, ×, batch {batch}", ylabel="accuracy, % (mean over benchmarks)")
+        if full:
+            ax.plot([1], [full[0][2]], color=chapter.style(FULL)[0], marker="*", ms=8, ls="none")
         ax.margins(x=0.04)
-        _end_labels(chapter, ax, [(label, p[-1][0].estimate, p[-1][1].estimate) for label, p in lines.items()] + full)
+        _named(chapter, figure, ax, [(label, p[-1][0].estimate, p[-1][1].estimate) for label, p in lines.items()] + full, width)
         return svg(figure)
 
 
-def accuracy(chapter: Comparison) -> str | None:
+def accuracy(chapter: Comparison) -> Plot | None:
     """Accuracy against kept tokens."""
     lines = {x: [(b.kept, a) for b in chapter.budgets if (a := chapter.accuracy(x, b.spelling))] for x in _shown(chapter)}
     lines = {x: points for x, points in lines.items() if points}
-    if not lines:
-        return None
+    return plot(lambda width: _accuracy(chapter, lines, width), _said("Accuracy", lines, "tokens kept")) if lines else None
+
+
+def _accuracy(chapter: Comparison, lines: Mapping[str, list[tuple[float, Interval]]], width: float) -> str:
     with styled():
-        figure, (ax,) = axes(WIDTH, 3.8)
+        figure, (ax,) = axes(width, _height(len(lines), width, 3.8))
         full = _bound(chapter, ax, chapter.accuracy(FULL, ""))
         for label, points in lines.items():
             _line(chapter, ax, label, [_place(k) for k, _ in points], [a for _, a in points])
         _token_axis(ax, chapter)
-        ax.set(
-            xlabel=f"visual tokens kept, of {chapter.budgets[0].total:.0f} (log scale)", ylabel="accuracy, % (mean over benchmarks)"
-        )
-        _end_labels(chapter, ax, [(label, _place(p[-1][0]), p[-1][1].estimate) for label, p in lines.items()] + full)
+        ax.set(xlabel=f"tokens kept, of {chapter.budgets[0].total:.0f} (log scale)", ylabel="accuracy, % (mean over benchmarks)")
+        _named(chapter, figure, ax, [(label, _place(p[-1][0]), p[-1][1].estimate) for label, p in lines.items()] + full, width)
         return svg(figure)
 
 
@@ -123,41 +173,36 @@ def _token_axis(ax: Axes, chapter: Comparison) -> None:
     ax.set_xlim(_place(max(kept)) - 0.15, _place(min(kept)) + 0.15)
 
 
-def retention(chapter: Comparison) -> str | None:
+def retention(chapter: Comparison) -> Plot | None:
     """Small multiples: accuracy per kind of question against kept tokens."""
-    curves = kind_curves(chapter)
-    kinds = sorted({kind for kind, _ in curves})
+    kinds = sorted({kind for kind, _ in kind_curves(chapter)})
     if not kinds or not chapter.budgets:
         return None
-    columns = min(4, len(kinds))
+    alt = f"Accuracy by tokens kept, a panel for each kind of question: {', '.join(kinds)}; every value is in kinds.csv."
+    return plot(lambda width: _retention(chapter, kinds, width), plain(alt, 600))
+
+
+def _retention(chapter: Comparison, kinds: list[str], width: float) -> str:
+    curves, labels = kind_curves(chapter), _shown(chapter)[:SHOWN]
+    columns = min(4 if width > NARROW else 2, len(kinds))
     rows = math.ceil(len(kinds) / columns)
     with styled():
-        figure, panels = axes(WIDTH, 1.75 * rows + 0.6, rows, columns, share=True)
+        figure, panels = axes(width, 1.75 * rows + (0.6 if width > NARROW else 0.9), rows, columns, share=True)
         for ax, kind in zip(panels, kinds, strict=False):
             full = curves.get((kind, FULL))
             if full:
                 ax.axhline(full[0][1].estimate, color=chapter.style(FULL)[0], lw=1)
-            for label in _shown(chapter):
-                points = curves.get((kind, label), [])
-                if points:
-                    color, marker, dash = chapter.style(label)
-                    ax.plot(
-                        [_place(k) for k, _, _ in points],
-                        [i.estimate for _, i, _ in points],
-                        color=color,
-                        marker=marker,
-                        ls=dash,
-                        ms=3.2,
-                        lw=1.2,
-                        label=label,
-                    )
+            for label in [x for x in labels if (kind, x) in curves]:
+                points = curves[kind, label]
+                color, marker, dash = chapter.style(label)
+                x, y = [_place(point[0]) for point in points], [point[1].estimate for point in points]
+                ax.plot(x, y, color=color, marker=marker, ls=dash, ms=3.2, lw=1.2, label=label)
             questions = max((p[0][1].num_rows for (k, _), p in curves.items() if k == kind), default=0)
             ax.set_title(f"{plain(kind, 24)} ({questions:,})", fontsize=8.5)
             _token_axis(ax, chapter)
         for ax in panels[len(kinds) :]:
             ax.set_axis_off()
-        handles, words = panels[0].get_legend_handles_labels()
-        figure.legend(handles, words, loc="outside lower center", ncols=4)
+        _legend(chapter, figure, [x for x in labels if any(label == x for _, label in curves)], False, width)
         for i, ax in enumerate(panels[: len(kinds)]):
             if i + columns >= len(kinds):
                 ax.set_xlabel("tokens kept")
@@ -167,7 +212,7 @@ def retention(chapter: Comparison) -> str | None:
         return svg(figure)
 
 
-def breakdown(chapter: Comparison, found: list[Speed], batch: int | None) -> str | None:
+def breakdown(chapter: Comparison, found: list[Speed], batch: int | None) -> Plot | None:
     """Stacked bars: encoder, overhead, prefill of the first decoded token, full, pruned and natively short."""
     mine = [s for s in found if s.batch == batch and s.label in _shown(chapter) and ("pruned", "prefill") in s.spans]
     one = next((x for x in _shown(chapter) if any(s.label == x for s in mine)), None)
@@ -182,25 +227,30 @@ def breakdown(chapter: Comparison, found: list[Speed], batch: int | None) -> str
     for s in mine:
         enc = s.spans.get(("pruned", "encoder")) or encoder
         over = s.spans.get(("pruned", "overhead"))
-        bars.append(
-            (f"{s.kept:.0f} kept", [enc.median if enc else 0, over.median if over else 0, s.spans["pruned", "prefill"].median])
-        )
+        spans = [enc.median if enc else 0, over.median if over else 0, s.spans["pruned", "prefill"].median]
+        bars.append((f"{s.kept:.0f} kept", spans))
         if ("native", "prefill") in s.spans:
             bars.append((f"{s.kept:.0f} native", [enc.median if enc else 0, 0, s.spans["native", "prefill"].median]))
+    about = f"ms, median (batch {batch}, {plain(one, 40)})"
+    alt = f"Encoder, overhead and prefill, {about}: {'; '.join(f'{name} {sum(parts):.1f}' for name, parts in bars)}."
+    return plot(lambda width: _breakdown(bars, about, width), plain(alt, 1500))
+
+
+def _breakdown(bars: list[tuple[str, list[float]]], about: str, width: float) -> str:
     parts = (("encoder", "#BBBBBB"), ("overhead (pruner)", "#D55E00"), ("prefill (decoder)", "#0072B2"))
     with styled():
-        figure, (ax,) = axes(WIDTH, 0.27 * len(bars) + 1.1)
+        figure, (ax,) = axes(width, 0.27 * len(bars) + 1.1)
         start = np.zeros(len(bars))
         place = np.arange(len(bars))[::-1]
         for i, (name, color) in enumerate(parts):
-            width = np.array([b[1][i] for b in bars])
-            ax.barh(place, width, left=start, height=0.68, color=color, label=name)
-            start = start + width
+            spans = np.array([b[1][i] for b in bars])
+            ax.barh(place, spans, left=start, height=0.68, color=color, label=name)
+            start = start + spans
         for y, total in zip(place, start, strict=True):
             ax.annotate(f"{total:.1f}", (total, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         ax.set_yticks(place, [b[0] for b in bars])
         ax.grid(visible=False, axis="y")
-        ax.margins(x=0.08)
-        ax.set(xlabel=f"ms, median (batch {batch}, {one})")
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        ax.margins(x=0.1)
+        ax.set(xlabel=about)
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3 if width > NARROW else 2)
         return svg(figure)

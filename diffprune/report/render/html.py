@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
 from diffprune.report.render import escape
-from diffprune.report.render.svg import inline
-from diffprune.report.render.table import Number
+from diffprune.report.render.svg import Plot, inline
+from diffprune.report.render.table import Number, Table, to_csv
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(**values: object) -> str:
-    """The whole page. Only strings made by `figures` and `pictures` may come as `Markup`."""
+def render(template: str, **values: object) -> str:
+    """The whole page. Only strings made by `figures` and `pictures` may come as `Markup`.
+
+    The one script sorts and filters a table; the policy of the page names its digest, so no other runs.
+    """
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
         autoescape=True,
@@ -28,10 +34,35 @@ def render(**values: object) -> str:
     )
     environment.filters["plain"] = escape.plain
     environment.tests["numeric"] = lambda value: isinstance(value, Number)
-    style = Markup((TEMPLATES / "style.css").read_text("utf-8"))
-    return environment.get_template("page.html.j2").render(style=style, **values)
+    environment.filters["attachment"] = _attachment
+    style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "script.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(style=style, script=script, script_hash=digest, **values)
 
 
-def drawn(figures: Mapping[str, str | None]) -> dict[str, Markup | None]:
-    """SVG text from matplotlib as markup. matplotlib escapes the text in it."""
-    return {name: Markup(inline(svg)) if svg else None for name, svg in figures.items()}
+@dataclass(frozen=True)
+class Drawn:
+    """A plot as markup, for wide and for narrow pages."""
+
+    wide: Markup
+    narrow: Markup
+
+
+def drawn(plots: Mapping[str, Plot | None], chapter: int = 0) -> dict[str, Drawn | None]:
+    """SVG text from matplotlib, which escapes the words in it, as markup.
+
+    chapter: a number of its own for each call on a page.
+    """
+    found: dict[str, Drawn | None] = {}
+    for place, (name, plot) in enumerate(plots.items()):
+        key = f"f{chapter}-{place}"
+        found[name] = None
+        if plot:
+            wide, narrow = inline(plot.wide, f"{key}w", plot.alt), inline(plot.narrow, f"{key}n", plot.alt)
+            found[name] = Drawn(Markup(wide), Markup(narrow))
+    return found
+
+
+def _attachment(table: Table) -> str:
+    """A table's CSV within the page, so that the page alone can be sent."""
+    return "data:text/csv;base64," + base64.b64encode(to_csv(table).encode()).decode()

@@ -5,45 +5,64 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from diffprune.embedded.world import scene
+from diffprune.report.analysis.comparison import FULL
+from diffprune.report.analysis.scenes import Asked, Scene
+from diffprune.report.render.escape import plain
 
-Masks = Mapping[int, Mapping[str, Any]]
 LIMIT = 12  # scenes on one page
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One frame: its caption and its SVG (attributes are numbers made here, so it may enter the page as it is)."""
+    """One frame: its caption, the answer given to the question and whether it was right, and its SVG (attributes are numbers and
+    escaped words made here, so it may enter the page as it is)."""
 
     caption: str
     svg: Markup
+    answer: str = ""
+    right: bool = False
 
 
-def strips(scenes: Masks) -> list[list[Picture]]:
-    """One row per scene: the picture, then each method's choice, in the order given.
+@dataclass(frozen=True)
+class Strip:
+    """A picture, then each method's choice in the order given; question and target where one was asked."""
 
-    scenes: {seed of the embedded world: {label: keep mask, bool [N] or [rows, columns]}}.
+    pictures: tuple[Picture, ...]
+    question: str = ""
+    target: str = ""
+
+
+def strips(scenes: Sequence[Scene]) -> list[Strip]:
+    """One per scene, `LIMIT` at most.
 
     Raises:
         ValueError: a mask that is no square of tokens.
     """
-    rows = []
-    for seed in sorted(scenes)[:LIMIT]:
-        image = scene(int(seed)).image
-        row = [Picture(f"scene {seed}", _svg(image, None))]
-        for label, mask in scenes[seed].items():
-            keep = _mask(mask, label)
-            row.append(Picture(f"{label}: {keep.sum()} of {keep.size}", _svg(image, keep)))
-        rows.append(row)
-    return rows
+    return [_strip(one) for one in scenes[:LIMIT]]
+
+
+def _strip(one: Scene) -> Strip:
+    image, asked = scene(one.seed).image, one.asked
+    row = [Picture(f"scene {one.seed}", _svg(one.seed, image, None, f"Scene {one.seed}, all tokens"), *_answer(asked, FULL))]
+    for label, mask in one.masks.items():
+        keep = _mask(mask, label)
+        says = f"{plain(label, 60)}: {keep.sum()} of {keep.size}"
+        row.append(Picture(says, _svg(one.seed, image, keep, f"Scene {one.seed}, tokens kept by {says}"), *_answer(asked, label)))
+    return Strip(tuple(row), asked.question if asked else "", asked.target if asked else "")
+
+
+def _answer(asked: Asked | None, label: str) -> tuple[str, bool]:
+    text, credit = asked.answers.get(label, ("", 0.0)) if asked else ("", 0.0)
+    return text, credit >= 1
 
 
 def _mask(mask: Any, label: str) -> np.ndarray:
@@ -58,16 +77,22 @@ def _mask(mask: Any, label: str) -> np.ndarray:
     return keep
 
 
-def _svg(image: np.ndarray, keep: np.ndarray | None) -> Markup:
+def _svg(seed: int, image: np.ndarray, keep: np.ndarray | None, alt: str) -> Markup:
+    """The scene, once with its pixels and under a mask a reference to them."""
+    height, width = image.shape[:2]
+    inside = f'<use href="#scene-{seed}"/>{_veil(keep, height, width)}' if keep is not None else _pixels(seed, image)
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}">{inside}</svg>')
+
+
+def _pixels(seed: int, image: np.ndarray) -> str:
     height, width = image.shape[:2]
     out = io.BytesIO()
     Image.fromarray(np.asarray(image, np.uint8)).convert("P", palette=Image.Palette.ADAPTIVE, colors=96).save(
         out, "PNG", optimize=True
     )
     data = base64.b64encode(out.getvalue()).decode()
-    picture = f'<image href="data:image/png;base64,{data}" width="{width}" height="{height}" style="image-rendering:pixelated"/>'
-    veil = _veil(keep, height, width) if keep is not None else ""
-    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img">{picture}{veil}</svg>')
+    size = f'width="{width}" height="{height}" style="image-rendering:pixelated"'
+    return f'<image id="scene-{seed}" href="data:image/png;base64,{data}" {size}/>'
 
 
 def _veil(keep: np.ndarray, height: int, width: int) -> str:

@@ -1,4 +1,4 @@
-"""A table as a value, and its four forms: HTML cells (the page's template), Markdown, LaTeX, CSV."""
+"""A table as a value, as Markdown and as CSV; its other forms are the page's template and `latex`."""
 
 from __future__ import annotations
 
@@ -105,41 +105,6 @@ def markdown(table: Table) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     notes = [f"\n*{escape.markdown(note, 900)}*" for note in table.notes]
     return "\n".join([*lines, *notes, ""])
-
-
-def _latex_entry(entry: Entry) -> str:
-    if not isinstance(entry, Number):
-        return escape.latex(_show(entry))
-    main = escape.latex(entry.main).replace("\u202f", r"\,")
-    main = rf"\textbf{{{main}}}" if entry.best else main
-    rest = " ".join(p for p in (entry.interval, entry.word, f"({entry.aside})" if entry.aside else "") if p)
-    return main + (rf" {{\scriptsize {escape.latex(rest)}}}" if rest else "")
-
-
-def latex(table: Table) -> str:
-    """A booktabs tabular in a table environment; needs `\\usepackage{booktabs}` and nothing else."""
-    rows = []
-    for i, row in enumerate(table.rows):
-        rows += [r"\midrule"] if i in table.rule_before else []
-        rows.append(" & ".join(map(_latex_entry, row)) + r" \\")
-    caption = " ".join([table.title + ".", *table.notes])
-    return "\n".join(
-        [
-            r"\begin{table}[t]",
-            r"\centering\small",
-            rf"\caption{{{escape.latex(caption, 1800)}}}",
-            rf"\label{{tab:{table.name.replace('_', '-')}}}",
-            r"\begin{tabular}{l" + "r" * (len(table.columns) - 1) + "}",
-            r"\toprule",
-            " & ".join(map(escape.latex, table.columns)) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
 
 
 _PARTS = {

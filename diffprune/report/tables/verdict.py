@@ -103,6 +103,21 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     return said
 
 
+def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
+    """Three sentences for the top of the page: the verdict, what it rests on, what pruning saves."""
+    budgets = [b.spelling for b in chapter.budgets if (SUBJECT, b.spelling) in chapter.arms]
+    base = chapter.accuracy(SUBJECT, budgets[0]) if budgets else None
+    said = [short(chapter)]
+    if base:
+        seeds = len(chapter.arms[SUBJECT, budgets[0]])
+        said.append(
+            f"Asked were {base.num_rows:,} questions about {base.num_groups:,} pictures of {len(chapter.benchmarks)} "
+            f"benchmark{'s' * (len(chapter.benchmarks) != 1)} at {len(budgets)} budget{'s' * (len(budgets) != 1)}, with {seeds} "
+            f"scorer seed{'s' * (seeds != 1)}."
+        )
+    return said + _speed(chapter, fast, batch)
+
+
 def short(chapter: Comparison) -> str:
     """One line: the sum of the verdicts against the other trained methods, for the top of the page."""
     others = rivals(chapter)

@@ -1,0 +1,40 @@
+"use strict";
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0], rows = [...body.rows];
+  const value = (row, i) => row.cells[i].dataset.v ?? row.cells[i].textContent.trim();
+  const compare = (a, b) => (Number.isNaN(a - b) || a === "" || b === "" ? String(a).localeCompare(b, "en", {numeric: true}) : a - b);
+  [...table.tHead.rows[0].cells].forEach((head, i) => {
+    const button = document.createElement("button");
+    button.textContent = head.textContent;
+    head.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "descending" ? 1 : -1;
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down < 0 ? "descending" : "ascending");
+      table.classList.add("sorted");
+      const known = (row) => value(row, i) !== "–";
+      body.append(...rows.slice().sort((a, b) => known(b) - known(a) || down * compare(value(a, i), value(b, i))));
+    });
+  });
+  const label = document.createElement("label"), field = document.createElement("input");
+  label.className = "filter";
+  field.type = "search";
+  field.placeholder = "e.g. gumbel 16";
+  label.append("Show only rows with ", field);
+  table.closest(".table").prepend(label);
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/);
+    for (const row of rows) {
+      const text = [row.cells[0], row.cells[1]].map((cell) => cell.textContent.trim().toLowerCase()).join(" ");
+      row.hidden = !words.every((word) => text.includes(word));
+    }
+  });
+}
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details:not([open])")];
+  for (const one of opened) one.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const one of opened) one.open = false;
+});
