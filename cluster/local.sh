@@ -12,6 +12,7 @@ DIFFPRUNE_HEAD=${DIFFPRUNE_HEAD:-${TMPDIR:-/tmp}/diffprune-head-$(id -u)}
 PORT=${PORT:-8265}
 pidfile=$DIFFPRUNE_HEAD/pid
 log=$DIFFPRUNE_HEAD/log
+sessions=$DIFFPRUNE_HEAD/ray  # Ray opens this one to every user of the machine (0777), packages it runs included; its parent stays closed
 
 export RAY_AUTH_MODE=token                  # without it Ray starts open to anyone when it finds no token
 export RAY_USAGE_STATS_ENABLED=0
@@ -23,7 +24,18 @@ unset RAY_ADDRESS
 PATH=$(cd "$(dirname "$PYTHON")" && pwd):$PATH  # jobs are run with the PATH the head had
 export PATH
 
-running() { [ -s "$pidfile" ] && kill -0 "$(cat "$pidfile")" 2>/dev/null; }
+# Whether the folder is ours alone: no link, and nobody else's, who could put a process id or packages of their own there.
+own_folder() {
+  [ -e "$DIFFPRUNE_HEAD" ] || [ -L "$DIFFPRUNE_HEAD" ] || (umask 077; mkdir -p "$DIFFPRUNE_HEAD")
+  if [ -L "$DIFFPRUNE_HEAD" ] || [ ! -d "$DIFFPRUNE_HEAD" ] || [ ! -O "$DIFFPRUNE_HEAD" ]; then
+    echo "$DIFFPRUNE_HEAD is a link, no folder, or belongs to another user: set DIFFPRUNE_HEAD to a folder of your own" >&2
+    exit 2
+  fi
+  chmod 700 "$DIFFPRUNE_HEAD"
+}
+
+# Whether the process of the pid file is our head still; another may have its number by now.
+running() { [ -s "$pidfile" ] && ps -ww -o args= -p "$(cat "$pidfile")" 2>/dev/null | grep -qF -- "--temp-dir $sessions"; }
 
 free_ports() {  # $1 ports that nobody uses now, each once
   "$PYTHON" - "$1" <<'PY'
@@ -35,13 +47,13 @@ PY
 
 start() {
   if running; then echo "a head is running already (process $(cat "$pidfile"), $DIFFPRUNE_HEAD)" >&2; exit 1; fi
-  (umask 077; mkdir -p "$DIFFPRUNE_HEAD")
+  if [ "$PORT" -ge 10002 ] && [ "$PORT" -le 19999 ]; then echo "PORT $PORT is among Ray's worker ports (10002 to 19999): choose another" >&2; exit 2; fi
   (cd "$here" && "$PYTHON" -c "from diffprune.distributed.cluster import secure; secure()")
   read -r gcs agent agent_grpc environment metrics client <<<"$(free_ports 6)"
   local options=(--head --block --disable-usage-stats --node-ip-address 127.0.0.1 --port "$gcs"
     --dashboard-host 127.0.0.1 --dashboard-port "$PORT" --dashboard-agent-listen-port "$agent"
     --dashboard-agent-grpc-port "$agent_grpc" --runtime-env-agent-port "$environment" --metrics-export-port "$metrics"
-    --ray-client-server-port "$client" --temp-dir "$DIFFPRUNE_HEAD")
+    --ray-client-server-port "$client" --temp-dir "$sessions")
   [ -n "${CPUS:-}" ] && options+=(--num-cpus "$CPUS")
   [ -n "${GPUS:-}" ] && options+=(--num-gpus "$GPUS")
   nohup "$PYTHON" -m ray.scripts.scripts start "${options[@]}" >"$log" 2>&1 </dev/null &
@@ -72,6 +84,7 @@ stop() {
   exit 1
 }
 
+case "${1:-}" in start | stop | status) own_folder ;; esac
 case "${1:-}" in
   start) start ;;
   stop) stop ;;

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ from diffprune.core.registry import FOLDER
 
 INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by the Jobs API for the process it starts, together with RAY_ADDRESS
 ONE_HOST = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": every port of the node listens on 127.0.0.1, on every system
-MOST_TMPDIR = 27  # bytes: a socket's path has 107, of which Ray's folders below take 80
+MOST_TMPDIR = 25  # bytes: a socket's path has 107, of which Ray's folders below take 82
+MOST_TOKEN = 4096  # bytes that are looked at
 STORE_BYTES = 256 * 2**20  # of a local object store: rows and small tensors pass through it, never a model
 
 
@@ -43,7 +45,7 @@ def secure(create: bool = True) -> None:
     create: False where a new token would be of no use, as it must equal that of a running cluster.
 
     Raises:
-        ValueError: no token, and none may be made.
+        ValueError: no token, and none may be made; an empty one; a file that is a link or another user's.
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -53,22 +55,61 @@ def secure(create: bool = True) -> None:
     os.environ.setdefault(FOLDER, str(Path.cwd()))  # workers may run elsewhere, and find the plug-ins of this folder
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray runs workers at 15 otherwise, so any other process slows a measurement
     Config.initialize("")  # Ray has read its environment when it was imported; read it again
-    if os.environ.get("RAY_AUTH_TOKEN"):
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        if not token.strip():
+            raise ValueError("RAY_AUTH_TOKEN is blank: put a token into it, or unset it")
         return
     path = token_path()
-    if path.is_file():
-        if not path.stat().st_size:
+    try:
+        _close(path)
+    except FileNotFoundError:
+        if not create:
+            hint = f"put the one its head was started with into {path}, or into RAY_AUTH_TOKEN"
+            raise ValueError(f"no token for this cluster: {hint}") from None
+        _create(path)
+
+
+def _close(path: Path) -> None:
+    """Take a token file's permissions from other users. It is opened once and never through a link, so that nothing else can come
+    to stand in its place between looking and changing.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is a link, another user's, no file, or empty.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if path.is_symlink():
+            raise ValueError(f"the token file {path} is a link: name what it points to in RAY_AUTH_TOKEN_PATH") from None
+        raise ValueError(f"the token file {path} cannot be read ({error.strerror}): put the token into RAY_AUTH_TOKEN") from None
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"the token file {path} is no file")
+        if found.st_uid not in (os.geteuid(), 0):
+            hint = "name one of your own in RAY_AUTH_TOKEN_PATH"
+            raise ValueError(f"the token file {path} belongs to another user, who could change it: {hint}")
+        if not os.read(handle, MOST_TOKEN).strip():
             raise ValueError(f"the token file {path} is empty: remove it, or put a token of your own into it")
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
-        return
-    if not create:
-        raise ValueError(f"no token for this cluster: put the one its head was started with into {path}, or into RAY_AUTH_TOKEN")
+        if found.st_mode & 0o077 and found.st_uid == os.geteuid():
+            os.fchmod(handle, 0o600)
+    finally:
+        os.close(handle)
+
+
+def _create(path: Path) -> None:
+    """Write a new token, unless another process was faster.
+
+    Raises:
+        ValueError: the folder takes none.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        return  # another process was faster
+        return
     except OSError as error:
         hint = "put a secret of your own into RAY_AUTH_TOKEN, which needs no file"
         raise ValueError(f"the token file {path} cannot be written ({error.strerror}): {hint}") from None
@@ -110,17 +151,20 @@ def connect(address: str | None = None, workers: int = 1) -> Iterator[None]:
 
 @contextmanager
 def _one_host() -> Iterator[str]:
-    """A private folder (0700) for a cluster of this machine alone, whose ports all listen on 127.0.0.1.
+    """A folder for a cluster of this machine alone, whose ports all listen on 127.0.0.1.
 
-    Without the switch Ray replaces 127.0.0.1 by the host's own address and listens on every interface.
+    Ray opens its folder to every user of the machine, whatever it was (0777), with the packages it runs in it; so the folder lies
+    in a new one that is ours and stays 0700. Without the switch Ray replaces 127.0.0.1 by the host's own address and listens on
+    every interface.
     """
     before = os.environ.get(ONE_HOST), ray_constants.ENABLE_RAY_CLUSTER
-    folder = tempfile.mkdtemp(prefix="dp-ray-", dir=_short_folder())
+    private = tempfile.mkdtemp(prefix="dp-ray-", dir=_short_folder())
     os.environ[ONE_HOST], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
-        yield folder
+        (folder := Path(private) / "r").mkdir(mode=0o700)
+        yield str(folder)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(private, ignore_errors=True)
         ray_constants.ENABLE_RAY_CLUSTER = before[1]
         os.environ.pop(ONE_HOST)
         if before[0] is not None:
