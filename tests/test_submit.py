@@ -1,23 +1,35 @@
-"""Jobs through the Ray Jobs API, against a head node that `cluster/local.sh` starts and stops."""
+"""Jobs through the Ray Jobs API: against a stand-in for a head, and once against a head that `cluster/local.sh` starts."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from fake_head import TOKEN, FakeHead
 
-from diffprune.distributed import submit
-from diffprune.io.job_files import REPOSITORY, placed
+from diffprune.cli import commands
+from diffprune.distributed import cluster, head, results, submit
+from diffprune.distributed.submit import Request
+from diffprune.io import project, run_archive
+from diffprune.io.job_files import REPOSITORY
+from diffprune.io.project import Project, project_of
 
 LOCAL = REPOSITORY / "cluster" / "local.sh"
 JOB = """
@@ -28,11 +40,17 @@ with connect():
     print("cpus", ray.cluster_resources()["CPU"], "files", *sorted(os.listdir(".")))
 sys.exit(int(sys.argv[1]))
 """
-
-
-def called(job: str) -> tuple[str, Path]:
-    folder, name = placed(job)
-    return name, folder
+OWN_JOB = """
+from diffprune.job import Evaluation, Job
+from helper import BUDGETS
+job = Job(name="mine", evaluate=Evaluation(limit=2), baselines=("unpruned", "local"), budgets=BUDGETS)
+"""
+PRUNER = """
+from diffprune.core.pruner import Kind, ScorePruner
+class Local(ScorePruner):
+    label, kind = "Local", Kind.RULE
+    def score(self, tokens): return tokens.features.norm(dim=-1)
+"""
 
 
 def free_port() -> int:
@@ -40,8 +58,381 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+@pytest.fixture
+def fake(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHead]:
+    """A stand-in for a head that lets our token in."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setattr(submit, "POLL_S", 0.02)
+    monkeypatch.setattr(results, "POLL_S", 0.02)
+    (own_folder / "head").mkdir()
+    with FakeHead(own_folder / "head") as found:
+        yield found
+
+
+@pytest.fixture
+def own_job(own_folder: Path) -> Path:
+    """A job of one's own in a folder that is not of git, with a helper beside it, a plug-in, and a private key."""
+    files = {
+        "mine/jobs/study.py": OWN_JOB,
+        "mine/jobs/helper.py": "from more.inner import BUDGETS",
+        "mine/jobs/more/__init__.py": "",
+        "mine/jobs/more/inner.py": "BUDGETS = ('Keep(3)',)",
+        "mine/pruners/local.py": PRUNER,
+        "mine/.ssh/id_ed25519": "private",
+        "mine/data.bin": "large",
+        "mine/unrelated.py": "",
+    }
+    for name, text in files.items():
+        (own_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (own_folder / name).write_text(text)
+    return own_folder / "mine"
+
+
+TRAVELS = {"jobs/study.py", "jobs/helper.py", "jobs/more/__init__.py", "jobs/more/inner.py", "pruners/local.py"}
+
+
+# --- what travels -----------------------------------------------------------------------------------------------------
+
+
+def test_without_git_a_job_travels_with_what_it_imports_and_the_plugins(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_job)
+    found = project_of("jobs/study.py")
+    assert set(found.files) == TRAVELS and found.job == "jobs/study.py"
+    assert set(project_of("study").files) == TRAVELS, "by name, too"
+    monkeypatch.setenv("HOME", str(own_job))
+    assert set(project_of("study").files) == TRAVELS, "a home directory does not travel either"
+
+
+def test_with_git_what_is_tracked_travels(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_job)
+    subprocess.run(["git", "init", "-q"], check=True)
+    outside = own_job.parent / "outside.txt"
+    outside.write_text("of somebody else")
+    (own_job / "link.txt").symlink_to(outside)
+    subprocess.run(["git", "add", "data.bin", "link.txt", "jobs/study.py"], check=True)
+    assert set(project_of("study").files) == {*TRAVELS, "data.bin"}, "untracked code of the job too; no link to elsewhere, no key"
+    monkeypatch.setenv("HOME", str(own_job))
+    assert set(project_of("study").files) == TRAVELS, "a home directory under git does not travel whole"
+
+
+def test_the_repository_travels_as_git_has_it() -> None:
+    found = project_of("demo")
+    assert found.root == REPOSITORY and found.job == "demo"
+    assert {
+        "jobs/demo.py",
+        "diffprune/cli/commands.py",
+        "pyproject.toml",
+        "diffprune/embedded/checkpoint/model.safetensors",
+    } <= set(found.files)
+    assert not any(name.startswith((".git/", ".venv", "runs/")) for name in found.files)
+    found.check()
+
+
+def test_a_folder_that_is_named_may_hold_data_but_no_home(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_job)
+    assert set(project_of("study", Path(".")).files) == {*TRAVELS, "data.bin", "unrelated.py"}
+    monkeypatch.setenv("HOME", str(own_job / "jobs"))
+    for place in (Path("/"), own_job, own_job / "jobs"):
+        with pytest.raises(ValueError, match="is a home directory, or holds one"):
+            project_of("study", place)
+    with pytest.raises(ValueError, match="would not travel"):
+        project_of("jobs/study.py", own_job / "pruners")
+    with pytest.raises(ValueError, match="no folder nowhere"):
+        project_of("study", Path("nowhere"))
+    with pytest.raises(ValueError, match=r"no job file 'other\.py'"):
+        project_of("other.py")
+
+
+def test_too_much_is_refused_with_the_largest_names(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_job)
+    monkeypatch.setattr(project, "MOST_BYTES", 200)
+    (own_job / "large.bin").write_bytes(b"x" * 300)
+    with pytest.raises(ValueError, match=r"the largest: (jobs/study\.py|large\.bin|pruners/local\.py) "):
+        project_of("study", own_job).check()
+
+
+def test_an_archive_depends_on_names_and_contents_alone(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_job)
+    first, second = own_job / "a.zip", own_job / "b.zip"
+    project_of("study").write(first)
+    os.utime(own_job / "jobs" / "study.py", (1, 1))
+    project_of("study").write(second)
+    assert first.read_bytes() == second.read_bytes() and stat.S_IMODE(first.stat().st_mode) == 0o600
+    assert set(zipfile.ZipFile(first).namelist()) == TRAVELS
+
+
+# --- the way in -------------------------------------------------------------------------------------------------------
+
+
+def test_ids_say_run_and_attempt_and_are_unique(fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.chdir(own_job)
+    client = head.connect(fake.address)
+    asked = Request("mine", "study", ("--limit", "8"), {"DEPTH": "3"}, timeout_s=60)
+    assert submit.submit(client, fake.address, asked, project_of("study")) == "mine-1"
+    assert submit.follow(client, "mine-1") == 0
+    command = f"timeout --signal=INT --kill-after=120 60 {sys.executable} -m diffprune run study --limit 8 --out {own_job}/runs"
+    assert capfd.readouterr().out == f"ran: {command}\n"
+    told = fake.jobs["mine-1"]
+    assert told["metadata"]["run"] == "mine" and told["metadata"]["attempt"] == "1" and told["metadata"]["out"] == f"{own_job}/runs"
+    assert told["runtime_env"]["env_vars"]["DEPTH"] == "3"
+    assert {str(p.relative_to(fake.place / "mine-1")) for p in (fake.place / "mine-1").rglob("*") if p.is_file()} == TRAVELS
+
+    def faster(job: dict[str, Any]) -> None:
+        fake.before_job = lambda job: None
+        fake.start(job | {"metadata": {}})
+
+    fake.before_job = faster  # somebody else takes the number in between
+    assert submit.submit(client, fake.address, asked, project_of("study")) == "mine-3"
+    assert submit.submit(client, fake.address, replace(asked, run="x" * 64), project_of("study")) == "x" * 56 + "-1"
+    assert TOKEN not in json.dumps(fake.jobs) + capfd.readouterr().out
+
+
+def test_a_job_is_checked_before_anything_is_sent(fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_job)
+    for line, says in (
+        (("--set", "evaluate.limt=3"), "did you mean 'limit'"),
+        (("--pruner", "locl"), "did you mean 'local'"),
+        (("--budget", "0"), "at least 1"),
+        (("--workers", "0"), "--workers"),
+        (("--lmit", "3"), "--limit"),
+        (("--env", "HF_TOKEN=hf_secret"), "give secrets to the nodes"),
+        (("--env", "1"), "NAME=VALUE"),
+        (("--working-dir", "/"), "is a home directory"),
+        (("--image", "x", "--working-dir", "."), "in it, without --working-dir"),
+    ):
+        code, sentence = commands.call(["submit", "study", "--address", fake.address, *line])
+        assert (code, says in sentence, "hf_secret" in sentence) == (2, True, False), sentence
+    assert not fake.requests
+    for line, says in (((), "add --out"), (("--out", "runs"), "absolute path")):
+        code, sentence = commands.call(["submit", "study", "--address", "https://10.255.255.1:8265", *line])
+        assert (code, says in sentence) == (2, True), sentence
+
+
+def test_the_verbs_of_a_head(fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.chdir(own_job)
+    there = ["--address", fake.address]
+    assert commands.call(["submit", "study", *there, "--limit", "1"]) == (0, "")
+    out = capfd.readouterr().out
+    assert out.startswith(f"sending 5 files, 0.0 MiB, of {own_job}\nsubmitted mine-1 to {fake.address}\nran: ")
+    assert commands.call(["logs", "mine-1", *there]) == (0, "") and "ran: " in capfd.readouterr().out
+    code, sentence = commands.call(["logs", "mine-7", *there])
+    assert (code, "did you mean 'mine-1'" in sentence) == (2, True)
+    fake.shell = lambda entrypoint: "echo begun; sleep 60"
+    waiting = threading.Thread(target=commands.call, args=(["resume", "mine-1", *there],))
+    waiting.start()
+    until = time.monotonic() + 20
+    while "mine-2" not in fake.jobs and time.monotonic() < until:
+        time.sleep(0.02)
+    code, sentence = commands.call(["resume", "mine-2", *there])
+    assert (code, "is not over (running)" in sentence) == (2, True), sentence
+    assert commands.call(["stop", "mine-2", *there]) == (0, "")
+    assert commands.call(["stop", "mine-2", *there]) == (0, "")
+    waiting.join(20)
+    assert (
+        fake.jobs["mine-2"]["entrypoint"] == fake.jobs["mine-1"]["entrypoint"] and fake.jobs["mine-2"]["metadata"]["attempt"] == "2"
+    )
+    assert commands.call(["logs", "mine-2", "-f", *there]) == (130, "")
+    said = capfd.readouterr()
+    assert "mine-2 was stopped; what was finished is kept: diffprune resume mine-2" in said.out and "had ended already" in said.out
+    assert commands.call(["jobs", *there]) == (0, "")
+    rows = [line.split() for line in capfd.readouterr().out.splitlines()]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("ID", "STATUS", "JOB"),
+        ("mine-1", "SUCCEEDED", "study"),
+        ("mine-2", "STOPPED", "study"),
+    ]
+
+
+def test_results_come_back_through_the_log(fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_job)
+    client = head.connect(fake.address)
+    submit.submit(client, fake.address, Request("mine", "study"), project_of("study"))
+    with pytest.raises(ValueError, match="there is no folder"):
+        results.fetch(client, "mine-1", own_job / "early")
+    for name in ("report/report.html", "store/parts/a.parquet", "scorers/weights", "settings.json"):
+        (own_job / "runs" / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (own_job / "runs" / "mine" / name).write_bytes(os.urandom(3000))
+    assert commands.call(["results", "mine-1", "--address", fake.address]) == (0, "")
+    came = own_job / "results" / "mine-1"
+    assert {str(p.relative_to(came)) for p in came.rglob("*") if p.is_file()} == {
+        "report/report.html",
+        "store/parts/a.parquet",
+        "settings.json",
+    }
+    assert (came / "report/report.html").read_bytes() == (own_job / "runs/mine/report/report.html").read_bytes()
+    assert list(fake.jobs) == ["mine-1"], "the log with the archive is gone"
+    with pytest.raises(ValueError, match="is not empty"):
+        results.fetch(client, "mine-1", came)
+
+
+def test_a_damaged_archive_is_not_unpacked(own_folder: Path) -> None:
+    (own_folder / "run").mkdir()
+    (own_folder / "run" / "settings.json").write_text("{}")
+    done = subprocess.run([sys.executable, run_archive.__file__, "run"], capture_output=True, text=True, check=True).stdout
+    assert run_archive.unpacked("noise\n" + done, own_folder / "whole") == 1
+    cut = done.replace(run_archive.END, "")
+    for text in ("", cut, done[: len(done) // 2], done.replace("\nH4", "\nI4")):
+        with pytest.raises(ValueError, match="did not come whole"):
+            run_archive.unpacked(text, own_folder / "none")
+    assert not (own_folder / "none").exists()
+
+
+def test_without_an_address_the_job_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(commands, "_perform", lambda verb, options: ran.append((verb, options)))
+    assert commands.call(["submit", "demo", "--limit", "8"]) == (0, "")
+    ((verb, options),) = ran
+    assert (verb, options["job"], options["limit"], options["address"]) == ("run", "demo", 8, None)
+    code, sentence = commands.call(["submit", "demo", "--timeout", "8"])
+    assert (code, "--timeout is about a cluster" in sentence) == (2, True) and len(ran) == 1
+
+
+def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it(fake: FakeHead, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "_follow", interrupted)
+    assert submit.follow(head.connect(fake.address), "demo-1") == 130
+    assert f"diffprune stop demo-1 --address {fake.address}" in capfd.readouterr().err
+
+
+def test_an_image_has_everything_and_is_sent_nothing(fake: FakeHead) -> None:
+    asked = Request("demo", "demo", ("--out", "/shared"), image="registry/diffprune:1")
+    assert submit.submit(head.connect(fake.address), fake.address, asked, None) == "demo-1"
+    told = fake.jobs["demo-1"]
+    assert told["runtime_env"]["image_uri"] == "registry/diffprune:1" and not fake.packages
+    assert told["entrypoint"] == "python -m diffprune run demo --out /shared"
+
+
+# --- who is let in ----------------------------------------------------------------------------------------------------
+
+
+def test_each_way_in_that_is_closed_has_its_sentence(fake: FakeHead, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address, says in (
+        (f"http://127.0.0.1:{free_port()}", "nobody answers at"),
+        ("localhost:8265", "write http://HOST:8265"),
+        ("http://", "write http://HOST:8265"),
+        ("http://host:port", "write http://HOST:8265"),
+        ("http://me:secret@host:8265", "would end up in logs"),
+        ("http://10.1.2.3:8265", "would travel there in clear"),
+        ("http://localhost.evil.org:8265", "would travel there in clear"),
+    ):
+        with pytest.raises(ValueError, match=says) as caught:
+            head.connect(address)
+        assert "secret" not in str(caught.value)
+    head._check("http://10.1.2.3:8265", insecure=True)
+    head._check("https://10.1.2.3:8265", insecure=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong" * 8)
+    with pytest.raises(ValueError, match="refuses the token in RAY_AUTH_TOKEN") as refused:
+        head.connect(fake.address)
+    assert "wrongwrong" not in str(refused.value)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "  ")
+    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN is blank"):
+        head.connect(fake.address)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(own_folder / "none"))
+    with pytest.raises(ValueError, match="no token for this cluster"):
+        head.connect(fake.address)
+    assert not (own_folder / "none").exists()
+
+
+def test_a_mute_host_is_told_in_time(fake: FakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert head.CONNECT_S + head.VERSION_S < 15
+    monkeypatch.setattr(head, "VERSION_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        began = time.monotonic()
+        with pytest.raises(ValueError, match="does not answer within"):
+            head.connect(f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert time.monotonic() - began < 5
+
+
+def test_something_else_that_answers_is_no_head(fake: FakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
+    for status, body in ((200, "hello"), (302, ""), (500, "no"), (404, ""), (200, {"version": "1"})):
+        monkeypatch.setattr(fake, "answer", lambda *_, said=(status, body): said)
+        with pytest.raises(ValueError, match=r"is no Ray 2\.60\.\d+ head"):
+            head.connect(fake.address)
+
+
+@pytest.mark.parametrize("spoilt", ["link", "other", "empty", "blank", "folder"])
+def test_a_token_file_that_is_not_ours_alone_is_refused(spoilt: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, target = own_folder / "token", own_folder / "target"
+    target.write_text("t" * 64)
+    target.chmod(0o644)
+    says = {"link": "is a link", "other": "belongs to another user", "folder": "is no file"}.get(spoilt, "is empty")
+    if spoilt == "link":
+        path.symlink_to(target)
+    elif spoilt == "folder":
+        path.mkdir()
+    else:
+        path.write_text({"other": "t" * 64, "empty": "", "blank": " \n"}[spoilt])
+    if spoilt == "other":
+        if os.geteuid():
+            pytest.skip("only root gives files away")
+        os.chown(path, 12345, 12345)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    before = path.stat().st_mode
+    with pytest.raises(ValueError, match=says) as caught:
+        cluster.secure()
+    assert path.stat().st_mode == before and stat.S_IMODE(target.stat().st_mode) == 0o644
+    assert "tttt" not in str(caught.value)
+
+
+def test_a_token_file_that_is_open_is_closed(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_folder / "token").write_text("t" * 64)
+    (own_folder / "token").chmod(0o644)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(own_folder / "token"))
+    cluster.secure()
+    assert stat.S_IMODE((own_folder / "token").stat().st_mode) == 0o600
+
+
+def test_the_folder_of_a_verbs_own_ray_lies_in_a_closed_one() -> None:
+    with cluster._one_host() as folder:
+        os.chmod(folder, 0o777)  # as Ray does
+        assert stat.S_IMODE(Path(folder).parent.stat().st_mode) == 0o700 and Path(folder).parent.stat().st_uid == os.geteuid()
+
+
+@pytest.mark.parametrize("spoilt", ["link", "file", "other"])
+def test_a_head_refuses_a_folder_of_somebody_else(spoilt: str, own_folder: Path) -> None:
+    place, target = own_folder / "place", own_folder / "target"
+    target.mkdir()
+    if spoilt == "link":
+        place.symlink_to(target)
+    elif spoilt == "file":
+        place.touch()
+    else:
+        if os.geteuid():
+            pytest.skip("only root gives folders away")
+        place.mkdir()
+        os.chown(place, 12345, 12345)
+    for verb in ("start", "status", "stop"):
+        done = subprocess.run(
+            [LOCAL, verb], env=os.environ | {"DIFFPRUNE_HEAD": str(place), "PYTHON": sys.executable}, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and "set DIFFPRUNE_HEAD to a folder of your own" in done.stderr
+    assert not any(target.iterdir())
+
+
+def test_stop_ends_no_process_that_is_not_the_head(own_folder: Path) -> None:
+    (own_folder / "place").mkdir(mode=0o755)
+    with subprocess.Popen(["sleep", "60"]) as innocent:
+        (own_folder / "place" / "pid").write_text(f"{innocent.pid}\n")
+        own = {"DIFFPRUNE_HEAD": str(own_folder / "place"), "PYTHON": sys.executable}
+        done = subprocess.run([LOCAL, "stop"], env=os.environ | own, capture_output=True, text=True, check=True)
+        alive = innocent.poll() is None
+        innocent.kill()
+    assert alive and "no head is running" in done.stdout
+    assert stat.S_IMODE((own_folder / "place").stat().st_mode) == 0o700
+    done = subprocess.run([LOCAL, "start"], env=os.environ | own | {"PORT": "10500"}, capture_output=True, text=True)
+    assert done.returncode == 2 and "worker ports" in done.stderr
+
+
+# --- a real head ------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
-def head() -> Iterator[dict[str, str]]:
+def real() -> Iterator[dict[str, str]]:
     """A head node with a port, folder and token of its own; the environment of its clients."""
     place = Path(tempfile.mkdtemp(prefix="dp-"))  # short, as the paths of sockets must be
     port = free_port()
@@ -51,91 +442,58 @@ def head() -> Iterator[dict[str, str]]:
     environment = outside | token | own
     try:
         subprocess.run([LOCAL, "start"], env=environment, check=True, capture_output=True, timeout=120)
-        yield token | {"address": f"http://127.0.0.1:{port}", "pid": (place / "head" / "pid").read_text().strip()}
+        yield token | {
+            "address": f"http://127.0.0.1:{port}",
+            "pid": (place / "head" / "pid").read_text().strip(),
+            "folder": str(place / "head"),
+        }
     finally:
         subprocess.run([LOCAL, "stop"], env=environment, check=True, capture_output=True, timeout=60)
         shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
-def token(head: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def token(real: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", head["RAY_AUTH_TOKEN_PATH"])
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", real["RAY_AUTH_TOKEN_PATH"])
 
 
-def test_a_job_is_followed_and_its_status_returned(head: dict[str, str], token: None, own_folder: Path, capfd) -> None:
+def test_a_job_is_followed_and_its_status_returned(real: dict[str, str], token: None, own_folder: Path, capfd: Any) -> None:
     (own_folder / "job.py").write_text(JOB)
     (own_folder / "secret.txt").touch()
-    (own_folder / ".gitignore").write_text("secret.txt\n")
-    (own_folder / "runs").mkdir()
-    (own_folder / "runs" / "large").touch()
-    shutil.copytree(REPOSITORY / "diffprune", own_folder / "diffprune", ignore=shutil.ignore_patterns("checkpoint", "__pycache__"))
-    assert submit.run([sys.executable, "job.py", "3"], head["address"], own_folder) == 3
+    files = {"job.py": own_folder / "job.py"} | {
+        str(path.relative_to(REPOSITORY)): path for path in (REPOSITORY / "diffprune").rglob("*.py")
+    }
+    client = head.connect(real["address"])
+    with tempfile.TemporaryDirectory() as place:
+        Project(own_folder, files, "job.py").write(Path(place) / "project.zip")
+        runtime = {"working_dir": f"{place}/project.zip"}
+        assert submit.start(client, shlex.join([sys.executable, "job.py", "3"]), "demo-1", runtime, {"run": "demo", "attempt": "1"})
+        assert not submit.start(client, "true", "demo-1", {}, {}), "an id is taken once"
+    assert submit.follow(client, "demo-1") == 3
     captured = capfd.readouterr()
-    assert captured.out.count("cpus 2.0 files .gitignore diffprune job.py\n") == 1, (
-        "the log is shown once, and what stays here stayed here"
-    )
+    assert captured.out.count("cpus 2.0 files diffprune job.py\n") == 1, "the log is shown once, and what stays here stayed here"
     assert "exit code 3" in captured.err
-    secret = Path(head["RAY_AUTH_TOKEN_PATH"]).read_text()
+    secret = Path(real["RAY_AUTH_TOKEN_PATH"]).read_text()
     assert secret not in captured.out + captured.err
-    assert submit.run([sys.executable, "-c", "print('fine')"], head["address"], own_folder) == 0
-    assert "fine\n" in capfd.readouterr().out
+    assert [row[:2] for row in submit.listed(client)] == [("demo-1", "FAILED")]
+    assert submit.found(client, "demo-1").metadata == {"run": "demo", "attempt": "1"}
+    place = Path(real["folder"])
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700, "what Ray opens to everyone lies below it"
+    assert (place / "ray").is_dir() and (place / "log").is_file() and not (place / "ray" / "pid").exists()
+    assert not any(secret in path.read_text(errors="replace") for path in (place / "ray").rglob("*.log")), "in no log of Ray's"
 
 
-def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it(
-    head: dict[str, str], token: None, own_folder: Path, capfd, monkeypatch
-) -> None:
-    async def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(submit, "_follow", interrupted)
-    assert submit.run([sys.executable, "-c", "import time; time.sleep(60)"], head["address"], own_folder, name="long") == 130
-    assert f"job stop long --address {head['address']}" in capfd.readouterr().err
-    client = submit.connect(head["address"])
-    client.stop_job("long")
-    until = time.monotonic() + 20
-    while not client.get_job_status("long").is_terminal() and time.monotonic() < until:
-        time.sleep(0.2)
-    assert submit._verdict(client, "long") == 130
-    with pytest.raises(ValueError, match="does not take the job long"):
-        submit.run(["true"], head["address"], own_folder, name="long")
+def test_a_running_job_is_stopped(real: dict[str, str], token: None) -> None:
+    client = head.connect(real["address"])
+    submit.start(client, "sleep 60", "long-1", {}, {})
+    assert submit.stop(client, "long-1").startswith("long-1 was stopped")
+    assert submit._verdict(client, "long-1") == 130
 
 
-def test_each_way_in_that_is_closed_has_its_sentence(head: dict[str, str], token: None, own_folder: Path, monkeypatch) -> None:
-    with pytest.raises(ValueError, match="nobody answers at"):
-        submit.connect(f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(ValueError, match="write http://HOST:8265"):
-        submit.connect("localhost:8265")
-    with pytest.raises(ValueError, match="submission id"):
-        submit.run(["true"], head["address"], own_folder, name="../../etc")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong" * 8)
-    with pytest.raises(ValueError, match="refuses the token in RAY_AUTH_TOKEN") as caught:
-        submit.connect(head["address"])
-    assert "wrongwrong" not in str(caught.value)
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(own_folder / "none"))
-    with pytest.raises(ValueError, match="no token for this cluster"):
-        submit.connect(head["address"])
-
-
-def test_the_head_listens_on_loopback_only(head: dict[str, str]) -> None:
-    first, found = psutil.Process(int(head["pid"])), set()
+def test_the_head_listens_on_loopback_only(real: dict[str, str]) -> None:
+    first, found = psutil.Process(int(real["pid"])), set()
     for process in [first, *first.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):  # one of the short-lived ones
             found |= {c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert found == {"127.0.0.1"}
-
-
-def test_what_runs_on_the_cluster(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[object, ...]] = []
-    monkeypatch.setattr(submit, "run", lambda command, address, folder, name=None: ran.append((command, folder)) or 0)
-    assert submit.submit(*called("demo"), "http://127.0.0.1:8265", ["--limit", "8"]) == 0
-    out = ["--limit", "8", "--out", str(own_folder / "runs")]
-    assert ran.pop() == ([sys.executable, "-m", "diffprune", "run", "demo", *out], REPOSITORY)
-    (own_folder / "mine.py").touch()
-    submit.submit(*called("mine.py"), "http://10.0.0.1:8265", ["--out", "/shared"])
-    assert ran.pop() == (["python", "-m", "diffprune", "run", "mine.py", "--out", "/shared"], own_folder)
-    with pytest.raises(ValueError, match="add --out"):
-        submit.submit(*called("demo"), "http://10.0.0.1:8265")
-    with pytest.raises(ValueError, match=r"no job file other\.py"):
-        placed("other.py")

@@ -1,6 +1,6 @@
 """The verbs on the command line, one grammar: `diffprune VERB [JOB] [options]`.
 
-Mistakes of the user end with exit code 2 and one sentence on stderr, before Ray starts. Only this file imports late: `--help`
+Mistakes of the user end with exit code 2 and one sentence on stderr, before Ray starts. Only `cli/` imports late: `--help`
 must not wait for torch or Ray.
 """
 
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from diffprune.cli import remote
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -138,17 +140,27 @@ def _perform(verb: str, options: dict[str, Any]) -> None:
     if not options["dry_run"]:
         _refuse_if_held(verb, asked, options)
     from diffprune.job import pipeline
-    from diffprune.job.configure import configure
 
     stages = (verb,) if verb in pipeline.STAGES else pipeline.STAGES
+    job = configured(verb, asked, options)
+    pipeline.run(
+        job, options["out"], stages=stages, workers=options["workers"], address=options["address"], dry_run=options["dry_run"]
+    )
+
+
+def configured(verb: str, asked: str | None, options: Mapping[str, Any]) -> Any:
+    """The `Job` of a command line.
+
+    Raises:
+        ValueError: the first thing that is wrong.
+    """
+    from diffprune.job.configure import configure
+
     short = {
         key: options[key]
         for key in ("model", "scorers", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets")
     }
-    job = configure(verb, asked, options["name"], short, settings_of(options["pairs"]), options["tiny"])
-    pipeline.run(
-        job, options["out"], stages=stages, workers=options["workers"], address=options["address"], dry_run=options["dry_run"]
-    )
+    return configure(verb, asked, options["name"], short, settings_of(options["pairs"]), options["tiny"])
 
 
 def _report(folder: Path, options: Mapping[str, Any]) -> None:
@@ -207,22 +219,8 @@ for _verb in HELP:
     app.add_command(_command(_verb))
 
 
-@app.command("submit", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.argument("job")
-@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="Of the head node's dashboard.")
-@click.argument("rest", nargs=-1, type=click.UNPROCESSED)
-def submit(job: str, address: str, rest: tuple[str, ...]) -> None:
-    """Send a job to a cluster through the Ray Jobs API, follow its log and exit with its status.
-
-    Further options go to `diffprune run` on the cluster. The token is taken from RAY_AUTH_TOKEN or ~/.ray/auth_token.
-    """
-    from diffprune.distributed import submit as jobs
-    from diffprune.io.job_files import placed
-    from diffprune.job.files import load_job
-
-    load_job(job)  # a misspelt or broken job is refused here, not on the cluster
-    folder, called = placed(job)
-    sys.exit(jobs.submit(called, folder, address, rest))
+for _one in remote.COMMANDS:
+    app.add_command(_one)
 
 
 @app.command("verify")

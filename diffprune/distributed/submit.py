@@ -1,120 +1,163 @@
 """Send a job to a cluster through the Ray Jobs API, follow its log, and end with its status.
 
-The folder of the job is uploaded (without what .gitignore names) and runs there with the head's own Ray session; the token
-travels in a header and is never written to a log. Kubernetes and Slurm start clusters; the way in stays this one.
+Submissions of one run are its attempts: `demo-1`, `demo-2`. Everything needed to send the next one is in the metadata of the last.
+Kubernetes and Slurm start clusters; the way in stays this one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
 import shlex
 import sys
+import tempfile
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from ipaddress import ip_address
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
-import ray
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus
 
-from diffprune.core.errors import first_line
-from diffprune.distributed.cluster import secure, token_path
+from diffprune.core.registry import nearest
+from diffprune.distributed.head import Head, loopback
 from diffprune.io.names import checked_name
+from diffprune.io.project import Project
 
-LEFT_HERE = [".git", ".venv", "runs"]  # whatever .gitignore says
 POLL_S = 0.5
 AGENT_S = 30.0  # a head answers before it can start jobs
+STOP_S = 60.0
 STOPPED = 130  # exit code of a job that was stopped, as of a program after Ctrl-C
+MOST_RUN = 56  # characters of a run's name in an id, which has at most 64
+SECRET = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
 
 
-def submit(job: str, folder: Path, address: str, arguments: Sequence[str] = (), *, name: str | None = None) -> int:
-    """Run `diffprune run JOB ARGUMENTS` on the cluster behind `address`; returns the job's exit code.
+@dataclass(frozen=True)
+class Request:
+    """A job to send: the verb `run` with its arguments, as typed, and where it runs.
 
-    folder: what is uploaded, with the job in it (`diffprune.io.job_files.placed`). address: of the head's dashboard, as in
-    http://127.0.0.1:8265. name: submission id. Ctrl-C stops following, not the job: 130.
+    run: its name, of the folder below `--out`. env: variables of its processes. image: of a container, whose own files it runs.
+    timeout_s: after which it is interrupted, exit code 124; what was finished is kept.
+    """
+
+    run: str
+    job: str
+    arguments: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    image: str | None = None
+    timeout_s: int | None = None
+    working_dir: str | None = None
+
+    def entrypoint(self, job: str, address: str) -> list[str]:
+        """The command on the head. job: as it is called there."""
+        here = loopback(address) and not self.image
+        python = (
+            sys.executable if here else "python"
+        )  # a job gets the PATH that `ray start` had, so on this machine it is spelt out
+        limit = ["timeout", "--signal=INT", "--kill-after=120", str(self.timeout_s)] if self.timeout_s else []
+        return [*limit, python, "-m", "diffprune", "run", job, *self.arguments, *_out(self.arguments, address)]
+
+    def metadata(self, attempt: int, job: str, address: str) -> dict[str, str]:
+        """What `resume` and `results` need; texts, as Ray wants them. Values of variables are not in it."""
+        out = Path(option(self.entrypoint(job, address), "--out") or "")
+        told = {"run": self.run, "attempt": str(attempt), "job": self.job, "arguments": json.dumps(self.arguments), "out": str(out)}
+        also = {"image": self.image, "timeout_s": self.timeout_s, "working_dir": self.working_dir}
+        return told | {key: str(value) for key, value in also.items() if value}
+
+
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """The last value of an option on a command line."""
+    found = None
+    for index, text in enumerate(arguments):
+        if text.startswith(f"{name}="):
+            found = text.partition("=")[2]
+        elif text == name and index + 1 < len(arguments):
+            found = arguments[index + 1]
+    return found
+
+
+def _out(arguments: Sequence[str], address: str) -> list[str]:
+    """`--out`, where it is not given or not absolute: a job runs in a copy of the folder, which is deleted with the cluster.
 
     Raises:
-        ValueError: no token, a wrong one, nobody at the address, or no place for results that outlives the job.
+        ValueError: no place for results that outlives the job.
     """
-    here = _loopback(address)
-    python = sys.executable if here else "python"  # a job gets the PATH that `ray start` had, so on this machine it is spelt out
-    options = [*arguments, *_out(arguments, here)]
-    return run([python, "-m", "diffprune", "run", job, *options], address, folder, name=name)
-
-
-def run(command: Sequence[str], address: str, folder: Path, *, name: str | None = None) -> int:
-    """Upload `folder`, run `command` in it on the head, follow; see `submit`."""
-    name = checked_name(name or f"diffprune-{uuid.uuid4().hex[:10]}", "submission id")  # Ray lets `../` out of its log folder
-    client = connect(address)
-    environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    runtime = {"working_dir": str(folder), "excludes": LEFT_HERE, "env_vars": environment}
-    _start(client, shlex.join(command), name, runtime)
-    print(f"submitted {name} to {address}", flush=True)
-    try:
-        asyncio.run(_follow(client, name))
-    except KeyboardInterrupt:
-        stop = f"RAY_AUTH_MODE=token {Path(sys.executable).parent / 'ray'} job stop {name} --address {address}"
-        print(f"\nno longer following {name}; it goes on. To stop it: {stop}", file=sys.stderr)
-        return STOPPED
-    except OSError as error:
-        raise RuntimeError(
-            f"the head at {address} went away while {name} ran; submit again to go on from what is stored"
-        ) from error
-    return _verdict(client, name)
-
-
-def connect(address: str) -> JobSubmissionClient:
-    """A client that the head has let in.
-
-    Raises:
-        ValueError: a sentence for each way in which that fails.
-    """
-    if urlsplit(address).scheme not in {"http", "https"}:
-        raise ValueError(f"the address {address!r} is not of a dashboard: write http://HOST:8265")
-    secure(create=False)
-    path = token_path()
-    token = os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
-    try:
-        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
-    except ConnectionError:
-        raise ValueError(f"nobody answers at {address}: start a head node (cluster/README.md) or correct --address") from None
-    except AuthenticationError:
-        origin = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path)
-        raise ValueError(f"{address} refuses the token in {origin}: it must equal the one its head was started with") from None
-    except RuntimeError as error:
-        raise ValueError(f"{address} is no Ray {ray.__version__} head: {first_line(error)}") from None
-
-
-def _loopback(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def _out(arguments: Sequence[str], here: bool) -> list[str]:
-    """`--out`, absolute: a job runs in a copy of the folder, which is deleted with the cluster."""
-    if any(a == "--out" or a.startswith("--out=") for a in arguments):
-        return []
-    if not here:
+    given = option(arguments, "--out")
+    if given is None and not loopback(address):
         raise ValueError("add --out FOLDER, one that every host of the cluster can reach: results in the job's own folder are lost")
-    return ["--out", str(Path.cwd() / "runs")]
+    if given is not None and not loopback(address) and not Path(given).is_absolute():
+        raise ValueError(f"--out {given} would lie in the job's own folder, which goes with the cluster: give an absolute path")
+    return [] if given and Path(given).is_absolute() else ["--out", str(Path.cwd() / (given or "runs"))]
 
 
-def _start(client: JobSubmissionClient, entrypoint: str, name: str, runtime: dict[str, Any]) -> None:
+def variables(pairs: Sequence[str]) -> dict[str, str]:
+    """`["A=1"]` -> `{"A": "1"}`.
+
+    Raises:
+        ValueError: no assignment, or something that looks like a secret.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--env {name:.40}: write NAME=VALUE")
+        if any(word in name.upper() for word in SECRET):
+            raise ValueError(
+                f"--env {name}: Ray writes variables into its logs; give secrets to the nodes themselves (cluster/README.md)"
+            )
+        found[name] = value
+    return found
+
+
+def submit(head: Head, address: str, request: Request, project: Project | None) -> str:
+    """Send a job; returns its id, `<run>-<attempt>`.
+
+    project: what travels; None with an image, which has everything.
+
+    Raises:
+        ValueError: the head does not take it.
+    """
+    job = project.job if project else request.job
+    command = shlex.join(request.entrypoint(job, address))
+    prefix = request.run[:MOST_RUN]
+    environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **request.env}
+    runtime: dict[str, Any] = {"env_vars": environment}
+    with tempfile.TemporaryDirectory(prefix="diffprune-") as folder:
+        if project:
+            runtime["working_dir"] = str(Path(folder) / "project.zip")
+            project.write(Path(folder) / "project.zip")
+        else:
+            runtime["image_uri"] = request.image
+        while True:
+            attempt = _newest(head, prefix) + 1
+            name = checked_name(f"{prefix}-{attempt}", "submission id")  # Ray lets `../` out of its log folder
+            if start(head, command, name, runtime, request.metadata(attempt, job, address)):
+                return name
+
+
+def _newest(head: Head, prefix: str) -> int:
+    """The highest attempt in the ids of a head's jobs, 0 where there is none."""
+    ids = [job.submission_id or "" for job in head.list_jobs()]
+    numbers = [number for run, _, number in (one.rpartition("-") for one in ids) if run == prefix]
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def start(head: Head, entrypoint: str, name: str, runtime: dict[str, Any], metadata: dict[str, str]) -> bool:
+    """Hand a job to a head, which may not be ready yet; False where the name is taken.
+
+    Raises:
+        ValueError: it does not take it.
+    """
     until = time.monotonic() + AGENT_S
     while True:
         try:
-            client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime)
-            return
+            head.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime, metadata=metadata)
+            return True
         except RuntimeError as error:
+            if "already exists" in str(error):
+                return False
             if "No available agent" in str(error) and time.monotonic() < until:
                 time.sleep(POLL_S)
                 continue
@@ -122,33 +165,83 @@ def _start(client: JobSubmissionClient, entrypoint: str, name: str, runtime: dic
             raise ValueError(f"the head does not take the job {name}: {last:.300}") from None
 
 
-async def _follow(client: JobSubmissionClient, name: str) -> None:
+def found(head: Head, name: str) -> JobDetails:
+    """A job by its id.
+
+    Raises:
+        ValueError: there is none; the nearest is named.
+    """
+    jobs = {job.submission_id: job for job in head.list_jobs() if job.submission_id}
+    if name not in jobs:
+        hint = nearest(name, jobs) if jobs else "there are none"
+        raise ValueError(f"no job {name!r:.80} on {head.get_address()}: {hint}")
+    return jobs[name]
+
+
+def request_of(job: JobDetails) -> Request:
+    """The request that a job was made from, to send it again.
+
+    Raises:
+        ValueError: it runs still, or was not sent by `diffprune submit`.
+    """
+    told = job.metadata or {}
+    if not job.status.is_terminal():
+        raise ValueError(f"{job.submission_id} is not over ({job.status.value.lower()}): diffprune logs {job.submission_id} -f")
+    if not {"run", "job", "arguments"} <= set(told):
+        raise ValueError(f"{job.submission_id} was not sent by diffprune submit, so nothing tells how to resume it")
+    seconds = told.get("timeout_s")
+    variables = (job.runtime_env or {}).get("env_vars") or {}
+    return Request(
+        told["run"], told["job"], tuple(json.loads(told["arguments"])), variables, told.get("image"),
+        int(seconds) if seconds else None, told.get("working_dir"),
+    )  # fmt: skip
+
+
+def follow(head: Head, name: str) -> int:
+    """Show the log of a job until it ends; returns its exit code. Ctrl-C stops following, not the job: 130.
+
+    Raises:
+        RuntimeError: the head went away.
+    """
+    address = head.get_address()
+    try:
+        asyncio.run(_follow(head, name))
+    except KeyboardInterrupt:
+        stop = f"diffprune stop {name} --address {address}"
+        print(f"\nno longer following {name}; it goes on. To stop it: {stop}", file=sys.stderr)
+        return STOPPED
+    except OSError as error:
+        raise RuntimeError(f"the head at {address} went away while {name} ran; resume it to go on from what is stored") from error
+    return _verdict(head, name)
+
+
+async def _follow(head: Head, name: str) -> None:
     """Print the log as it grows; taken up again where it broke off. Ends with the job, not with Ray's stream seconds later."""
     shown = 0
 
     async def tail() -> None:
         nonlocal shown
         position = 0
-        async for chunk in client.tail_job_logs(name):
+        async for chunk in head.tail_job_logs(name):
             fresh = chunk[max(0, shown - position) :]
             position += len(chunk)
             shown = max(shown, position)
             print(fresh, end="", flush=True)
 
     reader = asyncio.create_task(tail())
-    while not (await asyncio.to_thread(client.get_job_status, name)).is_terminal():
+    while not (await asyncio.to_thread(head.get_job_status, name)).is_terminal():
         if reader.done():
             reader = asyncio.create_task(tail()) if reader.exception() else reader
         await asyncio.sleep(POLL_S)
     reader.cancel()
     with suppress(asyncio.CancelledError, RuntimeError, aiohttp.ClientError):
         await reader
-    whole = await asyncio.to_thread(client.get_job_logs, name)
+    whole = await asyncio.to_thread(head.get_job_logs, name)
     print(whole[shown:], end="", flush=True)
 
 
-def _verdict(client: JobSubmissionClient, name: str) -> int:
-    info = client.get_job_info(name)
+def _verdict(head: Head, name: str) -> int:
+    info = head.get_job_info(name)
     if info.status == JobStatus.SUCCEEDED:
         return 0
     if info.status == JobStatus.STOPPED:
@@ -157,3 +250,30 @@ def _verdict(client: JobSubmissionClient, name: str) -> int:
     reason = (info.message or "no reason given").partition(", last available logs")[0]
     print(f"{name} failed: {reason:.300}", file=sys.stderr)
     return info.driver_exit_code or 1
+
+
+def stop(head: Head, name: str) -> str:
+    """Stop a job and wait until it has ended; returns what is to be said.
+
+    Raises:
+        ValueError: no such job. RuntimeError: it does not end.
+    """
+    if found(head, name).status.is_terminal():
+        return f"{name} had ended already"
+    head.stop_job(name)
+    until = time.monotonic() + STOP_S
+    while not head.get_job_status(name).is_terminal():
+        if time.monotonic() > until:
+            raise RuntimeError(f"{name} was told to stop and has not ended after {STOP_S:.0f} s")
+        time.sleep(POLL_S)
+    return f"{name} was stopped; what was finished is kept: diffprune resume {name}"
+
+
+def listed(head: Head) -> list[tuple[str, ...]]:
+    """(id, status, started, job) of every job of a head, oldest first."""
+    jobs = sorted((job for job in head.list_jobs() if job.submission_id), key=lambda job: job.start_time or 0)
+    rows: list[tuple[str, ...]] = []
+    for job in jobs:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.start_time / 1000)) if job.start_time else ""
+        rows.append((str(job.submission_id), job.status.value, began, (job.metadata or {}).get("job", job.entrypoint[:60])))
+    return rows

@@ -53,19 +53,3 @@ def run_name(path: Path) -> str | None:
                 names = [one.value for one in node.keywords if one.arg == "name"]
                 return next((n.value for n in names if isinstance(n, ast.Constant) and isinstance(n.value, str)), None)
     return None
-
-
-def placed(job: str) -> tuple[Path, str]:
-    """What travels to a cluster, and the job as it is called there: the repository, or the working directory of a file outside and
-    of an installed package, which the cluster has installed too.
-
-    Raises:
-        ValueError: no job file below that folder.
-    """
-    path, checkout = Path(job).resolve(), (REPOSITORY / "pyproject.toml").is_file()
-    if path.suffix != ".py":
-        return (REPOSITORY if checkout else Path.cwd()).resolve(), job
-    folder = (REPOSITORY if checkout and path.is_relative_to(REPOSITORY) else Path.cwd()).resolve()
-    if not path.is_file() or not path.is_relative_to(folder):
-        raise ValueError(f"no job file {job} below {folder}: only that folder travels to the cluster")
-    return folder, str(path.relative_to(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 
 from pydantic import ValidationError
 
@@ -11,12 +12,14 @@ from diffprune.job.job import Job, explain
 
 
 def load_job(text: str) -> Job:
-    """The `job` a file defines.
+    """The `job` a file defines. Modules beside the file can be imported, as by a script.
 
     Raises:
         ValueError: no such job, a file that does not run, or one that defines none.
     """
     path = find_job(text)
+    if (beside := str(path.parent.resolve())) not in sys.path:
+        sys.path.insert(0, beside)
     try:
         found = runpy.run_path(str(path), run_name="diffprune_job").get("job")
     except ValidationError as error:

@@ -1,0 +1,84 @@
+"""The Jobs API of a head node: let in with a token, and never waited for without an end.
+
+The token travels in a header. Over plain HTTP to another machine everybody on the way could read it, so that is refused unless
+asked for. No log, record or message holds it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from diffprune.core.errors import first_line
+from diffprune.distributed.cluster import secure, token_path
+
+CONNECT_S, VERSION_S = 5.0, 8.0  # together below the fifteen seconds in which a user hears of a host that is mute
+ANSWER_S = 120.0  # a busy head takes its time to start a job
+
+
+class Head(JobSubmissionClient):
+    """Ray's own client, whose requests end and follow nobody elsewhere."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        patience = VERSION_S if endpoint == "/api/version" else ANSWER_S
+        return super()._do_request(method, endpoint, **{"timeout": (CONNECT_S, patience), "allow_redirects": False} | options)
+
+
+def connect(address: str, insecure: bool = False) -> Head:
+    """A client that the head has let in.
+
+    address: of its dashboard, as in http://127.0.0.1:8265. insecure: http:// to another machine, the token in clear.
+
+    Raises:
+        ValueError: a sentence for each way in which that fails.
+    """
+    _check(address, insecure)
+    secure(create=False)
+    path = token_path()
+    token = os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
+    try:
+        return Head(address, headers={"Authorization": f"Bearer {token}"})
+    except AuthenticationError:
+        origin = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path)
+        raise ValueError(f"{address} refuses the token in {origin}: it must equal the one its head was started with") from None
+    except requests.Timeout:
+        raise ValueError(
+            f"{address} does not answer within {CONNECT_S + VERSION_S:.0f} s: is it the dashboard of a head?"
+        ) from None
+    except ConnectionError:
+        raise ValueError(f"nobody answers at {address}: start a head node (cluster/README.md) or correct --address") from None
+    except (RuntimeError, requests.RequestException, KeyError, ValueError) as error:
+        raise ValueError(f"{address} is no Ray {ray.__version__} head: {first_line(error)}") from None
+
+
+def _check(address: str, insecure: bool) -> None:
+    try:
+        parts = urlsplit(address)
+        known = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or True)
+    except ValueError:
+        known = False
+    if not known:
+        raise ValueError(f"the address {address!r:.100} is not of a dashboard: write http://HOST:8265")
+    if parts.username or parts.password:
+        raise ValueError("the address holds a name or password, which would end up in logs: the token is all that is needed")
+    if parts.scheme == "http" and not loopback(address) and not insecure:
+        raise ValueError(
+            f"http://{parts.hostname} is another machine, and the token would travel there in clear: tunnel to it (ssh -L "
+            f"8265:127.0.0.1:8265 {parts.hostname}), use https://, or say --insecure"
+        )
+
+
+def loopback(address: str) -> bool:
+    """Whether an address is of this machine."""
+    host = urlsplit(address).hostname or ""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"

@@ -1,0 +1,51 @@
+"""Bring a run's report and records back from a cluster, through the log of a small job, which the same token guards."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from diffprune.distributed.head import Head, loopback
+from diffprune.distributed.submit import POLL_S, found, start
+from diffprune.io import run_archive
+
+ARCHIVE_S = 300.0
+
+
+def fetch(head: Head, name: str, to: Path) -> int:
+    """Write what a job's run has so far into the new folder `to`; returns the number of files. The job may be running still.
+
+    Raises:
+        ValueError: no such job, nothing there yet, too much to send, or a folder that is not empty.
+    """
+    told = found(head, name).metadata or {}
+    if not {"run", "out"} <= set(told):
+        raise ValueError(f"{name} was not sent by diffprune submit, so nothing tells where its results lie")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ValueError(f"{to} is not empty: name another folder with --to")
+    log = _log_of(head, f"{told['out']}/{told['run']}")
+    if run_archive.BEGIN not in log:
+        raise ValueError(" ".join(log.split()) or f"the head gave no results of {name}")
+    to.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return run_archive.unpacked(log, to)
+
+
+def _log_of(head: Head, folder: str) -> str:
+    """What the archive's script prints on the head about a folder there; script and log are removed again."""
+    python = sys.executable if loopback(head.get_address()) else "python"
+    name = f"results-{time.time_ns()}"
+    with tempfile.TemporaryDirectory(prefix="diffprune-") as place:
+        shutil.copy(run_archive.__file__, Path(place) / "run_archive.py")
+        start(head, shlex.join([python, "run_archive.py", folder]), name, {"working_dir": place}, {})
+    until = time.monotonic() + ARCHIVE_S
+    while not head.get_job_status(name).is_terminal():
+        if time.monotonic() > until:
+            raise RuntimeError(f"{name}, which packs the results, has not ended after {ARCHIVE_S:.0f} s")
+        time.sleep(POLL_S)
+    log = head.get_job_logs(name)
+    head.delete_job(name)
+    return log
