@@ -15,8 +15,8 @@ job = Job(
     title="Search of training settings on the calibration split",
     search=Search(
         recipe=Recipe(
-            pruners=("diffprune", "gumbel_topk", "gumbel_keepdrop"),
-            seeds=(0, 1, 2),  # those of the comparison, which the search leaves alone
+            pruners=("diffprune", "gumbel_topk", "gumbel_keepdrop", "gumbel_keepdrop(offset=True)"),
+            seeds=tuple(range(10)),  # those of the comparison, which the search leaves alone
             steps=100,
             images=4,
             budgets=BUDGETS,
