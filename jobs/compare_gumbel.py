@@ -22,7 +22,7 @@ METHODS = (  # the winners of jobs/tune_training.py: each method's own, of one e
         "pruner": "gumbel_keepdrop", "steps": 200, "images": 2, "learning_rate": 0.00599, "warmup_share": 0.16,
         "temperature_start": 1.35, "temperature_end": 0.347, "anneal_share": 0.964, "ease_share": 0.0,
     },
-    {  # the settings found for the published form
+    {
         "pruner": "gumbel_keepdrop(offset=True)", "steps": 200, "images": 2, "learning_rate": 0.00599, "warmup_share": 0.16,
         "temperature_start": 1.35, "temperature_end": 0.347, "anneal_share": 0.964, "ease_share": 0.0,
     },

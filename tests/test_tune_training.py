@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from diffprune.cli.commands import call
+from diffprune.core import registry
 from diffprune.core.cell import SearchSpec
 from diffprune.core.records import Outcome, SearchLook
 from diffprune.core.spec import Spec
 from diffprune.distributed import search as running
 from diffprune.embedded import vlm as embedded
+from diffprune.io.job_files import REPOSITORY
+from diffprune.job.files import load_job
 from diffprune.report import report
 from diffprune.report.analysis import records
 from diffprune.report.tables.search import searched
@@ -264,3 +267,13 @@ def test_the_key_of_a_trial_names_all_that_shapes_it() -> None:
     assert isinstance(subject, SearchSpec)
     for change in ({"recipe": "x"}, {"seeds": (1,)}, {"validation_images": 3}, {"looks": (1,)}, {"pruner": Spec("gumbel_topk")}):
         assert replace(trial.cell, subject=replace(subject, **change)).key != trial.cell.key
+
+
+@pytest.mark.parametrize("name", ["demo", "compare_gumbel"])
+def test_the_committed_jobs_carry_the_winners_of_the_committed_search(name: str) -> None:
+    winners = json.loads((REPOSITORY / "reports" / "tune_training" / "winners.json").read_text())
+    found = {str(registry.spec("pruners", own["pruner"])): own for own in winners["methods"]}
+    recipe = load_job(name).train
+    assert recipe is not None and {str(own.pruner) for own in recipe.methods} == set(map(str, recipe.pruners))
+    for own in recipe.methods:
+        assert {**found[str(own.pruner)], "pruner": str(own.pruner)} == own.model_dump(mode="json", exclude_none=True)
