@@ -111,6 +111,6 @@ def _cells(markdown: str) -> Iterator[str]:
     """Every cell of every table, row by row, as it was before it was escaped."""
     lines = markdown.splitlines()
     for before, line in zip(["", *lines], lines, strict=False):
-        if line.startswith("| ") and before.startswith("|") and not line.startswith("| --- "):  # neither heading nor rule
+        if line.startswith("| ") and before.startswith("|") and not line.startswith("| ---"):  # neither heading nor rule
             for cell in re.split(r"(?<!\\)\|", line)[1:-1]:
                 yield html.unescape(re.sub(r"\\(.)", r"\1", re.sub(r"^\*\*(.*)\*\*$", r"\1", cell.strip())))
