@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ _NO_METADATA = {key: None for key in ("Date", "Creator", "Format", "Type")}
 @contextmanager
 def styled() -> Iterator[None]:
     """matplotlib with this report's style and nothing of the user's."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # words stay words: the reader's fonts have it
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield

@@ -1,0 +1,73 @@
+"""The page as a reader sees it, in a headless Chromium: narrow, dark and in print, with whatever text others wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diffprune.report import report
+from diffprune.store import Store
+from tests.browser import CHROMIUM, Browser
+from tests.records import evaluate_cell, prediction, provenance
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+SCRIPT, ARABIC, CHINESE = "<script>alert(1)</script>", "سؤال عن الصورة", "图中有什么颜色的形状" * 4
+OVER = "document.documentElement.scrollWidth - innerWidth"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    made = Browser(tmp_path_factory.mktemp("chromium"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers alone, of two methods, one of them named as a script, about questions in Arabic and Chinese."""
+    root = tmp_path_factory.mktemp("run")
+    for number, (asked, label) in enumerate((("unpruned", ""), ("grid", SCRIPT), ("random", CHINESE))):
+        cell = evaluate_cell(asked)
+        cell = replace(cell, method=replace(cell.method, label=label)) if label else cell
+        rows = [prediction(i, float(i % (number + 1) == 0), question=(ARABIC, CHINESE)[i % 2], answer=ARABIC) for i in range(8)]
+        Store(root / "store").publish({"predictions": rows}, cell=cell, provenance=provenance())
+    return report(root / "store", root / "out", title=ARABIC)["html"]
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_sticks_out_runs_or_is_refused(width: int, page: Path, browser: Browser) -> None:
+    browser.open(page, width)
+    assert browser.messages == [], "the policy refuses nothing of the page's own"
+    assert browser.look(OVER) == 0
+    assert browser.look("document.querySelectorAll('script').length") == 1
+    assert browser.look(f"[...document.querySelectorAll('tbody th')].filter(x => x.textContent === {SCRIPT!r}).length") > 0
+    shown = "[...document.querySelectorAll('figure.plot svg')].filter(x => x.getBoundingClientRect().width > 0)"
+    assert browser.look(f"{shown}.every(x => x.getAttribute('aria-label'))") is True
+
+
+def test_the_table_sorts_filters_and_keeps_its_first_column(page: Path, browser: Browser) -> None:
+    browser.open(page, 400)
+    rows = "[...document.querySelectorAll('table.sortable tbody tr')]"
+    names = f"{rows}.filter(x => !x.hidden).map(x => x.cells[0].textContent.trim())"
+    browser.look("document.querySelectorAll('table.sortable th button')[2].click()")
+    accuracy = f"{rows}.map(x => Number(x.cells[2].dataset.v))"
+    found = browser.look(accuracy)
+    assert found == sorted(found, reverse=True) and len(set(found)) > 1
+    browser.look("(f => { f.value = 'script'; f.dispatchEvent(new Event('input')) })(document.querySelector('.filter input'))")
+    assert browser.look(names) == [SCRIPT]
+    first = "getComputedStyle(document.querySelector('table.sortable tbody th')).position"
+    assert browser.look(first) == "sticky"
+
+
+def test_dark_has_light_ink_and_print_shows_what_is_folded(page: Path, browser: Browser) -> None:
+    ink = "getComputedStyle(document.body).color"
+    browser.open(page, dark=True)
+    dark = browser.look(ink)
+    browser.open(page)
+    assert dark != browser.look(ink)
+    height = browser.look("document.documentElement.scrollHeight")
+    browser.open(page, medium="print")
+    assert browser.look("document.documentElement.scrollHeight") > 1.5 * height
