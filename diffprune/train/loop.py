@@ -54,7 +54,7 @@ def missing(recipe: Recipe, folder: Path | str) -> list[tuple[Spec, int]]:
             left.append((spec, seed))
             continue
         if (facts.get("recipe_key"), facts.get("seed")) != (recipe.key(spec), seed):
-            raise ValueError(f"{place} was trained by another recipe; choose another folder or remove it")
+            raise ValueError(f"{place} was trained by another recipe or other code; choose another folder or remove it")
     return left
 
 
