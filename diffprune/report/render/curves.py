@@ -29,7 +29,8 @@ def training(records: Records) -> Plot | None:
     if steps.empty:
         return None
     methods = [x for x in records.methods if (steps["label"] == x).any()]
-    last = steps[steps["step"] >= 0.9 * steps["step"].max()].groupby("label", observed=True)["loss"].mean()
+    ends = steps.groupby("label", observed=True)["step"].transform("max")
+    last = steps[steps["step"] >= 0.9 * ends].groupby("label", observed=True)["loss"].mean()
     alt = "Training by step: loss, validation, temperature, kept tokens, scores, gradients, step cost. Loss over the last tenth: "
     alt += "; ".join(f"{x} {last[x]:.2f}" for x in methods if x in last) + "."
     return plot(lambda width: _training(records, steps, width), plain(alt, 900))
