@@ -29,7 +29,7 @@ job = Job(
         seeds=(0, 1, 2, 3, 4),
         budgets=BUDGETS,
         workers=2,
-        validate_every=100,
+        validate_every=200,  # at the end of every scorer
         grad_cosine_every=50,
         methods=METHODS,
     ),
