@@ -47,6 +47,7 @@ job = Job(
     measure=Measurement(warmup=5, inputs=1, slow_rounds=3, decode_tokens=8),
     baselines=("unpruned", "random", "grid", "attention"),
     replaced=("diffprune",),
+    tuned=("diffprune", "gumbel_keepdrop", "random", "grid", "attention"),  # rules too: the best is chosen by their trials
     budgets=BUDGETS,
     workers=2,
 )
