@@ -455,6 +455,6 @@ def test_a_scorer_trains_on_files_with_broken_images() -> None:
         validation_images=1, checkpoint_every=0, validate_every=3, grad_cosine_every=0, max_broken_share=0.2,
     )  # fmt: skip
     arm = ScorerTrainer(LocalContext("run"), load("model", device="cpu"), made, registry.load("pruners", "diffprune"), 0)
-    rows = [arm.step(batch) for batch in itertools.islice(loop._batches(arm), made.steps)]
+    rows = [arm.step(batch) for batch in itertools.islice(loop.batches(arm), made.steps)]
     assert all(np.isfinite(row.loss) for row in rows)
     assert arm.tally.broken >= 1 and "3.png" in arm.tally.first

@@ -185,7 +185,7 @@ def test_activations_are_what_autograd_keeps(family: str, dtype: str) -> None:
     given = batch(vlm, images=2, questions=1)
     length, visual = given.prompts.input_ids.shape[1], int(given.prompts.slots[0].sum())
     assumed = estimate.Assumed(text=length - visual, answer=given.num_labels // 2, visual=visual)
-    for checkpointing, least, most in ((False, 0.93, 1.03), (True, 0.95, 1.4)):
+    for checkpointing, least, most in ((False, 0.93, 1.03), (True, 0.95, 1.45)):
         made = arm(vlm, f"run{checkpointing}", questions=1, checkpointing=checkpointing, dtype=dtype)
         (found,) = estimate.estimate(made.recipe, vlm.model.config.to_dict(), assumed)
         said = 2 * (found.recomputed if checkpointing else found.stored)

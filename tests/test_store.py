@@ -121,7 +121,8 @@ def test_every_table_can_be_written_and_read(table: str) -> None:
     store, kind = Store(MemoryBlobs()), TABLES[table]
     values = {"str": "é\x00'\"\n", "int": 2**40, "float": 0.1, "bool": True}
     row = kind(**{name: values[note] for name, note in kind.__annotations__.items()})
-    beside = {"answers": [prediction(0).answered]} if table == "grades" else {}  # whose grades count with their answers
+    beside = {"answers": [prediction(0).answered]} if table in ("grades", "figures") else {}  # which count with their answers
+    beside |= {"grades": [prediction(0).credited("")]} if table == "figures" else {}
     store.publish({table: [row], **beside}, cell=cell(), provenance=MADE)
     back = store.read(table).iloc[0].to_dict()
     assert {name: back[name] for name in asdict(row)} == asdict(row)

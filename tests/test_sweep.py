@@ -102,7 +102,7 @@ def test_a_killed_worker_costs_one_batch(session: None, asked: list[Cell], own_f
 
 def row(number: int, error: str = "") -> Prediction:
     """A graded answer that nobody gave."""
-    return prediction(number, error=error)
+    return prediction(number, error=error, generated_tokens=0 if error else 1)
 
 
 class Sleepy:

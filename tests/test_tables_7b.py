@@ -109,8 +109,8 @@ def test_a_table_from_training_to_the_page(name: str, capsys: pytest.CaptureFixt
     methods = {r["Method"]: r["seeds"] for r in read_csv(folder / "report" / "tables" / "budget_share_0_111111.csv")}
     if name == "table_llava15_7b":
         assert methods == {
-            "Unpruned": "", "DiffPrune": "1", "Gumbel top-K": "1", "Gumbel keep/drop": "1", "Attention": "1", "Grid": "1",
-            "Random": "3",
+            "Unpruned": "", "DiffPrune": "1.0", "Gumbel top-K": "1.0", "Gumbel keep/drop": "1.0", "Attention": "1.0", "Grid": "1.0",
+            "Random": "3.0",
         }  # fmt: skip
         assert commands.call(line) == (0, "") and "all 100 cells are in the store already" in capsys.readouterr().out
 
