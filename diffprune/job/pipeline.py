@@ -145,7 +145,7 @@ class Plan:
 
     def _listed(self, stage: str, waiting: set[tuple[Spec, int]]) -> list[Cell]:
         ready = [spec for spec in self.job.baselines if self._wanted(stage, spec)]
-        first = list(ready)
+        first = [spec for spec in ready if not (self.job.train and spec.place("weights"))]
         for (spec, seed), place in self.job.scorers(self.folder).items():
             if (spec, seed) not in waiting and self._wanted(stage, spec, seed):
                 ready.append(spec.at(weights=place.absolute()))
