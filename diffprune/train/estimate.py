@@ -107,8 +107,8 @@ def scorer_bytes(networks: nn.ModuleDict, visual: int) -> float:
     """What scorer, relaxation and denoiser keep of one image's tokens."""
     scorer: Any = networks["scorer"]
     features, width = scorer.inlet.in_features, scorer.inlet.out_features
-    block = 11 + 5 * sum(block.mix is not None for block in scorer.blocks) / len(scorer.blocks)
-    return 4 * visual * ((16 if "denoiser" in networks else 4) * features + width * (block * len(scorer.blocks) + 2))
+    blocks = sum(11 if block.mix is None else 16 for block in scorer.blocks)
+    return 4 * visual * ((16 if "denoiser" in networks else 4) * features + width * (blocks + 2))
 
 
 def decoder_flops(shape: Shape, image: Rows, recomputed: bool) -> float:
