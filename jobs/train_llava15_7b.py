@@ -19,8 +19,9 @@ From the paper: AdamW, learning rate 2e-4 with cosine decay, batch 32, one epoch
 2.0 to 0.1 along a cosine over 2,000 steps, budgets 192, 128 and 64, scorer of two blocks 1,024 wide with 16 heads, frozen VLM.
 Where it is silent we take: one scorer for all budgets, drawn per step; weight decay 0.01, 3 % warm-up, clipping at 1; features
 standardised per channel over 64 images; the caption request below in the checkpoint's own chat template; frozen weights in
-bfloat16, scorer and loss in float32; FFN of four times the width; three seeds. It stops early by validation loss; we run all
-steps, as the rate ends at zero, and log the loss on 32 held-out images with tokens really removed.
+bfloat16, scorer and loss in float32; FFN of four times the width; three seeds. Where we differ: scores have unit spread in each
+image before the temperature divides them; the paper's s / tau is `diffprune(scale='free')`. It stops early by validation loss; we
+run all steps, as the rate ends at zero, and log the loss on 32 held-out images with tokens really removed.
 
 A GPU of 48 GB holds a micro-batch of 8 images without checkpointing too (`--set train.checkpointing=False`), which saves a third
 of the time. Models that fit no GPU: `--set train.shard=True --set train.workers=4`.

@@ -15,6 +15,8 @@ from diffprune.job import pipeline
 from diffprune.job.configure import configure
 from diffprune.job.files import load_job
 from diffprune.job.job import Job
+from diffprune.job.plan import Plan
+from diffprune.vlm.load import load
 
 ATTENTION = ("evaluate", "--pruner", "attention")
 SHORT = ("model", "scorers", "pruners", "budgets", "benchmarks", "limit", "steps", "targets")
@@ -107,16 +109,16 @@ def test_dry_run_prints_what_would_be_run_and_writes_nothing(capsys: pytest.Capt
 def test_a_method_of_three_seeds_has_three_times_the_cells_before_it_is_trained() -> None:
     only = {"train.pruners": ["diffprune"], "train.seeds": [0, 1, 2], "replaced": [], "tuned": [], "baselines": ["unpruned"]}
     job = asked("run", "demo", only)
-    plan = pipeline.Plan(job, Path("runs/demo"), pipeline.load("embedded"))
+    plan = Plan(job, Path("runs/demo"), load("embedded"))
     cells = plan.cells("evaluate")
     assert len({cell.key for cell in cells}) == len(cells) == 10 + 10 + 3 * 4 * 10, "unpruned, without pictures, three seeds"
     assert {(cell.method.label, cell.columns().weights_sha256) for cell in cells} == {
         ("Unpruned", ""), ("No image", ""), *(("DiffPrune", f"untrained, seed {seed}") for seed in range(3)),
     }  # fmt: skip
-    plan = pipeline.Plan(asked("run", "demo", only | {"replaced": ["diffprune"]}), Path("runs/demo"), pipeline.load("embedded"))
+    plan = Plan(asked("run", "demo", only | {"replaced": ["diffprune"]}), Path("runs/demo"), load("embedded"))
     assert len(plan.cells("evaluate")) == len(cells) + 4 * 10, "replaced: the first seed"
     assert len(plan.cells("measure")) == 4, "counts cost the same with any weights"
-    plan = pipeline.Plan(asked("run", "demo", only | {"budgets": ["Above(0.5)"]}), Path("runs/demo"), pipeline.load("embedded"))
+    plan = Plan(asked("run", "demo", only | {"budgets": ["Above(0.5)"]}), Path("runs/demo"), load("embedded"))
     assert len(plan.cells("measure")) == 3, "a threshold lets every scorer keep other numbers"
 
 

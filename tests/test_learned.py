@@ -15,8 +15,8 @@ from diffprune.core.evidence import QUESTION, Question
 from diffprune.core.noise import Noise, generator
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
+from diffprune.pruners._logistic_topk import logistic_offset
 from diffprune.pruners._soft_topk import soft_top_k
-from diffprune.pruners.gumbel_keepdrop import logistic_offset
 
 SPELLINGS = ("diffprune", "diffprune(scale='free')", "diffprune(attention=False)", "diffprune(denoiser=False)",
              "diffprune(question_aware=True)",

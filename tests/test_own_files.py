@@ -29,7 +29,8 @@ from diffprune.io.image import open_image
 from diffprune.io.json_object import parsed
 from diffprune.io.run_lock import Busy, lock, refuse_if_held
 from diffprune.job.job import Job
-from diffprune.job.pipeline import Plan, selected
+from diffprune.job.pipeline import selected
+from diffprune.job.plan import Plan
 from diffprune.report import report
 from diffprune.report.analysis.records import read
 from diffprune.store import Store

@@ -35,6 +35,7 @@ from diffprune.job import pipeline, settings
 from diffprune.job.configure import configure
 from diffprune.job.files import load_job
 from diffprune.job.job import Job
+from diffprune.job.plan import Plan
 from diffprune.measure import measure as measuring
 from diffprune.pruning.pretrained import check_model
 from diffprune.report import report, summary
@@ -402,7 +403,7 @@ def test_the_headline_follows_the_jobs_own_settings_and_full_comes_before_limite
     order = [c.setting["limit"] for c in chapters(records.read("store"))]
     assert order == ["all", "60"], "a quick look has more cells, and is no full run"
     assert [c.setting["limit"] for c in chapters(records.read("store"), {"limit": "60"})] == ["60", "all"]
-    plan = pipeline.Plan(Job(name="m", model=Spec("m"), evaluate=Evaluation(limit=60, batch=8)), Path("."), None)
+    plan = Plan(Job(name="m", model=Spec("m"), evaluate=Evaluation(limit=60, batch=8)), Path("."), None)
     assert re.findall(r"at most (\d+)", plan.summary()) == ["60"] and plan.summary().index("at most") < len(plan.summary()) / 2
     first = report("store", "page", asked=plan.setting)["markdown"].read_text()
     assert first.index("limit 60") < first.index("limit all")
@@ -412,7 +413,7 @@ def test_the_headline_follows_the_jobs_own_settings_and_full_comes_before_limite
 def test_every_verb_ends_with_the_number_of_failed_questions(failed: int, capsys: pytest.CaptureFixture[str]) -> None:
     publish(Store("runs/m/store"), cell(), answers(20, failed))
     job = Job(name="m", model=Spec("m"), evaluate=Evaluation())
-    plan = pipeline.Plan(job, Path("runs/m"), None)
+    plan = Plan(job, Path("runs/m"), None)
     pipeline.PipelineRun(plan, provenance(), None, None).go([])  # type: ignore[arg-type]
     said = capsys.readouterr().out
     assert f"questions failed: {failed} of 20" in said and ("first ValueError: no" in said) == (failed > 0)

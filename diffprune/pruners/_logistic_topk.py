@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 
 
-def centred(scores: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
-    """u [B N] float32 = s - b: the logits whose sigmoid sums to `budget` [B] over valid tokens. Differentiable in `scores` [B N].
+def logistic_offset(scores: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
+    """b [B 1] with sum_i sigmoid(scores_i - b) = budget [B] over valid tokens, differentiable in `scores` [B N].
 
-    64 bisections without gradient, as in the release of VisionSelector (arXiv 2510.16598), then a Newton step, whose gradient is
-    the implicit one, db/ds_j = f_j / sum_i f_i. A budget of all tokens, which no finite b meets, is met up to a thousandth of a
-    token. Values at padding mean nothing.
+    Bisection without gradient, as in the release of VisionSelector (arXiv 2510.16598), then one Newton step, whose gradient is the
+    implicit one, db/ds_j = f_j / sum_i f_i. A budget of all tokens, which no finite offset meets, is met up to a thousandth of one.
     """
     s, wanted = scores.double().where(valid, 0.0), budget.double().minimum(valid.sum(1) - 1e-3)[:, None]
     with torch.no_grad():
         low = s.where(valid, math.inf).amin(1, keepdim=True) - 40
         high = s.where(valid, -math.inf).amax(1, keepdim=True) + 40
-        for _ in range(64):
-            b = (low + high) / 2
-            over = _sum(s - b, valid) > wanted
-            low, high = torch.where(over, b, low), torch.where(over, high, b)
-        alpha = (s - b).sigmoid()
-        slope = (alpha * (1 - alpha)).where(valid, 0.0).sum(1, keepdim=True).clamp_min(1e-12)
-    return (s - b - (_sum(s - b, valid) - wanted) / slope).float()
+        for _ in range(60):
+            middle = (low + high) / 2
+            over = (s - middle).sigmoid().where(valid, 0.0).sum(1, keepdim=True) > wanted
+            low, high = middle.where(over, low), high.where(over, middle)
+    share = (s - (low + high) / 2).sigmoid().where(valid, 0.0)
+    slope = (share * (1 - share)).sum(1, keepdim=True).detach().clamp_min(1e-12)
+    return ((low + high) / 2 + (share.sum(1, keepdim=True) - wanted) / slope).float()
 
 
-def _sum(u: Tensor, valid: Tensor) -> Tensor:
-    return u.sigmoid().where(valid, 0.0).sum(1, keepdim=True)
+def centred(scores: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
+    """u [B N] float32 = s - b: the logits whose sigmoid sums to `budget` [B] over valid tokens. Values at padding mean nothing."""
+    return scores - logistic_offset(scores, valid, budget)

@@ -6,7 +6,6 @@ not degraded; a dropped token stops being a key in every decoder layer. There is
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -18,25 +17,7 @@ from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.pruners._learned import Learned
-
-
-def logistic_offset(keep: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
-    """b [B 1] with sum_i sigmoid(keep_i - b) = budget [B] over valid tokens, differentiable in `keep` [B N].
-
-    Bisection without gradient, then one Newton step, whose gradient is the implicit one. A budget of all tokens, which no finite
-    offset meets, is met up to a thousandth of a token.
-    """
-    keep, wanted = keep.double(), budget.double().minimum(valid.sum(1) - 1e-3)[:, None]
-    with torch.no_grad():
-        low = keep.where(valid, math.inf).amin(1, keepdim=True) - 40
-        high = keep.where(valid, -math.inf).amax(1, keepdim=True) + 40
-        for _ in range(60):
-            middle = (low + high) / 2
-            over = (keep - middle).sigmoid().where(valid, 0.0).sum(1, keepdim=True) > wanted
-            low, high = middle.where(over, low), high.where(over, middle)
-    share = (keep - (low + high) / 2).sigmoid().where(valid, 0.0)
-    slope = (share * (1 - share)).sum(1, keepdim=True).detach().clamp_min(1e-12)
-    return ((low + high) / 2 + (share.sum(1, keepdim=True) - wanted) / slope).float()
+from diffprune.pruners._logistic_topk import logistic_offset
 
 
 class GumbelKeepDrop(Learned):
@@ -68,7 +49,7 @@ class GumbelKeepDrop(Learned):
         other_model: bool = False,
     ) -> None:
         if ratio_weight < 0:
-            raise ValueError(f"gumbel_keepdrop: ratio_weight is {ratio_weight}, but a loss cannot weigh less than nothing")
+            raise ValueError(f"gumbel_keepdrop: ratio_weight is {ratio_weight}; give 0, which leaves the ratio loss out, or more")
         self.ratio_weight, self.offset = ratio_weight, offset
         super().__init__(
             weights, question_aware=question_aware, attention=attention, denoiser=False, depth=depth, width=width,

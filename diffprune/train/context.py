@@ -5,6 +5,7 @@ The training loop knows a `Context` and nothing else, so it runs the same alone 
 
     attempts/<number>                            the newest run on this folder; an older one may not write any more
     steps.jsonl                                  one line per training step, redone steps later
+    stopped/<attempt>-<rank>                     why a worker cannot go on
     states/<name>/<attempt>-<step>-<sha256>.pt   what a loop needs to go on: the newest state and the one before
 """
 

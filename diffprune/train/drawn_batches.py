@@ -13,7 +13,6 @@ from diffprune import data as training
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
-from diffprune.io.sized_cache import sized_cache
 
 
 class _Drawn(NamedTuple):
@@ -26,14 +25,17 @@ class _Drawn(NamedTuple):
 
 
 class DrawnBatches:
-    """Batches by what they were drawn for: the methods of one seed see the same, so each is drawn, and its images encoded, once.
+    """Batches of one seed: methods that train on as many images a step see the same, so each is drawn, and encoded, once.
 
-    mebibytes: most memory of what is kept, least recently used first to go; 0 keeps nothing.
+    They are used in order, so what does not fit is not kept at all: to drop the oldest for it would drop the next to be used. On a
+    GPU nothing is kept; there its memory is worth more than the encoder's time.
+
+    mebibytes: most memory of what is kept; 0 keeps nothing.
     """
 
     def __init__(self, mebibytes: float) -> None:
-        self._kept = sized_cache(int(mebibytes * 2**20), _size)
-        self._keeps = mebibytes > 0
+        self._free, self._most, self._seed = 0.0, mebibytes * 2**20, -1
+        self._kept: dict[tuple[Any, ...], _Drawn] = {}
 
     def batches(
         self,
@@ -50,26 +52,21 @@ class DrawnBatches:
         tally: training.BrokenRows,
     ) -> Iterator[TrainBatch]:
         """What `data.batches` gives, and counts; from memory where it was drawn before."""
-        asked: dict[str, Any] = {
-            "seed": seed,
-            "images": images,
-            "questions": questions,
-            "rank": rank,
-            "world": world,
-            "packed": packed,
-        }
+        if seed != self._seed:
+            self._kept, self._free, self._seed = {}, self._most, seed
+        asked: dict[str, Any] = {"images": images, "questions": questions, "rank": rank, "world": world, "packed": packed}
         stream: Iterator[TrainBatch] = iter(())
         ready = -1  # the step that the stream of new batches is at
         for step in count(start_step):
             key = (data, *asked.values(), step)
-            drawn: _Drawn | None = self._kept.get(key)
+            drawn = self._kept.get(key)
             if drawn is None:
                 if ready != step:
-                    stream = training.batches(vlm, data, **asked, start_step=step, tally=tally)
+                    stream = training.batches(vlm, data, seed=seed, **asked, start_step=step, tally=tally)
                 before, batch, ready = replace(tally), next(stream), step + 1
                 drawn = _Drawn(batch, tally.drawn - before.drawn, tally.broken - before.broken, tally.first)
-                if self._keeps:
-                    self._kept[key] = drawn
+                if vlm.device.type == "cpu" and (size := _size(drawn)) <= self._free:
+                    self._kept[key], self._free = drawn, self._free - size
             else:
                 tally.drawn, tally.broken = tally.drawn + drawn.rows, tally.broken + drawn.broken
                 tally.first = tally.first or (drawn.first if drawn.broken else "")
@@ -77,6 +74,6 @@ class DrawnBatches:
 
 
 def _size(drawn: _Drawn) -> int:
-    """Bytes of a batch, and as many for its encoded images as its pixels take."""
+    """Bytes of a batch, and twice as many for its encoded images as its pixels take, which is about what encoders make of them."""
     texts = [value for f in fields(drawn.batch.prompts) if isinstance(value := getattr(drawn.batch.prompts, f.name), Tensor)]
-    return sum(value.nbytes for value in texts) + 2 * sum(value.nbytes for value in drawn.batch.pixels.values())
+    return sum(value.nbytes for value in texts) + 3 * sum(value.nbytes for value in drawn.batch.pixels.values())

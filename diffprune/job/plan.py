@@ -1,0 +1,230 @@
+"""What a job asks for before anything is started: its cells, what is done of them, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from diffprune import report
+from diffprune.core import registry
+from diffprune.core.budget import Above
+from diffprune.core.cell import Cell, Questions, SelectSpec, TuneSpec, describe
+from diffprune.core.pruner import Pruner
+from diffprune.core.spec import Spec
+from diffprune.core.vlm import VLM
+from diffprune.embedded.world import SPLITS, WORLD_VERSION
+from diffprune.evaluate import grading
+from diffprune.evaluate.cells import cells as evaluation_cells
+from diffprune.job import preflight
+from diffprune.job.job import Job
+from diffprune.measure import measure
+from diffprune.store import Store
+from diffprune.train import estimate
+from diffprune.train.loop import missing
+from diffprune.train.search import SearchTrial, trials
+from diffprune.tune.cells import cells as tuning_cells
+from diffprune.vlm.load import load
+from diffprune.vlm.meta_model import configuration
+
+CELLS = ("tune", "evaluate", "measure")  # stages that ask cells of a model
+NUM_SCENES = 4  # pictures in the report
+
+
+@dataclass
+class Plan:
+    """What a job asks for, before anything is started."""
+
+    job: Job
+    folder: Path
+    vlm: VLM | None
+    _cells: dict[tuple[str, frozenset[tuple[Spec, int]]], list[Cell]] = field(default_factory=dict)
+
+    @property
+    def store_root(self) -> Path:
+        """Where the records are."""
+        return self.folder / "store"
+
+    def untrained(self) -> list[tuple[Spec, int]]:
+        """Methods and seeds without a scorer yet."""
+        return missing(self.job.train, self.folder) if self.job.train else []
+
+    def cells(self, stage: str) -> list[Cell]:
+        """Cells of `tune`, `evaluate` or `measure`. Those of scorers that are not trained yet name them instead of their weights.
+
+        Raises:
+            ValueError: unknown method, benchmark or option, or a budget the model cannot meet.
+        """
+        waiting = set(self.untrained())
+        known = stage, frozenset(waiting)
+        if known not in self._cells:
+            self._cells[known] = self._listed(stage, waiting)
+        return self._cells[known]
+
+    def _listed(self, stage: str, waiting: set[tuple[Spec, int]]) -> list[Cell]:
+        ready = [spec for spec in self.job.baselines if self._wanted(stage, spec)]
+        first = [spec for spec in ready if not (self.job.train and spec.place("weights"))]
+        for (spec, seed), place in self.job.scorers(self.folder).items():
+            if (spec, seed) not in waiting and self._wanted(stage, spec, seed):
+                ready.append(spec.at(weights=place.absolute()))
+                first += ready[-1:] if self._first(seed) else []
+        found = self._asked(stage, ready, first)
+        for spec, seed in self.job.scorers(self.folder):
+            if (spec, seed) in waiting and self._wanted(stage, spec, seed):
+                own = self._asked(stage, [spec], [spec] if self._first(seed) else [])
+                found += [_planned(cell, f"untrained, seed {seed}") for cell in own if cell.method.kind != "bound"]
+        return list(dict.fromkeys(found))
+
+    def _wanted(self, stage: str, spec: Spec, seed: int | None = None) -> bool:
+        """Whether a stage looks at a method: `tune` only at `tuned`. Of trained methods `tune` takes the first seed, and so
+        does `measure` where budgets are counts, which cost the same whatever the weights are."""
+        counted = not any(isinstance(budget, Above) for budget in self.job.budgets)
+        if stage == "tune" and self.job.tuned and spec not in self.job.tuned:
+            return False
+        return self._first(seed) or not (stage == "tune" or (stage == "measure" and counted))
+
+    def _first(self, seed: int | None) -> bool:
+        return seed is None or not self.job.train or seed == self.job.train.seeds[0]
+
+    def _asked(self, stage: str, methods: Sequence[Spec], first: Sequence[Spec]) -> list[Cell]:
+        """The cells of these methods; `evaluate` also gets those to run with tokens replaced, of trained ones the `first` seed."""
+        job = self.job
+        assert self.vlm is not None, "only the report needs no model"
+        if stage == "tune" and (options := job.tuning):
+            return tuning_cells(self.vlm, methods, options)
+        if stage == "evaluate" and job.evaluate:
+            also = [Spec("replaced").with_options(method=spec) for spec in first if spec in job.replaced]
+            return evaluation_cells(self.vlm, [*methods, *also], job.budgets, job.evaluate)
+        assert job.measurement is not None, "a stage without a section is not asked for"
+        return measure.cells(self.vlm, methods, job.budgets, job.measurement)
+
+    def trials(self) -> list[SearchTrial]:
+        """What the job's search tries."""
+        options = self.job.search
+        assert options is not None and self.vlm is not None, "a stage without a section is not asked for"
+        return trials(options, self.vlm.spec, self.vlm.dtype if options.recipe.dtype == "auto" else options.recipe.dtype)
+
+    def pictures(self) -> list[Cell]:
+        """Cells of the pictures on the page: what the first seed of each image-only trained method keeps of a few test scenes, at
+        the job's third budget or its last. Only the embedded model has scenes."""
+        job = self.job
+        if job.model.name != "embedded" or not job.train or not job.budgets or self.untrained():
+            return []
+        self.vlm = self.vlm or load(job.model)
+        budget, names = job.budgets[:3][-1], tuple(map(str, SPLITS["test"][:NUM_SCENES]))
+        first = [
+            spec.at(weights=place.absolute())
+            for (spec, seed), place in job.scorers(self.folder).items()
+            if seed == job.train.seeds[0]
+        ]
+        pruners: list[Pruner] = [made for made in (registry.make("pruners", spec) for spec in first) if not made.reads_question]
+        return [
+            Cell(self.vlm.spec, self.vlm.dtype, SelectSpec(one.spec, budget, names, WORLD_VERSION), describe(one))
+            for one in pruners
+        ]
+
+    def check(self, stages: Sequence[str]) -> None:
+        """Refuse what cannot work while nothing has been started.
+
+        Raises:
+            ValueError: names what is wrong.
+        """
+        needs = [stage for stage in stages if stage in CELLS]
+        for stage in needs:
+            if not self.cells(stage):
+                raise ValueError(f"nothing to {stage}: name at least one method other than unpruned, as in --pruner attention")
+        left = self.untrained()
+        if left and needs and "train" not in stages:
+            spec, seed = left[0]
+            raise ValueError(
+                f"{spec}, seed {seed}, is not trained yet below {self.folder}: run `diffprune train {self.job.name}` first"
+            )
+
+    def try_methods(self, stages: Sequence[str]) -> None:
+        """Refuse a method that cannot run on the model, where anything is left to do.
+
+        Raises:
+            ValueError: names it, with the reason.
+        """
+        needs = [stage for stage in stages if stage in CELLS]
+        done = Store(self.store_root).done() if needs else set()
+        left = [cell for stage in needs for cell in self.cells(stage) if cell.key not in done]
+        if left and self.vlm is not None:
+            subject: Any = left[0].subject
+            asked: Questions = subject.settings.questions[0] if isinstance(subject, TuneSpec) else subject.questions
+            waiting = set(self.untrained())
+            trained = [
+                spec if (spec, seed) in waiting else spec.at(weights=place.absolute())
+                for (spec, seed), place in self.job.scorers(self.folder).items()
+            ]
+            preflight.check(self.vlm, [*self.job.baselines, *trained], asked, self.job.budgets)
+
+    def report(self, out: Path) -> None:
+        """Page and tables in the folder `out`, from the records alone; then the short table."""
+        job = self.job
+        made = report.report(
+            self.store_root, out, title=job.title or job.name, command=f"diffprune run {job.name}", asked=self.setting
+        )
+        print(f"\n{self.summary()}\n\nreport: {made['html'].resolve()}", flush=True)
+
+    def summary(self) -> str:
+        """The short table."""
+        return report.summary(self.store_root, asked=self.setting)
+
+    @property
+    def setting(self) -> dict[str, str]:
+        """What of the job's evaluation tells its chapter of the report from others: columns of cells."""
+        own = self.job.evaluate
+        if own is None:
+            return {}
+        limits = {"limit": own.limit, "answer_tokens": own.answer_tokens}
+        told = {name: "all" if value is None else str(value) for name, value in limits.items()}
+        return {"model": str(self.job.model), "protocol": own.protocol, "split": own.split, "batch": str(own.batch)} | told
+
+    def show(self, stages: Sequence[str]) -> None:
+        """Print what would be run, one line per method and budget, and how much of it is done."""
+        done = Store(self.store_root).done()
+        if "search" in stages and (options := self.job.search):
+            asked = self.trials()
+            todo = sum(trial.cell.key not in done for trial in asked)
+            each = f"{options.configurations} configurations each, of {options.training_images:,} training images"
+            print(f"search: {len(options.recipe.pruners)} methods, {each}: {len(asked)} trials, {todo} to do")
+        if "train" in stages and self.job.train:
+            recipe, left = self.job.train, self.untrained()
+            steps = sorted({recipe.of(spec).steps for spec in recipe.pruners})
+            scorers = f"{len(recipe.pruners) * len(recipe.seeds)} scorers of {' or '.join(map(str, steps))} steps"
+            print(f"train: {scorers}, {len(left)} to do")
+            config = self.job.config or (configuration(recipe.model) if recipe.model.name != "embedded" else None)
+            for found in estimate.estimate(recipe, config, self.job.assumed) if config else []:
+                print("\n".join(f"  {text}" for text in estimate.lines(recipe, found)))
+        for stage in CELLS:
+            if stage in stages:
+                cells = self.cells(stage)
+                _show(stage, cells, done, len(grading.stale(cells, Store(self.store_root))) if stage == "evaluate" else 0)
+
+
+def _planned(cell: Cell, scorer: str) -> Cell:
+    """A cell of a scorer that is not there yet, told from those of other seeds."""
+    subject: Any = cell.subject
+    spec: Spec = subject.pruner
+    inner = {key: replace(value, weights_sha256=scorer) for key, value in spec.options if isinstance(value, Spec)}
+    planned = spec.with_options(**inner) if inner else replace(spec, weights_sha256=scorer)
+    return replace(cell, subject=replace(subject, pruner=planned))
+
+
+def _show(stage: str, cells: Sequence[Cell], done: set[str], stale: int = 0) -> None:
+    """Counts, what the cells have in common, and a line per method. stale: cells whose grader has changed."""
+    told = [(cell.columns(), cell.key not in done) for cell in cells]
+    first = told[0][0]
+    todo = sum(left for _, left in told)
+    print(f"{stage}: {len(cells)} cells, " + (f"{todo} to ask, {stale} to grade again" if stale else f"{todo} to do"))
+    print(f"  {' '.join(dict.fromkeys(c.benchmark for c, _ in told))}, split {first.split}, batch {first.batch}")
+    rows = Counter((c.method, c.weights_sha256) for c, _ in told)
+    asked = Counter((c.method, c.weights_sha256) for c, left in told if left)
+    print(f"  {'cells':>5} {'to do':>5}  method at its budgets")
+    for method, count in rows.items():
+        mine = [c for c, _ in told if (c.method, c.weights_sha256) == method]
+        listed = " ".join(dict.fromkeys(c.budget or (f"{c.target_speedup:g}x" if c.target_speedup else "") for c in mine))
+        print(f"  {count:5d} {asked[method]:5d}  {' '.join(filter(None, method))}  {listed}")
