@@ -9,8 +9,6 @@ on the order in which they come to a look; what a look finds does not.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
@@ -26,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from diffprune.core.records import Outcome, Provenance, SearchLook
 from diffprune.core.spec import Spec
 from diffprune.distributed.cluster import connect
+from diffprune.distributed.trials import failures
 from diffprune.store import Store
 from diffprune.train.search import Bench, Search, SearchTrial, best, mean_hard, state
 from diffprune.vlm.load import load
@@ -75,32 +74,17 @@ def search(
 
 def _run(asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance, workers: int, halvings: int) -> None:
     """All trials of one method, those that are known told again."""
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C stays ours, see `distributed/tune.py`
     folder = Path(f"{store.blobs}-ray-search-{provenance.run}-{provenance.attempt}")
     gpus = ray.cluster_resources().get("GPU", 0)
-    bound = ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known))
-    teller = _Publish(asked, known, store, provenance)
-    tuner = ray_tune.Tuner(
-        ray_tune.with_resources(bound, {"cpu": 1, "gpu": min(1.0, gpus / workers)}),
-        param_space={"index": ray_tune.grid_search(list(range(len(asked))))},
-        tune_config=ray_tune.TuneConfig(
-            scheduler=ASHAScheduler(
-                "look", metric="validation_hard", mode="min", max_t=2**halvings, grace_period=1, reduction_factor=2
-            ),
-            reuse_actors=True,
-            max_concurrent_trials=workers,
-        ),
-        run_config=ray_tune.RunConfig(name="trials", storage_path=str(folder), callbacks=[teller], verbose=0),
+    failed, reason = failures(
+        ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known)), len(asked), folder,
+        _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": min(1.0, gpus / workers)}, max_concurrent_trials=workers,
+        scheduler=ASHAScheduler("look", "validation_hard", "min", max_t=2**halvings, grace_period=1, reduction_factor=2),
     )  # fmt: skip
-    try:
-        results = tuner.fit()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if results.errors:
-        reason = (str(results.errors[0]).strip().splitlines() or [""])[-1]
+    if failed:
         raise RuntimeError(
-            f"{results.num_errors} of {len(asked)} trials of {asked[0].method} failed and will be tried again by the next run; the "
-            f"first with: {reason}"
+            f"{failed} of {len(asked)} trials of {asked[0].method} failed and will be tried again by the next run; the first with: "
+            f"{reason}"
         )
 
 

@@ -7,8 +7,6 @@ between. The driver alone writes (`diffprune.tune.search`).
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,6 +28,7 @@ from diffprune.core.records import Choice, CurvePoint, Provenance, Timing
 from diffprune.core.spec import Spec
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import SweepFailed
+from diffprune.distributed.trials import failures
 from diffprune.evaluate.evaluator import Evaluator
 from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.store import Store
@@ -148,23 +147,19 @@ def _trials(actor: Any, folder: Path, candidates: Sequence[Candidate], found: Ca
     Raises:
         Failed: a trial failed; the first one's reason. The accuracies of the others have been told.
     """
-    # Ctrl-C stays ours: Ray's handler ends the trials as if they were done, and then swallows one more.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     bound = ray_tune.with_parameters(_trial, actor=actor, candidates=list(candidates))
-    tuner = ray_tune.Tuner(
-        ray_tune.with_resources(bound, {"cpu": 0.1}), param_space={"index": ray_tune.grid_search(list(range(len(candidates))))},
-        tune_config=ray_tune.TuneConfig(metric="accuracy", mode="max", reuse_actors=True, max_concurrent_trials=2),
-        run_config=ray_tune.RunConfig(
-            name="trials", storage_path=str(folder), callbacks=[_Tell(candidates, found)], verbose=0
-        ),
-    )  # fmt: skip
-    try:
-        results = tuner.fit()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if results.errors:
-        reason = (str(results.errors[0]).strip().splitlines() or [""])[-1]
-        raise Failed(f"{results.num_errors} of {len(candidates)} trials failed, the first with: {reason}")
+    failed, reason = failures(
+        bound,
+        len(candidates),
+        folder,
+        _Tell(candidates, found),
+        {"cpu": 0.1},
+        metric="accuracy",
+        mode="max",
+        max_concurrent_trials=2,
+    )
+    if failed:
+        raise Failed(f"{failed} of {len(candidates)} trials failed, the first with: {reason}")
 
 
 def tune(
