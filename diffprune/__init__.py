@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from diffprune.pruning.hooks import pruned
     from diffprune.pruning.overlay import overlay
     from diffprune.pruning.path import generate
-    from diffprune.pruning.pretrained import from_pretrained
+    from diffprune.pruning.pretrained import from_pretrained, push_to_hub
     from diffprune.store import Store
     from diffprune.vlm.load import load
 
 __version__ = "0.1.0"
 __all__ = [
     "VLM", "Above", "Budget", "Keep", "Pruner", "Selection", "Share", "Store", "VisualTokens",
-    "benchmark", "from_pretrained", "generate", "load", "overlay", "parse", "pruned", "pruner",
+    "benchmark", "from_pretrained", "generate", "load", "overlay", "parse", "pruned", "pruner", "push_to_hub",
 ]  # fmt: skip
 
 _HOMES = {
     "Above": "core.budget", "Budget": "core.budget", "Keep": "core.budget", "Share": "core.budget", "parse": "core.budget",
     "Pruner": "core.pruner", "Selection": "core.tokens", "VisualTokens": "core.tokens", "VLM": "core.vlm",
     "load": "vlm.load", "overlay": "pruning.overlay", "generate": "pruning.path", "pruned": "pruning.hooks", "Store": "store",
-    "from_pretrained": "pruning.pretrained",
+    "from_pretrained": "pruning.pretrained", "push_to_hub": "pruning.pretrained",
 }  # fmt: skip
 
 

@@ -278,6 +278,17 @@ def fetch(names: tuple[str, ...], out: Path | None) -> None:
             click.echo(benchmark.fetch(out / source.name if out and source else None))
 
 
+@app.command("push")
+@click.argument("scorer", type=click.Path(path_type=Path))
+@click.argument("name", metavar="OWNER/NAME")
+@click.option("--public", is_flag=True, help="A repository that this makes can be read by everyone. [default: private]")
+def push(scorer: Path, name: str, public: bool) -> None:
+    """Upload the folder of a trained SCORER with its card to the Hub, as the repository OWNER/NAME."""
+    from diffprune.pruning.pretrained import push_to_hub
+
+    click.echo(push_to_hub(scorer, name, private=not public))
+
+
 @app.command("list")
 @click.argument("kind", metavar="pruners|models|benchmarks|jobs")
 @click.option("--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Write the package's methods into it.")

@@ -1,4 +1,5 @@
-"""Downloads from the Hugging Face Hub at a fixed commit. Only `diffprune fetch` and training sources use the network."""
+"""Downloads from the Hugging Face Hub at a fixed commit, and scorers uploaded to it. Only `diffprune fetch` and `push`, training
+sources and scorers named by a repository use the network."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from diffprune.core.errors import first_line
 from diffprune.io.checkpoint import CONFIG, FILE
 from diffprune.io.dataset_manifest import Manifest
 from diffprune.io.dataset_splits import card_patterns, patterns, split_files
+from diffprune.io.scorer_card import HUB_NAME
 
 FULL_HASH = 40
 
@@ -115,3 +117,27 @@ def scorer_folder(name: str, revision: str = "main") -> Path:
         raise ValueError(f"no scorer {name!r:.200}: give a folder with config.json and {FILE}, or a name of the Hub, 'owner/name'")
     found = files(name, revision, (CONFIG, FILE), kind="model")
     return next((path.parent for path in found if path.name == CONFIG), found[0].parent)
+
+
+def upload(folder: Path, name: str, *, private: bool, revision: str = "main") -> str:
+    """Upload a scorer's three files to a model repository, which is made where there is none; returns the commit's address.
+
+    name: "owner/name"; who asks is known by the Hub's own login (`hf auth login`, or HF_TOKEN).
+
+    Raises:
+        ValueError: no such name, or the Hub cannot be reached or refuses.
+    """
+    if not HUB_NAME.fullmatch(name):
+        raise ValueError(f"{name!r:.200} is no name of the Hub: write 'owner/name'")
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        wanted = [CONFIG, FILE, "README.md"]
+        done = api.upload_folder(
+            repo_id=name, folder_path=folder, allow_patterns=wanted, revision=revision, commit_message="Upload a diffprune scorer"
+        )
+    except Exception as error:  # see `resolve`
+        raise ValueError(
+            f"{name} could not be written ({first_line(error)}): log in with `hf auth login`, or set HF_TOKEN"
+        ) from None
+    return str(done.commit_url)

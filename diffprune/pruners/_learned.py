@@ -14,21 +14,9 @@ from diffprune.core.fitted import TrainablePruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.io import checkpoint as files
 from diffprune.io.hub import scorer_folder
+from diffprune.io.scorer_card import card
 from diffprune.pruners._scorer import Denoiser, Scorer
 from diffprune.pruners._scorer_config import DIMS, checked, trained_on
-
-CARD = """---
-library_name: diffprune
-tags: [visual-token-pruning]
----
-# {spec}
-
-A visual-token scorer for `{model}`. Use it with
-
-    pruner = diffprune.pruner("{use}")
-
-{facts}
-"""
 
 
 class Learned(TrainablePruner):
@@ -64,6 +52,7 @@ class Learned(TrainablePruner):
         self.needs = frozenset({QUESTION}) if question_aware else frozenset()
         self.networks: nn.ModuleDict | None = None
         self.dims: dict[str, int | None] = {}
+        self.facts: dict[str, Any] = {}
         self.standardise_by(torch.zeros(0), torch.ones(0))
         if weights is not None:
             self._load(scorer_folder(str(weights)))
@@ -172,14 +161,14 @@ class Learned(TrainablePruner):
     # -- files -------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: Path | str, **facts: Any) -> None:
-        """config.json + model.safetensors + README.md in `folder`; `facts` (recipe, figures) go into config and card."""
+        """config.json + model.safetensors + README.md in `folder`; `facts` (recipe, figures) go into both texts, beside those it
+        was loaded with."""
         assert self.networks is not None, "build comes before save"
+        facts = self.facts | facts
         tensors = {**self.networks.state_dict(), "mean": self.mean, "spread": self.spread}
-        use = self.spec.with_options(weights=Path(folder).name)
-        lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-        card = CARD.format(spec=self.spec, model=facts.get("model", "a VLM"), use=use, facts=lines)
+        text = card("A visual-token scorer", str(self.spec), Path(folder).name, facts)
         config = {"method": self.spec.name, "spec": str(self.spec), "options": self.options, "dims": self.dims, "facts": facts}
-        self.weights_sha256 = files.write(folder, tensors, config, card)[:20]
+        self.weights_sha256 = files.write(folder, tensors, config, text)[:20]
 
     def _load(self, folder: Path) -> None:
         tensors, config = files.read(folder)
@@ -205,6 +194,7 @@ class Learned(TrainablePruner):
         networks.eval().requires_grad_(False)
         self.weights_sha256 = files.sha256(path)[:20]
         self.trained_on, self.recipe, self.trained_seed = trained_on(config, folder / files.CONFIG)
+        self.facts = config.get("facts", {})
 
 
 def scaled(features: int) -> tuple[int, int, bool]:

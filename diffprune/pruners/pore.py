@@ -19,23 +19,12 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import Shape
 from diffprune.io import checkpoint as files
 from diffprune.io.hub import scorer_folder
+from diffprune.io.scorer_card import card
 from diffprune.pruners._scorer_config import trained_on
 
 IMAGES = 64  # of the calibration data
 STEEPEST = 20.0  # |sigma| looked at: attention that grows e^20-fold along an image
 ATTENTION = {EvidenceKind.ENCODER_ATTENTION, EvidenceKind.DECODER_ATTENTION}
-CARD = """---
-library_name: diffprune
-tags: [visual-token-pruning]
----
-# {spec}
-
-Position weights for `{model}`. Use it with
-
-    pruner = diffprune.from_pretrained("{folder}")
-
-{facts}
-"""
 
 
 class PoRe(FittedPruner, ScorePruner):
@@ -64,6 +53,7 @@ class PoRe(FittedPruner, ScorePruner):
             raise ValueError(f"pore reweights attention along the sequence, but {method.label} does not rank tokens by attention")
         self.ranking, self.inner, self.needs, self.other_model = method, method, method.needs, other_model
         self.sigma: float | None = None
+        self.facts: dict[str, Any] = {}
         if weights is not None:
             self._load(scorer_folder(str(weights)))
 
@@ -90,13 +80,13 @@ class PoRe(FittedPruner, ScorePruner):
         return run.save(self, images=len(tokens), sigma=round(self.sigma, 6))
 
     def save_pretrained(self, folder: Path | str, **facts: Any) -> None:
-        """config.json + model.safetensors + README.md in `folder`; `facts` go into config and card."""
+        """config.json + model.safetensors + README.md in `folder`; `facts` go into both texts, beside those it was loaded with."""
         assert self.sigma is not None, "fit comes before save"
-        lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-        card = CARD.format(spec=self.spec, model=facts.get("model", "a VLM"), folder=Path(folder).name, facts=lines)
+        facts = self.facts | facts
+        text = card("Position weights", str(self.spec), Path(folder).name, facts)
         config = {"method": "pore", "spec": str(self.spec.without_places()), "inside": str(self.ranking.spec), "facts": facts}
         tensors = {"sigma": torch.tensor(self.sigma, dtype=torch.float64)}
-        self.weights_sha256 = files.write(folder, tensors, config, card)[:20]
+        self.weights_sha256 = files.write(folder, tensors, config, text)[:20]
 
     def _load(self, folder: Path) -> None:
         tensors, config = files.read(folder)
@@ -109,6 +99,7 @@ class PoRe(FittedPruner, ScorePruner):
         self.sigma = float(sigma)
         self.weights_sha256 = files.sha256(folder / files.FILE)[:20]
         self.trained_on, self.recipe, self.trained_seed = trained_on(config, folder / files.CONFIG)
+        self.facts = config.get("facts", {})
 
 
 def along(valid: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Load a trained scorer from a folder or a repository of the Hub, and compare its model with the one it was trained on."""
+"""Trained scorers: loaded from a folder or a repository of the Hub, pushed there, compared with the model they were trained on."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,10 +10,12 @@ from weakref import WeakKeyDictionary
 import torch
 
 from diffprune.core import registry
+from diffprune.core.fitted import FittedPruner
 from diffprune.core.pruner import Pruner, TrainedOn
 from diffprune.core.vlm import VLM
 from diffprune.io.checkpoint import CONFIG, read_config
-from diffprune.io.hub import scorer_folder
+from diffprune.io.hub import scorer_folder, upload
+from diffprune.io.scorer_card import card
 from diffprune.vlm.tokenize import weights_hash
 
 _hashes: WeakKeyDictionary[torch.nn.Module, tuple[Any, dict[str, str]]] = WeakKeyDictionary()
@@ -36,6 +39,25 @@ def from_pretrained(name: str | Path, revision: str = "main", *, other_model: bo
     asked = asked.with_options(other_model=True) if other_model else asked
     made: Pruner = registry.make("pruners", asked.at(weights=folder.absolute()))
     return made
+
+
+def push_to_hub(scorer: Pruner | Path | str, name: str, *, private: bool = True) -> str:
+    """Upload a scorer, or the folder of one, with its card to the Hub's repository "owner/name"; returns the address of the commit.
+
+    The repository is made where there is none, private unless told otherwise; `from_pretrained(name)` loads from it.
+
+    Raises:
+        ValueError: no scorer, a damaged or untrained one, no name of the Hub, or the Hub refuses.
+    """
+    method = scorer if isinstance(scorer, Pruner) else from_pretrained(scorer)
+    if not isinstance(method, FittedPruner) or not method.weights_sha256:
+        raise ValueError(f"{method.label} has learnt nothing that could be uploaded: give a trained scorer or its folder")
+    with tempfile.TemporaryDirectory(prefix="diffprune-") as place:
+        folder = Path(place)
+        method.save_pretrained(folder)
+        facts = read_config(folder).get("facts", {})
+        (folder / "README.md").write_text(card("A visual-token pruner", str(method.spec), name, facts), encoding="utf-8")
+        return upload(folder, name, private=private)
 
 
 def check_model(pruner: Pruner | None, vlm: VLM) -> None:
