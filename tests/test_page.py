@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffprune.report import report
+from diffprune.report.render.svg import axes, inline, styled, svg
 from diffprune.store import Store
 from tests.browser import CHROMIUM, Browser
 from tests.records import evaluate_cell, prediction, provenance
@@ -71,3 +72,30 @@ def test_dark_has_light_ink_and_print_shows_what_is_folded(page: Path, browser: 
     height = browser.look("document.documentElement.scrollHeight")
     browser.open(page, medium="print")
     assert browser.look("document.documentElement.scrollHeight") > 1.5 * height
+
+
+def test_a_figure_on_the_page_is_the_figure_as_drawn(tmp_path: Path, browser: Browser) -> None:
+    """Pixel by pixel, though shared styles are classes, names are short and paths are without white space."""
+    with styled():
+        figure, panels = axes(4, 3, 1, 2)
+        for ax, marks in zip(panels, ("osv", "DP^"), strict=True):
+            for number, mark in enumerate(marks):
+                ax.errorbar([0.1, 2, 3.5], [number, -number, 1e-3], 0.4, color=f"C{number}", marker=mark, mfc="white", label=mark)
+            ax.fill_between([0, 3], 0.2, 0.7, alpha=0.2)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center")
+        drawn = svg(figure)
+    found = []
+    for text in (drawn, inline(drawn, "f0-0w", "Marks & lines")):
+        (tmp_path / "page.html").write_text(f"<style>svg{{display:block;width:500px;height:auto}}</style>{text}", "utf-8")
+        browser.open(tmp_path / "page.html")
+        browser.picture(tmp_path / "page.png", 400)
+        found.append((tmp_path / "page.png").read_bytes())
+    assert found[0] == found[1]
+    assert len(inline(drawn, "f0-0w", "")) < 0.8 * len(drawn)
+
+
+def test_without_timings_accuracy_by_kept_tokens_stands_in_the_place_of_the_speeds(page: Path, browser: Browser) -> None:
+    browser.open(page)
+    assert browser.look("document.querySelectorAll('.first .pair figure').length") == 1
+    assert "by tokens kept" in browser.look("document.querySelector('.first .pair svg').getAttribute('aria-label')")
+    assert browser.look("document.querySelector('.first').textContent").count("`diffprune measure`") == 1

@@ -14,7 +14,7 @@ from diffprune.report.analysis.scenes import scenes
 from diffprune.report.render import curves, escape, figures, html, latex, sensitivity, table
 from diffprune.report.render.forest import forest
 from diffprune.report.render.scenes import strips
-from diffprune.report.render.svg import Plot
+from diffprune.report.render.svg import HALF, WIDTH, Plot
 from diffprune.report.render.table import Table
 from diffprune.report.tables import accuracy as accuracy_tables
 from diffprune.report.tables import catalogue, caveats, errors, provenance, published, verdict
@@ -107,10 +107,11 @@ def _said(part: Mapping[str, Any]) -> list[str]:
 def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
     """Everything the page shows of one chapter, the `number`-th."""
     found, fast, batch = speed.of(chapter)
+    pareto = figures.pareto(chapter, fast, batch)
     plots = {
         "forest": forest(chapter),
-        "pareto": figures.pareto(chapter, fast, batch),
-        "accuracy": figures.accuracy(chapter),
+        "pareto": pareto,
+        "accuracy": figures.accuracy(chapter, WIDTH if pareto else HALF),  # without speeds it stands in the place of `pareto`
         "retention": figures.retention(chapter),
         "breakdown": figures.breakdown(chapter, found, batch),
     }
@@ -119,7 +120,7 @@ def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
     derived = Derived(chapter)
     return {
         "name": chapter.setting["model"], "key": " | ".join(map(str, chapter.setting.values())),
-        "setting": "; ".join(f"{k} {v}" for k, v in chapter.setting.items() if k != "model"),
+        "setting": "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in chapter.setting.items() if k != "model"),
         "lead": verdict.lead(chapter, fast, batch), "sentences": verdict.headline(chapter, fast, batch),
         "caveats": caveats.caveats(chapter),
         "flags": [(f, FLAGS.get(f, "")) for f in sorted(flags) if not f.startswith("threads_")],

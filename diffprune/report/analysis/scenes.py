@@ -30,8 +30,9 @@ class Scene:
 
 
 def scenes(records: Records, chapters: list[Comparison]) -> list[Scene]:
-    """In the order of their seeds, with answers of the first chapter that has them."""
-    return [Scene(seed, masks, _first(records, chapters, str(seed), list(masks))) for seed, masks in sorted(records.masks.items())]
+    """In the order of their seeds, those with answers (of the first chapter that has them) before the others."""
+    found = [Scene(seed, masks, _first(records, chapters, str(seed), list(masks))) for seed, masks in sorted(records.masks.items())]
+    return sorted(found, key=lambda one: one.asked is None)
 
 
 def _first(records: Records, chapters: list[Comparison], picture: str, methods: list[str]) -> Asked | None:

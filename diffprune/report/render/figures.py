@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.speed import Speed
 from diffprune.report.render.escape import plain
-from diffprune.report.render.svg import DPI, HALF, INK, NARROW, SHOWN, Plot, axes, plot, styled, svg
+from diffprune.report.render.svg import DPI, HALF, INK, NARROW, SHOWN, WIDTH, Plot, axes, plot, styled, svg
 from diffprune.report.tables.accuracy import kind_curves
 from diffprune.statistics import Interval
 
@@ -95,8 +95,8 @@ def _end_labels(chapter: Comparison, ax: Axes, ends: list[tuple[str, float, floa
     for (label, end, y), place in zip(ends, places, strict=True):
         x = edge if math.isnan(end) else end
         color = chapter.style(label)[0]
-        leader = {"arrowstyle": "-", "color": color, "lw": 0.4, "alpha": 0.6, "shrinkA": 0, "shrinkB": 4}
-        ax.annotate(f" {label}", (x, y), xytext=(edge, place), textcoords="data", color=color, fontsize=8, va="center", ha="left",
+        leader = {"arrowstyle": "-", "color": color, "lw": 0.9, "shrinkA": 0, "shrinkB": 4}
+        ax.annotate(f" {plain(label, 34)}", (x, y), xytext=(edge, place), textcoords="data", fontsize=8, va="center", ha="left",
                     annotation_clip=False, arrowprops=None if math.isnan(end) else leader)  # fmt: skip
 
 
@@ -142,11 +142,11 @@ def _pareto(chapter: Comparison, lines: Mapping[str, list[tuple[Interval, Interv
         return svg(figure)
 
 
-def accuracy(chapter: Comparison) -> Plot | None:
+def accuracy(chapter: Comparison, inches: float = WIDTH) -> Plot | None:
     """Accuracy against kept tokens."""
     lines = {x: [(b.kept, a) for b in chapter.budgets if (a := chapter.accuracy(x, b.spelling))] for x in _shown(chapter)}
     lines = {x: points for x, points in lines.items() if points}
-    return plot(lambda width: _accuracy(chapter, lines, width), _said("Accuracy", lines, "tokens kept")) if lines else None
+    return plot(lambda width: _accuracy(chapter, lines, width), _said("Accuracy", lines, "tokens kept"), inches) if lines else None
 
 
 def _accuracy(chapter: Comparison, lines: Mapping[str, list[tuple[float, Interval]]], width: float) -> str:

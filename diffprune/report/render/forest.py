@@ -68,6 +68,6 @@ def _row(chapter: Comparison, ax, y: float, budget: Budget, one: Judged) -> None
     filled = color if one.verdict.word in COLOR else "white"
     seeds = differences(chapter, SUBJECT, one.other, budget.spelling)
     if len(seeds) > 1:
-        ax.plot(seeds, [y + 0.3] * len(seeds), ls="none", marker=".", ms=3.5, color=INK, alpha=0.6, mew=0)
+        ax.plot(seeds, [y + 0.3] * len(seeds), ls="none", marker="o", ms=2.4, color=INK, alpha=0.7, mew=0)
     ax.plot([found.low, found.high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
     ax.plot([found.estimate], [y], color=color, marker="D", ms=4.5, mfc=filled, mew=1.2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,10 +128,27 @@ def inline(text: str, key: str, alt: str) -> str:
 
     key: before every id, so that no figure refers to another. Inks and colours become the page's, which are others in the dark.
     """
-    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{key}", text)
+    short = {name: f"{key}{number:x}" for number, name in enumerate(dict.fromkeys(re.findall(r' id="([^"]+)"', text)))}
+    text = re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda m: m[1] + short[m[2]], text)
     text = re.sub(r": #([0-9a-f]{6})\b", r": var(--x\1,#\1)", text)
+    text = _classed(re.sub(r' d="([^"]*)"', lambda m: f' d="{_path(m[1])}"', text))
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     name = f'role="img" aria-label="{html.escape(alt)}"'
     return re.sub(
         r'(<svg[^>]*?) width="([0-9.]+)pt"', lambda m: f'{m[1]} style="max-width:{1.5 * float(m[2]):g}pt" {name}', text, count=1
     )
+
+
+def _path(data: str) -> str:
+    """The commands of a path without the white space that they do not need."""
+    return re.sub(r" ?([A-Za-z]) ?", r"\1", data).replace(" -", "-")
+
+
+def _classed(text: str) -> str:
+    """Styles that stand on several elements, as classes: most of a figure's bytes. A class is named by what it says, so that it
+    means the same in every figure of a page."""
+    styles = Counter(re.findall(r' style="([^"]*)"', text))
+    names = {style: "s" + hashlib.sha256(style.encode()).hexdigest()[:6] for style, times in styles.items() if times > 1}
+    text = re.sub(r' style="([^"]*)"', lambda m: f' class="{names[m[1]]}"' if m[1] in names else m[0], text)
+    rules = "".join(f".{name}{{{style}}}" for style, name in names.items())
+    return text.replace("</style>", f"{rules}</style>", 1)

@@ -93,11 +93,7 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     timed = [(b, s) for b in chapter.budgets if (s := fast.get((SUBJECT, b.spelling))) and s.net]
     parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {b.kept:.0f} tokens" for b, s in timed if s.net]
     if parts:
-        flags = sorted({f for _, s in timed for f in s.flags})
-        said.append(
-            f"Measured prefill speedup net of the pruner's own overhead, batch {batch}: {_list(parts)}"
-            + (f" (flags: {', '.join(flags)})." if flags else ".")
-        )
+        said.append(f"Measured prefill speedup net of the pruner's own overhead, batch {batch}: {_list(parts)}.")
     else:
         said.append("Its prefill has not been timed yet, so there is no speedup to report.")
     return said
