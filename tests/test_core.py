@@ -108,7 +108,7 @@ def make(name: str) -> Pruner:
     pruner = registry.load("pruners", f"{name}(attention)" if name in WRAPPERS else name)
     if isinstance(pruner, TrainablePruner):
         torch.manual_seed(0)
-        pruner.build(tokens(8, seed=7, padded=False)).eval()
+        pruner.build(tokens(8, seed=7, padded=False, projected=site(pruner) >= PROJECTED)).eval()
     elif isinstance(pruner, FittedPruner):
         pruner.fit(Calibration())
     return pruner

@@ -16,7 +16,7 @@ from diffprune import data as training
 from diffprune import pruning
 from diffprune.core.budget import Budget, Keep
 from diffprune.core.evidence import QUESTION
-from diffprune.core.fitted import Artifact, FittedPruner, FittingRun, Loss, Progress, TrainablePruner, TrainingRun
+from diffprune.core.fitted import Artifact, FittedPruner, FittingRun, Loss, Progress, RelaxedPruner, TrainingRun
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Kind, ScorePruner
 from diffprune.core.site import ENCODED, Cut, Plan, Site, Stage
@@ -44,7 +44,7 @@ def vlm() -> Any:
     return load("embedded", device="cpu")
 
 
-class Reconstructing(TrainablePruner):
+class Reconstructing(RelaxedPruner):
     """Learns from the tokens alone: a soft selection must rebuild all tokens of the image from those it lets through."""
 
     def __init__(self, question_aware: bool = False) -> None:
@@ -155,7 +155,7 @@ def test_the_loss_of_answers_is_the_default(vlm: Any) -> None:
     """Oracle: the relaxation and the loss written out, scaled to the mean over answer tokens."""
 
     class Plain(Reconstructing):
-        objective = TrainablePruner.objective
+        objective = RelaxedPruner.objective
 
     trainer = ScorerTrainer(LocalContext("run"), vlm, Recipe(**SMALL), Plain(), 0)
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))

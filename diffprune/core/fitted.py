@@ -129,18 +129,19 @@ class FittedPruner(Pruner):
         """Write config.json, model.safetensors and a card to `folder`; `facts` (recipe, figures) go into both texts."""
 
 
-class TrainablePruner(FittedPruner, ScorePruner):
-    """A method whose networks are trained by gradients, as a rule through the frozen model's loss on answers.
+class TrainablePruner(FittedPruner):
+    """A method whose networks are trained by gradients of its own `objective`; the model is frozen.
 
-    `relax` keeps every token and lets gradients reach the scores; `select` removes. A loss of another kind overrides `objective`.
-
-    attention_implementation: of the decoder while it trains, as its relaxation needs it; None is the model's own.
+    attention_implementation: of the decoder while it trains, as its objective needs it; None is the model's own.
     searched: constructor options that a search of training settings chooses, such as a penalty's weight, and from which values.
+    apart: sentences on how its training differs from that of a recipe's other methods, which see the same data, steps, seeds and
+           budgets; the report prints them.
     """
 
     kind = Kind.TRAINED
     attention_implementation: ClassVar[str | None] = None
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    apart: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def build(self, tokens: VisualTokens) -> torch.nn.ModuleDict:
@@ -151,17 +152,36 @@ class TrainablePruner(FittedPruner, ScorePruner):
         """The networks for tokens (and words) of these widths, without values: torch's `meta` device."""
 
     @abstractmethod
-    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
-        """Degrade each token according to its score so that the loss can teach the scorer.
+    def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, noise: Noise) -> Loss:
+        """Loss of one part of a batch, through which gradients reach the method's networks.
 
-        temperature: of the relaxation. noise: the only source of randomness, one stream for each row of `tokens`, so that a step
-        can be repeated, and split over any number of workers.
+        noise: the only source of randomness, one stream for each image (or question, where it is read), so that a step can be
+        repeated, and split over any number of workers.
         """
 
     def temperature(self, progress: Progress, annealing: Annealing) -> float:
         """Of the relaxation: half a cosine from start to end over the annealed steps, then constant (arXiv 2605.28051)."""
         done = min(progress.step / (annealing.share * progress.steps), 1.0)
         return annealing.end + (annealing.start - annealing.end) / 2 * (1 + math.cos(math.pi * done))
+
+    def fit(self, run: FittingRun) -> Artifact:
+        """The training loop."""
+        return run.train(self)
+
+
+class RelaxedPruner(TrainablePruner, ScorePruner):
+    """A method that ranks tokens by learned scores, trained through a relaxation of removal and the model's loss on answers.
+
+    `relax` keeps every token and lets gradients reach the scores; `select` removes. A loss of another kind overrides `objective`.
+    """
+
+    @abstractmethod
+    def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
+        """Degrade each token according to its score so that the loss can teach the scorer.
+
+        temperature: of the relaxation. noise: the only source of randomness, one stream for each row of `tokens`, so that a step
+        can be repeated, and split over any number of workers.
+        """
 
     def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, noise: Noise) -> Loss:
         """Loss of one part of a batch: the answers' negative log likelihood through `relax`, plus its penalty.
@@ -192,7 +212,3 @@ class TrainablePruner(FittedPruner, ScorePruner):
         chosen = budget.pick(scores, valid)
         overlap = relaxed.let.where(chosen, 0.0).sum(1) / chosen.sum(1).clamp_min(1)
         return {"kept": relaxed.kept.mean(), "score_sd": spread.mean(), "overlap": overlap.mean()}
-
-    def fit(self, run: FittingRun) -> Artifact:
-        """The training loop."""
-        return run.train(self)

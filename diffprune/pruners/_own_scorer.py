@@ -9,6 +9,7 @@ from torch import nn
 
 from diffprune.core.fitted import Annealing, Progress
 from diffprune.pruners._learned import Learned
+from diffprune.pruners._networks import Networks
 
 
 class OwnScorer(Learned):
@@ -17,7 +18,7 @@ class OwnScorer(Learned):
     width: of the hidden layer; 0 is half of the tokens'.
     """
 
-    option_labels = {"other_model": Learned.option_labels["other_model"]}
+    option_labels = Networks.option_labels
 
     def __init__(self, weights: Path | None = None, *, width: int = 0, other_model: bool = False) -> None:
         super().__init__(weights, attention=False, denoiser=False, width=width, other_model=other_model)
