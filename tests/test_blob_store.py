@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -306,8 +307,35 @@ def test_attempts_grow_and_fence_off_the_ones_before(blobs: Blobs) -> None:
 def test_a_number_is_taken_once_also_after_it_was_passed_on(blobs: Blobs) -> None:
     work = Attempts(blobs, "attempts", "work")
     assert work.take(1, b"first") and not work.take(1, b"second") and blobs.read("attempts/1") == b"first"
-    assert work.take(2) and not work.take(1), "who looked before others took 1 and 2 comes too late"
+    assert work.take(2, b"third") and not work.take(1, b"fourth"), "who looked before others took 1 and 2 comes too late"
     assert list(blobs.list()) == ["attempts/2"]
+
+
+def test_a_create_whose_answer_was_lost_is_taken_by_whose_note_stands_there(blobs: Blobs) -> None:
+    class Unheard(FailingBlobs):
+        def create(self, key: str, data: bytes | memoryview) -> None:
+            super().create(key, data)
+            raise FileExistsError(errno.EEXIST, "is there already", key)
+
+    work = Attempts(Unheard(blobs, OSError(), allowed=9), "attempts", "work")
+    taken = work.take(1, b"mine")
+    assert taken == 1 and taken.note == b"mine" and work.take(1, b"other") is None
+    work.check(taken)
+
+
+def test_an_attempt_is_known_by_its_note(blobs: Blobs) -> None:
+    """After the blob was removed by hand the next attempt has the same number; the old one stays shut out."""
+    work = Attempts(blobs, "attempts", "work")
+    old = pickle.loads(pickle.dumps(work.begin()))
+    work.check(old)
+    blobs.delete("attempts/1")
+    with pytest.raises(Fenced, match=r"attempts/1 is gone or another's: was the folder moved"):
+        work.check(old)
+    new = work.begin()
+    assert new == old == 1
+    work.check(new)
+    with pytest.raises(Fenced, match="gone or another's"):
+        work.check(old)
 
 
 def test_of_many_that_begin_each_has_its_own_attempt(blobs: Blobs) -> None:

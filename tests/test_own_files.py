@@ -102,16 +102,21 @@ def test_what_is_kept_of_the_pictures_on_the_page_is_a_record(scorer: Path, embe
 
 
 @pytest.mark.parametrize(
-    "damage", [*NOTHING, b'{"host": 5, "pid": "x", "started": null}', b'{"host": "h", "pid": -1, "started": 0}']
+    "damage",
+    [
+        *NOTHING,
+        b'{"host": 5, "machine": null, "pid": "x", "ticks": null, "token": 5}',
+        b'{"host": "h", "machine": "m", "pid": -1, "ticks": 0, "token": "t"}',
+        b'{"host": "h", "machine": "m", "pid": 1, "ticks": 0, "token": "../t"}',
+    ],
 )
 def test_a_damaged_lock_names_nobody_and_is_taken_over(damage: bytes) -> None:
-    with lock("store", "mine") as first:
-        LocalBlobs("store").replace(f"locks/mine/{first}", damage)
-        refuse_if_held("store", "mine")
-        with lock("store", "mine") as second:
-            assert second == first + 1
-            with pytest.raises(Busy):
-                refuse_if_held("store", "mine")
+    LocalBlobs("store").replace("locks/mine/1", damage)
+    refuse_if_held("store", "mine")
+    with lock("store", "mine") as second:
+        assert second == 2
+        with pytest.raises(Busy):
+            refuse_if_held("store", "mine")
 
 
 @pytest.mark.parametrize("damage", NOTHING)

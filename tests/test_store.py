@@ -1,7 +1,6 @@
 """The store against faults: whatever breaks, a reader sees whole commits only, and what is lost is named and done again."""
 
 import errno
-import json
 import math
 import os
 import random
@@ -26,7 +25,7 @@ from diffprune.core.cell import Cell, EvaluateSpec, Questions
 from diffprune.core.records import TABLES, CurvePoint, Outcome, Prediction, Provenance, Step
 from diffprune.core.spec import Spec
 from diffprune.io.blob_store import Blobs, LocalBlobs
-from diffprune.store import Busy, Fenced, Store, lock, manifest
+from diffprune.store import Busy, Fenced, Store, lock, manifest, views
 from diffprune.store import columns as columns_module
 from diffprune.store import parts as parts_module
 
@@ -150,11 +149,36 @@ def test_publishing_again_changes_nothing(blobs: Blobs) -> None:
     assert blobs.list() == before
 
 
-def test_of_two_attempts_at_a_cell_the_first_counts(blobs: Blobs) -> None:
-    publish(blobs, 0, answer="first")
-    publish(blobs, 0, answer="second", made=replace(MADE, attempt=2))
-    assert answers(blobs) == {cell(0).key: ["first"] * 3}
-    assert Store(blobs).read("outcomes")["attempt"].tolist() == [1]
+@pytest.mark.parametrize("step_ns", [1, -(10**18)], ids=["clock", "clock set back"])
+def test_of_two_commits_of_a_cell_the_newer_attempts_first_counts(
+    blobs: Blobs, step_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order they came, and in whatever order a clock says they did."""
+    now = [time.time_ns()]
+
+    def clock() -> int:
+        now[0] += step_ns
+        return now[0]
+
+    monkeypatch.setattr(time, "time_ns", clock)
+    writer = Store(blobs)
+    for attempt, word in ((1, "first"), (2, "second"), (2, "third"), (1, "late")):
+        rows = [prediction(i, word) for i in range(3)]
+        made = replace(MADE, attempt=attempt)
+        writer.publish({"predictions": rows, "outcomes": [OK]}, cell=cell(0), provenance=made)
+        assert answers(blobs) == {cell(0).key: ["first" if word == "first" else "second"] * 3}
+    assert Store(blobs).read("outcomes")["attempt"].tolist() == [2]
+    if isinstance(blobs, LocalBlobs):
+        assert views.connect(blobs.root).sql("SELECT DISTINCT answer FROM answers_given").fetchall() == [("second",)]
+
+
+def test_of_failures_the_newest_attempts_last_counts(blobs: Blobs) -> None:
+    for attempt, reason in ((1, "a"), (2, "b"), (2, "c"), (1, "d")):
+        made, rows = replace(MADE, attempt=attempt), {"outcomes": [replace(FAILED, reason=reason)]}
+        Store(blobs).publish(rows, cell=cell(0), provenance=made)
+    assert Store(blobs).read("outcomes")["reason"].tolist() == ["c"]
+    if isinstance(blobs, LocalBlobs):
+        assert views.connect(blobs.root).sql("SELECT reason FROM outcomes").fetchall() == [("c",)]
 
 
 def test_a_failed_cell_is_not_done_and_yields_to_success(blobs: Blobs) -> None:
@@ -469,19 +493,6 @@ def test_another_process_is_refused_and_takes_over_when_the_owner_is_killed(tmp_
     with lock(tmp_path, run="demo") as attempt:  # the killed process is still a zombie here
         assert attempt == 2
     owner.wait()
-
-
-@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"started": 1.0}, {"host": "elsewhere"}])
-def test_a_lock_is_stale_when_its_process_is_known_to_have_ended(blobs: Blobs, change: dict[str, object]) -> None:
-    with lock(blobs, run="demo"):
-        note = blobs.read("locks/demo/1")
-    blobs.replace("locks/demo/1", json.dumps({**json.loads(note), **change}).encode())
-    if "host" in change:
-        with pytest.raises(Busy, match=r"on elsewhere.*empty .*locks/demo/1 if"), lock(blobs, run="demo"):
-            pass
-        blobs.replace("locks/demo/1", b"")
-    with lock(blobs, run="demo") as attempt:
-        assert attempt == 2
 
 
 @pytest.mark.parametrize("note", [b"", b'{"host":', b"[]", b'{"pid": 1}', b"\xff"])

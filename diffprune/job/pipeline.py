@@ -61,6 +61,7 @@ def run(
     Raises:
         ValueError: something the job asks for does not exist or cannot be; nothing has been started then.
         Busy: another process runs this name.
+        Fenced: another took over, or the store was moved away, while this one was at work.
         SweepFailed: some cells have no result; all stages went to their end.
     """
     folder = Path(out) / job.name
@@ -87,9 +88,11 @@ def run(
 
 
 def _explained(store: Path) -> None:
-    """README and views beside the store; a disk that is full by now keeps nobody from what the run itself has to say."""
+    """README and views beside the store; a disk that is full by now keeps nobody from what the run itself has to say, and a store
+    that was moved away is not made anew."""
     with contextlib.suppress(OSError):
-        readme.write(store)
+        if store.is_dir():
+            readme.write(store)
 
 
 def _wanted(job: Job, stages: Sequence[str]) -> list[str]:
@@ -141,6 +144,7 @@ class PipelineRun:
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Say when a stage begins and how long it took."""
+        Store(self.plan.store_root).check_owner(self.provenance)
         start = time.monotonic()
         print(f"[{start - self.began:6.1f} s] {stage}", flush=True)
         yield

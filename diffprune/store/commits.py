@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from diffprune.core.records import GRADED
@@ -21,6 +22,7 @@ class Commits:
         self.blobs = blobs
         self.check = check
         self.problems: list[str] = []
+        self._latest = 0  # `published` of the last commit seen
         self._refused: set[Commit] = set()  # damaged ones, also where nothing can be moved and they stay in place
         self._parsed: dict[str, tuple[str, Commit]] = {}  # by key, as long as the version of the blob stays the same
         self._intact: set[Commit] = set()  # parts hashed once per store object; the table that is read is hashed at every read
@@ -31,6 +33,11 @@ class Commits:
             self.blobs.replace(part.key, parts[part.table])
         fence()
         self.blobs.replace(commit.key, render(commit))
+        self._latest = max(self._latest, commit.published)
+
+    def moment(self) -> int:
+        """Nanoseconds since 1970, but later than every commit seen so far: a clock that was set back puts nothing before them."""
+        return max(time.time_ns(), self._latest + 1)
 
     def holds(self, name: str) -> bool:
         """Whether an intact commit of this name is published."""
@@ -91,6 +98,7 @@ class Commits:
             self._report(f"{key} {damage}; {self._move(key)}; what it published counts as not done")
             return None
         self._parsed[key] = (version, commit)
+        self._latest = max(self._latest, commit.published)
         return commit
 
     def _verify(self, commit: Commit) -> bool:
@@ -138,15 +146,17 @@ class Commits:
 
 
 def chosen(commits: list[Commit], table: str) -> list[Commit]:
-    """The commits whose part of `table` counts, by cell: of several of one cell the first, and where all failed the last; of what
-    hangs on a grader, the one with the grades that count. A compacted store has one commit, of many cells."""
+    """The commits whose part of `table` counts, by cell: of several of one cell the newest attempt's first, and where all failed
+    its last, so that no clock decides between two attempts; of what hangs on a grader, the one with the grades that count. A
+    compacted store has one commit, of many cells."""
     if table in GRADED:
         return [commit for commit in gradings(commits).values() if commit.part(table)]
     holding = [commit for commit in commits if commit.part(table)]
     failed = [commit for commit in reversed(holding) if commit.status == "failed"]
     first: dict[str, Commit] = {}
-    for commit in [commit for commit in holding if commit.status != "failed"] + failed:
-        first.setdefault(commit.cell, commit)
+    for some in ([commit for commit in holding if commit.status != "failed"], failed):
+        for commit in sorted(some, key=lambda one: -one.attempt):  # which keeps the order within an attempt
+            first.setdefault(commit.cell, commit)
     return [first[cell] for cell in sorted(first)]
 
 

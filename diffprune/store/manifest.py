@@ -48,7 +48,7 @@ class Commit:
 
     cell: key, "" of a compacted store's one commit, whose parts hold many cells;
     status: "ok" or "failed" where the commit holds the cell's outcome, else "";
-    published: nanoseconds since 1970 on the writer's clock.
+    published: nanoseconds since 1970 on the writer's clock, or more where it had seen later commits.
     grader: digest of the code that gave the grades in this commit; "" where it holds none.
     answers: name of the commit whose answers were graded here again; "" where they are its own, or there are none.
     """

@@ -6,7 +6,6 @@ Blobs: `parts/<table>/<cell>-<sha256>.parquet`, `manifests/<cell>-<content>.json
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -48,15 +47,25 @@ class Store:
         """The blobs put aside while reading, one sentence each: which, why, where it is now, what counts as not done."""
         return self._commits.problems
 
+    def check_owner(self, provenance: Provenance) -> None:
+        """Refuse what an attempt that does not hold the run's lock would write.
+
+        Raises:
+            Fenced: another attempt of the run has taken over, or the lock is gone, with the store or by hand.
+            ValueError: a run name outside the allow-list.
+        """
+        attempts_at(self.blobs, provenance.run).check(provenance.attempt)
+
     def publish(self, records: Mapping[str, Sequence[Any]], *, cell: Cell, provenance: Provenance) -> None:
         """Make rows of several tables visible together or not at all. Publishing the same again changes nothing.
 
-        A cell is published whole: of several commits of one cell only the first counts per table (an `ok` one before a failed one).
+        A cell is published whole: of several commits of one cell one counts per table: an `ok` one before a failed one, a newer
+        attempt's before an older's, an earlier one before a later.
         `predictions` become `answers` and `grades`, which name the grader of the cell's benchmark as it is here.
 
         Raises:
             ValueError: unknown table, wrong record or value, run name outside the allow-list.
-            Fenced: a newer attempt of the run has taken over.
+            Fenced: as `check_owner`.
             OSError: names the blob that could not be written; nothing new is visible.
         """
         graded_by = grader(cell) if VIEW in records else ""
@@ -86,7 +95,7 @@ class Store:
         before: tuple[Commit, Commit] | None = None,
     ) -> None:  # fmt: skip
         """before: the answers that are graded again, and the grading that counted."""
-        fence = partial(attempts_at(self.blobs, provenance.run).check, provenance.attempt)
+        fence = partial(self.check_owner, provenance)
         fence()
         arrays = {table: record_arrays(table, rows) for table, rows in records.items()}
         owner = cell.key
@@ -100,7 +109,7 @@ class Store:
         )
         outcomes = {row.status for row in records.get("outcomes", ())}
         status = "" if not outcomes else "ok" if outcomes == {"ok"} else "failed"
-        now = max(time.time_ns(), before[1].published + 1 if before else 0)  # later, also by a clock that is behind
+        now = self._commits.moment()
         about = (graded_by if "grades" in records else "", before[0].name if before else "")
         commit = Commit(name, cell.key, provenance.run, provenance.attempt, status, now, parts, *about)
         self._commits.add(commit, data, fence)
@@ -110,7 +119,7 @@ class Store:
     ) -> pd.DataFrame:
         """All rows of a table, each once, ordered by cell and then as written; `versions` and `hardware` are categories.
 
-        Of a cell that was published twice the first commit counts. A table nobody wrote is an empty frame with its columns.
+        Of a cell that was published twice one commit counts, see `publish`. A table nobody wrote is an empty frame.
 
         names, cells: only these columns, only rows of the cells with these keys; what is left out costs neither time nor memory.
         coded: all text as categories, in the order of the texts: a tenth of the memory where a million rows repeat themselves.

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from diffprune.core.records import Step
-from diffprune.io.attempts import Attempts
+from diffprune.io.attempts import Attempt, Attempts
 from diffprune.io.blob_store import Blobs, LocalBlobs, named, open_blobs
 from diffprune.io.json_object import parsed
 
@@ -35,8 +35,8 @@ def attempts_at(folder: Blobs | Path | str) -> Attempts:
     return Attempts(open_blobs(folder), "attempts", "training")
 
 
-def claim(folder: Blobs | Path | str) -> int:
-    """Take a run's folder over: a new attempt number, larger than every earlier one."""
+def claim(folder: Blobs | Path | str) -> Attempt:
+    """Take a run's folder over: a new attempt, its number larger than every earlier one."""
     return attempts_at(folder).begin()
 
 
