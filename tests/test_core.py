@@ -6,6 +6,7 @@ import inspect
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,7 +83,8 @@ def inside_decoder(
         **{decoder_attention(at): torch.rand(num_images, num, generator=chance).to(dtype) for at in (-1, None)},
         decoder_attention(-1, "each"): torch.rand(num_images, num, 6, generator=chance).to(dtype),
         decoder_keys(): torch.randn(num_images, num, 8, generator=chance).to(dtype),
-        decoder_features(0): torch.randn(num_images, num, 2 * WIDTH, generator=chance).to(dtype),
+        **{decoder_features(i): torch.randn(num_images, num, 2 * WIDTH, generator=chance).to(dtype) for i in range(SHAPE.layers)},
+        decoder_attention(raw=True): torch.randn(num_images, num, generator=chance).to(dtype),
         decoder_keys(-1, "text"): words(8),
         decoder_features(None, "text"): words(2 * WIDTH),
     }
@@ -117,11 +119,11 @@ def make(name: str) -> Pruner:
 class Calibration:
     """A run that fits on other images."""
 
-    vlm: Any = None
+    vlm: Any = SimpleNamespace(shape=SHAPE)
     seed = 0
 
     def calibration(self, pruner: Pruner, images: int) -> VisualTokens:
-        return tokens(8, seed=7)
+        return tokens(8, seed=7, projected=site(pruner) >= PROJECTED)
 
     def train(self, pruner: TrainablePruner) -> Artifact:
         raise AssertionError("a calibrated method takes no steps")

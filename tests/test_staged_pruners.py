@@ -22,7 +22,8 @@ from tests.test_decoder_cuts import MODES, batch, entering, generate, whole
 from tests.test_families import own
 
 LLAVA = replace(SEVEN, visual_tokens=576)
-STAGED = ("fastv", "pyramiddrop", "sparsevlm", "dart")
+STAGED = ("fastv", "pyramiddrop", "sparsevlm", "dart")  # ready as they are
+PLANNED = (*STAGED, "btp")
 
 
 def plan(spelling: str, budget: Budget) -> list[tuple[int, Budget]]:
@@ -34,13 +35,17 @@ def test_plans_of_the_papers() -> None:
     assert plan("fastv(after=8)", Keep(300)) == [(8, Keep(208))]
     assert plan("pyramiddrop", Keep(270)) == [(8, Keep(288)), (16, Keep(144)), (24, Keep(72))]
     assert [layer for layer, _ in plan("sparsevlm", Keep(192))] == [2, 6, 15]
+    halving = Share((3 * 576 + 3 * 288 + 8 * 144 + 8 * 48 + 10 * 1) / 32 / 576)  # an average of 129.3
+    found = plan("btp", halving)
+    assert [layer for layer, _ in found] == [3, 6, 14, 22]
+    assert [cut.share for _, cut in found if isinstance(cut, Share)] == pytest.approx([1 / 2, 1 / 2, 1 / 3, 1 / 48], rel=1e-5)
     shallow = replace(LLAVA, layers=4, visual_tokens=144)
-    found = {name: [c.site.layer for c in registry.load("pruners", name).cuts(Keep(72), shallow)] for name in STAGED}
-    assert found == {"fastv": [1], "pyramiddrop": [1, 2, 3], "sparsevlm": [1, 2], "dart": [1]}
+    found = {name: [c.site.layer for c in registry.load("pruners", name).cuts(Keep(72), shallow)] for name in PLANNED}
+    assert found == {"fastv": [1], "pyramiddrop": [1, 2, 3], "sparsevlm": [1, 2], "dart": [1], "btp": [1, 2, 3]}
 
 
 @pytest.mark.parametrize("shape", [LLAVA, replace(QWEN, visual_tokens=1280), replace(LLAVA, layers=4, visual_tokens=144)])
-@pytest.mark.parametrize("name", STAGED)
+@pytest.mark.parametrize("name", PLANNED)
 def test_a_budget_is_the_average_over_layers(name: str, shape: object) -> None:
     total = shape.visual_tokens  # type: ignore[attr-defined]
     for budget in (Keep(total // 2), Share(0.4), Share(0.9), Keep(total)):
@@ -50,7 +55,7 @@ def test_a_budget_is_the_average_over_layers(name: str, shape: object) -> None:
         assert abs(fmean(seen) - wanted) <= 0.5, (budget, seen)  # each cut's count is rounded
 
 
-@pytest.mark.parametrize("name", STAGED)
+@pytest.mark.parametrize("name", PLANNED)
 def test_budgets_that_cannot_be_met_are_refused(name: str) -> None:
     vlm, prompts, _, tokens = batch("llava")
     method = registry.load("pruners", name)

@@ -37,12 +37,14 @@ class Evidence:
              which is all text after the image) or "each" (every token of the question). Of keys and hidden states, "text" means
              those of the question instead of those of the image.
     joint:   encoder attention of one head as wide as all of them together, instead of the mean over heads.
+    raw:     decoder attention before the softmax.
     """
 
     kind: EvidenceKind
     layer: int | None = None
     queries: str = ""
     joint: bool = False
+    raw: bool = False
 
     @property
     def from_encoder(self) -> bool:
@@ -73,7 +75,8 @@ class Evidence:
         layer = "" if self.layer is None else f", layer {self.layer}"
         if self.from_decoder and (self.layer is None or self.layer < 0):
             layer = ", next layer" if self.layer is None else f", layer {self.layer} from the cut"
-        return f"{self.kind}{layer}{f', {self.queries} queries' if self.queries else ''}{', joint heads' if self.joint else ''}"
+        told = f"{self.kind}{layer}{f', {self.queries} queries' if self.queries else ''}{', joint heads' if self.joint else ''}"
+        return f"{told}, before the softmax" if self.raw else told
 
 
 class Question(NamedTuple):
@@ -105,12 +108,12 @@ def encoder_features(layer: int) -> Evidence:
     return Evidence(EvidenceKind.ENCODER_FEATURES, layer)
 
 
-def decoder_attention(layer: int | None = -1, queries: str = "last") -> Evidence:
+def decoder_attention(layer: int | None = -1, queries: str = "last", raw: bool = False) -> Evidence:
     """Attention [B N] each visual token receives from the `queries` in a decoder layer, after the softmax, mean over heads.
 
-    "each": [B N T], T as in the embedded question.
+    "each": [B N T], T as in the embedded question. raw: before the softmax, scaled products of queries and keys.
     """
-    return Evidence(EvidenceKind.DECODER_ATTENTION, layer, queries)
+    return Evidence(EvidenceKind.DECODER_ATTENTION, layer, queries, raw=raw)
 
 
 def decoder_keys(layer: int | None = -1, queries: str = "") -> Evidence:

@@ -23,6 +23,8 @@ from diffprune.core.site import Stage
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 
+CALIBRATION_IMAGES = 64  # that a method without gradients is fitted to
+
 
 @dataclass(frozen=True)
 class Artifact:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from diffprune.core.budget import Budget, Keep, Share
 
+LEAST = 1e-9  # share of a cut: every image keeps one token anyway
+
 
 class Stage(enum.IntEnum):
     """Part of the model at whose end a cut happens, in order along the model."""
@@ -76,17 +78,20 @@ def tokens_per_layer(cuts: Sequence[Cut], total: int, layers: int) -> tuple[int,
     return (*seen, *[total] * (layers - len(seen)))
 
 
-def layer_average(share: float, layers: int, after: Sequence[int]) -> float:
+def layer_average(share: float, layers: int, after: Sequence[int], powers: Sequence[float] = ()) -> float:
     """Mean share of tokens over all decoder layers when cuts after the layers `after` each leave `share` of what they find.
 
     With l_0 = 0 < l_1 < ... < l_n and l_(n+1) = L: sum_i (l_(i+1) - l_i) share^i / L.
+
+    powers: of `share`, one for each cut, where cuts leave different shares; () is 1 for all.
     """
     edges = [0, *after, layers]
-    return sum((end - start) * share**i for i, (start, end) in enumerate(itertools.pairwise(edges))) / layers
+    left = [0.0, *itertools.accumulate(powers or [1.0] * len(after))]
+    return sum((end - start) * share**p for p, (start, end) in zip(left, itertools.pairwise(edges), strict=True)) / layers
 
 
-def share_per_cut(average: float, layers: int, after: Sequence[int]) -> float:
-    """The share of what it finds that each cut leaves so that `layer_average` is `average`.
+def share_per_cut(average: float, layers: int, after: Sequence[int], powers: Sequence[float] = ()) -> float:
+    """The share of what it finds that each cut leaves, to the power of its own, so that `layer_average` is `average`.
 
     Raises:
         ValueError: layers out of order or outside the decoder, or an average that even empty layers do not come down to.
@@ -101,21 +106,24 @@ def share_per_cut(average: float, layers: int, after: Sequence[int]) -> float:
         )
     low, high = 0.0, 1.0
     while low < (middle := (low + high) / 2) < high:  # until neighbouring floating-point numbers; the average rises with the share
-        low, high = (middle, high) if layer_average(middle, layers, after) < average else (low, middle)
+        low, high = (middle, high) if layer_average(middle, layers, after, powers) < average else (low, middle)
     return high
 
 
-def staged(budget: Budget, layers: int, after: Sequence[int], total: int) -> Plan:
+def staged(budget: Budget, layers: int, after: Sequence[int], total: int, powers: Sequence[float] = ()) -> Plan:
     """Cuts after the decoder layers `after` whose layer average is `budget`; each leaves the same share of what it finds.
 
-    layers: of the decoder. total: visual tokens of an image, which a count is set against.
+    layers: of the decoder. total: visual tokens of an image, which a count is set against. powers: see `layer_average`.
 
     Raises:
         ValueError: a threshold, or a budget that those cuts cannot meet.
     """
     sites = [Site(Stage.DECODER, layer) for layer in after]
     if isinstance(budget, Share):
-        share = share_per_cut(budget.share, layers, after)
-        return tuple(Cut(site, Share(share)) for site in sites)
-    share = share_per_cut(budget.count(total) / total, layers, after)
-    return tuple(Cut(site, Keep(max(1, round(total * share**i)))) for i, site in enumerate(sites, 1))
+        share = share_per_cut(budget.share, layers, after, powers)
+        return tuple(
+            Cut(site, Share(max(share**power, LEAST))) for site, power in zip(sites, powers or [1.0] * len(sites), strict=True)
+        )
+    share = share_per_cut(budget.count(total) / total, layers, after, powers)
+    left = itertools.accumulate(powers or [1.0] * len(sites))
+    return tuple(Cut(site, Keep(max(1, round(total * share**power)))) for site, power in zip(sites, left, strict=True))

@@ -10,7 +10,7 @@ group by row group; rows that are broken are counted, skipped and replaced (`tab
 from diffprune.data.batch import TrainBatch, block_mask, packed_rows, rows
 from diffprune.data.catalog import SOURCES, source, source_spec
 from diffprune.data.sources import BrokenRows, QAPairs, TooManyBroken, TrainingSource
-from diffprune.data.stream import batches, calibration, first_example, validation
+from diffprune.data.stream import batches, calibration, calibration_pictures, first_example, validation
 
 __all__ = [
     "SOURCES",
@@ -22,6 +22,7 @@ __all__ = [
     "batches",
     "block_mask",
     "calibration",
+    "calibration_pictures",
     "first_example",
     "packed_rows",
     "rows",

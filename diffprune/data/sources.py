@@ -80,6 +80,10 @@ class TrainingSource(ABC):
     def identity(self) -> str:
         """The data's content and options, wherever it lies: part of a recipe's key. Empty where its name says it all."""
 
+    def calibrates_apart(self, revision: str, split: str) -> bool:
+        """Whether a benchmark's split shows none of its calibration pictures, as its name alone says. revision: of its data."""
+        return False
+
     @abstractmethod
     def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> tuple[Any, QAPairs]:
         """The PIL image (RGB) of a draw and up to `questions` pairs about it; at least one. check: what it must pass.

@@ -55,6 +55,16 @@ def calibration(vlm: VLM, data: Spec | str, images: int = 64, tally: BrokenRows 
     return _drawn(vlm, drawn, [DrawIndex(CALIBRATION, i, images) for i in range(images)], 1, False, counted)
 
 
+def calibration_pictures(data: Spec | str, images: int) -> Iterator[Any]:
+    """The PIL images of `calibration`, without a model.
+
+    Raises:
+        ValueError: the data cannot be read.
+    """
+    drawn, counted = source(data), BrokenRows(limit=0.99)
+    return (drawn.draw(DrawIndex(CALIBRATION, i, images), 1, counted)[0] for i in range(images))
+
+
 def validation(
     vlm: VLM,
     data: Spec | str,

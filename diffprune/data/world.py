@@ -8,13 +8,17 @@ from PIL import Image
 
 from diffprune.data.sources import TRAIN, BrokenRows, Check, DrawIndex, QAPairs, TrainingSource
 from diffprune.embedded.questions import draw
-from diffprune.embedded.world import SPLITS, scene
+from diffprune.embedded.world import SPLITS, WORLD_VERSION, scene
 
 
 class WorldSource(TrainingSource):
     """Endless scenes; those for calibration and validation have seeds of their own."""
 
     identity = ""
+
+    def calibrates_apart(self, revision: str, split: str) -> bool:
+        """Splits of the world have seeds of their own."""
+        return revision == WORLD_VERSION and split != "calibration"
 
     def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> tuple[Any, QAPairs]:
         """A picture of the embedded world and questions about it."""

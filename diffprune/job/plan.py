@@ -18,7 +18,7 @@ from diffprune.core.vlm import VLM
 from diffprune.embedded.world import SPLITS, WORLD_VERSION
 from diffprune.evaluate import grading
 from diffprune.evaluate.cells import cells as evaluation_cells
-from diffprune.job import preflight
+from diffprune.job import overlap, preflight
 from diffprune.job.job import Job
 from diffprune.measure import measure
 from diffprune.store import Store
@@ -135,6 +135,8 @@ class Plan:
         for stage in needs:
             if not self.cells(stage):
                 raise ValueError(f"nothing to {stage}: name at least one method other than unpruned, as in --pruner attention")
+        if self.job.train and self.job.evaluate and {"train", "evaluate"} & set(stages):
+            overlap.refuse(self.job.train, self.job.evaluate)
         left = self.untrained()
         if left and needs and "train" not in stages:
             spec, seed = left[0]

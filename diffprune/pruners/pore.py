@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffprune.core.budget import Budget
 from diffprune.core.evidence import EvidenceKind
-from diffprune.core.fitted import Artifact, FittedPruner, FittingRun
+from diffprune.core.fitted import CALIBRATION_IMAGES, Artifact, FittedPruner, FittingRun
 from diffprune.core.pruner import Pruner, Reference, ScorePruner
 from diffprune.core.site import Plan
 from diffprune.core.tokens import VisualTokens
@@ -22,7 +22,6 @@ from diffprune.io.hub import scorer_folder
 from diffprune.io.scorer_card import card
 from diffprune.pruners._scorer_config import trained_on
 
-IMAGES = 64  # of the calibration data
 STEEPEST = 20.0  # |sigma| looked at: attention that grows e^20-fold along an image
 ATTENTION = {EvidenceKind.ENCODER_ATTENTION, EvidenceKind.DECODER_ATTENTION}
 
@@ -74,7 +73,7 @@ class PoRe(FittedPruner, ScorePruner):
 
     def fit(self, run: FittingRun) -> Artifact:
         """One exponential through the scores of all calibration images."""
-        tokens = run.calibration(self, IMAGES)
+        tokens = run.calibration(self, CALIBRATION_IMAGES)
         scores = self.ranking.score(tokens).float()
         self.sigma = slope(along(tokens.valid)[tokens.valid], scores[tokens.valid])
         return run.save(self, images=len(tokens), sigma=round(self.sigma, 6))

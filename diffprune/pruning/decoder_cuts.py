@@ -343,9 +343,9 @@ class DecoderCuts:
         if key.kind is EvidenceKind.DECODER_ATTENTION:
             assert isinstance(found, Seen)
             if key.queries == "last":
-                return _placed(attention_rows(found, _last(rows.prompts)).transpose(1, 2), rows)[..., 0]
+                return _placed(attention_rows(found, _last(rows.prompts), key.raw).transpose(1, 2), rows)[..., 0]
             places, real = places_of_question(rows.prompts)
-            each = attention_rows(found, places).masked_fill(~real[..., None], 0).transpose(1, 2)
+            each = attention_rows(found, places, key.raw).masked_fill(~real[..., None], 0).transpose(1, 2)
             if key.queries == "each":
                 return _placed(each, rows)
             return _placed((each.sum(2) / real.sum(1)[:, None].clamp_min(1))[..., None], rows)[..., 0]

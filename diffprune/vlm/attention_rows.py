@@ -118,8 +118,11 @@ def ahead(layer: Any, states: Tensor, given: Mapping[str, Any]) -> Seen:
     return found[0]
 
 
-def attention_rows(seen: Seen, queries: Tensor) -> Tensor:
-    """[B R S]: attention the `queries` [B R] (places in their rows) pay to every token, after the softmax, mean over heads."""
+def attention_rows(seen: Seen, queries: Tensor, raw: bool = False) -> Tensor:
+    """[B R S]: attention the `queries` [B R] (places in their rows) pay to every token, after the softmax, mean over heads.
+
+    raw: before the softmax and the mask, soft cap included.
+    """
     batch, heads, length, size = seen.query.shape
     groups = seen.key.shape[1]
     query = seen.query.gather(2, queries[:, None, :, None].expand(-1, heads, -1, size))
@@ -127,6 +130,8 @@ def attention_rows(seen: Seen, queries: Tensor) -> Tensor:
     scores = grouped.view(batch, heads, -1, length) * seen.scaling
     if seen.softcap is not None:
         scores = (scores / seen.softcap).tanh() * seen.softcap
+    if raw:
+        return scores.float().mean(1)
     if seen.mask is None:
         scores = scores.masked_fill(torch.arange(length, device=scores.device) > queries[:, None, :, None], -torch.inf)
     else:
