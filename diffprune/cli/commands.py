@@ -252,6 +252,30 @@ def export(run: Path, out: Path) -> None:
     click.echo(f"{out}: the report and its store, {size:.1f} MiB")
 
 
+@app.command("compare")
+@click.argument("first", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("second", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the page. [default: runs/FIRST-SECOND]")
+def compare(first: Path, second: Path, out: Path | None) -> None:
+    """Two runs on one page: the second minus the first for every method and budget that both have, with verdicts, and what differs.
+
+    RUN is the folder of a run, or of an exported report. Questions that both asked are compared in pairs; no model is needed."""
+    from diffprune import report
+
+    out = out or Path("runs") / f"{first.resolve().name}-{second.resolve().name}"
+    made, said = report.compare(first, second, out)
+    click.echo("\n".join([*said, f"page: {made['html'].resolve()}"]))
+
+
+@app.command("index")
+@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+def index(folder: Path) -> None:
+    """One page over all runs of FOLDER (runs, unless named): FOLDER/index.html, with each run's verdict and a link to its page."""
+    from diffprune import report
+
+    click.echo(f"page: {report.index(folder).resolve()}")
+
+
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a checkpoint; never pickles or code
 
 

@@ -6,7 +6,9 @@ from the Parquet files.
 
 from __future__ import annotations
 
+from diffprune.report.compare import compare
+from diffprune.report.index import index
 from diffprune.report.make import report
 from diffprune.report.render.terminal import summary
 
-__all__ = ["report", "summary"]
+__all__ = ["compare", "index", "report", "summary"]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffprune.io.blob_store import LocalBlobs
+from diffprune.report import files
 from diffprune.report.analysis import records, speed, verdicts
 from diffprune.report.analysis.comparison import FULL, Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.scenes import scenes
-from diffprune.report.render import curves, escape, figures, html, latex, sensitivity, table
+from diffprune.report.render import curves, figures, html, sensitivity
 from diffprune.report.render.forest import forest
 from diffprune.report.render.scenes import strips
-from diffprune.report.render.svg import HALF, WIDTH, Plot
+from diffprune.report.render.svg import HALF, WIDTH
 from diffprune.report.render.table import Table
 from diffprune.report.tables import accuracy as accuracy_tables
 from diffprune.report.tables import catalogue, caveats, errors, provenance, published, verdict
@@ -36,7 +36,6 @@ FLAGS = {
     "parts_differ": "Score, select and gather timed apart do not add up to the overhead timed as a whole.",
     "shared_device": "Other processes kept the machine busy while it was timed.",
 }
-DETAILS = ("latency_spans", "benchmarks_", "pictures")  # tables that repeat others in detail: beside the page as CSV, not on it
 METHOD = (
     "Accuracy: mean credit per benchmark, averaged over benchmarks. Intervals: {draws:,} bootstrap draws of whole groups "
     "(pictures), the same draws for every method, two unseen changes added (Bonett and Price 2012), and, where a trained method "
@@ -92,7 +91,7 @@ def report(
     every = [*((c["key"], t) for c in parts for t in _tables(c)), *(("", t) for t in shared.values() if t)]
     every += [("", kept)] if (kept := provenance.pictures(found)) else []
     plots = [*((name, plot) for c in parts for name, plot in c["plots"].items()), *drawn.items()]
-    return _write(Path(out), title, page, every, plots, [s for c in parts for s in _said(c)])
+    return files.write(Path(out), "report", title, page, every, plots, [s for c in parts for s in _said(c)])
 
 
 def _said(part: Mapping[str, Any]) -> list[str]:
@@ -175,36 +174,3 @@ def _tables(part: Mapping[str, Any]) -> list[Table]:
     )
     found = [t for name in order for t in (part[name] if isinstance(part[name], list) else [part[name]])]
     return [t for t in found if t is not None and t.rows]
-
-
-def _write(
-    out: Path, title: str, page: str, chapters: list[tuple[str, Table]], plots: Sequence[tuple[str, Plot | None]], said: list[str]
-) -> dict[str, Path]:
-    """Write everything; returns the paths. Names are numbered where two chapters have a table or a figure of one name."""
-    tables = [t for _, t in chapters]
-    texts: dict[str, tuple[Path, str]] = {"html": (out / "report.html", page)}
-    texts["numbers"] = (out / "numbers.csv", table.numbers(chapters))
-    read = [t for t in tables if not t.name.startswith(DETAILS)]
-    pictures = []
-    for stem, plot in plots:
-        if plot:
-            name = _free("svg", stem, texts)
-            texts[f"svg/{name}"] = (out / "figures" / f"{name}.svg", '<?xml version="1.0" encoding="utf-8"?>\n' + plot.file)
-            pictures.append(f"![{escape.markdown(plot.alt, 1500)}](figures/{name}.svg)\n")
-    document = [
-        f"# {escape.markdown(title)}", "", *(f"{escape.markdown(s, 1200)}\n" for s in said), *pictures, *map(table.markdown, read),
-    ]  # fmt: skip
-    texts["markdown"] = (out / "report.md", "\n".join(document))
-    texts["latex"] = (out / "report.tex", latex.document(title, read))
-    for t in tables:
-        name = _free("csv", t.name, texts)
-        texts[f"csv/{name}"] = (out / "tables" / f"{name}.csv", table.to_csv(t))
-    blobs = LocalBlobs(out)
-    for path, content in texts.values():
-        blobs.replace(path.relative_to(out).as_posix(), content.encode())
-    return {name: path for name, (path, _) in texts.items()}
-
-
-def _free(kind: str, stem: str, taken: Mapping[str, object]) -> str:
-    """`stem`, numbered where it is taken."""
-    return next(name for name in (stem, *(f"{stem}_{i}" for i in range(2, 1000))) if f"{kind}/{name}" not in taken)

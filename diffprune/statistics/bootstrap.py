@@ -134,6 +134,21 @@ class Estimate:
             num_seeds=max(self.num_seeds, other.num_seeds), answer=max(self.answer, other.answer),
         )  # fmt: skip
 
+    def apart(self, other: Estimate) -> Estimate:
+        """Difference of two estimates on different groups, drawn independently of each other: their variances add.
+
+        Both come with draws of one seed, so the other's are taken in another order. Degrees of freedom are those of Welch (1947).
+        """
+        order = np.random.default_rng(0).permutation(len(other.draws))
+        parts = [(float(np.nanvar(one.draws)), one.df) for one in (self, other)]
+        spread = sum(variance**2 / df for variance, df in parts if df > 0)
+        df = sum(variance for variance, _ in parts) ** 2 / spread if spread else min(df for _, df in parts)
+        return replace(
+            self, value=self.value - other.value, draws=self.draws - other.draws[order], seeds=(*self.seeds, *other.seeds),
+            num_seeds=max(self.num_seeds, other.num_seeds), used=np.concatenate([self.used, other.used]), df=df,
+            num_rows=self.num_rows + other.num_rows, answer=self.answer + other.answer,
+        )  # fmt: skip
+
     def percent_of(self, other: Estimate) -> Estimate:
         """100 x self / other, of a figure without scorer seeds: relative accuracy, retention."""
         assert not other.seeds, "shares are of a bound, which has no scorer seeds"

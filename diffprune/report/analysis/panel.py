@@ -57,19 +57,19 @@ class BootstrapTable:
 
     def mean(self, arm: Arm) -> Interval:
         """Mean accuracy in percent, unweighted over the strata that every replicate has."""
-        (found,) = self._estimates([arm])
+        (found,) = self.estimates([arm])
         return found.interval(0.0, 100.0)
 
     def value(self, arm: Arm) -> float:
         """The mean alone, without its interval."""
-        return self._estimates([arm])[0].value
+        return self.estimates([arm])[0].value
 
     def difference(self, one: Arm, two: Arm) -> Difference:
         """`one` - `two` in points, over the strata and the groups that both have answered."""
-        first, second = self._estimates([one, two])
+        first, second = self.estimates([one, two])
         return (first - second).difference()
 
-    def _estimates(self, arms: Sequence[Arm]) -> list[Estimate]:
+    def estimates(self, arms: Sequence[Arm]) -> list[Estimate]:
         """Mean over the strata that every replicate of every arm has, one estimate per arm."""
         replicates = [set(cells) for arm in arms for cells in arm.values()]
         shared = sorted(set.intersection(*replicates)) if all(arms) else []

@@ -11,13 +11,14 @@ from diffprune.report.analysis.speed import Speed
 from diffprune.report.analysis.verdicts import RULE, Judged, rivals
 from diffprune.report.render.table import Number
 from diffprune.report.tables.accuracy import open_note
-from diffprune.statistics import Difference, counted
+from diffprune.statistics import Difference, Verdict, counted
 from diffprune.statistics.verdict import BETTER, CANNOT_TELL, EQUIVALENT, WORSE
 
 RULES = "the best training-free image-only rule of each budget"
 
 
-def _list(parts: list[str]) -> str:
+def joined(parts: list[str]) -> str:
+    """The parts with commas and an "and"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -44,10 +45,10 @@ def verdict(against: str, found: Sequence[tuple[Budget, Judged]]) -> str:
     for word, says in SAYS.items():
         mine = [_told(budget, one, against) for budget, one in found if one.verdict.word == word]
         if mine:
-            clauses.append(says.format(_list(mine)))
+            clauses.append(says.format(joined(mine)))
     alone = [_told(budget, one, against) for budget, one in found if one.verdict.found.scorers_only]
     if alone:
-        clauses.append(f"gets no verdict as a method, for want of seeds; the difference of these scorers is, with {_list(alone)}")
+        clauses.append(f"gets no verdict as a method, for want of seeds; the difference of these scorers is, with {joined(alone)}")
     if not clauses:
         return f"Against {against} nothing was compared at a shared budget."
     if len(clauses) == 1 and len(found) > 1 and not alone:
@@ -93,7 +94,7 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     timed = [(b, s) for b in chapter.budgets if (s := fast.get((SUBJECT, b.spelling))) and s.net]
     parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {b.kept:.0f} tokens" for b, s in timed if s.net]
     if parts:
-        said.append(f"Measured prefill speedup net of the pruner's own overhead, batch {batch}: {_list(parts)}.")
+        said.append(f"Measured prefill speedup net of the pruner's own overhead, batch {batch}: {joined(parts)}.")
     else:
         said.append("Its prefill has not been timed yet, so there is no speedup to report.")
     return said
@@ -116,11 +117,25 @@ def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | N
 
 def short(chapter: Comparison) -> str:
     """One line: the sum of the verdicts against the other trained methods, for the top of the page."""
-    others = rivals(chapter)
-    found = [one.verdict for (against, _), one in verdicts.of(chapter).items() if against in others]
-    if not found:
+    num = len(_against_trained(chapter))
+    if not num:
         return "No comparison with another trained method in this store."
+    return f"DiffPrune against the other trained methods, {num} comparison{'s' * (num != 1)}: {tally(chapter)}."
+
+
+def tally(chapter: Comparison) -> str:
+    """The verdicts against the other trained methods, counted; "" where there are none."""
+    return counts(_against_trained(chapter))
+
+
+def counts(found: Sequence[Verdict]) -> str:
+    """ "better in 3, equivalent in 2 and no verdict in 1, ...": how often each word was given."""
     parts = [f"{word} in {num}" for word, num in counted(found).items()]
     alone = sum(verdict.found.scorers_only for verdict in found)
-    parts += [f"no verdict in {alone}, which hold for these scorers only (one seed)"] if alone else []
-    return f"DiffPrune against the other trained methods, {len(found)} comparisons: {_list(parts)}."
+    parts += [f"no verdict in {alone}, which {'hold' if alone > 1 else 'holds'} for these scorers only (one seed)"] if alone else []
+    return joined(parts) if parts else ""
+
+
+def _against_trained(chapter: Comparison) -> list[Verdict]:
+    others = verdicts.rivals(chapter)
+    return [one.verdict for (against, _), one in verdicts.of(chapter).items() if against in others]

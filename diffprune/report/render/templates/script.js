@@ -19,13 +19,15 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const label = document.createElement("label"), field = document.createElement("input");
   label.className = "filter";
   field.type = "search";
-  field.placeholder = "e.g. gumbel 16";
+  const some = (rows[1] ?? rows[0]).cells;
+  field.placeholder = `e.g. ${some[0].textContent.trim().split(" ")[0].toLowerCase()} ${some[1].textContent.trim()}`;
   label.append("Show only rows with ", field);
   table.closest(".table").prepend(label);
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/);
     for (const row of rows) {
-      const text = [row.cells[0], row.cells[1]].map((cell) => cell.textContent.trim().toLowerCase()).join(" ");
+      const told = [...row.cells].filter((cell, i) => i < 2 || cell.dataset.v === undefined);
+      const text = told.map((cell) => cell.textContent.trim().toLowerCase()).join(" ");
       row.hidden = !words.every((word) => text.includes(word));
     }
   });

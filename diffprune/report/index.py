@@ -1,0 +1,100 @@
+"""`index`: one page over several runs, a row for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from diffprune.io.blob_store import LocalBlobs
+from diffprune.report.analysis import records, speed
+from diffprune.report.analysis.comparison import FULL, Comparison, chapters
+from diffprune.report.analysis.labels import SUBJECT
+from diffprune.report.render import html
+from diffprune.report.render.table import Entry, Number, Table
+from diffprune.report.tables import verdict
+from diffprune.report.tables.accuracy import shown
+from diffprune.report.tables.caveats import caveats
+
+PAGES = ("report/report.html", "report.html")  # of a run's folder, and of an exported report
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with a store. page: its report, relative to the index, "" where there is none yet."""
+
+    name: str
+    folder: Path
+    page: str
+
+
+def index(folder: Path | str) -> Path:
+    """Write `index.html` into a folder of runs or of exported reports, and return it.
+
+    Raises:
+        ValueError: there is no run in it.
+    """
+    root = Path(folder)
+    found = list(runs(root))
+    if not found:
+        raise ValueError(f"{root} has no runs: an index is of a folder with folders that have a `store`, such as runs or reports")
+    rows, links = [], []
+    for run in found:
+        for row in _rows(run):
+            rows.append(row)
+            links.append(quote(run.page))
+    columns = (
+        *("Run", "made", "Model", "questions", "pictures", "Against other trained methods", "unpruned %"),
+        *(f"{SUBJECT} %", "kept tokens", "net prefill speedup", "Caveats"),
+    )
+    title = f"Runs in {root.resolve().name}"
+    notes = (f"{SUBJECT} is shown at the middle budget of each run, where it was asked; the run's own page has the others.",)
+    page = html.render(
+        "index.html.j2", title=title, runs=Table("runs", title, columns, tuple(rows), notes), links=links, num=len(found)
+    )
+    LocalBlobs(root).replace("index.html", page.encode())
+    return root / "index.html"
+
+
+def runs(root: Path) -> Iterator[Run]:
+    """The folders of `root` that have a store, by name."""
+    for place in sorted(one for one in root.iterdir() if (one / "store").is_dir()) if root.is_dir() else ():
+        page = next((page for page in PAGES if (place / page).is_file()), "")
+        yield Run(place.name, place, f"{place.name}/{page}" if page else "")
+
+
+def _rows(run: Run) -> Iterator[tuple[Entry, ...]]:
+    """One for each chapter of a run; of a run that cannot be read, or has no results, one that says so."""
+    empty: tuple[Entry, ...] = (None,) * 4
+    try:
+        found = records.read(run.folder / "store")
+        there = list(chapters(found))
+    except (ValueError, OSError) as error:
+        yield run.name, "", "", *empty[:2], f"cannot be read: {error}", *empty, ""
+        return
+    if not there:
+        done = ", ".join(sorted(set(found.cells["verb"]))) or "nothing"
+        yield run.name, _made(found.cells["started"]), "", *empty[:2], f"nothing was evaluated or timed; done: {done}", *empty, ""
+    for chapter in there:
+        yield _row(run, chapter)
+
+
+def _made(started: object) -> str:
+    """The last day on which a record was made."""
+    return max(map(str, started), default="")[:10]  # type: ignore[call-overload]
+
+
+def _row(run: Run, chapter: Comparison) -> tuple[Entry, ...]:
+    cells = chapter.evaluated if len(chapter.evaluated) else chapter.measured
+    budgets = [b for b in chapter.budgets if (SUBJECT, b.spelling) in chapter.arms]
+    middle = budgets[len(budgets) // 2] if budgets else None
+    accuracy = chapter.accuracy(SUBJECT, middle.spelling) if middle else None
+    questions = chapter.rows.drop_duplicates(["sample", "group"]) if len(chapter.rows) else chapter.rows
+    fast = speed.of(chapter)[1].get((SUBJECT, middle.spelling)) if middle else None
+    return (
+        run.name, _made(cells["started"]), str(chapter.setting["model"]), Number(len(questions), digits=0),
+        Number(chapter.rows["group"].nunique(), digits=0), verdict.tally(chapter),
+        shown(chapter.accuracy(FULL, "")), shown(accuracy), Number(middle.kept, digits=0) if middle else None,
+        shown(fast.net, 2, "×") if fast else None, ", ".join(flag for flag, _ in caveats(chapter)),
+    )  # fmt: skip
