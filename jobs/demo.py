@@ -30,6 +30,7 @@ job = Job(
         budgets=BUDGETS,
         workers=2,
         validate_every=200,  # at the end of every scorer
+        validation_images=6,
         grad_cosine_every=50,
         methods=METHODS,
     ),

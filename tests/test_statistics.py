@@ -269,6 +269,21 @@ def test_no_answer_changed_never_gives_a_wider_interval_than_one_changed() -> No
     assert found[0].high == pytest.approx(1.97 * 2**0.5 / 2, rel=0.02)  # of 200 answers, one lost and one won unseen
 
 
+@pytest.mark.parametrize("answers", [1, 4, 10])
+def test_a_change_that_was_not_seen_may_be_of_all_answers_about_a_picture(answers: int) -> None:
+    widths = []
+    for lost in range(4):  # answers, each of another picture
+        right = np.ones(40 * answers)
+        pruned = right.copy()
+        pruned[answers * np.arange(lost)] = 0
+        a, b = means(np.stack([pruned, right]), np.repeat(np.arange(40), answers)).estimates([[0], [1]])
+        found = (a - b).difference()
+        widths.append(found.high - found.low)
+    assert widths == sorted(widths)
+    deviation = 100 * (2 * answers) ** 0.5 / len(right)  # two pictures, as if their answers changed in turn
+    assert widths[0] == pytest.approx(2 * stats.t.ppf(0.975, 39) * deviation, rel=0.02)
+
+
 def test_few_changes_are_judged_as_mcnemars_test_judges_them() -> None:
     for harm in range(9):
         mid_p = 0.5**harm if harm else 1.0  # McNemar's, of `harm` against 0
@@ -352,6 +367,15 @@ def test_intervals_of_95_percent_hold_the_truth_in_93_to_97_of_100(coverage: Mod
     found = coverage.simulated(coverage.CASES[case], num, draws=200)
     low, high = (share + sign * 2.6 * (share * (1 - share) / num) ** 0.5 for share, sign in ((0.93, -1), (0.97, 1)))
     assert low <= found.held <= high, f"{case}: {found.held:.1%} of {num} intervals held the truth"
+
+
+def test_rare_harm_to_whole_pictures_is_not_held_too_seldom(coverage: ModuleType) -> None:
+    for case in (
+        "0.6 % lost, half by whole pictures, 10 of 40",
+        "1.2 % lost, half by whole pictures of 8 to 12 questions, 10 of 12",
+    ):
+        found = coverage.simulated(coverage.CASES[case], num := 150, draws=200)
+        assert found.held >= 0.93 - 2.6 * (0.93 * 0.07 / num) ** 0.5, f"{case}: {found.held:.1%} of {num} intervals held the truth"
 
 
 # --- timings --------------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from diffprune.evaluate.progress import SweepProgress
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
 from diffprune.store import Store
 
+BEHIND = 64  # cells that wait for the disk: cells of one group end nearly together, and each is several files
 TRIES = 3  # deaths of a worker that one batch may cause
 LOADING = "loading"
 
@@ -108,17 +109,17 @@ def _most(cells: Sequence[Cell]) -> float:
 
 
 class _Writer:
-    """Publishes in a thread of its own, one cell behind at most, so that no worker waits for the disk."""
+    """Publishes in a thread of its own, at most `BEHIND` cells behind, so that no worker waits for the disk."""
 
     def __init__(self, store: Store, provenance: Provenance) -> None:
         self.store, self.provenance = store, provenance
-        self.pool, self.last = ThreadPoolExecutor(1), Future[None]()
-        self.last.set_result(None)
+        self.pool, self.waiting = ThreadPoolExecutor(1), deque[Future[None]]()
 
     def publish(self, cell: Cell, records: Mapping[str, Sequence[Any]]) -> None:
-        """Raises what the one before met, as in `Store.publish`."""
-        self.last.result()
-        self.last = self.pool.submit(self.store.publish, records, cell=cell, provenance=self.provenance)
+        """Raises what one before met, as in `Store.publish`."""
+        while self.waiting and (self.waiting[0].done() or len(self.waiting) >= BEHIND):
+            self.waiting.popleft().result()
+        self.waiting.append(self.pool.submit(self.store.publish, records, cell=cell, provenance=self.provenance))
 
     def __enter__(self) -> _Writer:
         return self
@@ -126,7 +127,8 @@ class _Writer:
     def __exit__(self, kind: object, *raised: object) -> None:
         self.pool.shutdown()
         if kind is None:
-            self.last.result()
+            for one in self.waiting:
+                one.result()
 
 
 @dataclass(eq=False)

@@ -165,11 +165,9 @@ class Plan:
 
     def report(self, out: Path) -> None:
         """Page and tables in the folder `out`, from the records alone; then the short table."""
-        job = self.job
-        made = report.report(
-            self.store_root, out, title=job.title or job.name, command=f"diffprune run {job.name}", asked=self.setting
-        )
-        print(f"\n{self.summary()}\n\nreport: {made['html'].resolve()}", flush=True)
+        job, found = self.job, report.read(self.store_root)
+        made = report.report(found, out, title=job.title or job.name, command=f"diffprune run {job.name}", asked=self.setting)
+        print(f"\n{report.summary(found, asked=self.setting)}\n\nreport: {made['html'].resolve()}", flush=True)
 
     def summary(self) -> str:
         """The short table."""

@@ -6,9 +6,10 @@ from the Parquet files.
 
 from __future__ import annotations
 
+from diffprune.report.analysis.records import read
 from diffprune.report.compare import compare
 from diffprune.report.index import index
 from diffprune.report.make import report
 from diffprune.report.render.terminal import summary
 
-__all__ = ["compare", "index", "report", "summary"]
+__all__ = ["compare", "index", "read", "report", "summary"]

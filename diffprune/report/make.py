@@ -38,7 +38,8 @@ FLAGS = {
 }
 METHOD = (
     "Accuracy: mean credit per benchmark, averaged over benchmarks. Intervals: {draws:,} bootstrap draws of whole groups "
-    "(pictures), the same draws for every method, two unseen changes added (Bonett and Price 2012), and, where a trained method "
+    "(pictures), the same draws for every method, two unseen changes added (Bonett and Price 2012; in differences "
+    "each of as many answers as a picture has), and, where a trained method "
     "has several scorer seeds, their variance as replicates (generalized confidence interval, Weerahandi 1993); with one seed an "
     "interval is about these scorers only. p values are of the same distribution. Speedups: ratio of medians, with the interval of "
     "the median of the rounds' own ratios; from fewer than {rounds} rounds their smallest and largest, a range. Results that "
@@ -47,7 +48,7 @@ METHOD = (
 
 
 def report(
-    store_root: Path | str,
+    store_root: Path | str | records.Records,
     out: Path | str,
     *,
     title: str = "DiffPrune report",
@@ -56,6 +57,7 @@ def report(
 ) -> dict[str, Path]:
     """Write `report.html`, `report.md`, `report.tex`, `numbers.csv`, `tables/*.csv` and `figures/*.svg` into the folder `out`.
 
+    store_root: a store, or what `records.read` gave of it.
     command: how the run was started, printed under Provenance.
     asked: the setting whose chapter comes first: values of columns of cells (`analysis.records.SETTING`).
 

@@ -105,7 +105,7 @@ class Estimate:
     value: observed; draws [D]: in every draw of groups, seeds averaged; used [G]: whether it rests on a group; df: of the groups;
     seeds: the scorer seeds' differences, one entry for each independent set of them, none where there is one seed;
     full: what full credit on every row is worth in the figure's units, 0 where rows have no credit; answer: variance of one
-    answer that might as well have been another.
+    change that might as well have been another: of an answer, in a difference of a picture's.
     """
 
     value: float
@@ -124,14 +124,18 @@ class Estimate:
         return int(self.used.sum())
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """Paired difference in the units of both: on the same groups and, where both have equally many, seed by seed."""
-        seeds = (*self.seeds, *other.seeds)
+        """Paired difference in the units of both: on the same groups and, where both have equally many, seed by seed.
+
+        What breaks a picture may break all its m answers at once, and where little changed the data cannot say so: an unseen change
+        counts as m answers, between the one that it may be and the m^2 of m that always change together.
+        """
+        seeds, group = (*self.seeds, *other.seeds), self.num_rows / max(1, self.num_groups)
         if self.num_seeds == other.num_seeds and len(self.seeds) == len(other.seeds) == 1:
             one, two = seeds
             seeds = (Seeds(one.values - two.values, one.draws - two.draws),)
         return replace(
             self, value=self.value - other.value, draws=self.draws - other.draws, seeds=seeds,
-            num_seeds=max(self.num_seeds, other.num_seeds), answer=max(self.answer, other.answer),
+            num_seeds=max(self.num_seeds, other.num_seeds), answer=max(self.answer, other.answer) * group,
         )  # fmt: skip
 
     def apart(self, other: Estimate) -> Estimate:

@@ -70,12 +70,13 @@ class Differences:
 @dataclass(frozen=True)
 class Harm:
     """Pruned minus unpruned where pruning loses a rare answer and wins none. rate: of answers lost, in percent; together: how
-    often a picture that loses one answer loses all of its answers."""
+    often a picture that loses one answer loses all of its answers; questions: of a picture, fewest and most."""
 
     benchmarks: int
     groups: int
     rate: float
     together: float = 0.0
+    questions: tuple[int, int] = (1, 4)
 
     @property
     def truth(self) -> float:
@@ -85,7 +86,8 @@ class Harm:
         """The interval of one simulated experiment."""
         found = []
         for i in range(self.benchmarks):
-            group = np.repeat(np.arange(self.groups), rng.integers(1, 5, self.groups))
+            least, most = self.questions
+            group = np.repeat(np.arange(self.groups), rng.integers(least, most + 1, self.groups))
             right = rng.random(len(group)) < 0.9
             alone, whole = (rng.random(n) < 0.01 * self.rate / 0.9 for n in (len(group), self.groups))
             lost = np.where((rng.random(self.groups) < self.together)[group], whole[group], alone)
@@ -129,6 +131,7 @@ class Speedups:
 
 
 Case = Differences | Harm | Accuracy | Speedups
+RATES = (0.3, 0.6, 1.2)
 SPREADS = (0.0, 0.5, 2.5, 5.0, 8.0, 12.0)
 CASES: Mapping[str, Case] = {
     "fixed scorers, 10 benchmarks of 100 groups": Differences(10, 100),
@@ -139,9 +142,11 @@ CASES: Mapping[str, Case] = {
     **{f"{n} seeds, seed SD {sd:g}": Differences(3, 100, n, sd) for n in (3, 5, 10) for sd in SPREADS},
     **{f"{n} seeds, seed SD {sd:g}, against a rule": Differences(3, 100, n, sd, 0) for n in (3, 5, 10) for sd in SPREADS},
     **{f"3 against 5 seeds, seed SD {sd:g}": Differences(3, 100, 3, sd, 5) for sd in SPREADS},
-    **{f"{rate} % of answers lost, 10 benchmarks of 40 groups": Harm(10, 40, rate) for rate in (0.3, 0.6, 1.2)},
-    **{f"{rate} % lost, half by whole pictures, 10 of 40": Harm(10, 40, rate, 0.5) for rate in (0.3, 0.6, 1.2)},
-    **{f"{rate} % of answers lost, 1 benchmark of 400 groups": Harm(1, 400, rate) for rate in (0.3, 0.6, 1.2)},
+    **{f"{rate} % of answers lost, 10 benchmarks of 40 groups": Harm(10, 40, rate) for rate in RATES},
+    **{f"{rate} % lost, half by whole pictures, 10 of 40": Harm(10, 40, rate, 0.5) for rate in RATES},
+    **{f"{rate} % lost, half by whole pictures of 8 to 12 questions, 10 of 12": Harm(10, 12, rate, 0.5, (8, 12)) for rate in RATES},
+    **{f"{rate} % of answers lost, pictures of 8 to 12 questions, 10 of 12": Harm(10, 12, rate, 0.0, (8, 12)) for rate in RATES},
+    **{f"{rate} % of answers lost, 1 benchmark of 400 groups": Harm(1, 400, rate) for rate in RATES},
     **{f"ratio of medians, {n} rounds": Speedups(n) for n in (3, 5, 6, 7, 10, 20, 30)},
     **{f"ratio of medians, {n} rounds, AR(1) 0.9": Speedups(n, 0.9) for n in (3, 5, 6, 7, 10, 20, 30)},
 }

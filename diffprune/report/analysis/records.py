@@ -89,8 +89,10 @@ def where(frame: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:
     return frame if mask.all() else frame[mask]
 
 
-def read(root: Path | str) -> Records:
-    """All tables of a store. A store without records gives empty frames, not an error."""
+def read(root: Path | str | Records) -> Records:
+    """All tables of a store; what has been read already as it is. A store without records gives empty frames, not an error."""
+    if isinstance(root, Records):
+        return root
     store = Store(root)
     frames: dict[str, pd.DataFrame] = {}
     cells: list[pd.DataFrame] = []

@@ -16,7 +16,7 @@ from diffprune.report.tables import speed as speed_tables
 from diffprune.report.tables.caveats import caveats
 
 
-def summary(store_root: Path | str, asked: Mapping[str, str] | None = None) -> str:
+def summary(store_root: Path | str | records.Records, asked: Mapping[str, str] | None = None) -> str:
     """Method x budget: accuracy with interval, relative accuracy, measured prefill speedup, overhead; verdict, failed questions and
     caveats. Then what was tuned, what a search of training settings found, and what failed.
 
