@@ -47,7 +47,8 @@ def test_the_command_writes_between_the_marks_and_refuses_a_page_without(tmp_pat
     page.write_text(f"before\n{catalogue.START}\nold\n{catalogue.END}\nafter\n")
     assert commands.call(["list", "pruners", "--readme", str(page)]) == (0, "")
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith(f"{catalogue.END}\nafter\n") and "| holov |" in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith(f"{catalogue.END}\nafter\n")
+    assert "| holov |" in text and "\nold\n" not in text
     page.write_text("nothing here")
     code, told = commands.call(["list", "pruners", "--readme", str(page)])
     assert code == 2 and "has no place for the methods" in told

@@ -22,6 +22,7 @@ from diffprune.core.evidence import (
     decoder_attention,
     decoder_features,
     decoder_keys,
+    decoder_scores,
     encoder_attention,
     encoder_keys,
 )
@@ -81,6 +82,9 @@ def inside_decoder(
 
     return {
         **{decoder_attention(at): torch.rand(num_images, num, generator=chance).to(dtype) for at in (-1, None)},
+        decoder_attention(-1, "text"): torch.rand(num_images, num, generator=chance).to(dtype),
+        decoder_scores(): torch.randn(num_images, num, generator=chance).to(dtype),
+        decoder_features(): torch.randn(num_images, num, 2 * WIDTH, generator=chance).to(dtype),
         decoder_attention(-1, "each"): torch.rand(num_images, num, 6, generator=chance).to(dtype),
         decoder_keys(): torch.randn(num_images, num, 8, generator=chance).to(dtype),
         **{decoder_features(i): torch.randn(num_images, num, 2 * WIDTH, generator=chance).to(dtype) for i in range(SHAPE.layers)},
@@ -144,7 +148,9 @@ def test_budget_is_met_and_padding_never_selected(name: str, budget: Budget) -> 
     seen = shown(pruner)
     keep = chosen(pruner, seen, budget).keep
     assert not (keep & ~seen.valid).any()
-    assert keep.sum(1).tolist() == [expected(budget, n) for n in seen.counts.tolist()]
+    for kept, num in zip(keep.sum(1).tolist(), seen.counts.tolist(), strict=True):
+        asked = expected(budget, num)
+        assert asked / pruner.slack <= kept <= asked * pruner.slack and 1 <= kept <= num, "exactly, or adaptive within its guards"
 
 
 @pytest.mark.parametrize("name", PRUNERS)

@@ -18,12 +18,13 @@ class EvidenceKind(enum.StrEnum):
     ENCODER_KEYS = "keys of the vision encoder"
     ENCODER_FEATURES = "features inside the vision encoder"
     DECODER_ATTENTION = "attention in the decoder"
+    DECODER_SCORES = "attention in the decoder before the softmax"
     DECODER_KEYS = "keys of the decoder"
     DECODER_FEATURES = "hidden states of the decoder"
 
 
 OF_THE_ENCODER = frozenset({EvidenceKind.ENCODER_ATTENTION, EvidenceKind.ENCODER_KEYS, EvidenceKind.ENCODER_FEATURES})
-OF_THE_DECODER = frozenset({EvidenceKind.DECODER_ATTENTION, EvidenceKind.DECODER_KEYS, EvidenceKind.DECODER_FEATURES})
+OF_THE_DECODER = frozenset(kind for kind in EvidenceKind if kind.name.startswith("DECODER_"))
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,12 @@ def decoder_attention(layer: int | None = -1, queries: str = "last", raw: bool =
     "each": [B N T], T as in the embedded question. raw: before the softmax, scaled products of queries and keys.
     """
     return Evidence(EvidenceKind.DECODER_ATTENTION, layer, queries, raw=raw)
+
+
+def decoder_scores(layer: int | None = -1) -> Evidence:
+    """Scores [B N] of each visual token as a key of the tokens of its image in a decoder layer, before soft cap, mask and softmax:
+    q k / sqrt(d), mean over these queries, wherever they stand, and over heads."""
+    return Evidence(EvidenceKind.DECODER_SCORES, layer)
 
 
 def decoder_keys(layer: int | None = -1, queries: str = "") -> Evidence:

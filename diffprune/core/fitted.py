@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -19,7 +19,7 @@ from torch import Tensor
 from diffprune.core.budget import Budget
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Kind, Pruner, ScorePruner
-from diffprune.core.site import Stage
+from diffprune.core.site import Cut, Plan, Stage
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 
@@ -93,6 +93,12 @@ class TrainingRun(Protocol):
 
     def answer_nll(self, batch: Any, tokens: VisualTokens, relaxed: Relaxation, image: Tensor) -> Tensor:
         """Negative log likelihood of the answers, summed over their tokens, nats, with relaxed visual tokens."""
+
+    def softened_nll(
+        self, batch: Any, tokens: VisualTokens, image: Tensor, cuts: Plan, soften: Callable[[VisualTokens, Cut, Tensor], Tensor]
+    ) -> Tensor:
+        """`answer_nll` where tokens are weakened at cuts inside the decoder, from which on each is a key of the weight [I N] that
+        `soften(tokens, cut, weights so far)` gives. Of the attention "masked_softmax"."""
 
     def per_answer(self, total: Tensor) -> Tensor:
         """A sum over answer tokens, scaled so that parts and workers make the mean over all answer tokens of the step."""
@@ -198,7 +204,10 @@ class RelaxedPruner(TrainablePruner, ScorePruner):
             )
         tokens, image = run.tokens(batch)
         relaxed = self.relax(tokens, budget, self.temperature(progress, run.annealing), noise)
-        nll = run.answer_nll(batch, tokens, relaxed, image)
+        return self.summed(run, run.answer_nll(batch, tokens, relaxed, image), tokens, budget, relaxed)
+
+    def summed(self, run: TrainingRun, nll: Tensor, tokens: VisualTokens, budget: Budget, relaxed: Relaxation) -> Loss:
+        """The loss of answers, summed over their tokens, and a relaxation's penalty; with what the step's record says of it."""
         rows = len(relaxed.let)
         penalty = run.per_row(relaxed.penalty, rows)
         looked = {name: run.per_row(value, rows) for name, value in self.looked_at(tokens, budget, relaxed).items()}

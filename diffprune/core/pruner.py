@@ -56,6 +56,7 @@ class Pruner(ABC):
     replicate_options: options that give another replicate of the same method, such as a seed, not another method.
     needs:     evidence that it looks at beside the features.
     inner:     the method that a wrapper holds; tables tell wrappers by it.
+    slack:     an image keeps at least the count of a budget divided by this and at most that many times it; 1 is exactly.
     """
 
     label: ClassVar[str]
@@ -65,6 +66,7 @@ class Pruner(ABC):
     replicate_options: ClassVar[frozenset[str]] = frozenset()
     needs: frozenset[Evidence] = frozenset()
     inner: Pruner | None = None
+    slack: float = 1.0
     spec: Spec = Spec("")  # what the registry was asked for, with the hash of what was learnt
     weights_sha256: str = ""  # 20 digits, of what was learnt; empty for rules
     recipe: str = ""  # of a trained scorer: the hash of its recipe, seeds aside

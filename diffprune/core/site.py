@@ -48,10 +48,16 @@ ENCODED, PROJECTED = Site(Stage.ENCODED), Site(Stage.PROJECTED)
 
 @dataclass(frozen=True)
 class Cut:
-    """One removal of tokens. budget: of the tokens that an earlier cut has left."""
+    """One removal of tokens. budget: of the tokens that an earlier cut has left.
+
+    number:   of the cut in its plan, from 0, for a method that learnt another rule for each.
+    adaptive: the budget is what images keep on average; how many one keeps is known after the cut.
+    """
 
     site: Site
     budget: Budget
+    number: int = 0
+    adaptive: bool = False
 
 
 Plan = tuple[Cut, ...]
@@ -66,11 +72,13 @@ def tokens_per_layer(cuts: Sequence[Cut], total: int, layers: int) -> tuple[int,
     """Visual tokens *entering* each decoder layer, from a plan alone. total: of the image before any cut.
 
     Raises:
-        ValueError: a cut by threshold, whose count differs from image to image; pass the count that was left instead. Or one
-            behind the last layer.
+        ValueError: a cut by threshold, or an adaptive one, whose count differs from image to image; pass the count that was left
+            instead. Or one behind the last layer.
     """
     seen: list[int] = []
     for cut in in_order(cuts):
+        if cut.adaptive:
+            raise ValueError(f"a cut {cut.site} keeps a different number of tokens per image, which is known after it has happened")
         if cut.site.layer >= layers:
             raise ValueError(f"a cut {cut.site} saves nothing in a decoder of {layers} layers")
         seen += [total] * (cut.site.layer - len(seen))

@@ -41,7 +41,7 @@ class Learned(Networks, RelaxedPruner):
         width: int = 0,
         other_model: bool = False,
     ) -> None:
-        self.needs = frozenset({QUESTION}) if question_aware else frozenset()
+        self.needs = self.needs | {QUESTION} if question_aware else self.needs
         options = {
             "question_aware": question_aware, "attention": attention, "denoiser": denoiser, "depth": depth, "width": width,
         }  # fmt: skip

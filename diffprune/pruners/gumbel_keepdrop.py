@@ -16,6 +16,7 @@ from diffprune.core.fitted import Annealing, Progress
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
 from diffprune.core.tokens import Relaxation, VisualTokens
+from diffprune.pruners._keep_drop import geometric, keep_or_drop
 from diffprune.pruners._learned import Learned
 from diffprune.pruners._logistic_topk import logistic_offset
 
@@ -57,8 +58,7 @@ class GumbelKeepDrop(Learned):
         )  # fmt: skip
 
     def temperature(self, progress: Progress, annealing: Annealing) -> float:
-        """Geometric from 1 to the recipe's last temperature over all steps, as in Dynamic-LLaVA (arXiv 2412.00876)."""
-        return float(annealing.end ** (progress.step / max(progress.steps - 1, 1)))
+        return geometric(progress, annealing)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         keep, drop = self.logits(tokens).unbind(-1)
@@ -70,12 +70,4 @@ class GumbelKeepDrop(Learned):
             keep = logits[..., 0] - logits[..., 1]
             keep = keep - logistic_offset(keep, tokens.valid, self.counts(tokens, budget))
             logits = torch.stack([keep, torch.zeros_like(keep)], -1)
-        logits = logits.log_softmax(-1)
-        gumbel = -(-noise.uniform(tokens.valid, 2).log()).log()
-        soft = ((logits + gumbel) / temperature).softmax(-1)[..., 0]
-        hard = (soft > 0.5).to(soft.dtype)
-        mask = (hard + soft - soft.detach()).where(tokens.valid, 0.0)
-        num = tokens.counts.clamp_min(1)
-        target = self.counts(tokens, budget) / num
-        penalty = self.ratio_weight * (mask.sum(1) / num - target).square().mean()
-        return Relaxation(tokens.features, let=hard.where(tokens.valid, 0.0).detach(), retention=mask, penalty=penalty)
+        return keep_or_drop(tokens, logits, self.counts(tokens, budget), self.ratio_weight, temperature, noise)

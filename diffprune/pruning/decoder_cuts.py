@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,11 +37,15 @@ Given = dict[str, Any]
 
 @dataclass(frozen=True)
 class Inside:
-    """What is to happen inside the decoder. tokens: of the rows' images, as cuts before the decoder left them."""
+    """What is to happen inside the decoder. tokens: of the rows' images, as cuts before the decoder left them.
+
+    left: what happened there in the newest forward pass: by the first layer (from 0) behind each cut, tokens [I N] bool.
+    """
 
     pruner: Pruner
     cuts: Plan
     tokens: VisualTokens
+    left: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(pruner: Pruner, cuts: Plan, tokens: VisualTokens) -> Inside | None:
@@ -66,13 +70,14 @@ class Stage:
     """Rows between two cuts.
 
     order [B S']: places in the rows that entered the decoder. prompts: what is left of them; its mask says what is padding.
-    tokens: those left. whole: no row is padded.
+    tokens: those left. whole: no row is padded. weight [I N]: how far each token is there; None where that is all or nothing.
     """
 
     order: Tensor
     prompts: Prompts
     tokens: VisualTokens
     whole: bool
+    weight: Tensor | None = None
 
     @property
     def real(self) -> Tensor:
@@ -349,11 +354,24 @@ class DecoderCuts:
             if key.queries == "each":
                 return _placed(each, rows)
             return _placed((each.sum(2) / real.sum(1)[:, None].clamp_min(1))[..., None], rows)[..., 0]
+        if key.kind is EvidenceKind.DECODER_SCORES:
+            assert isinstance(found, Seen)
+            return _received(found, rows)
         values = found.key.transpose(1, 2).flatten(2) if isinstance(found, Seen) else found
         if key.queries != "text":
             return _placed(values, rows)
         places, real = places_of_question(rows.prompts)
         return Question(_gathered(values, places)[self._owner], real[self._owner])
+
+
+def _received(seen: Seen, rows: Stage) -> Tensor:
+    """[I N]: scores of each visual token as a key of its image's tokens, by how far these are there (`decoder_scores`)."""
+    query, key = (_placed(values.transpose(1, 2).flatten(2), rows) for values in (seen.query, seen.key))
+    groups, size = seen.key.shape[1], seen.key.shape[3]
+    here = rows.tokens.valid.float() if rows.weight is None else rows.weight.where(rows.tokens.valid, 0.0)
+    asked = (here[:, None] @ query.float())[:, 0] / here.sum(1, keepdim=True).clamp_min(1e-6)
+    asked = asked.view(len(asked), groups, -1, size).mean(2)  # heads of a group share their key
+    return torch.einsum("igd,ingd->in", asked, key.float().view(*key.shape[:2], groups, size)) * (seen.scaling / groups)
 
 
 _STATES = EvidenceKind.DECODER_FEATURES

@@ -60,12 +60,17 @@ class Packed:
         return self.kept if self.lengths is None else self.lengths
 
     def per_layer(self, layers: int) -> list[tuple[int, ...]]:
-        """Of each image, visual tokens entering each of the decoder's layers, from the plan alone.
+        """Of each image, visual tokens entering each of the decoder's layers: those that a forward pass left where there has been
+        one (`running`), else from the plan alone.
 
         Raises:
-            ValueError: a cut by threshold inside the decoder, whose count differs from image to image.
+            ValueError: a cut by threshold inside the decoder, or an adaptive one, whose count differs from image to image.
         """
         cuts = () if self.inside is None else self.inside.cuts
+        if self.inside is not None and (left := self.inside.left):
+            counts = {0: self.kept} | {number: valid.sum(1) for number, valid in left.items()}
+            entering = [counts[max(at for at in counts if at <= number)].cpu() for number in range(layers)]
+            return [tuple(row) for row in torch.stack(entering, 1).tolist()]
         return [tokens_per_layer(cuts, num, layers) for num in self.kept.tolist()]
 
     def averages(self, layers: int) -> list[float]:
@@ -230,6 +235,8 @@ def running(
         cuts.expect(packed.prompts, inside.tokens)
         with cuts.hooked():
             yield cuts
+        inside.left.clear()
+        inside.left.update({number: stage.tokens.valid for number, stage in cuts.stages.items()})
 
 
 GREEDY = {

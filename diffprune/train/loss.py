@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,9 +12,12 @@ from diffprune import pruning
 from diffprune.core.budget import Budget
 from diffprune.core.fitted import Loss, Progress, TrainablePruner, TrainingRun
 from diffprune.core.noise import Noise
+from diffprune.core.pruner import Pruner
+from diffprune.core.site import Plan
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.data import TrainBatch
+from diffprune.pruning.soft_cuts import SoftCuts, Soften, columns
 
 
 def answer_nll(vlm: VLM, packed: pruning.Packed, **options: Any) -> Tensor:
@@ -30,24 +32,33 @@ def answer_nll(vlm: VLM, packed: pruning.Packed, **options: Any) -> Tensor:
     return functional.cross_entropy(logits[:, :-1][predicted].float(), target[predicted], reduction="sum")
 
 
-def _per_position(prompts: Prompts, retention: Tensor) -> Tensor:
-    """Retention of the visual tokens [M] in slot order -> weight of every position [B S], 1 where there is text."""
-    ones = torch.ones(prompts.slots.shape, dtype=retention.dtype, device=retention.device)
-    return ones.masked_scatter(prompts.slots, retention)
+def _whole(vlm: VLM, prompts: Prompts, tokens: VisualTokens) -> pruning.Packed:
+    """Rows from which nothing is removed."""
+    present = tokens.present
+    return pruning.Packed(
+        prompts, pruning.embeddings(vlm, tokens), tokens.counts, tokens.counts, present.sum(1),
+        None if tokens.deepstack is None else tokens.deepstack[present],
+    )  # fmt: skip
 
 
 def relaxed_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, relaxed: Relaxation, image: Tensor) -> Tensor:
     """`answer_nll` through a relaxation: nothing is removed. Row b is about relaxed image `image[b]`."""
     shown = replace(tokens, features=relaxed.features)[image]
-    present = shown.present
-    packed = pruning.Packed(
-        prompts, pruning.embeddings(vlm, shown), shown.counts, shown.counts, present.sum(1),
-        None if shown.deepstack is None else shown.deepstack[present],
-    )  # fmt: skip
+    packed = _whole(vlm, prompts, shown)
     if relaxed.retention is None:
         return answer_nll(vlm, packed)
-    weight = relaxed.retention[image].masked_fill(~shown.valid, 1.0)  # separators are never degraded
-    return answer_nll(vlm, packed, retention=_per_position(prompts, weight[present]))
+    return answer_nll(vlm, packed, retention=columns(prompts, shown, relaxed.retention[image]))
+
+
+def softened_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, cuts: Plan, soften: Soften) -> Tensor:
+    """`answer_nll` with cuts inside the decoder that weaken tokens instead of removing them (`pruning/soft_cuts.py`).
+
+    tokens: of the rows' images, in order.
+    """
+    soft = SoftCuts(vlm, pruner, cuts, soften)
+    soft.expect(prompts, tokens)
+    with soft.hooked():
+        return answer_nll(vlm, _whole(vlm, prompts, tokens))
 
 
 class Objective(nn.Module):

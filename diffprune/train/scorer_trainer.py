@@ -27,14 +27,16 @@ from diffprune.core.fitted import Annealing, Progress, TrainablePruner
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Step
+from diffprune.core.site import Plan
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.pruning.first_cut import seen_at_first_cut
+from diffprune.pruning.soft_cuts import Soften
 from diffprune.train.context import Context
 from diffprune.train.drawn_batches import DrawnBatches
-from diffprune.train.loss import Objective, answer_nll, relaxed_nll
+from diffprune.train.loss import Objective, answer_nll, relaxed_nll, softened_nll
 from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, eased, learning_rate
 from diffprune.vlm.activation_checkpointing import recomputed
 from diffprune.vlm.attention import decoder_attention
@@ -106,6 +108,17 @@ class PartRun:
         """Summed over answer tokens, under the decoder attention that the relaxation needs."""
         with self.trainer.attention():
             return relaxed_nll(self.vlm, batch.prompts, tokens, relaxed, image)
+
+    def softened_nll(self, batch: TrainBatch, tokens: VisualTokens, image: Tensor, cuts: Plan, soften: Soften) -> Tensor:
+        """Summed over answer tokens, under the decoder attention that weights of keys need.
+
+        Raises:
+            ValueError: layers are to be computed again in the backward pass, by when the cuts are no longer there.
+        """
+        if self.trainer.recipe.checkpointing:
+            raise ValueError(f"{self.trainer.pruner.label} trains through cuts inside the decoder, which needs checkpointing=False")
+        with self.trainer.attention():
+            return softened_nll(self.vlm, batch.prompts, tokens[image], self.trainer.pruner, cuts, soften)
 
     def per_answer(self, total: Tensor) -> Tensor:
         """Gradients are averaged over workers, so this makes the mean over all answer tokens wherever they are."""
@@ -295,7 +308,7 @@ class ScorerTrainer:
         self.networks.eval()
         for part in self._parts(self.batch):
             tokens, labels = self.encode(part)[part.image], part.num_labels
-            for i, budget in enumerate(self.recipe.budgets):
+            for i, budget in self._met():
                 relaxed = torch.tensor(math.nan)
                 if soft:
                     loss = self.pruner.objective(self.run(part, labels), part, budget, progress, self.noise(part, CHECK, i))
@@ -305,6 +318,24 @@ class ScorerTrainer:
         self.networks.train()
         soft_sum, hard_sum, total = self.context.sum(sums).tolist()
         return soft_sum / total, hard_sum / total
+
+    def _met(self) -> list[tuple[int, Budget]]:
+        """The recipe's budgets that the method can meet when tokens are removed, numbered: not all, where it cuts late.
+
+        Raises:
+            ValueError: none of them.
+        """
+        found, why = [], ""
+        for i, budget in enumerate(self.recipe.budgets):
+            try:
+                pruning.plan_of(self.vlm, self.pruner, budget)
+            except ValueError as error:
+                why = str(error)
+            else:
+                found.append((i, budget))
+        if not found:
+            raise ValueError(f"{self.pruner.label} can meet none of the recipe's budgets: {why}")
+        return found
 
     def state(self) -> dict[str, Any]:
         """Checkpoint contents for resume. Randomness needs no state: it is a function of seed, step and image."""

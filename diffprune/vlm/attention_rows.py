@@ -21,16 +21,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from diffprune.vlm.activation_checkpointing import decoder_layers
+from diffprune.vlm.attention import masked_softmax
 
 
 class Seen(NamedTuple):
-    """One call of the attention function: query [B H S d], key [B G S d], mask as it takes it, factor and soft cap of scores."""
+    """One call of the attention function: query [B H S d], key [B G S d], mask as it takes it, factor and soft cap of scores, and
+    weights of the keys [B S], where it takes any."""
 
     query: Tensor
     key: Tensor
     mask: Tensor | None
     scaling: float
     softcap: float | None
+    retention: Tensor | None = None
 
 
 class _Watch(threading.local):
@@ -56,7 +59,7 @@ def _showing(own: Callable[[torch.nn.Module], Any]) -> Callable[..., Any]:
         if _watch.show is not None:
             scaling = options.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            _watch.show(Seen(query, key, attention_mask, scaling, options.get("softcap")))
+            _watch.show(Seen(query, key, attention_mask, scaling, options.get("softcap"), options.get("retention")))
             if _watch.only:
                 raise _Enough
         return own(module)(module, query, key, value, attention_mask, **options)
@@ -64,10 +67,12 @@ def _showing(own: Callable[[torch.nn.Module], Any]) -> Callable[..., Any]:
     return attend
 
 
-SHOWING = {"sdpa": "sdpa_with_rows", "eager": "eager_with_rows"}  # implementations whose rows can be read
+SHOWING = {name: f"{name}_with_rows" for name in ("sdpa", "eager", "masked_softmax")}  # implementations whose rows can be read
 AttentionInterface.register(SHOWING["sdpa"], _showing(lambda _: sdpa_attention_forward))
 AttentionInterface.register(SHOWING["eager"], _showing(lambda module: sys.modules[type(module).__module__].eager_attention_forward))
+AttentionInterface.register(SHOWING["masked_softmax"], _showing(lambda _: masked_softmax))
 AttentionMaskInterface.register(SHOWING["sdpa"], sdpa_mask)
+AttentionMaskInterface.register(SHOWING["masked_softmax"], sdpa_mask)
 AttentionMaskInterface.register(SHOWING["eager"], eager_mask)
 
 
@@ -100,7 +105,7 @@ def watched(model: Any, layers: Collection[int], show: Callable[[int, Seen], Non
         return start
 
     def after(number: int) -> Callable[..., None]:
-        return lambda *_: running.pop((threading.get_ident(), number)).close()
+        return lambda *_: running.pop((threading.get_ident(), number), ExitStack()).close()  # not begun where a hook before failed
 
     found = decoder_layers(model)
     with ExitStack() as hooks:
@@ -121,7 +126,7 @@ def ahead(layer: Any, states: Tensor, given: Mapping[str, Any]) -> Seen:
 def attention_rows(seen: Seen, queries: Tensor, raw: bool = False) -> Tensor:
     """[B R S]: attention the `queries` [B R] (places in their rows) pay to every token, after the softmax, mean over heads.
 
-    raw: before the softmax and the mask, soft cap included.
+    Keys count by their weights, those of the queries themselves being 1. raw: before the softmax and the mask, soft cap included.
     """
     batch, heads, length, size = seen.query.shape
     groups = seen.key.shape[1]
@@ -138,4 +143,6 @@ def attention_rows(seen: Seen, queries: Tensor, raw: bool = False) -> Tensor:
         where = torch.arange(batch, device=queries.device)[:, None]
         rows = seen.mask.expand(batch, -1, -1, -1)[where, 0, queries][:, None]
         scores = scores.masked_fill(~rows, torch.finfo(scores.dtype).min) if rows.dtype == torch.bool else scores + rows
+    if seen.retention is not None:
+        scores = scores + seen.retention.log()[:, None, None, :]
     return scores.float().softmax(-1).mean(1)
