@@ -117,9 +117,9 @@ each_layout = pytest.mark.parametrize("write", LAYOUTS, ids=lambda f: f.__name__
 Drawn = tuple[int, training.QAPairs]
 
 
-def number(drawn: tuple[Any, training.QAPairs]) -> Drawn:
+def number(drawn: training.Example) -> Drawn:
     """(number of the picture, pairs)."""
-    return drawn[0].getpixel((0, 0))[0], drawn[1]
+    return drawn.images[0].getpixel((0, 0))[0], drawn.pairs
 
 
 def draw(data: str, place: DrawIndex, questions: int = 9, tally: BrokenRows | None = None) -> Drawn:
@@ -313,7 +313,7 @@ def breakages(rows: list[Any]) -> None:
     rows[4]["conversations"][0]["value"] = "<image>"
     rows[5]["conversations"][1]["from"] = "robot"
     rows[6]["conversations"][1]["value"] = {"a": 4}
-    rows[7]["image"] = ["7.png", "8.png"]
+    rows[7]["image"] = ["7.png"] * 65
 
 
 def test_broken_rows_are_counted_and_replaced_alike_for_all_workers(plain: None) -> None:

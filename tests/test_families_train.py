@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -14,6 +12,7 @@ from diffprune.core.budget import Keep, parse
 from diffprune.core.tokens import Relaxation
 from diffprune.core.vlm import VLM
 from diffprune.data.batch import batch as batch_of
+from diffprune.data.sources import Example
 from diffprune.train.context import LocalContext
 from diffprune.train.loss import relaxed_nll
 from diffprune.train.recipe import Recipe
@@ -24,15 +23,15 @@ from tests.test_families import FAMILIES, extended, pictures, tiny
 ASKED = [[("what?", "red"), ("how many?", "2 of")], [("where is it?", "up")]]
 
 
-def drawn() -> list[tuple[Any, list[tuple[str, str]]]]:
+def drawn() -> list[Example]:
     """Two pictures of different size, two questions about the first."""
-    return list(zip(pictures()[1:3], ASKED, strict=True))
+    return [Example([picture], pairs) for picture, pairs in zip(pictures()[1:3], ASKED, strict=True)]
 
 
 def stepwise(vlm: VLM) -> float:
     """Oracle: -log p of every answer token from a row of its own that ends right before it."""
     total = 0.0
-    for picture, pairs in drawn():
+    for (picture,), pairs in drawn():
         for question, answer in pairs:
             tokens = vlm.encode(vlm.pixels([picture]))
             prompts = vlm.prompts([question], tokens.present.sum(1).tolist(), tokens.layout)

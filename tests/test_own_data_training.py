@@ -21,7 +21,7 @@ from diffprune.core import registry
 from diffprune.core.vlm import VLM
 from diffprune.data import batch
 from diffprune.data.order import BROKEN, split
-from diffprune.data.sources import TRAIN, BrokenRows, DrawIndex
+from diffprune.data.sources import TRAIN, BrokenRows, DrawIndex, Example
 
 # --- rows that the model refuses (line 3) ----------------------------------------------------------------------------
 
@@ -110,8 +110,8 @@ def test_an_image_placeholder_in_an_answer_or_a_question_is_text(family: str, pa
     mark = vlm.image_placeholder  # type: ignore[attr-defined]
     image = Image.new("RGB", (56, 56), (9, 99, 0))
     pairs = [(f"what is {mark}", f"a {mark} b"), ("what?", "<image>")]
-    made = batch.batch(vlm, [(image, pairs)], packed and vlm.packs)
-    plain = batch.batch(vlm, [(image, [("what?", "a")])], False)
+    made = batch.batch(vlm, [Example([image], pairs)], packed and vlm.packs)
+    plain = batch.batch(vlm, [Example([image], [("what?", "a")])], False)
     assert int(made.prompts.slots.sum()) == int(plain.prompts.slots.sum()) * len(made.prompts.slots)
     assert int((made.prompts.input_ids == vlm.model.config.image_token_id).sum()) == int(made.prompts.slots.sum())
     labels = made.prompts.labels[0]  # type: ignore[index]
@@ -143,6 +143,10 @@ COLUMNS = {
     "struct without names": pa.array([{"bytes": held, "path": None} for held in BYTES]),
     "struct with one name": pa.array([{"bytes": held, "path": "image.png"} for held in BYTES]),
     "struct with some names": pa.array([struct | {"path": struct["path"] if i % 2 else None} for i, struct in enumerate(STRUCTS)]),
+    "struct with names in the first half": pa.array([s | {"path": s["path"] if i < 24 else None} for i, s in enumerate(STRUCTS)]),
+    "struct of a path in the first half": pa.array(
+        [s | ({"bytes": None} if i < 24 else {"path": None}) for i, s in enumerate(STRUCTS)]
+    ),
     "bytes": pa.array(BYTES),
     "other spelling": pa.array([path if i < 24 else f"./{path}" for i, path in enumerate(PATHS)]),
 }
@@ -158,8 +162,23 @@ def test_no_picture_is_trained_on_and_held_out(column: str) -> None:
     stream = split(source.table.images)  # type: ignore[attr-defined]
     assert np.array_equal(stream[:24], stream[24:]), "both questions about a picture fall together"
     assert len(set(source.table.images.tolist())) == 24 and BROKEN not in source.table.images  # type: ignore[attr-defined]
-    image, _ = source.draw(DrawIndex(TRAIN, 0, 1), 1, BrokenRows())
+    (image,), _ = source.draw(DrawIndex(TRAIN, 0, 1), 1, BrokenRows())
     assert image.getpixel((0, 0))[0] == int(source.orders[TRAIN].at(0, 0)) % 24  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_row_without_an_id_or_a_path_is_with_the_others_about_its_picture(kind: str) -> None:
+    for i in range(24):
+        Path(f"{i}.png").write_bytes(png(i))
+    shown = [PATHS[i] if i < 24 else base64.b64encode(BYTES[i]).decode() for i in range(48)]
+    rows = [{"image": one, "question": "q", "answer": "a", "name": f"n{i % 24}" if i < 36 else None} for i, one in enumerate(shown)]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), "rows.parquet", row_group_size=7)
+    else:
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for data in (f"{kind}('rows.{kind}')", f"{kind}('rows.{kind}', id='name')"):
+        images = training.source(data).table.images  # type: ignore[attr-defined]
+        assert np.array_equal(images[:24], images[24:]) and len(set(images.tolist())) == 24 and BROKEN not in images
 
 
 def test_pictures_in_base64_are_told_apart_by_content() -> None:

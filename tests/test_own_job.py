@@ -26,6 +26,7 @@ from diffprune.core.records import Choice, CurvePoint, Outcome, Prediction, Prov
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
+from diffprune.data import SOURCES
 from diffprune.distributed.sweep import SweepFailed
 from diffprune.evaluate.cells import Evaluation
 from diffprune.evaluate.cells import cells as evaluation_cells
@@ -34,7 +35,7 @@ from diffprune.io.run_lock import lock
 from diffprune.job import pipeline, settings
 from diffprune.job.configure import configure
 from diffprune.job.files import load_job
-from diffprune.job.job import Job
+from diffprune.job.job import SECTIONS, Job
 from diffprune.job.plan import Plan
 from diffprune.measure import measure as measuring
 from diffprune.pruning.pretrained import check_model
@@ -519,12 +520,20 @@ def test_a_changed_setting_under_an_old_name_is_told(capsys: pytest.CaptureFixtu
         assert json.loads((folder / "job.json").read_text())["name"] == "mine"
 
 
-@pytest.mark.parametrize("section", ["train", "tune", "evaluate", "measure", "job", "custom"])
-def test_show_prints_every_setting_with_its_meaning(section: str) -> None:
-    ((_, _, options),) = shown(section)
-    assert options and not [option.name for option in options if not option.meaning]
-    defaults = {option.name: option.default for option in options}
-    assert section != "train" or (defaults["steps"], defaults["seeds"]) == ("200", "0")
+PLUGINS = [name for kind in registry.KINDS for name in registry.names(kind)]
+
+
+@pytest.mark.parametrize("name", [*SECTIONS, "job", *SOURCES, *PLUGINS])
+def test_show_prints_every_setting_with_its_meaning(name: str) -> None:
+    found = shown(name)
+    assert found and not [option.name for _, _, options in found for option in options if not option.meaning]
+    assert name in (*SOURCES, *PLUGINS) or all(options for _, _, options in found)
+
+
+def test_show_prints_defaults_and_settings_within_settings() -> None:
+    ((_, _, train),), ((_, _, job),), ((_, _, rows),) = map(shown, ("train", "job", "hub"))
+    defaults = {option.name: option.default for option in (*train, *job, *rows)}
+    assert (defaults["steps"], defaults["seeds"], defaults["assumed.text"], defaults["split"]) == ("200", "0", "0", "'train'")
 
 
 def test_show_prints_training_data_and_help_names_show(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,9 @@ def test_a_recipe_runs_on_its_tiny_family(name: str, monkeypatch: pytest.MonkeyP
     assert facts["model"] == vlm.name and facts["steps"] == 3 and facts["broken_rows"] == 0
     assert facts["recipe"]["checkpointing"] and facts["recipe"]["dtype"] == "bfloat16" and facts["recipe"]["micro_images"] == 1
     pruner = diffprune.from_pretrained(places[0])
-    picture = training.source("world").draw(training.sources.DrawIndex(training.sources.TRAIN, 0, 1), 1, training.BrokenRows())[0]
+    picture = (
+        training.source("world").draw(training.sources.DrawIndex(training.sources.TRAIN, 0, 1), 1, training.BrokenRows()).images[0]
+    )
     assert len(diffprune.generate(vlm, [picture], ["what?"], pruner=pruner, budget=diffprune.Share(0.3), max_new_tokens=2)) == 1
     assert facts["features"] == vlm.encode(vlm.pixels([picture])).features.shape[-1]
     assert commands.call(["run", name, "--tiny"]) == (0, "") and "all 1 scorers are there already" in capsys.readouterr().out
@@ -191,6 +193,27 @@ def test_activations_are_what_autograd_keeps(family: str, dtype: str) -> None:
         said = 2 * (found.recomputed if checkpointing else found.stored)
         assert least < said / kept_bytes(made, given) < most
         assert found.trained == sum(p.numel() for p in made.networks.parameters())
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("spelling", ["diffprune", "diffprune(question_aware=True)"])
+def test_the_estimate_has_the_lengths_of_the_first_example(family: str, spelling: str) -> None:
+    vlm = load(f"tiny({family})")
+    recipe = Recipe(**SMALL | {"model": f"tiny({family})", "pruners": (spelling,), "questions": 3, "questions_alone": 2})
+    (found,) = estimate.estimate(recipe, vlm.model.config.to_dict())
+    aware = "aware" in spelling
+    prompts = training.first_batch(vlm, "world", 2 if aware else 3, packed=vlm.packs and not aware).prompts
+    assert (found.image.rows, found.image.length) == tuple(prompts.input_ids.shape) and found.image.seen
+    assert found.image.visual == int(prompts.slots[0].sum())
+    assert "as the first example" in "\n".join(estimate.lines(recipe, found))
+    (assumed,) = estimate.estimate(recipe, vlm.model.config.to_dict(), estimate.Assumed(text=50))
+    assert not assumed.image.seen and assumed.image.length == assumed.image.visual + 50 * (
+        1 if not (vlm.packs and not aware) else 3
+    )
+    (missing,) = estimate.estimate(
+        recipe.model_copy(update={"data": Spec("jsonl").at(file=Path("no.jsonl"))}), vlm.model.config.to_dict()
+    )
+    assert not missing.image.seen and missing.image.answers == missing.image.rows * 32 * (3 if vlm.packs and not aware else 1)
 
 
 @pytest.mark.parametrize("family", registry.names("models"))

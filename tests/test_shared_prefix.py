@@ -26,7 +26,7 @@ from diffprune.core.pruner import Pruner, ScorePruner
 from diffprune.core.site import Cut, Site, Stage
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
-from diffprune.evaluate.backend import Question
+from diffprune.evaluate.backend import Question, Shown
 from diffprune.evaluate.cells import Evaluation, cells
 from diffprune.evaluate.evaluator import Evaluator, evaluated
 from diffprune.evaluate.transformers_backend import TransformersBackend
@@ -184,7 +184,7 @@ def test_who_reads_the_question_or_cuts_inside_the_decoder_shares_nothing(monkey
         assert "stop strings" in shared_prefix.refusal(vlm, Features(), Keep(4))
     assert shared_prefix.refusal(vlm, Features(), Keep(4)) == ""
     backend = TransformersBackend(vlm)
-    asked = [Question(i, lambda i=i: pictures()[i], text) for i, text in zip(OWNER, QUESTIONS, strict=True)]
+    asked = [Question((Shown(i, lambda i=i: pictures()[i]),), text) for i, text in zip(OWNER, QUESTIONS, strict=True)]
     wanted = TransformersBackend(vlm, shares=False).answer(asked, Aware(), Keep(4), 5)
     assert backend.answer(asked, Aware(), Keep(4), 5) == wanted and backend.prefixes.prefilled == 0
     assert backend.answer(asked[:2], Features(), Keep(4), 5) and backend.prefixes.prefilled == 0, "no image is asked about twice"
@@ -212,7 +212,7 @@ def test_rows_that_part_before_their_image_share_nothing(monkeypatch) -> None:
     nothing_behind.slots[1, -1] = True
     assert shared_prefix.shared(nothing_behind, OWNER) is None
     monkeypatch.setattr(vlm.processor.tokenizer, "chat_template", "{{ messages[0]['content'][1]['text'] }}<image>!")
-    asked = [Question(0, lambda: pictures()[0], text) for text in ("what?", "who is it?")]
+    asked = [Question((Shown(0, lambda: pictures()[0]),), text) for text in ("what?", "who is it?")]
     backend = TransformersBackend(vlm)
     wanted = TransformersBackend(vlm, shares=False).answer(asked, Features(), Keep(4), 5)
     assert backend.answer(asked, Features(), Keep(4), 5) == wanted and backend.prefixes.prefilled == 0

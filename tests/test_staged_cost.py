@@ -12,7 +12,7 @@ from diffprune.core.budget import Budget, Keep, Share
 from diffprune.core.site import ENCODED, Cut, Plan, Site, Stage
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import Selection, VisualTokens
-from diffprune.evaluate.backend import Question, Refused
+from diffprune.evaluate.backend import Question, Refused, Shown
 from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.job.preflight import _try
 from diffprune.models.llava import Llava
@@ -119,7 +119,7 @@ def test_tokens_that_are_only_hidden_in_one_layer_are_found_out(name: str) -> No
 
 def test_answers_say_the_average_over_layers(tiny: Llava) -> None:  # noqa: F811
     backend = TransformersBackend(tiny)
-    asked = [Question((str(i),), lambda i=i: pictures()[i], "what?") for i in range(2)]
+    asked = [Question((Shown(str(i), lambda i=i: pictures()[i]),), "what?") for i in range(2)]
     answers = backend.answer(asked, registry.load("pruners", "pyramiddrop"), Keep(57), 2)
     assert [answer.visual_kept for answer in answers] == [57, 57]
     with pytest.raises(Refused, match="the layers before it alone make"):

@@ -36,20 +36,21 @@ class StoredRow:
     folder: Path
     _read: Callable[[], Row]  # the picture's column again
 
-    def picture(self) -> Picture:
-        """The picture: a path or the bytes of a file.
+    def pictures(self) -> list[Picture]:
+        """The pictures, at least one: paths or the bytes of files.
 
         Raises:
-            ValueError: there is none, or several; the row is named.
+            ValueError: there is none; the row is named.
         """
         try:
-            found = self.columns.picture(self._read(), self.folder)
+            found = self.columns.pictures(self._read(), self.folder)
         except ValueError as error:
             raise ValueError(f"{self.place}: {error}") from None
-        if found is None:
+        if not found:
             raise ValueError(f"{self.place} has no picture")
-        if isinstance(found, Path) and not isfile(found):  # which says no to a name that is too long, too
-            raise ValueError(f"{self.place}: there is no picture {shortened(str(found))}")
+        for picture in found:
+            if isinstance(picture, Path) and not isfile(picture):  # which says no to a name that is too long, too
+                raise ValueError(f"{self.place}: there is no picture {shortened(str(picture))}")
         return found
 
 

@@ -5,7 +5,8 @@
     diffprune evaluate --benchmark "custom('rows.parquet', grader='mypackage.grades:close_enough')"
 
 Rows come from Parquet, JSON lines or one JSON array, CSV or TSV, or an image folder with `metadata.jsonl` or `metadata.csv`; what
-their columns may hold stands in `io/qa_rows.py`, by which training reads, too.
+their columns may hold stands in `io/qa_rows.py`, by which training reads, too. A question may show several pictures; a budget
+is one of each picture.
 
 A grader `package.module:function` runs your code, function(answer, answers, row) -> credit from 0 to 1; the module must be
 importable on every worker and may not lie in the folder of the data.
@@ -28,6 +29,7 @@ from diffprune.benchmarks._table import LETTER, LONGEST_ANSWER, SHORT
 from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample
 from diffprune.core.spec import Spec
 from diffprune.io.image import open_image
+from diffprune.io.picture_groups import linked
 from diffprune.io.qa_rows import IMAGE, QAColumns
 
 SUFFIX_OF: Mapping[str, str] = {"exact": SHORT, "vqa": SHORT, "yes_no": SHORT, "letter": LETTER}
@@ -70,7 +72,8 @@ class Custom(Benchmark):
     path:     of a file or a folder. grader: exact, vqa, letter, yes_no, contains, or `package.module:function`.
     image, question, answer, id, group, category, options: names of columns. Where they are not given, `answer` is `answer` or
               `answers`; `id`, `group` and `category` are read where there are columns of these names, an id is else the row's
-              number and a group else the picture, by its content; `options` are added to the question as lines `A. text`.
+              number and a group else the picture, by its content, or all pictures that questions about several tie together;
+              `options` are added to the question as lines `A. text`.
     suffix:   text after each question; by default the instruction of the grader's own benchmarks (one word or phrase, a letter).
     tokens:   the most an answer may have.
 
@@ -127,7 +130,7 @@ class Custom(Benchmark):
     def _asked(self, row: _folder.StoredRow, number: int) -> list[_Question]:
         """The questions of a row, checked, with `answers` and `options` in one form."""
         try:
-            options, pairs = row.columns.choices(row.record), row.columns.pairs(row.record)
+            options, pairs = row.columns.choices(row.record), row.columns.pairs(row.record, lambda: len(row.pictures()))
             named = {what: row.columns.name(row.record, what) for what in _folder.NAMED}
         except ValueError as error:
             raise ValueError(f"{row.place}: {error}") from None
@@ -160,32 +163,40 @@ class Custom(Benchmark):
         Raises:
             ValueError: whatever is wrong with the data.
         """
-        pictures = (one.row.picture() for split in self._files for one in self._questions(split))
+        pictures = (picture for split in self._files for one in self._questions(split) for picture in one.row.pictures())
         return f"custom@{self._hashes.revision([f for files in self._files.values() for f in files], pictures)}"
 
     def samples(self, split: str, limit: int | None = None, protocol: str = "llava") -> list[Sample]:
         """Whole groups in the order of the files; see `Benchmark.samples`."""
         self.check_asked(protocol, limit)
         split = self.named_split(split)
-        found = [self._sample(split, number, one) for number, one in enumerate(self._questions(split))]
+        questions = self._questions(split)
+        images = [[self._hashes.name(picture) for picture in one.row.pictures()] for one in questions]
+        told = zip(questions, images, linked(images), strict=True)
+        found = [self._sample(split, number, one, shown, tied) for number, (one, shown, tied) in enumerate(told)]
         if limit is not None:
             chosen = drawn([sample.group for sample in found], limit)
             found = [sample for sample in found if sample.group in chosen]
         return found
 
-    def _sample(self, split: str, number: int, one: _Question) -> Sample:
-        image_id = self._hashes.name(one.row.picture())
+    def _sample(self, split: str, number: int, one: _Question, images: Sequence[str], tied: str) -> Sample:
         row = {**one.asked, "split": split, "number": number}
-        return Sample(one.id, one.asked["group"] or image_id, image_id, row["question"], row, row["category"])
+        first, *further = images
+        group = one.asked["group"] or tied
+        return Sample(one.id, group, first, row["question"], row, row["category"], further_images=tuple(further))
 
     def image(self, sample: Sample) -> Image.Image:
-        """The picture, RGB, decoded now.
+        """The picture, RGB, decoded now; of several the first.
 
         Raises:
             ValueError: it is missing or damaged; the row is named.
         """
+        return self.nth_image(sample, 0)
+
+    def nth_image(self, sample: Sample, number: int) -> Image.Image:
+        """One of the pictures, as `image`."""
         row = self._questions(sample.row["split"])[sample.row["number"]].row
-        return open_image(row.picture(), name=f"the picture of {row.place}")
+        return open_image(row.pictures()[number], name=f"the picture of {row.place}")
 
     def new_tokens(self, protocol: str = "llava") -> int:
         """`tokens`, in every protocol."""

@@ -12,6 +12,7 @@ from diffprune.core.spec import parse
 from diffprune.data import catalog
 from diffprune.data.catalog import SOURCES
 from diffprune.io.job_files import find_job, known
+from diffprune.io.qa_rows import QAColumns
 from diffprune.job.files import load_job
 from diffprune.job.job import SECTIONS, Job
 
@@ -90,7 +91,7 @@ def shown(text: str) -> list[tuple[str, str, list[Option]]]:
             found.append((f"{kind.rstrip('s')} {name}", _first(plugin), list(_options(plugin))))
     if name in SOURCES:
         about = f"{_first(SOURCES[name])} {_first(catalog, 1)}".strip()
-        found.append((f"training data {name}", about, list(_options(SOURCES[name]))))
+        found.append((f"training data {name}", about, list(_options(SOURCES[name], QAColumns))))
     if not found:
         plugins = [n for kind in registry.KINDS for n in registry.names(kind)]
         if name not in known():
@@ -101,11 +102,14 @@ def shown(text: str) -> list[tuple[str, str, list[Option]]]:
     return found
 
 
-def _options(plugin: Callable[..., Any]) -> Iterator[Option]:
-    """Parameters of a constructor, explained by the docstrings of its class and of what that inherits from, or of a function."""
+def _options(plugin: Callable[..., Any], shared: type | None = None) -> Iterator[Option]:
+    """Parameters of a constructor, explained by the docstrings of its class and of what that inherits from, or of a function.
+
+    shared: a class whose docstring explains what the plug-in's own does not.
+    """
     meanings: dict[str, str] = {}
     parameters = inspect.signature(plugin).parameters
-    for parent in reversed(getattr(plugin, "__mro__", (plugin,))):
+    for parent in (*filter(None, [shared]), *reversed(getattr(plugin, "__mro__", (plugin,)))):
         meanings |= _meanings(parent.__doc__ or "", parameters)
     for name, parameter in parameters.items():
         if name not in LOADER and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -120,6 +124,8 @@ def _fields(section: Any) -> list[Option]:
         default = field.get_default(call_default_factory=True) if not field.is_required() else ""
         written = ", ".join(map(str, default)) if isinstance(default, tuple) else "" if field.is_required() else str(default)
         found.append(Option(name, written, meanings.get(name, "")))
+        if hasattr(type(default), "model_fields"):  # settings within settings
+            found += [Option(f"{name}.{own.name}", own.default, own.meaning) for own in _fields(type(default))]
     return found
 
 

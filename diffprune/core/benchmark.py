@@ -53,6 +53,7 @@ class Sample:
     id:       unique in its benchmark and split.
     group:    what may never be split and is resampled as one (MME pair, MMBench rotations, else the image).
     image_id: equal for questions about the same image, so that it is encoded once.
+    further_images: the same of every further image that the question shows after it, in order.
     question: the text of the user turn (options and format instruction included, model frame excluded).
     row:      the benchmark's own columns, for grading.
     category: as the benchmark reports it; `question_type`: for tables per type.
@@ -65,6 +66,12 @@ class Sample:
     row: dict[str, Any]
     category: str = ""
     question_type: str = ""
+    further_images: tuple[str, ...] = ()
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Of all its images, in order."""
+        return (self.image_id, *self.further_images)
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,15 @@ class Benchmark(ABC):
     @abstractmethod
     def image(self, sample: Sample) -> Any:
         """The PIL image (RGB) of a sample, decoded on demand."""
+
+    def nth_image(self, sample: Sample, number: int) -> Any:
+        """Image `number`, from 0, of a sample that may show several (`Sample.image_ids`)."""
+        assert number == 0, "a benchmark whose questions show several images says how they are opened"
+        return self.image(sample)
+
+    def images(self, sample: Sample) -> list[Any]:
+        """All images of a sample in order."""
+        return [self.nth_image(sample, number) for number in range(len(sample.image_ids))]
 
     def new_tokens(self, protocol: str = "llava") -> int:
         """The most tokens an answer may have under this protocol."""

@@ -66,7 +66,7 @@ class Loss:
 
 
 class Batch(Protocol):
-    """I images and B rows of text about them: encoder inputs, [B] index of each row's image, full-length rows with labels."""
+    """I images and B rows of text about them: encoder inputs, [M] the images that the rows show, full-length rows with labels."""
 
     pixels: dict[str, Tensor]
     image: Tensor
@@ -86,7 +86,7 @@ class TrainingRun(Protocol):
         """Temperatures of the recipe."""
 
     def tokens(self, batch: Any) -> tuple[VisualTokens, Tensor]:
-        """Encoded images with the method's evidence, and [B] int: which of them each row of the batch is about.
+        """Encoded images with the method's evidence, and [M] int: those that the rows of the batch show, row after row.
 
         Each image once, or once per row where the method reads the question.
         """

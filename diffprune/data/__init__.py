@@ -9,12 +9,13 @@ group by row group; rows that are broken are counted, skipped and replaced (`tab
 
 from diffprune.data.batch import TrainBatch, block_mask, packed_rows, rows
 from diffprune.data.catalog import SOURCES, source, source_spec
-from diffprune.data.sources import BrokenRows, QAPairs, TooManyBroken, TrainingSource
-from diffprune.data.stream import batches, calibration, calibration_pictures, first_example, validation
+from diffprune.data.sources import BrokenRows, Example, QAPairs, TooManyBroken, TrainingSource
+from diffprune.data.stream import batches, calibration, calibration_pictures, first_batch, first_example, validation
 
 __all__ = [
     "SOURCES",
     "BrokenRows",
+    "Example",
     "QAPairs",
     "TooManyBroken",
     "TrainBatch",
@@ -23,6 +24,7 @@ __all__ = [
     "block_mask",
     "calibration",
     "calibration_pictures",
+    "first_batch",
     "first_example",
     "packed_rows",
     "rows",

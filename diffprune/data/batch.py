@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -14,47 +15,63 @@ from torch import Tensor
 from diffprune.core.evidence import Evidence
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
-from diffprune.data.sources import QAPairs
+from diffprune.data.sources import Example, QAPairs
 from diffprune.vlm.tokenize import mentions, picture_tokens, plain, token_ids
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """I images and B rows of text about them.
+    """Examples with I images together, and B rows of text about them.
 
-    pixels:  encoder inputs of the I images; `images` is I.
-    image:   [B] int, the image each row is about.
+    pixels:  encoder inputs of the I images.
+    about:   [B] int, the example each row is about.
     prompts: full-length rows with `labels`; packed (many questions per row, [B 1 S S] block mask) or one question per row.
-    first:   number of the first image in the whole step, over all workers and parts.
+    sizes:   images of each example, mostly 1; a row shows all images of its example.
+    first:   number of the first example in the whole step, over all workers and parts.
     encoded: tokens of the images by the evidence they were encoded with, kept by whoever encodes them.
     """
 
     pixels: dict[str, Tensor]
-    image: Tensor
+    about: Tensor
     prompts: Prompts
-    images: int
+    sizes: tuple[int, ...]
     first: int = 0
     encoded: dict[frozenset[Evidence], VisualTokens] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.sizes)
+
+    @property
+    def images(self) -> int:
+        """I."""
+        return sum(self.sizes)
+
+    @cached_property
+    def image(self) -> Tensor:
+        """[M] int: the images that the rows show, row after row, one of several after the other; M is B where each shows one."""
+        return torch.tensor(shown_images(self.sizes, self.about.tolist()), device=self.about.device)
+
     def part(self, vlm: VLM, start: int, stop: int) -> TrainBatch:
-        """Images start..stop and the rows about them."""
-        mine = ((self.image >= start) & (self.image < stop)).nonzero().squeeze(1)
+        """Examples start..stop and the rows about them."""
+        mine = ((self.about >= start) & (self.about < stop)).nonzero().squeeze(1)
         cut = {f.name: v[mine] for f in fields(self.prompts) if (v := getattr(self.prompts, f.name)) is not None}
-        pixels = vlm.part(self.pixels, start, stop)
-        return TrainBatch(pixels, self.image[mine] - start, replace(self.prompts, **cut), stop - start, self.first + start)
+        sizes = self.sizes[start:stop]
+        pixels = vlm.part(self.pixels, before := sum(self.sizes[:start]), before + sum(sizes))
+        return TrainBatch(pixels, self.about[mine] - start, replace(self.prompts, **cut), sizes, self.first + start)
 
-    def image_names(self) -> list[int]:
-        """[I] number of each image in the whole step."""
-        return list(range(self.first, self.first + self.images))
+    def image_names(self) -> list[Hashable]:
+        """[I] the number of each image's example in the whole step, of an example's further images with their own number."""
+        return [(self.first + i, k) if k else self.first + i for i, size in enumerate(self.sizes) for k in range(size)]
 
-    def row_names(self) -> list[tuple[int, int]]:
-        """[B] (number of its image in the whole step, number of the row among those about it) of each row."""
-        seen: Counter[int] = Counter()
-        names = []
+    def row_names(self) -> list[Hashable]:
+        """[M] (name of an image that a row shows, number of the row among those that do), for all rows."""
+        names, seen, found = self.image_names(), Counter[int](), list[Hashable]()
         for image in self.image.tolist():
-            names.append((self.first + image, seen[image]))
+            found.append((names[image], seen[image]))
             seen[image] += 1
-        return names
+        return found
 
     @property
     def num_labels(self) -> int:
@@ -63,22 +80,30 @@ class TrainBatch:
         return int((self.prompts.labels >= 0).sum())
 
 
+def shown_images(sizes: Sequence[int], about: Sequence[int]) -> list[int]:
+    """Numbers of the images that rows show. sizes: images of each example; about: the example of each row."""
+    ends = list(accumulate(sizes))
+    return [image for example in about for image in range(ends[example] - sizes[example], ends[example])]
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 COLUMNS = ("input_ids", "position_ids", "slots", "question", "labels")
 Row = list[np.ndarray]  # one array per column, without padding
 
 
-def _single(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor]) -> list[list[Row]]:
-    """Prompt, answer and end token of every question, grouped by image: [image][question] -> COLUMNS, each [S] or [S ...]."""
-    tokenizer, pairs = vlm.processor.tokenizer, [pair for image in qa for pair in image]
-    owner = [i for i, image in enumerate(qa) for _ in image]
-    slots, layout = vlm.slots(pixels), vlm.layout(pixels)
-    framed = vlm.prompts([q for q, _ in pairs], [slots[i] for i in owner], None if layout is None else layout[owner]).to("cpu")
+def _single(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor], sizes: Sequence[int] | None) -> list[list[Row]]:
+    """Prompt, answer and end token of every question, by example: [example][question] -> COLUMNS, each [S] or [S ...]."""
+    tokenizer, pairs = vlm.processor.tokenizer, [pair for example in qa for pair in example]
+    owner, sizes = [i for i, example in enumerate(qa) for _ in example], sizes or [1] * len(qa)
+    slots, layout, shown = vlm.slots(pixels), vlm.layout(pixels), shown_images(sizes, owner)
+    framed = vlm.prompts(
+        [q for q, _ in pairs], [slots[i] for i in shown], None if layout is None else layout[shown], [sizes[i] for i in owner]
+    ).to("cpu")
     live = framed.attention_mask.bool().numpy()
     arrays = [getattr(framed, name).numpy() for name in COLUMNS[:-1]]
-    shown = mentions(picture_tokens(vlm.model.config, tokenizer))  # in an answer they are text
-    answers = {text: token_ids(tokenizer, plain(text, shown)) for text in {a for _, a in pairs}}
+    special = mentions(picture_tokens(vlm.model.config, tokenizer))  # in an answer they are text
+    answers = {text: token_ids(tokenizer, plain(text, special)) for text in {a for _, a in pairs}}
     made: list[Row] = []
     for i, (_, answer) in enumerate(pairs):
         ids, positions, places, question = (a[i][live[i]] for a in arrays)
@@ -87,7 +112,7 @@ def _single(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor]) -> list[
         parts = (ids, said), (positions, more), (places, said < 0), (question, said < 0), (np.full_like(ids, -100), said)
         made.append([np.concatenate(part) for part in parts])
     groups = iter(made)
-    return [[next(groups) for _ in image] for image in qa]
+    return [[next(groups) for _ in example] for example in qa]
 
 
 def _padded(found: Sequence[np.ndarray], fill: int, left: bool) -> Tensor:
@@ -99,27 +124,27 @@ def _padded(found: Sequence[np.ndarray], fill: int, left: bool) -> Tensor:
     return torch.from_numpy(table)
 
 
-def rows(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor]) -> Prompts:
-    """One left-padded row per question: prompt, answer, end. `qa[i]` are the pairs about image i."""
-    made = [row for image in _single(vlm, qa, pixels) for row in image]
+def rows(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor], sizes: Sequence[int] | None = None) -> Prompts:
+    """One left-padded row per question: prompt, answer, end. `qa[i]` are the pairs about example i, sizes its images (None: 1)."""
+    made = [row for example in _single(vlm, qa, pixels, sizes) for row in example]
     fills = (vlm.processor.tokenizer.pad_token_id or 0, 0, 0, 0, -100)
     columns = {name: _padded([row[c] for row in made], fills[c], True) for c, name in enumerate(COLUMNS)}
     mask = _padded([np.ones(len(row[0]), np.int64) for row in made], 0, True)
     return Prompts(attention_mask=mask, **columns).to(vlm.device)
 
 
-def packed_rows(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor]) -> Prompts:
-    """One row per image: the prefix up to the last visual token once, then a segment per question; padding on the right.
+def packed_rows(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor], sizes: Sequence[int] | None = None) -> Prompts:
+    """One row per example: the prefix up to the last visual token once, then a segment per question; padding on the right.
 
     A segment sees the prefix and itself, and its positions go on where the prefix ends, so a packed row scores every answer
     as its own row would.
     """
     made: list[Row] = []
-    for image in _single(vlm, qa, pixels):
-        end = int(image[0][COLUMNS.index("slots")].nonzero()[0].max()) + 1
-        tails = [[column[end:] for column in row] for row in image]
-        columns = [np.concatenate([image[0][c][:end], *(tail[c] for tail in tails)]) for c in range(len(COLUMNS))]
-        segments = np.repeat(np.arange(len(image) + 1), [end, *(len(tail[0]) for tail in tails)])
+    for example in _single(vlm, qa, pixels, sizes):
+        end = int(example[0][COLUMNS.index("slots")].nonzero()[0].max()) + 1
+        tails = [[column[end:] for column in row] for row in example]
+        columns = [np.concatenate([example[0][c][:end], *(tail[c] for tail in tails)]) for c in range(len(COLUMNS))]
+        segments = np.repeat(np.arange(len(example) + 1), [end, *(len(tail[0]) for tail in tails)])
         made.append([*columns, segments])
     fills = (vlm.processor.tokenizer.pad_token_id or 0, 0, 0, 0, -100, -1)
     *found, segment = (_padded([row[c] for row in made], fill, False) for c, fill in enumerate(fills))
@@ -132,9 +157,10 @@ def block_mask(segments: Tensor) -> Tensor:
     return (seen & torch.ones(seen.shape[1:], dtype=torch.bool).tril())[:, None]
 
 
-def batch(vlm: VLM, drawn: Sequence[tuple[Any, QAPairs]], packed: bool, first: int = 0) -> TrainBatch:
-    """Drawn (image, pairs about it) as a batch; packed: many questions per row; first: number of the first image in the step."""
-    qa, pixels = [pairs for _, pairs in drawn], vlm.pixels([picture for picture, _ in drawn])
-    index = range(len(qa)) if packed else [i for i, pairs in enumerate(qa) for _ in pairs]
-    prompts = packed_rows(vlm, qa, pixels) if packed else rows(vlm, qa, pixels)
-    return TrainBatch(pixels, torch.tensor(list(index), device=vlm.device), prompts, len(drawn), first)
+def batch(vlm: VLM, drawn: Sequence[Example], packed: bool, first: int = 0) -> TrainBatch:
+    """Drawn examples as a batch; packed: many questions per row; first: number of the first example in the step."""
+    qa, pixels = [example.pairs for example in drawn], vlm.pixels([image for example in drawn for image in example.images])
+    sizes = tuple(len(example.images) for example in drawn)
+    about = range(len(qa)) if packed else [i for i, pairs in enumerate(qa) for _ in pairs]
+    prompts = packed_rows(vlm, qa, pixels, sizes) if packed else rows(vlm, qa, pixels, sizes)
+    return TrainBatch(pixels, torch.tensor(list(about), device=vlm.device), prompts, sizes, first)

@@ -42,7 +42,11 @@ def jsonl(
     options: str = "",
     id: str = "",
 ) -> TrainingSource:
-    """One object per line, one array of objects, a CSV or a TSV; images are paths in the folder `images`, by default the file's."""
+    """One object per line, one array of objects, a CSV or a TSV.
+
+    file:   with the rows.
+    images: folder of the pictures; by default that of the file.
+    """
     columns, beside = QAColumns(image, question, answer, options, id, prompt=prompt, captions=True), images or file.parent
     return TableSource(lambda: text_table(file, columns, beside), beside, f"jsonl {columns}")
 
@@ -57,8 +61,10 @@ def parquet(
     options: str = "",
     id: str = "",
 ) -> TrainingSource:
-    """A Parquet file or a folder of them; images inside, or as paths in the folder `images`, by default that of the files.
+    """A Parquet file or a folder of them, with images inside or beside.
 
+    place:  the file or the folder.
+    images: folder of pictures that are paths; by default that of the files.
     id: the column that says which rows are about the same image, so that none is both trained on and held out; by default the
         path inside the image column, else the bytes of the image, which are then read once before the first step.
     """
@@ -72,7 +78,10 @@ def parquet(
 
 
 def folder(place: Path, question: str = "", answer: str = "", prompt: str = "") -> TrainingSource:
-    """A folder of images with captions in `metadata.jsonl` or `metadata.csv`, whose `file_name` names the image."""
+    """A folder of images with captions in `metadata.jsonl` or `metadata.csv`, whose `file_name` names the image.
+
+    place: the folder.
+    """
     columns = QAColumns(FILE_NAME, question, answer, prompt=prompt, captions=True)
 
     def opened() -> RowTable:
@@ -96,7 +105,12 @@ def hub(
     options: str = "",
     id: str = "",
 ) -> TrainingSource:
-    """The Parquet files of one split of a data set on the Hub, at a commit; downloaded at the first draw."""
+    """The Parquet files of one split of a data set on the Hub, at a commit; downloaded at the first draw.
+
+    repository: owner/name.
+    revision:   the commit, 40 digits; must be given, so that every run reads the same data.
+    split, config: of the data set, as the Hub names them.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"{repository!r} is no data set of the Hub; write 'owner/name'")
     if not re.fullmatch(r"[0-9a-f]{40}", revision):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from diffprune.data.order import BROKEN, WINDOW, fingerprint
+from diffprune.data.groups import RowPictures, row_pictures
+from diffprune.data.groups import groups as fingerprints
+from diffprune.data.order import WINDOW
 from diffprune.data.table import RowTable
 from diffprune.io.qa_rows import QAColumns, Row
 from diffprune.io.row_groups import RowGroups
-from diffprune.io.stored_picture import picture_id
+from diffprune.io.stored_picture import pictures
 
 Facts = tuple[tuple[Path, int, int], ...]  # file, size, time of change
 
@@ -39,42 +40,47 @@ def parquet_table(name: str, paths: Sequence[Path], columns: QAColumns, folder: 
 def _images(facts: Facts, columns: QAColumns, folder: Path | None) -> np.ndarray:
     """[n] fingerprints of the rows' pictures, in files as they were at a time.
 
-    A row is named by its `id`, else by the path inside its picture; where there is none, or all rows have the same, the bytes of
-    the picture are read and hashed. A row that cannot be read is broken.
+    A row is named by its `id`, else by the paths inside its pictures; where some row has none, or all rows have the same, the bytes
+    of all pictures are read and hashed. A row that cannot be read is broken.
     """
     groups = RowGroups([path for path, _, _ in facts])
-    names = _named(groups, columns, folder)
-    if len(set(names)) < 2:
-        names = [""] * len(names)
-    for group in sorted({int(groups.blocks()[i]) for i, name in enumerate(names) if not name}):
-        start = int(groups.starts[group])
-        for i, name in enumerate(_hashed(groups, group, columns, folder), start):
-            names[i] = names[i] or name
-    return np.array([fingerprint(name) if name else BROKEN for name in names], np.uint64)
+    named = _named(groups, columns, folder)
+    return fingerprints(named if named and len(set(named)) > 1 else _read(groups, columns, folder), folder)
 
 
-def _named(groups: RowGroups, columns: QAColumns, folder: Path | None) -> list[str]:
-    """The name of every row's picture, empty where there is none; nothing of the pictures themselves is read."""
+def _named(groups: RowGroups, columns: QAColumns, folder: Path | None) -> list[RowPictures]:
+    """What names tell, nothing of the pictures themselves being read; nothing where some row has no name."""
     leaves = [columns.id] if columns.id else groups.leaves(columns.image, "path")
-    found: list[str] = []
-    for group, count in enumerate(groups.counts):
-        found += [_name(row, columns, folder) for row in groups.scan(group, leaves)] if leaves else [""] * int(count)
+    found: list[RowPictures] = []
+    for group in range(len(groups.counts) if leaves else 0):
+        for row in groups.scan(group, leaves):
+            stored = row.get(columns.image)
+            try:
+                name = columns.name(row, "id") if columns.id else ""
+                paths = () if columns.id else columns.pictures(row, folder)
+            except ValueError:  # such a row is never trained on
+                name, paths = "", ()
+            each = stored if isinstance(stored, list) else [stored]
+            if (columns.id and not name) or any(one is not None and not pictures(one) for one in each):
+                return []
+            found.append(RowPictures(name, tuple(paths)))  # type: ignore[arg-type]
     return found
 
 
-def _hashed(groups: RowGroups, group: int, columns: QAColumns, folder: Path | None) -> list[str]:
-    """The same for one row group, of the pictures themselves."""
-    try:
-        return [_name(row, replace(columns, id=""), folder) for row in groups.scan(group, [columns.image])]
-    except ValueError:  # counted when its rows are drawn
-        return [""] * int(groups.counts[group])
+def _read(groups: RowGroups, columns: QAColumns, folder: Path | None) -> list[RowPictures]:
+    """The same of the pictures themselves."""
+    found: list[RowPictures] = []
+    for group, count in enumerate(groups.counts):
+        try:
+            rows = list(groups.scan(group, [*filter(None, (columns.id, columns.image))]))
+        except ValueError:  # counted when its rows are drawn
+            rows = [{}] * int(count)
+        found += [_row(row, columns, folder) for row in rows]
+    return found
 
 
-def _name(row: Row, columns: QAColumns, folder: Path | None) -> str:
+def _row(row: Row, columns: QAColumns, folder: Path | None) -> RowPictures:
     try:
-        if columns.id:
-            return f"id {name}" if (name := columns.name(row, "id")) else ""
-        picture = columns.picture(row, folder)
-        return "" if picture is None else picture_id(picture, folder)
+        return row_pictures(row, columns, folder) or RowPictures()
     except ValueError:  # such a row is never trained on
-        return ""
+        return RowPictures()

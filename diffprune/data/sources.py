@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 TRAIN, CALIBRATION, VALIDATION = 0, 1, 2  # disjoint parts of the data, and the ids of their random streams
 JUDGED_OVER = 1000  # rows: one broken image among the first few says nothing about a share
 
-QAPairs = list[tuple[str, str]]  # (question, answer) pairs about one image
-Check = Callable[[Any, QAPairs], None]  # raises ValueError for a row that the model cannot take
+QAPairs = list[tuple[str, str]]  # (question, answer) pairs about the same images
+
+
+class Example(NamedTuple):
+    """PIL images (RGB), mostly one, and pairs about all of them together."""
+
+    images: Sequence[Any]
+    pairs: QAPairs
+
+
+Check = Callable[[Example], None]  # raises ValueError for an example that the model cannot take
 
 
 class TooManyBroken(ValueError):
@@ -22,7 +31,7 @@ class TooManyBroken(ValueError):
 
 @dataclass(frozen=True)
 class DrawIndex:
-    """Which image of a run: number `image` of the `images` of a step. Calibration and validation have one step."""
+    """Which example of a run: number `image` of the `images` of a step. Calibration and validation have one step."""
 
     stream: int
     image: int
@@ -85,8 +94,8 @@ class TrainingSource(ABC):
         return False
 
     @abstractmethod
-    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> tuple[Any, QAPairs]:
-        """The PIL image (RGB) of a draw and up to `questions` pairs about it; at least one. check: what it must pass.
+    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> Example:
+        """The images of a draw and up to `questions` pairs about them; at least one. check: what it must pass.
 
         Raises:
             ValueError: the data cannot be read. TooManyBroken: too much of it.

@@ -12,7 +12,7 @@ from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.data.batch import TrainBatch, batch
 from diffprune.data.catalog import source
-from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex, QAPairs, TrainingSource
+from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex, Example, TrainingSource
 
 
 def _share(images: int, rank: int, world: int) -> range:
@@ -62,7 +62,8 @@ def calibration_pictures(data: Spec | str, images: int) -> Iterator[Any]:
         ValueError: the data cannot be read.
     """
     drawn, counted = source(data), BrokenRows(limit=0.99)
-    return (drawn.draw(DrawIndex(CALIBRATION, i, images), 1, counted)[0] for i in range(images))
+    examples = (drawn.draw(DrawIndex(CALIBRATION, i, images), 1, counted) for i in range(images))
+    return (image for example in examples for image in example.images)
 
 
 def validation(
@@ -80,15 +81,26 @@ def validation(
     return _drawn(vlm, drawn, [DrawIndex(VALIDATION, i, images) for i in mine], questions, False, counted)
 
 
+def first_batch(vlm: VLM, data: Spec | str, questions: int, packed: bool) -> TrainBatch:
+    """The first usable training example of a run with seed 0, for its lengths.
+
+    Raises:
+        ValueError: as `first_example`, or the model's processor cannot take it.
+    """
+    return batch(vlm, [source(data).draw(DrawIndex(TRAIN, 0, 1), questions, BrokenRows(limit=0.99))], packed)
+
+
 def first_example(data: Spec | str) -> str:
     """The first usable training example of a run with seed 0, for a look at what is trained on: size, question, answer.
 
     Raises:
         ValueError: the data cannot be read, lack a column, or none of the first rows can be used.
     """
-    image, pairs = source(data).draw(DrawIndex(TRAIN, 0, 1), 1, BrokenRows(limit=0.99))
+    images, pairs = source(data).draw(DrawIndex(TRAIN, 0, 1), 1, BrokenRows(limit=0.99))
     question, answer = (f"{text:.200}".replace("\n", "\\n") for text in pairs[0])
-    return f"an image of {image.width} x {image.height}, question {question!r}, answer {answer!r}"
+    sizes = " and ".join(f"{image.width} x {image.height}" for image in images)
+    what = "an image" if len(images) == 1 else f"{len(images)} images"
+    return f"{what} of {sizes}, question {question!r}, answer {answer!r}"
 
 
 def _drawn(
@@ -103,9 +115,9 @@ def _drawn(
     except Exception:  # whatever a foreign processor raises
         tally.reset(before)
 
-    def check(image: Any, pairs: QAPairs) -> None:
+    def check(example: Example) -> None:
         try:
-            batch(vlm, [(image, pairs)], packed)
+            batch(vlm, [example], packed)
         except Exception as error:
             raise ValueError(f"the model cannot take it ({with_class(error)})") from None
 

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from diffprune.data.order import Order, split
-from diffprune.data.sources import TRAIN, BrokenRows, Check, DrawIndex, QAPairs, TrainingSource
+from diffprune.data.sources import TRAIN, BrokenRows, Check, DrawIndex, Example, TrainingSource
 from diffprune.io.image import open_image
 from diffprune.io.qa_rows import QAColumns, Row
 
@@ -25,7 +24,7 @@ class RowTable:
     name:     what messages call it.
     contents: (file name, bytes, rows) of every file, in order: changes when the data do.
     columns:  by which the rows are read.
-    images:   [n] uint64, the fingerprint of each row's picture.
+    images:   [n] uint64, the fingerprint of each row's picture, of several that of all that rows tie together (`picture_groups`).
     row:      gives row `number`, or raises ValueError: it cannot be read; says where it stands.
     where:    the file and line, or row, for messages.
     blocks:   [n] the block each row is read with, or None (see `Order`).
@@ -72,7 +71,7 @@ class TableSource(TrainingSource):
         """The options, and a hash of the files' names, sizes and numbers of rows; not where they lie."""
         return f"{self._options} {hashlib.sha256(repr(self.table.contents).encode()).hexdigest()[:16]}"
 
-    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> tuple[Any, QAPairs]:
+    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> Example:
         """The row of a draw; where it is broken, another that is shuffled together with it."""
         order = self.orders[index.stream]
         if index.stream == TRAIN:
@@ -90,24 +89,24 @@ class TableSource(TrainingSource):
             attempt += 1
             number = order.near(index.seed, index.position, index.random(attempt))
 
-    def _read(self, number: int, index: DrawIndex, questions: int, check: Check | None) -> tuple[Any, QAPairs]:
+    def _read(self, number: int, index: DrawIndex, questions: int, check: Check | None) -> Example:
         row, columns = self.table.row(number), self.table.columns
         try:
-            pairs = [(question, _usual(answers)) for question, answers in columns.pairs(row)]
-            found = columns.picture(row, self.folder)
-            if found is None:
+            found = columns.pictures(row, self.folder)
+            if not found:
                 raise ValueError(f"column {columns.image!r} has no picture")
-            if isinstance(found, Path) and self.folder is None:
+            if self.folder is None and any(isinstance(picture, Path) for picture in found):
                 raise ValueError("the picture is a path, but only pictures inside the Parquet files of the Hub can be read")
-            image = open_image(found)
+            pairs = [(question, _usual(answers)) for question, answers in columns.pairs(row, lambda: len(found))]
+            images = [open_image(picture) for picture in found]
             if len(pairs) > questions:
                 picked = index.random(0).choice(len(pairs), questions, replace=False)
                 pairs = [pairs[i] for i in sorted(picked)]
             if check:
-                check(image, pairs)
+                check(Example(images, pairs))
         except ValueError as error:
             raise ValueError(f"{self.table.where(number)}: {error}") from None
-        return image, pairs
+        return Example(images, pairs)
 
 
 def _usual(answers: Sequence[str]) -> str:

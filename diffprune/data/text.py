@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffprune.data.order import BROKEN, fingerprint
+from diffprune.data.groups import RowPictures, groups, row_pictures
 from diffprune.data.table import RowTable
 from diffprune.io.qa_rows import QAColumns
-from diffprune.io.stored_picture import picture_id
 from diffprune.io.text_rows import TextRows
 
 
@@ -45,7 +44,7 @@ def _index(
     rows = TextRows(path, columns.image)
     names: dict[str, None] = dict.fromkeys(rows.columns)
     numbers: list[int] = []
-    images: list[int] = []
+    images: list[RowPictures] = []
     turns = False
     for number, row in enumerate(rows.scan()):
         try:
@@ -53,12 +52,10 @@ def _index(
                 raise row
             names |= dict.fromkeys(row)
             turns = turns or columns.has_turns(row)
-            if (picture := columns.picture(row, folder)) is None:
+            if (found := row_pictures(row, columns, folder)) is None:
                 continue
-            name = columns.name(row, "id") if columns.id else ""
-            name = f"id {name}" if name else picture_id(picture, folder)
-            images.append(fingerprint(name))
         except ValueError:
-            images.append(BROKEN)
+            found = RowPictures()
+        images.append(found)
         numbers.append(number)
-    return rows, tuple(names), turns, np.array(numbers, np.int64), np.array(images, np.uint64)
+    return rows, tuple(names), turns, np.array(numbers, np.int64), groups(images, folder)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from PIL import Image
 
-from diffprune.data.sources import TRAIN, BrokenRows, Check, DrawIndex, QAPairs, TrainingSource
+from diffprune.data.sources import TRAIN, BrokenRows, Check, DrawIndex, Example, TrainingSource
 from diffprune.embedded.questions import draw
 from diffprune.embedded.world import SPLITS, WORLD_VERSION, scene
 
@@ -20,9 +18,10 @@ class WorldSource(TrainingSource):
         """Splits of the world have seeds of their own."""
         return revision == WORLD_VERSION and split != "calibration"
 
-    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> tuple[Any, QAPairs]:
+    def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> Example:
         """A picture of the embedded world and questions about it."""
         rng, seeds = index.random(), SPLITS["train" if index.stream == TRAIN else "calibration"]
         picture = scene(int(rng.integers(seeds.start, seeds.stop)))
         tally.drawn += 1
-        return Image.fromarray(picture.image), [(question, answer) for _, question, answer in draw(picture, rng, questions)]
+        pairs = [(question, answer) for _, question, answer in draw(picture, rng, questions)]
+        return Example([Image.fromarray(picture.image)], pairs)

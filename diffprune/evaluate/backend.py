@@ -12,17 +12,32 @@ from diffprune.core.spec import Spec
 
 
 @dataclass(frozen=True)
-class Question:
-    """One question about one picture. name: equal for equal pictures, so that each is encoded once; image: opens the picture."""
+class Shown:
+    """A picture. name: equal for equal pictures, so that each is encoded once; image: opens it."""
 
     name: Hashable
     image: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one or more pictures, shown before it in order."""
+
+    pictures: tuple[Shown, ...]
     text: str
+
+    @property
+    def name(self) -> Hashable:
+        """Equal for questions about the same pictures in the same order."""
+        return tuple(picture.name for picture in self.pictures)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a backend says to one question, and the tokens that went in and came out (the end token included)."""
+    """What a backend says to one question, and the tokens that went in and came out (the end token included).
+
+    visual_total, visual_kept: of all its pictures together.
+    """
 
     text: str
     visual_total: int

@@ -13,7 +13,7 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.records import Prediction
 from diffprune.core.spec import Spec
 from diffprune.evaluate.asked import Asked, graded, made_ready
-from diffprune.evaluate.backend import Answer, Backend, Question, Refused
+from diffprune.evaluate.backend import Answer, Backend, Question, Refused, Shown
 from diffprune.evaluate.cells import answer_tokens
 
 
@@ -44,9 +44,9 @@ class Evaluator:
         """
         asked = evaluated(cell)
         samples = self._ask(asked.questions).samples
-        images: dict[str, list[int]] = {}
+        images: dict[tuple[str, ...], list[int]] = {}
         for i in sorted(range(len(samples)), key=lambda i: (len(samples[i].question), i)):
-            images.setdefault(samples[i].image_id, []).append(i)
+            images.setdefault(samples[i].image_ids, []).append(i)
         batches: list[list[int]] = [[]]
         for image in sorted(images.values(), key=lambda image: len(samples[image[-1]].question)):
             for start in range(0, len(image), asked.batch):
@@ -85,7 +85,12 @@ class Evaluator:
     def _answers(self, spec: EvaluateSpec, asked: Asked, pruner: Pruner, index: Sequence[int]) -> dict[int, Prediction]:
         benchmark, where = asked.benchmark, (spec.questions.revision, spec.questions.split)
         samples = [asked.samples[i] for i in index]
-        questions = [Question((*where, s.image_id), partial(benchmark.image, s), s.question) for s in samples]
+        questions = [
+            Question(
+                tuple(Shown((*where, name), partial(benchmark.nth_image, s, n)) for n, name in enumerate(s.image_ids)), s.question
+            )
+            for s in samples
+        ]
         limit = answer_tokens(spec, benchmark)
         if spec.blind:
             answers = self.backend.answer_blind(questions, limit)

@@ -7,7 +7,7 @@ tokenised batch by batch, because those of a large benchmark take gigabytes at o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,7 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
-from diffprune.evaluate.backend import Answer, Question, Refused
+from diffprune.evaluate.backend import Answer, Question, Refused, Shown
 from diffprune.evaluate.cache import TOKENISED_MIB, Encodings, Prefixes, Tokenised
 from diffprune.pruning import shared_prefix
 
@@ -46,25 +46,31 @@ class TransformersBackend:
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], pruner: Pruner, budget: Budget, max_new_tokens: int) -> list[Answer]:
         """See `Backend.answer`. Images that all are asked about once have nothing to share."""
-        first = {q.name: q for q in reversed(questions)}
-        names = list(dict.fromkeys(q.name for q in questions))
+        pictures: dict[Hashable, Shown] = {}
+        for picture in (picture for q in questions for picture in q.pictures):
+            pictures.setdefault(picture.name, picture)
+        tokens = self.encodings.get(list(pictures), [picture.image for picture in pictures.values()], pruner.needs)
+        number = {name: i for i, name in enumerate(pictures)}
+        sets = {q.name: [number[picture.name] for picture in q.pictures] for q in questions}  # rows of `tokens` by what is shown
+        names = list(sets)
         owner = [names.index(q.name) for q in questions]
-        tokens = self.encodings.get(names, [first[name].image for name in names], pruner.needs)
-        prompts = self._prompts(questions, tokens, owner)
+        shown = [sets[q.name] for q in questions]
+        prompts = self._prompts(questions, tokens, shown)
         with _refusing():
             alone = not self.shares or len(names) == len(questions) or shared_prefix.refusal(self.vlm, pruner, budget)
         where = None if alone else shared_prefix.shared(prompts, owner)
         if where is None:
             with _refusing():
-                packed = pruning.shrink(self.vlm, prompts, tokens[torch.tensor(owner)], pruner, budget)
+                packed = pruning.shrink(self.vlm, prompts, tokens[_index(shown)], pruner, budget)
             made = pruning.answer(self.vlm, packed, max_new_tokens)
-            return _answers(prompts, made, self._kept(packed), packed.total.tolist())
+            return _answers(prompts, made, _summed(self._kept(packed), shown), _summed(packed.total.tolist(), shown))
 
-        def prefill(images: list[int]) -> list[shared_prefix.Prefix]:
-            rows = where.prefixes(prompts, images)
+        def prefill(groups: list[int]) -> list[shared_prefix.Prefix]:
+            rows = where.prefixes(prompts, groups)
+            seen = [sets[names[group]] for group in groups]
             with _refusing():
-                packed = pruning.shrink(self.vlm, rows, tokens[torch.tensor(images)], pruner, budget)
-            return shared_prefix.prefill(self.vlm, rows, packed)
+                packed = pruning.shrink(self.vlm, rows, tokens[_index(seen)], pruner, budget)
+            return shared_prefix.prefill(self.vlm, rows, packed, list(map(len, seen)))
 
         told = [(name, ids, pruner, budget) for name, ids in zip(names, where.ids(prompts), strict=True)]
         prefixes = self.prefixes.get(told, prefill)
@@ -74,7 +80,7 @@ class TransformersBackend:
     @torch.inference_mode()
     def answer_blind(self, questions: Sequence[Question], max_new_tokens: int) -> list[Answer]:
         """See `Backend.answer_blind`; prompts have places for an image of the default size, which are removed."""
-        prompts = self._prompts(questions, None, ())
+        prompts = self._prompts(questions, None, [range(len(q.pictures)) for q in questions])
         packed = pruning.blind(prompts)
         return _answers(
             prompts, pruning.answer(self.vlm, packed, max_new_tokens), packed.kept.tolist(), packed.total.tolist()
@@ -84,16 +90,27 @@ class TransformersBackend:
         """Visual tokens of each image, mean over decoder layers."""
         return [round(num) for num in packed.averages(self.vlm.shape.layers)]
 
-    def _prompts(self, questions: Sequence[Question], tokens: VisualTokens | None, owner: Sequence[int]) -> Prompts:
-        """owner: of each question, the row of `tokens` it is about."""
-        texts = [q.text for q in questions]
+    def _prompts(self, questions: Sequence[Question], tokens: VisualTokens | None, shown: Sequence[Sequence[int]]) -> Prompts:
+        """shown: of each question, the rows of `tokens` it is about."""
+        texts, images = [q.text for q in questions], list(map(len, shown))
         name = (tokens is None, *((q.name, q.text) for q in questions))
         if tokens is None:
-            default = [self.vlm.num_visual_tokens] * len(texts)
-            return self.tokenised.get(name, lambda: self.vlm.prompts(texts, default))
-        rows = torch.tensor(owner, device=tokens.valid.device)
+            default = [self.vlm.num_visual_tokens] * sum(images)
+            return self.tokenised.get(name, lambda: self.vlm.prompts(texts, default, images=images))
+        rows = _index(shown).to(tokens.valid.device)
         places, layout = tokens.present.sum(1)[rows].tolist(), None if tokens.layout is None else tokens.layout[rows]
-        return self.tokenised.get(name, lambda: self.vlm.prompts(texts, places, layout))
+        return self.tokenised.get(name, lambda: self.vlm.prompts(texts, places, layout, images))
+
+
+def _index(shown: Sequence[Sequence[int]]) -> torch.Tensor:
+    """[I] int: the images of all questions, one question after the other."""
+    return torch.tensor([image for images in shown for image in images])
+
+
+def _summed(counts: Sequence[int], shown: Sequence[Sequence[int]]) -> list[int]:
+    """[I] counts of the images -> one of each question."""
+    each = iter(counts)
+    return [sum(next(each) for _ in images) for images in shown]
 
 
 @contextmanager

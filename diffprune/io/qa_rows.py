@@ -2,8 +2,9 @@
 
 One reader for training and for a benchmark of one's own. Rows of JSON lines, JSON arrays, CSV, TSV and Parquet may have
 
-    picture   `image`, else `file_name`: see `stored_picture`; one picture
-    question  `question`; one `<image>` at its start or end is LLaVA's mark for the picture and is taken out, any other is text
+    picture   `image`, else `file_name`: see `stored_picture`; a list is several pictures, shown before the question in its order
+    question  `question`; as many `<image>` at its start as there are pictures, or one at its end, are LLaVA's marks for them and
+              are taken out, any other is text
     answer    `conversations` (turns of LLaVA-665K or of chats; each answer goes with the question before it), `answer`, `answers`;
               in training also a caption: `caption`, `caption_enriched` (ImageNet-1K-VL-Enriched), `text`
     answers   one, or a list: of accepted answers, of annotators' (`{"answer": ...}`), also as text ("['red', 'crimson']")
@@ -17,7 +18,7 @@ A text may be a number or a truth value: 2 and 2.0 are "2", true is "yes", false
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
@@ -39,6 +40,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": ""}
 ANSWERING = [speaker for speaker, turn in SPEAKERS.items() if turn == "answer"]
 LONGEST = 100_000  # letters of a question or an answer
+MOST_PICTURES = 64  # of a question
 OPTION_FIELDS = (("key", "value"), ("label", "text"))
 
 
@@ -53,6 +55,13 @@ class QA(NamedTuple):
 class QAColumns:
     """Names of a row's columns; those left empty are looked for, see the table above.
 
+    image:    column of the pictures; where there is none called `image`, `file_name`.
+    question: column of the question; `question` unless given.
+    answer:   column of the answer or answers; `conversations`, `answer` or `answers` unless given.
+    options:  column of the options, which become lines `A. text` of the question; none unless given.
+    id:       column of the row's name; `id` unless given. In training, rows of one id are about the same picture.
+    group:    column of what may not be split; `group` unless given.
+    category: column of what figures are told apart by; `category` unless given.
     prompt:   the question of rows that have none: it makes their answers captions.
     captions: columns that are called captions are answers, too, to PROMPT where there is no question.
     """
@@ -105,23 +114,25 @@ class QAColumns:
 
     # --- what a row says
 
-    def picture(self, row: Row, folder: Path | None = None) -> Picture | None:
-        """The picture, None of a row without one. folder: of relative paths.
+    def pictures(self, row: Row, folder: Path | None = None) -> list[Picture]:
+        """The pictures, none of a row without one. folder: of relative paths.
 
         Raises:
-            ValueError: several pictures, or none that can be understood.
+            ValueError: one that cannot be understood, or more than MOST_PICTURES.
         """
         column = self._image(row)
         try:
             found = pictures(row.get(column), folder)
         except ValueError as error:
             raise ValueError(f"column {column!r}: {error}") from None
-        if len(found) > 1:
-            raise ValueError(f"column {column!r} has {len(found)} pictures; a question is about one")
-        return found[0] if found else None
+        if len(found) > MOST_PICTURES:
+            raise ValueError(f"column {column!r} has {len(found)} pictures; a question is about {MOST_PICTURES} at most")
+        return found
 
-    def pairs(self, row: Row) -> list[QA]:
+    def pairs(self, row: Row, shown: Callable[[], int] = lambda: 1) -> list[QA]:
         """The questions, options included, with their accepted answers; each answer of a conversation is a pair of its own.
+
+        shown: counts the pictures; asked only where a question opens with several marks.
 
         Raises:
             ValueError: an empty question, no answer, or what is no text.
@@ -129,11 +140,11 @@ class QAColumns:
         column = next((name for name in self.answers if not missing(row.get(name))), "")
         said = _listing(row.get(column))
         if column == "conversations" or _are_turns(said):
-            return _conversation(said, self.prompt)
+            return _conversation(said, self.prompt, shown)
         name = column or next((c for c in self.answers if c in row), self.answers[0])
         if all(map(missing, said)):
             raise ValueError(f"column {name!r} has no answer")
-        asked = _question(row.get(self.question or QUESTION), self.prompt, f"column {self.question or QUESTION!r}")
+        asked = _question(row.get(self.question or QUESTION), self.prompt, f"column {self.question or QUESTION!r}", shown)
         lines = "".join(f"\n{letter}. {option}" for letter, option in self.choices(row).items())
         return [QA(asked + lines, tuple(text(answer, f"column {name!r}") for answer in said))]
 
@@ -219,19 +230,21 @@ def _are_turns(said: Sequence[Any]) -> bool:
     return any(isinstance(turn, Mapping) and turn.keys() & {"from", "role"} for turn in said)
 
 
-def _question(value: Any, prompt: str, where: str) -> str:
+def _question(value: Any, prompt: str, where: str, shown: Callable[[], int]) -> str:
     if missing(value):
         if prompt:
             return prompt
         raise ValueError(f"{where} is empty; it must hold text")
     asked = text(value, where)
-    found = (unmarked(asked) if asked.startswith(MARKER) else asked.removesuffix(MARKER).rstrip()) or prompt
+    several = unmarked(asked).startswith(MARKER)
+    found = unmarked(asked, most=shown() if several else 1) if asked.startswith(MARKER) else asked.removesuffix(MARKER).rstrip()
+    found = found or prompt
     if not found:
         raise ValueError(f"{where} is a mark for the picture alone; it must hold text, or give prompt=")
     return found
 
 
-def _conversation(turns: Sequence[Any], prompt: str) -> list[QA]:
+def _conversation(turns: Sequence[Any], prompt: str, shown: Callable[[], int]) -> list[QA]:
     found: list[QA] = []
     question: str | None = None
     for turn in turns:
@@ -241,7 +254,7 @@ def _conversation(turns: Sequence[Any], prompt: str) -> list[QA]:
         if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise ValueError(f"a turn of a conversation is from {str(speaker)!r:.100}: {nearest(str(speaker), SPEAKERS)}")
         if SPEAKERS[speaker] == "question":
-            question = _question(said, prompt, "a question of the conversation")
+            question = _question(said, prompt, "a question of the conversation", shown)
         elif SPEAKERS[speaker] == "answer":
             if question is None:
                 raise ValueError("a conversation has an answer without a question before it")

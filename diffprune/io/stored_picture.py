@@ -4,7 +4,7 @@
 b"\x89PNG...", "iVBORw0KGgo...",        the bytes of a file, in base64 where a row holds text
 "data:image/png;base64,iVBORw0KGgo..."
 {"bytes": ..., "path": ...}             either of them, as the Hub has it; the bytes lead
-["12.png"], '["12.png"]'                a list, or its text
+["12.png", "13.png"], '["12.png"]'      a list, or its text: the pictures of one question
 """
 
 from __future__ import annotations

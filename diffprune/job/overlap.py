@@ -50,12 +50,13 @@ def _asked(benchmarks: Sequence[Benchmark], asked: Evaluation) -> Iterator[tuple
     seen: set[tuple[str, str]] = set()
     for benchmark in benchmarks:
         for sample in benchmark.samples(asked.split, asked.limit, asked.protocol):
-            if (benchmark.revision, sample.image_id) not in seen:
-                seen.add((benchmark.revision, sample.image_id))
-                try:
-                    yield benchmark, sample.image_id, benchmark.image(sample)
-                except (ValueError, OSError):
-                    continue
+            for number, image_id in enumerate(sample.image_ids):
+                if (benchmark.revision, image_id) not in seen:
+                    seen.add((benchmark.revision, image_id))
+                    try:
+                        yield benchmark, image_id, benchmark.nth_image(sample, number)
+                    except (ValueError, OSError):
+                        continue
 
 
 def digest(picture: Any) -> bytes:

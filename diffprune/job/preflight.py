@@ -1,4 +1,4 @@
-"""Whether the methods of a job can run on its model: one picture through encoder, selection and cut before anything is started."""
+"""Whether the methods of a job can run on its model: one question through encoder, selection and cut before it starts."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from diffprune.core.fitted import FittedPruner
 from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
-from diffprune.timing import eager
 
 
 def check(vlm: VLM, methods: Sequence[Spec], asked: Questions, budgets: Sequence[Budget]) -> None:
-    """Try every method on the first picture that is asked about. Of one that is not trained yet only what it needs beside the
+    """Try every method on the first question that is asked. Of one that is not trained yet only what it needs beside the
     features is looked at.
 
     Raises:
         ValueError: a method cannot run on this model, with the reason, and how the job does without it.
     """
-    shown = _first_picture(asked)
+    shown = _first_question(asked)
     if shown is None:  # data that cannot be opened are told by whoever asks them
         return
     for pruner in [registry.make("pruners", spec) for spec in methods]:
@@ -42,23 +41,24 @@ def check(vlm: VLM, methods: Sequence[Spec], asked: Questions, budgets: Sequence
             ) from error
 
 
-def _first_picture(asked: Questions) -> tuple[Any, str] | None:
-    """(picture, question) of the first question; None where it cannot be opened."""
+def _first_question(asked: Questions) -> tuple[list[Any], str] | None:
+    """(pictures, text) of the first question; None where it cannot be opened."""
     benchmark: Benchmark = registry.make("benchmarks", asked.benchmark)
     try:
         sample = benchmark.samples(asked.split, 1, asked.protocol)[0]
-        return benchmark.image(sample), sample.question
+        return benchmark.images(sample), sample.question
     except (ValueError, OSError, IndexError):
         return None
 
 
 @torch.inference_mode()
-def _try(vlm: VLM, pruner: Pruner, shown: tuple[Any, str], budgets: Sequence[Budget]) -> None:
-    picture, question = shown
-    inputs = eager.prepare(vlm, [picture], [question], pruner.needs)
+def _try(vlm: VLM, pruner: Pruner, shown: tuple[list[Any], str], budgets: Sequence[Budget]) -> None:
+    images, question = shown
+    tokens = vlm.encode(vlm.pixels(images), pruner.needs)
+    prompts = vlm.prompts([question], tokens.present.sum(1).tolist(), tokens.layout, [len(images)])
     if isinstance(pruner, FittedPruner) and not pruner.weights_sha256:
         return
     for budget in budgets[:1]:
-        packed = pruning.shrink(vlm, inputs.prompts, inputs.for_(pruner), pruner, budget)
+        packed = pruning.shrink(vlm, prompts, tokens, pruner, budget)
         if packed.inside is not None:
             pruning.forward(vlm, packed, logits_to_keep=1)

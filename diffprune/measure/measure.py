@@ -104,8 +104,9 @@ def batches(vlm: VLM, cell: Cell, number: int, needs: frozenset[Evidence]) -> li
 
 
 def _enough(benchmark: Benchmark, asked: Questions, batch: int) -> list[Sample]:
-    """The samples of a measurement. Raises ValueError: fewer than one batch."""
+    """The samples of a measurement. Raises ValueError: fewer than one batch, or one that shows several images."""
     samples = benchmark.samples(asked.split, asked.limit, asked.protocol)
+    eager.check_timed(benchmark, samples)
     if len(samples) < batch:
         found = f"{asked.benchmark} gives {len(samples)} samples of split {asked.split!r}"
         raise ValueError(f"{found}; a batch takes {batch}: raise the limit or lower measure.batches")

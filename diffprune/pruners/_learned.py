@@ -16,7 +16,7 @@ from diffprune.pruners._scorer_config import DIMS
 
 
 class Learned(Networks, RelaxedPruner):
-    """A scorer trained through a relaxation of its selection; `weights` is a folder it was saved to, or a repository of the Hub.
+    """A scorer trained through a relaxation of its selection.
 
     question_aware: the scorer reads the question. denoiser: there is one.
     attention:      the scorer's blocks look at other tokens; None: as the paper's do, unless it is scaled down (`scaled`).

@@ -20,8 +20,9 @@ from diffprune.pruners._scorer_config import checked, trained_on
 
 
 class Networks(TrainablePruner):
-    """A trained method's networks and files; `weights` is a folder it was saved to, or a repository of the Hub.
+    """A trained method's networks and files.
 
+    weights: the folder it was saved to, or a repository of the Hub; none: not trained yet.
     options: of the networks, as `_scorer_config` knows them; they are saved with the weights.
     other_model: it may serve another model than the one it was trained on.
 

@@ -13,7 +13,10 @@ GOLDEN, FIRST, SECOND = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E
 
 
 class Random(ScorePruner):
-    """Uniform without replacement, keyed by `seed` and the image: the same in any batch, on any worker and device."""
+    """Uniform without replacement, keyed by `seed` and the image: the same in any batch, on any worker and device.
+
+    seed: of the draw; seeds are replicates of one rule.
+    """
 
     label = "Random"
     kind = Kind.CONTROL

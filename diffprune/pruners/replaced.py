@@ -17,6 +17,8 @@ class Replaced(Pruner):
     """`replaced(attention)`: the choice of `attention`, every other token set to the image's mean. Saves nothing.
 
     What the wrapped method needs, learnt and cites is its own; its label says that it is wrapped.
+
+    method: whose choice it is.
     """
 
     kind = Kind.DIAGNOSTIC

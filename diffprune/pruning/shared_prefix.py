@@ -106,8 +106,9 @@ class Prefix:
         return self.states.nbytes + self.left.nbytes
 
 
-def prefill(vlm: VLM, prompts: Prompts, packed: Packed) -> list[Prefix]:
-    """Run the decoder on prefixes, one row each. prompts: of `Shared.prefixes`; packed: the same rows, shortened."""
+def prefill(vlm: VLM, prompts: Prompts, packed: Packed, images: Sequence[int] | None = None) -> list[Prefix]:
+    """Run the decoder on prefixes, one row each. prompts: of `Shared.prefixes`; packed: the same rows, shortened; images: of each
+    row (None: one)."""
     cache = forward(vlm, packed, use_cache=True, logits_to_keep=1).past_key_values
     short, index = packed.prompts, packed.prompts.index
     assert index is not None, "survivors keep their positions"
@@ -115,7 +116,10 @@ def prefill(vlm: VLM, prompts: Prompts, packed: Packed) -> list[Prefix]:
     length = prompts.slots.shape[1]
     left = torch.zeros(len(prompts), length + 1, dtype=torch.bool, device=index.device)  # padding goes behind the row
     left = left.scatter_(1, index.masked_fill(short.attention_mask == 0, length), True)[:, :length]
-    full, kept, total = prompts.attention_mask.bool(), packed.kept.tolist(), packed.total.tolist()
+    full = prompts.attention_mask.bool()
+    kept, total = (
+        [int(part.sum()) for part in counts.split(list(images or [1] * len(prompts)))] for counts in (packed.kept, packed.total)
+    )
     return [Prefix(*row) for row in zip(states, [row[full[i]] for i, row in enumerate(left)], kept, total, strict=True)]
 
 

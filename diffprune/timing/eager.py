@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from diffprune import pruning
+from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.budget import Budget
 from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
@@ -109,6 +110,20 @@ def prepare(vlm: VLM, images: Sequence[Any], questions: Sequence[str], needs: fr
     pixels = vlm.pixels(images)
     tokens = vlm.encode(pixels, needs)
     return Inputs(images, questions, pixels, tokens, vlm.prompts(questions, tokens.present.sum(1).tolist(), tokens.layout))
+
+
+def check_timed(benchmark: Benchmark, samples: Sequence[Sample]) -> None:
+    """Refuse questions that no request can be made of.
+
+    Raises:
+        ValueError: one of them shows several images; a request has one image per row.
+    """
+    for sample in samples:
+        if (num := len(sample.image_ids)) > 1:
+            raise ValueError(
+                f"question {sample.id} of {benchmark.spec} shows {num} images, and only questions about one are timed: name "
+                "another benchmark, as in --set measure.benchmark=pope --set 'tune.benchmarks=[\"pope\"]'"
+            )
 
 
 def marked(value: Any, **calls: Callable[..., Any]) -> Any:

@@ -104,7 +104,9 @@ class Files:
         try:
             with path.open("ab+", buffering=0) as stream:
                 whole = stream.tell() == 0 or (stream.seek(-1, os.SEEK_END) and stream.read(1) == b"\n")
-                stream.write(("" if whole else "\n").encode() + signed(line) + b"\n")
+                left = memoryview(("" if whole else "\n").encode() + signed(line) + b"\n")
+                while left:  # a disk that is almost full takes a part without a word
+                    left = left[stream.write(left) :]
                 if durable:
                     os.fsync(stream.fileno())
         except OSError as error:

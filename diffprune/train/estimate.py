@@ -29,6 +29,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from diffprune import data as training
 from diffprune.core import registry
 from diffprune.core.fitted import TrainablePruner
 from diffprune.core.spec import Spec
@@ -41,29 +42,37 @@ GPUS = {"H200": 989e12, "A100": 312e12, "RTX A6000": 155e12}  # dense bfloat16 F
 SHARE = 0.4
 WORKING = 8  # times the width that an encoder layer needs for its input, q, k, v, output and FFN at work
 GIB = 2**30
+TEXT, ANSWER = 96, 32  # tokens
 
 
 class Assumed(BaseModel):
-    """What the data will be like: tokens of one question with its frame and answer, of the answer alone, and of an image.
+    """What the data will be like. Where nothing is given, as their first example is; where that, or the model's processor, is not
+    here, questions have TEXT tokens, answers ANSWER, and images the model's default size.
 
-    visual: N; 0 is that of an image of the model's default size.
+    text:   tokens of one question with its frame and its answer.
+    answer: tokens of the answer alone.
+    visual: tokens of the images of one example.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text: int = Field(96, ge=1)
-    answer: int = Field(32, ge=1)
+    text: int = Field(0, ge=0)
+    answer: int = Field(0, ge=0)
     visual: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One image in training: N visual tokens in each of `rows` rows of `length` positions, `answers` of which are predicted."""
+    """One image in training: N visual tokens in each of `rows` rows of `length` positions, `answers` of which are predicted.
+
+    seen: they are those of the first example, not assumed.
+    """
 
     visual: int
     rows: int
     length: int
     answers: int
+    seen: bool = False
 
     @property
     def positions(self) -> int:
@@ -134,18 +143,19 @@ def estimate(recipe: Recipe, config: Mapping[str, Any], assumed: Assumed | None 
     Raises:
         ValueError: no such configuration.
     """
-    vlm, assumed = outline(config), assumed or Assumed()
+    assumed = assumed or Assumed()
+    vlm = outline(config, recipe.model if assumed == Assumed() else None)
     trained = [spec for spec in recipe.pruners if issubclass(registry.find("pruners", spec.name), TrainablePruner)]
     return [_scorer(recipe.of(spec), vlm, assumed, spec) for spec in trained]
 
 
 def _scorer(recipe: Recipe, vlm: VLM, assumed: Assumed, spec: Spec) -> Estimate:
     usual, pruner = vlm.num_visual_tokens, registry.make("pruners", spec)
-    visual = assumed.visual or usual
+    aware = pruner.reads_question
+    image = _first(recipe, vlm, aware) or rows(recipe, assumed, assumed.visual or usual, vlm.packs and not aware, aware)
+    visual = image.visual
     shape = replace(vlm.shape, patches=round(vlm.shape.patches * visual / usual))
     networks = pruner.outline(projector_input_width(vlm), shape.width)
-    aware = pruner.reads_question
-    image = rows(recipe, assumed, visual, packed=vlm.packs and not aware, aware=aware)
     element = _element(recipe, vlm)
     scored = image.rows if aware else 1
     scorer = scored * scorer_bytes(networks, visual)
@@ -164,10 +174,26 @@ def _scorer(recipe: Recipe, vlm: VLM, assumed: Assumed, spec: Spec) -> Estimate:
 
 def rows(recipe: Recipe, assumed: Assumed, visual: int, packed: bool, aware: bool) -> Rows:
     """What training makes of one image: all questions in one row, or a row for each."""
-    questions = recipe.questions_alone if aware else recipe.questions
+    questions, text, answer = _questions(recipe, aware), assumed.text or TEXT, assumed.answer or ANSWER
     if packed:
-        return Rows(visual, 1, visual + questions * assumed.text, questions * assumed.answer)
-    return Rows(visual, questions, visual + assumed.text, questions * assumed.answer)
+        return Rows(visual, 1, visual + questions * text, questions * answer)
+    return Rows(visual, questions, visual + text, questions * answer)
+
+
+def _questions(recipe: Recipe, aware: bool) -> int:
+    return recipe.questions_alone if aware else recipe.questions
+
+
+def _first(recipe: Recipe, vlm: VLM, aware: bool) -> Rows | None:
+    """What training makes of the first example; None where the model's processor or the data are not here."""
+    if not vlm.processor:
+        return None
+    try:
+        given = training.first_batch(vlm, recipe.data, _questions(recipe, aware), packed=vlm.packs and not aware)
+    except (ValueError, OSError):
+        return None
+    prompts = given.prompts
+    return Rows(int(prompts.slots[0].sum()), len(prompts), prompts.input_ids.shape[1], given.num_labels, seen=True)
 
 
 def _at_once(recipe: Recipe) -> int:
@@ -201,8 +227,9 @@ def lines(recipe: Recipe, found: Estimate) -> list[str]:
         f"estimate for {found.pruner}, from the configuration alone (formulas: diffprune/train/estimate.py)",
         f"  frozen   {found.frozen:,} parameters, {found.weights / GIB:.1f} GiB in {kind} per GPU",
         f"  trained  {found.trained:,} parameters, {found.optimizer / GIB:.1f} GiB with gradients and AdamW in float32",
-        f"  image    {image.rows} x {image.length} positions ({image.visual} visual; questions as assumed: --set assumed.text=N, "
-        "train.questions=N); "
+        f"  image    {image.rows} x {image.length} positions ({image.visual} visual; "
+        + ("as the first example" if image.seen else "questions as assumed: --set assumed.text=N, train.questions=N")
+        + "); "
         f"keeps {found.stored / GIB:.2f} GiB for the backward pass, {found.recomputed / GIB:.2f} GiB with checkpointing",
         f"  peak     {found.peak / GIB:.1f} GiB per GPU ({how})",
         f"  step     {recipe.images} images, {total:,} positions, {found.step_flops / 1e12:,.0f} TFLOP",

@@ -42,7 +42,7 @@ def _whole(vlm: VLM, prompts: Prompts, tokens: VisualTokens) -> pruning.Packed:
 
 
 def relaxed_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, relaxed: Relaxation, image: Tensor) -> Tensor:
-    """`answer_nll` through a relaxation: nothing is removed. Row b is about relaxed image `image[b]`."""
+    """`answer_nll` through a relaxation: nothing is removed. image [M]: the relaxed images that the rows show, row after row."""
     shown = replace(tokens, features=relaxed.features)[image]
     packed = _whole(vlm, prompts, shown)
     if relaxed.retention is None:

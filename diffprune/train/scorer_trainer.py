@@ -98,7 +98,7 @@ class PartRun:
         return self.trainer.annealing
 
     def tokens(self, batch: TrainBatch) -> tuple[VisualTokens, Tensor]:
-        """Encoded images, and which of them each row is about; with a question each row has tokens of its own."""
+        """Encoded images, and those that the rows show; with a question every image that a row shows has tokens of its own."""
         tokens, image = self.trainer.encode(batch), batch.image
         if not self.trainer.aware:
             return tokens, image
@@ -140,7 +140,7 @@ def calibration_tokens(
     batch = drawn(context, lambda: training.calibration(vlm, recipe.data, images, tally))
     with torch.no_grad():
         if any(evidence.from_decoder for evidence in pruner.needs):
-            parts = [batch.part(vlm, i, min(i + ROWS_AT_ONCE, batch.images)) for i in range(0, batch.images, ROWS_AT_ONCE)]
+            parts = [batch.part(vlm, i, min(i + ROWS_AT_ONCE, batch.examples)) for i in range(0, batch.examples, ROWS_AT_ONCE)]
             encoded = [vlm.encode(part.pixels, pruner.needs)[part.image] for part in parts]
             seen = [seen_at_first_cut(vlm, p.prompts, tokens, pruner) for p, tokens in zip(parts, encoded, strict=True)]
             return VisualTokens.cat(seen)
@@ -185,7 +185,7 @@ class ScorerTrainer:
         return batch.encoded[self.pruner.needs]
 
     def rows(self, batch: TrainBatch) -> int:
-        """Rows of a batch that are relaxed, each by itself: images, or questions where they are read."""
+        """Rows of a batch that are relaxed, each by itself: images, or those that questions show where they are read."""
         return len(batch.image) if self.aware else batch.images
 
     def run(self, batch: TrainBatch, answers: Tensor | int, world: int = 1, rows: float | None = None) -> PartRun:
@@ -209,10 +209,10 @@ class ScorerTrainer:
 
     def _parts(self, batch: TrainBatch) -> list[TrainBatch]:
         """A batch in parts of `micro_images`."""
-        size = self.recipe.micro_images or batch.images
-        if size >= batch.images:
+        size = self.recipe.micro_images or batch.examples
+        if size >= batch.examples:
             return [batch]
-        return [batch.part(self.vlm, i, min(i + size, batch.images)) for i in range(0, batch.images, size)]
+        return [batch.part(self.vlm, i, min(i + size, batch.examples)) for i in range(0, batch.examples, size)]
 
     def step(self, batch: TrainBatch) -> Step:
         """One update from this worker's share of a batch; skipped on every worker when loss or gradient is not finite.
@@ -278,13 +278,13 @@ class ScorerTrainer:
 
         With unit vectors g, |mean g|^2 = 1/M + (1 - 1/M) C. NaN when there are fewer than two sets.
         """
-        images = batch.images
-        mine = max(1, min(images, parts // self.context.world))
+        examples = batch.examples
+        mine = max(1, min(examples, parts // self.context.world))
         budget, progress = eased(self.recipe, drawn_budget(self.recipe, self.seed, step), step), self.progress(step)
         scorer = list(self.networks["scorer"].parameters() if "scorer" in self.networks else self.networks.parameters())
         total: Tensor | float = 0.0
         for m in range(mine):
-            piece = batch.part(self.vlm, m * images // mine, (m + 1) * images // mine)
+            piece = batch.part(self.vlm, m * examples // mine, (m + 1) * examples // mine)
             noise, run = self.noise(piece, PROBE, self.seed, step), self.run(piece, max(piece.num_labels, 1))
             with self._differentiated():
                 loss = self.pruner.objective(run, piece, budget, progress, noise)

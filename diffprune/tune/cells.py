@@ -11,6 +11,7 @@ from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.pruning.pretrained import check_model
+from diffprune.timing.eager import check_timed
 from diffprune.tune.options import Tuning
 
 SPLITS = ("calibration", "validation", "val", "dev", "train")  # the best first
@@ -21,7 +22,8 @@ def cells(vlm: VLM, methods: Sequence[Spec], options: Tuning) -> list[Cell]:
     """One cell per method that prunes, kind and target.
 
     Raises:
-        ValueError: unknown method or benchmark, guards the model cannot meet, or a scorer that was trained on another model.
+        ValueError: unknown method or benchmark, questions about several images, guards the model cannot meet, or a scorer that was
+            trained on another model.
     """
     if options.least > vlm.num_visual_tokens:
         raise ValueError(
@@ -30,6 +32,8 @@ def cells(vlm: VLM, methods: Sequence[Spec], options: Tuning) -> list[Cell]:
     pruners: list[Pruner] = [p for p in (registry.make("pruners", one) for one in methods) if p.kind is not Kind.BOUND]
     for pruner in pruners:
         check_model(pruner, vlm)
+    for benchmark in benchmarks(options):
+        check_timed(benchmark, benchmark.samples(calibration_split(benchmark, options), options.calibration, options.protocol))
     asked = settings(options)
     label = " ".join(dict.fromkeys(benchmark.label for benchmark in benchmarks(options)))
     return [

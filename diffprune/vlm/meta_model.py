@@ -14,16 +14,18 @@ from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.io import checkpoint
 from diffprune.vlm.load import EMBEDDED, EMBEDDED_NAME, TINY, load
-from diffprune.vlm.processor import Absent
+from diffprune.vlm.processor import Absent, read
 
 
-def outline(config: Mapping[str, Any]) -> VLM:
+def outline(config: Mapping[str, Any], asked: Spec | None = None) -> VLM:
     """The family's view of a model on torch's `meta` device: `shape`, `num_visual_tokens` and parameters without values.
 
     config: what config.json says, `model_type` included; what is left out has the family's defaults.
+    asked:  the model whose processor it gets, where no network is needed for it, so that it makes rows and encoder inputs (on the
+            CPU); None, and a name of the Hub: none.
 
     Raises:
-        ValueError: no family of that `model_type`, or no such configuration.
+        ValueError: no family of that `model_type`, no such configuration, or a folder without a processor.
     """
     kind = str(config.get("model_type"))
     family: Any = registry.find("models", kind)
@@ -33,8 +35,18 @@ def outline(config: Mapping[str, Any]) -> VLM:
             model = AutoModelForImageTextToText.from_config(found)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"this is no configuration of {kind} ({error})") from None
-    vlm: VLM = family(model.eval().requires_grad_(False), Absent(), f"outline of {kind}")
+    processor = _processor(asked, model.config.image_token_id) if asked else Absent()
+    options = {key: value for key, value in asked.options if key != "family"} if asked and processor else {}
+    vlm: VLM = family(model.eval().requires_grad_(False), processor, f"outline of {kind}", **options)
+    vlm.device = torch.device("cpu") if processor else vlm.device
     return vlm
+
+
+def _processor(asked: Spec, image_token_id: int) -> Any:
+    if asked.name == TINY:
+        return load(asked, device="cpu").processor
+    source = EMBEDDED if asked.name == EMBEDDED_NAME else asked.place("folder")
+    return read(source, image_token_id) if source else Absent()
 
 
 def configuration(asked: Spec) -> dict[str, Any] | None:
