@@ -193,10 +193,12 @@ def test_winners_can_be_pasted_into_a_recipe() -> None:
 # --- records and page ------------------------------------------------------------------------------------------------
 
 
-def published(store: Store, trial: SearchTrial, values: Sequence[float]) -> None:
+def published(store: Store, trial: SearchTrial, values: Sequence[float], **made_by: Any) -> None:
     rows = [look(trial, i, value) for i, value in enumerate(values)]
     rows = [replace(row, trial_state=running.state(trial, rows)) for row in rows]
-    store.publish({"search": rows, "outcomes": [Outcome("ok", "", len(rows), 2.0)]}, cell=trial.cell, provenance=provenance())
+    store.publish(
+        {"search": rows, "outcomes": [Outcome("ok", "", len(rows), 2.0)]}, cell=trial.cell, provenance=provenance(**made_by)
+    )
 
 
 def test_what_the_store_holds_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +217,9 @@ def test_what_the_store_holds_is_not_trained_again(tmp_path: Path, monkeypatch: 
 
 def test_the_table_of_a_search_tells_what_each_method_cost_and_found(tmp_path: Path) -> None:
     search, store = made(configurations=3), Store(tmp_path)
+    older = asked(search)[1]  # the same settings under other code: another cell
+    subject = replace(older.cell.subject, recipe="of other code")
+    published(store, replace(older, cell=replace(older.cell, subject=subject)), (0.9, 0.1), started="2020-01-01T00:00:00+00:00")
     for trial in asked(search):
         good = (0.9, 0.5) if trial.method.name == "diffprune" else (0.8,)
         values = {0: (0.9, 0.6), 1: good, 2: (math.inf,)}[trial.number]

@@ -115,7 +115,7 @@ FROM placed JOIN ends USING (method) GROUP BY method;
 SEARCH = """
 CREATE TABLE search_trial AS
 WITH last AS (SELECT s.*, c.method, training_step = max(training_step) OVER (PARTITION BY cell) AS ended
-    FROM search s JOIN cells c USING (cell))
+    FROM search s JOIN cells c USING (cell) QUALIFY c.started = max(c.started) OVER (PARTITION BY c.method, s.configuration))
 SELECT cell, method, any_value(configuration) AS configuration, any_value(trial_state) AS state, sum(spent_s) AS spent_s,
     avg(validation_hard) FILTER (ended) AS hard, any_value(searched_settings) AS settings FROM last GROUP BY ALL;
 INSERT INTO expected BY NAME

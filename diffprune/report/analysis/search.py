@@ -12,15 +12,16 @@ COMPLETE, STOPPED = "complete", "stopped"  # states of a trial (`core/records.py
 
 
 def trials(records: Records) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """(trials, names of the settings that any of them sets).
+    """(trials, names of the settings that any of them sets). Of trials of one configuration the newest counts.
 
     Columns: label, pruner, configuration, trial_state, validation_hard (mean over seeds at its last look), spent_s (of all its
     scorers), training_images, and a column per setting, nan where a method has no such setting.
     """
-    rows = records.told("search", "label", "pruner")
+    rows = records.told("search", "label", "pruner", "started")
     if rows.empty:
         return rows, ()
-    rows = rows.astype({name: str for name in ("label", "pruner", "searched_settings", "trial_state")})
+    rows = rows.astype({name: str for name in ("label", "pruner", "searched_settings", "trial_state", "started")})
+    rows = rows[rows["started"] == rows.groupby(["label", "configuration"])["started"].transform("max")]
     last = rows[rows["training_step"] == rows.groupby("cell", observed=True)["training_step"].transform("max")]
     about = ["label", "pruner", "configuration", "trial_state", "searched_settings", "training_images"]
     found = last.groupby("cell", observed=True)[about].first()
