@@ -123,6 +123,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--steps", type=click.IntRange(min=1), help="Training steps."),
     click.option("--target", "targets", type=float, multiple=True, help="Prefill speedup to tune for, e.g. 2; may be repeated."),
     click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change any setting of the job, e.g. train.steps=50."),
+    click.option("--tracker", "trackers", multiple=True, help="Told beside TensorBoard: wandb or mlflow; may be repeated."),
     click.option("--workers", type=click.IntRange(1, 4096), help="Processes that share the work. [default: the job's]"),
     click.option("--address", help="Of a running Ray cluster; without it one is started on this machine and stopped at the end."),
     click.option("--tiny", is_flag=True, help="The job on its family's tiny random instance, a few steps: tries the very code."),
@@ -158,7 +159,7 @@ def configured(verb: str, asked: str | None, options: Mapping[str, Any]) -> Any:
 
     short = {
         key: options[key]
-        for key in ("model", "scorers", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets")
+        for key in ("model", "scorers", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets", "trackers")
     }
     return configure(verb, asked, options["name"], short, settings_of(options["pairs"]), options["tiny"])
 
@@ -221,6 +222,18 @@ for _verb in HELP:
 
 for _one in remote.COMMANDS:
     app.add_command(_one)
+
+
+@app.command("watch")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="Where runs are, told by name.")
+def watch(run: Path, out: Path) -> None:
+    """Show what a run has done so far: stages, losses, accuracies, failures. RUN is its name, or its folder.
+
+    A run at work is followed until it ends; Ctrl-C leaves it alone. The same as a page is live.html in the run's folder."""
+    from diffprune.watch.screen import follow
+
+    follow(run if run.is_dir() else out / run)
 
 
 @app.command("verify")

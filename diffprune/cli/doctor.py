@@ -22,6 +22,8 @@ EXTRAS = (
     ("flash-attn", "flash_attn", "attention implementation flash_attention_2"),
     ("accelerate", "accelerate", "device maps: a model spread over several GPUs"),
     ("torchvision", "torchvision", "the full processors of some families (pictures work without)"),
+    ("wandb", "wandb", "the tracker Weights & Biases"),
+    ("mlflow", "mlflow", "the tracker MLflow"),
     ("lmms-eval", "lmms_eval", "tasks of lmms-eval, and `lmms-eval --model diffprune`"),
 )
 SPACE_GIB = 20  # below this, checkpoints of 7B models do not fit

@@ -90,12 +90,14 @@ class LocalBlobs:
     by the next process that writes beside them. On a network file system, "every later call" of other machines means: as soon
     as their caches allow.
 
+    private: files that it writes can be read by their owner alone.
+
     Raises:
         ValueError: the folder is a file.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).resolve()
+    def __init__(self, root: Path | str, private: bool = False) -> None:
+        self.root, self._mode = Path(root).resolve(), 0o600 if private else 0o666
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"{self.root} is a file, but a folder is needed")
         self._swept: set[Path] = set()
@@ -148,7 +150,7 @@ class LocalBlobs:
         try:
             _make_folder(path.parent)
             self._sweep(path.parent)
-            with open(temporary, "xb") as file:
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, self._mode)) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -98,6 +98,18 @@ def _owner(note: bytes | None) -> Owner | None:
     return found if texts and type(found.pid) is int and found.pid > 0 and type(found.ticks) is int else None
 
 
+def holder(store: Blobs | Path | str, run: str) -> Owner | None:
+    """The process that holds a run's name; None where none does, as far as this machine can tell: one elsewhere counts as alive.
+
+    Raises:
+        ValueError: a run name outside the allow-list, or a store that is a file.
+    """
+    attempts = attempts_at(open_blobs(store), run)
+    newest = attempts.newest()
+    found = _owner(attempts.note(newest)) if newest else None
+    return None if found is None or (found.is_here and found.gone) else found
+
+
 def refuse_if_held(store: Blobs | Path | str, run: str) -> None:
     """Look whether a run's name is free: an instant where its last process was of this machine, else until its heartbeat would have
     been seen. Nothing is taken or written.

@@ -19,6 +19,7 @@ from diffprune.core.spec import Spec
 from diffprune.evaluate.cells import Evaluation
 from diffprune.io.names import checked_name
 from diffprune.timing.options import Measurement
+from diffprune.track.trackers import checked as tracker
 from diffprune.train.estimate import Assumed
 from diffprune.train.loop import scorers
 from diffprune.train.recipe import Recipe
@@ -50,6 +51,7 @@ class Job(BaseModel):
     tiny:      settings (dotted, as for `--set`) that `--tiny` changes beside those it always does (`tiny_settings`).
     config:    what config.json of the model says, so that `--dry-run` can tell memory and time without a network.
     assumed:   how long questions and answers of the training data will be, for the same.
+    trackers:  wandb, mlflow: told of losses and accuracies as they come, beside TensorBoard's files, which are always written.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -73,6 +75,12 @@ class Job(BaseModel):
     tiny: dict[str, Any] = {}
     config: dict[str, Any] = {}
     assumed: Assumed = Assumed()
+    trackers: tuple[str, ...] = ()
+
+    @field_validator("trackers")
+    @classmethod
+    def _installed(cls, found: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(tracker, found)))
 
     @field_validator("family")
     @classmethod

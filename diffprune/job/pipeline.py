@@ -40,6 +40,7 @@ from diffprune.store.provenance import collect
 from diffprune.timing.options import Measurement
 from diffprune.train.search import spelled
 from diffprune.vlm.load import described, load
+from diffprune.watch.observer import Observer
 
 STAGES = ("search", "train", "tune", "evaluate", "measure", "report")
 ON_MODEL = ("search", *CELLS)  # stages whose keys name the loaded model
@@ -84,7 +85,13 @@ def run(
     with lock(plan.store_root, job.name) as attempt, contextlib.ExitStack() as stack:
         settings.keep(job, folder, asked)
         stack.callback(_explained, plan.store_root)
-        PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack).go(asked)
+        observer = stack.enter_context(_observer(job, folder, attempt))
+        PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack, observer).go(asked)
+
+
+def _observer(job: Job, folder: Path, attempt: int) -> Observer:
+    steps = {place.name: job.train.of(spec).steps for (spec, _), place in job.scorers(folder).items()} if job.train else {}
+    return Observer(folder, job.name, job.title, attempt, steps, job.trackers, settings.noted(job))
 
 
 def _explained(store: Path) -> None:
@@ -109,12 +116,13 @@ def _wanted(job: Job, stages: Sequence[str]) -> list[str]:
 
 @dataclass
 class PipelineRun:
-    """A run that holds its lock. address: of a running cluster; stack: closes Ray at the end of the run."""
+    """A run that holds its lock. address: of a running cluster; stack: closes Ray at the end of the run; observer: who watches."""
 
     plan: Plan
     provenance: Provenance
     address: str | None
     stack: contextlib.ExitStack
+    observer: Observer
     began: float = field(default_factory=time.monotonic)
     connected: bool = False
 
@@ -129,6 +137,7 @@ class PipelineRun:
             SweepFailed: some cells have none; said when all is done.
         """
         failed = []
+        self.observer.plan({stage: len(self.plan.cells(stage)) if stage in CELLS else 0 for stage in stages})
         for stage in stages:
             with self.timed(stage):
                 try:
@@ -136,6 +145,7 @@ class PipelineRun:
                 except SweepFailed as error:
                     print(f"{stage}: {error}", flush=True)
                     failed.append(f"{stage}: {error}")
+                    self.observer.ends(stage, str(error))
         if "report" not in stages and stages != ["train"] and stages != ["search"]:
             print(f"\n{self.plan.summary()}", flush=True)
         if failed:
@@ -147,7 +157,9 @@ class PipelineRun:
         Store(self.plan.store_root).check_owner(self.provenance)
         start = time.monotonic()
         print(f"[{start - self.began:6.1f} s] {stage}", flush=True)
+        self.observer.begins(stage)
         yield
+        self.observer.ends(stage)
         print(f"[{time.monotonic() - self.began:6.1f} s] {stage}: {time.monotonic() - start:.1f} s", flush=True)
 
     def ray(self) -> None:
@@ -160,6 +172,7 @@ class PipelineRun:
         """Trials that are missing; the winners as text for a job file, and in `winners.json` as arguments of a recipe."""
         options, asked, store = self.job.search, self.plan.trials(), Store(self.plan.store_root)
         assert options is not None
+        self.observer.expects("search", [trial.cell.key for trial in asked])
         if not {trial.cell.key for trial in asked} - store.done():
             print(f"search: all {len(asked)} trials are in the store already", flush=True)
         else:
@@ -174,6 +187,7 @@ class PipelineRun:
         """Scorers that are missing, and the step records of all."""
         recipe = self.job.train
         assert recipe is not None
+        self.observer.expects("train", scorers=list(self.job.scorers(self.plan.folder).values()))
         if self.plan.untrained():
             self.ray()
         else:
@@ -191,6 +205,7 @@ class PipelineRun:
     def todo(self, stage: str) -> list[Cell]:
         """Cells of a stage that the store does not have; says so where it has all."""
         cells, done = self.plan.cells(stage), Store(self.plan.store_root).done()
+        self.observer.expects(stage, [cell.key for cell in cells])
         left = [cell for cell in cells if cell.key not in done]
         if not left:
             print(f"{stage}: all {len(cells)} cells are in the store already", flush=True)

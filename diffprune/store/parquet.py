@@ -207,6 +207,10 @@ class Store:
             found |= set(self.read(table, ["cell"])["cell"]) - failed
         return found
 
+    def statuses(self) -> dict[str, str]:
+        """ "ok" or "failed" by cell, from manifests alone. A compacted store, whose one commit holds all cells, has none."""
+        return {commit.cell: commit.status for commit in chosen(self._commits.all(), "outcomes") if commit.cell}
+
     def compact(self, to: Blobs | Path | str) -> None:
         """Write what counts of every table as one part, under one manifest, into an empty place: small, to be kept beside a report.
 

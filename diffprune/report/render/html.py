@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -16,15 +17,24 @@ from diffprune.report.render.svg import Plot, inline
 from diffprune.report.render.table import Number, Table, to_csv
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = {"live.html.j2": "live.js"}  # of other pages it sorts and filters tables
 
 
 def render(template: str, **values: object) -> str:
     """The whole page. Only strings made by `figures` and `pictures` may come as `Markup`.
 
-    The one script sorts and filters a table; the policy of the page names its digest, so no other runs.
+    The policy of the page names the digest of its one script, so no other runs.
     """
+    style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", SCRIPTS.get(template, "script.js")))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _environment().get_template(template).render(style=style, script=script, script_hash=digest, **values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Templates are compiled once: a live page is written every few seconds."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         autoescape=True,
         loader=loader,
         undefined=jinja2.StrictUndefined,
@@ -32,12 +42,10 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["plain"] = escape.plain
-    environment.tests["numeric"] = lambda value: isinstance(value, Number)
-    environment.filters["attachment"] = _attachment
-    style, script = (Markup((TEMPLATES / name).read_text("utf-8")) for name in ("style.css", "script.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(style=style, script=script, script_hash=digest, **values)
+    made.filters["plain"] = escape.plain
+    made.tests["numeric"] = lambda value: isinstance(value, Number)
+    made.filters["attachment"] = _attachment
+    return made
 
 
 @dataclass(frozen=True)

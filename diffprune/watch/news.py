@@ -1,0 +1,160 @@
+"""What a run's folder says that it did not say at the last look: steps of the log, cells of the store. Read little by little."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from diffprune.core.records import Step
+from diffprune.statistics import speedup
+from diffprune.store import Store
+from diffprune.store.manifest import MANIFESTS
+from diffprune.track.tracker import Scalars
+from diffprune.train.checkpoints import STEPS, as_step, verified
+from diffprune.watch.snapshot import Curve, Failure, Point
+
+BINS = 120  # points of a loss curve
+SHOWN_FAILURES = 20
+TOLD = (
+    "loss", "penalty", "temperature", "kept", "grad_norm", "score_sd", "overlap", "step_ms", "validation_soft", "validation_hard",
+)  # fmt: skip
+ABOUT = ["cell", "verb", "method", "method_kind", "budget", "benchmark", "benchmark_label", "blind", "pruner", "scorer_seed"]
+
+
+class News:
+    """Steps and cells of one run's folder as far as they were read. steps: of each scorer, as the recipe has them."""
+
+    def __init__(self, folder: Path, steps: Mapping[str, int]) -> None:
+        self.folder, self.steps = folder, dict(steps)
+        self.store, self.statuses = Store(folder / "store"), dict[str, str]()
+        self._place, self._listed = 0, -1
+        self._log: dict[str, dict[int, Step]] = {}
+        self._accuracy: dict[str, dict[str, Any]] = {}  # by cell to evaluate
+        self._speedup: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._failures: dict[str, Failure] = {}
+
+    def look(self) -> list[Scalars]:
+        """Take up what is new; returns it as trackers are told it."""
+        return [*self._steps(), *self._cells()]
+
+    # -- the step log ------------------------------------------------------------------------------------------------
+
+    def _steps(self) -> Iterator[Scalars]:
+        path = self.folder / STEPS
+        if not path.is_file() or path.stat().st_size <= self._place:
+            return
+        with path.open("rb") as stream:
+            stream.seek(self._place)
+            text = stream.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._place += len(whole)
+        for line in filter(None, map(verified, whole.splitlines())):
+            if "begin" in line:  # what an earlier process did from here on is done again
+                scorer, start = line["begin"]
+                self._log[scorer] = {step: row for step, row in self._log.get(scorer, {}).items() if step < start}
+            elif (found := as_step(line)) is not None:
+                scorer, row = found
+                self._log.setdefault(scorer, {})[row.step] = row
+                yield Scalars(f"train/{scorer}", row.step, {name: float(getattr(row, name)) for name in TOLD})
+
+    def curves(self) -> tuple[Curve, ...]:
+        """The loss of every scorer."""
+        return tuple(_curve(scorer, rows, self.steps.get(scorer, 0)) for scorer, rows in self._log.items() if rows)
+
+    # -- the store ---------------------------------------------------------------------------------------------------
+
+    def _cells(self) -> list[Scalars]:
+        """Cells with a new outcome. The folder of manifests is listed only when a file came into it."""
+        try:
+            listed = (self.folder / "store" / MANIFESTS).stat().st_mtime_ns
+        except FileNotFoundError:
+            return []
+        if listed == self._listed:
+            return []
+        self._listed = listed
+        before, self.statuses = self.statuses, self.store.statuses()
+        new = {cell for cell, status in self.statuses.items() if before.get(cell) != status}
+        failed = {cell for cell in new if self.statuses[cell] == "failed"}
+        for row in self.store.read("outcomes", [*ABOUT, "reason"], cells=failed).to_dict("records") if failed else ():
+            what = " ".join(filter(None, (row["verb"], row["method"], row["budget"], row["benchmark_label"])))
+            self._failures[row["cell"]] = Failure(what=what, reason=str(row["reason"]))
+        good = new - failed
+        for cell in good:
+            self._failures.pop(cell, None)
+        return [*self._answers(good), *self._timings(good), *self._looks(good)] if good else []
+
+    def _answers(self, cells: set[str]) -> Iterator[Scalars]:
+        rows = self.store.read("predictions", [*ABOUT, "credit", "visual_kept", "error"], cells=cells)
+        for cell, part in rows[(rows["verb"] == "evaluate") & ~rows["blind"].astype(bool)].groupby("cell", observed=True):
+            first, graded = part.iloc[0], part[part["error"] == ""]
+            if len(graded) and first["method_kind"] != "diagnostic":
+                told = {name: str(first[name]) for name in ("method", "method_kind", "budget", "benchmark", "benchmark_label")}
+                accuracy, kept = float(graded["credit"].mean()), float(graded["visual_kept"].mean())
+                self._accuracy[str(cell)] = told | {"accuracy": accuracy, "kept": kept}
+                name = told["benchmark_label"] or told["benchmark"]
+                yield Scalars(f"evaluate/{_seeded(first)}", round(kept), {name: accuracy})
+
+    def _timings(self, cells: set[str]) -> Iterator[Scalars]:
+        names = [*ABOUT, "span", "arm", "repetition", "value_ms", "visual_kept"]
+        for _, part in self.store.read("timings", names, cells=cells).groupby("cell", observed=True):
+            first = part.iloc[0]
+            try:
+                net = speedup.prefill_speedup_net(part).estimate
+            except (ValueError, KeyError):  # spans that were not asked for
+                continue
+            self._speedup[str(first["method"]), str(first["budget"])].append(net)
+            kept = part.loc[part["arm"] == "pruned", "visual_kept"].mean()
+            yield Scalars(f"measure/{_seeded(first)}", round(kept), {"net_speedup": net})
+
+    def _looks(self, cells: set[str]) -> Iterator[Scalars]:
+        names = ["pruner", "method", "configuration", "training_seed", "training_step", "validation_hard"]
+        for row in self.store.read("search", names, cells=cells).to_dict("records"):
+            name = f"configuration {row['configuration']}, seed {row['training_seed']}"
+            yield Scalars(f"search/{row['method']}", int(row["training_step"]), {name: float(row["validation_hard"])})
+
+    def points(self) -> tuple[Point, ...]:
+        """Methods at their budgets: benchmarks count alike, and so do seeds."""
+        if not self._accuracy:
+            return ()
+        table = pd.DataFrame(list(self._accuracy.values()))
+        found = []
+        for (method, budget), part in table.groupby(["method", "budget"], sort=False):
+            net = self._speedup.get((method, budget))
+            found.append(
+                Point(
+                    method=method, budget=budget, kept=float(part["kept"].mean()), cells=len(part),
+                    accuracy=float(part.groupby("benchmark")["accuracy"].mean().mean()),
+                    bound=bool((part["method_kind"] == "bound").all()), speedup=sum(net) / len(net) if net else None,
+                )
+            )  # fmt: skip
+        return tuple(sorted(found, key=lambda point: (not point.bound, point.method, -point.kept)))
+
+    def failures(self) -> tuple[tuple[Failure, ...], int]:
+        """(the first failures, how many there are)."""
+        return tuple(list(self._failures.values())[:SHOWN_FAILURES]), len(self._failures)
+
+
+def _seeded(row: Any) -> str:
+    """The method of a row, and which of its seeds."""
+    return str(row["pruner"]) + ("" if pd.isna(row["scorer_seed"]) else f", seed {int(row['scorer_seed'])}")
+
+
+def _curve(scorer: str, rows: Mapping[int, Step], steps: int) -> Curve:
+    done = max(rows) + 1
+    width = max(1, math.ceil(max(steps, done) / BINS))
+    bins: dict[int, list[float]] = defaultdict(list)
+    for step, row in rows.items():
+        if math.isfinite(row.loss):
+            bins[step // width].append(row.loss)
+    checked = [row.validation_hard for row in rows.values() if math.isfinite(row.validation_hard)]
+    last = rows[done - 1].loss
+    return Curve(
+        scorer=scorer, step=done, steps=max(steps, done), loss=last if math.isfinite(last) else None,
+        validation=checked[-1] if checked else None,
+        points=tuple((width * number + (width - 1) / 2, sum(values) / len(values)) for number, values in sorted(bins.items())),
+    )  # fmt: skip
