@@ -8,6 +8,8 @@ import pytest
 
 from diffprune.cli import commands
 from diffprune.core import registry
+from diffprune.core.fitted import TrainablePruner
+from diffprune.report.analysis.labels import Method
 from diffprune.report.tables import catalogue
 
 README = Path(__file__).parents[1] / "README.md"
@@ -54,3 +56,18 @@ def test_the_command_writes_between_the_marks_and_refuses_a_page_without(tmp_pat
     assert code == 2 and "has no place for the methods" in told
     code, told = commands.call(["list", "models", "--readme", str(page)])
     assert code == 2 and "write list pruners, not list models" in told
+
+
+def test_the_report_says_how_trainings_differ() -> None:
+    told = [Method(name, name, "trained", False, name) for name in ("diffprune", "atp", "nobody_knows")]
+    table = catalogue.apart([*told, Method("Grid", "Grid", "rule", False, "grid"), told[1]])
+    assert table is not None and [row[0] for row in table.rows] == ["DiffPrune", "ATP-LLaVA"]
+    assert table.rows[0][1] == "As its recipe says." and "the average over layers" in str(table.rows[1][1])
+    assert catalogue.apart([]) is None
+
+
+def test_every_trained_method_but_those_of_the_shared_recipe_says_how_its_training_differs() -> None:
+    found = [registry.find("pruners", name) for name in registry.names("pruners")]
+    silent = {plugin.label for plugin in found if issubclass(plugin, TrainablePruner) and not plugin.apart}
+    assert silent == {"DiffPrune", "Gumbel top-K"}
+    assert all(text.endswith(".") for plugin in found if issubclass(plugin, TrainablePruner) for text in plugin.apart)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from diffprune.core import registry
-from diffprune.core.budget import Keep, Share, parse
+from diffprune.core.budget import Eased, Keep, Share, parse
 from diffprune.core.evidence import QUESTION, Question
+from diffprune.core.fitted import Annealing, Progress
 from diffprune.core.noise import Noise, generator
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._logistic_topk import logistic_offset
 from diffprune.pruners._soft_topk import soft_top_k
 
-SPELLINGS = ("diffprune", "diffprune(scale='free')", "diffprune(attention=False)", "diffprune(denoiser=False)",
-             "diffprune(question_aware=True)",
-             "gumbel_topk", "gumbel_topk(backward='identity', filler='noise')",
-             "gumbel_keepdrop", "gumbel_keepdrop(offset=True)")  # fmt: skip
+SPELLINGS = (
+    "diffprune", "diffprune(scale='free')", "diffprune(throttle='gate')", "diffprune(throttle='additive')",
+    "diffprune(throttle='removal')", "diffprune(total='penalty')", "diffprune(attention=False)", "diffprune(denoiser=False)",
+    "diffprune(question_aware=True)", "gumbel_topk", "gumbel_topk(backward='identity', filler='noise')", "gumbel_keepdrop",
+    "gumbel_keepdrop(offset=True)",
+)  # fmt: skip
 
 
 def tokens(batch: int = 3, num: int = 20, width: int = 48, dead: int = 4) -> VisualTokens:
@@ -80,6 +86,60 @@ def test_diffprune_is_the_papers_formula(scale: str) -> None:
     torch.testing.assert_close(
         out, flat.mean(0) + flat.std(0) * (alpha.sqrt() * z + (1 - alpha).sqrt() * noise), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("throttle", ["gate", "additive", "removal"])
+def test_other_throttles_are_their_formulas(throttle: str) -> None:
+    """Token by token, from alpha and the noise that Eq. 4 would mix in."""
+    seen = tokens()
+    pruner = made(f"diffprune(throttle={throttle!r}, denoiser=False)", seen)
+    out = pruner.relax(seen, Keep(5), 0.5, Noise(3, rows=range(len(seen))))
+    z = pruner.standardised(seen.features)
+    noise = Noise(3, rows=range(len(seen))).normal(seen.valid, 48)
+    for row, token in seen.valid.nonzero().tolist():
+        a = float(out.let[row, token])
+        wanted = {
+            "gate": a * z[row, token],
+            "additive": z[row, token] + min(10.0, ((1 - a) / a) ** 0.5) * noise[row, token],
+            "removal": a**0.5 * z[row, token] + (1 - a) ** 0.5 * noise[row, token],
+        }[throttle]
+        torch.testing.assert_close(out.features[row, token], pruner.mean + pruner.spread * wanted, rtol=1e-3, atol=1e-3)
+    if throttle == "removal":
+        assert torch.equal(out.retention.detach(), out.let) and pruner.attention_implementation == "masked_softmax"
+    else:
+        assert out.retention is None and pruner.attention_implementation is None
+
+
+def test_a_penalty_in_place_of_the_exact_total() -> None:
+    seen = tokens()
+    pruner = made("diffprune(total='penalty')", seen)
+    torch.nn.init.normal_(pruner.networks["scorer"].head.weight, std=0.5)
+    out, scores = pruner.relax(seen, Keep(5), 0.5, Noise(3, rows=range(len(seen)))), pruner.score(seen).detach() / 0.5
+    apart = []
+    for row in range(3):
+        live = seen.valid[row].nonzero()[:, 0].tolist()
+        alpha = [0.5 * math.exp(s) if s <= 0 else 1 - 0.5 * math.exp(-s) for s in scores[row, live].tolist()]
+        torch.testing.assert_close(out.let[row, live], torch.tensor(alpha))
+        apart.append((sum(alpha) - 5) / len(live))
+    assert float(out.penalty.detach()) == pytest.approx(100 * sum(x**2 for x in apart) / 3, rel=1e-4)
+
+
+def test_a_share_of_its_own_and_a_last_temperature_of_its_own() -> None:
+    pruner, asked = registry.load("pruners", "diffprune(trained_share=0.25, temperature_end=0.3)"), []
+    pruner.relax = lambda tokens, budget, temperature, noise: asked.append((budget, temperature)) or sys.exit()
+    run = SimpleNamespace(
+        vlm=SimpleNamespace(shape=None), annealing=Annealing(2.0, 0.1, 0.5), tokens=lambda _: (tokens(), torch.arange(3))
+    )
+    for budget in (Keep(3), Eased(Keep(3), 0.5)):
+        with pytest.raises(SystemExit):
+            pruner.objective(run, None, budget, Progress(9, 10), None)
+    assert asked == [(Share(0.25), pytest.approx(0.3)), (Eased(Share(0.25), 0.5), pytest.approx(0.3))]
+
+
+@pytest.mark.parametrize("option", ["throttle='mist'", "total='about'", "trained_share=1.5", "temperature_end=-1.0", "scale='one'"])
+def test_parts_that_do_not_exist_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"diffprune: .*{option.partition('=')[0]}"):
+        registry.load("pruners", f"diffprune({option})")
 
 
 def test_the_relaxation_preserves_variance() -> None:

@@ -8,9 +8,15 @@ serves all budgets because the budget is drawn per step.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from diffprune.core.budget import Budget, standardise
+from torch import Tensor
+
+from diffprune.core.budget import Budget, Eased, Share, standardise
+from diffprune.core.fitted import Annealing, Loss, Progress, TrainingRun
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
 from diffprune.core.tokens import Relaxation, VisualTokens
@@ -18,6 +24,10 @@ from diffprune.pruners._learned import Learned
 from diffprune.pruners._soft_topk import centred, laplace_cdf, signal_and_noise
 
 SCALES = ("unit", "free")
+THROTTLES = ("noise", "gate", "additive", "removal")
+SHARES = ("exact", "penalty")
+LOUDEST = 10.0  # standard deviations of additive noise at most
+PENALTY = 100.0  # weight of the squared difference of shares, as of the ratio loss of keep/drop
 
 
 class DiffPrune(Learned):
@@ -26,16 +36,31 @@ class DiffPrune(Learned):
     scale: "unit" divides scores by their standard deviation in each image before the temperature does its part, so that the
            temperature alone says how sharp the soft top-K is, and thresholds (`Above`) see what training saw; "free" is the
            paper's s / tau, where growing scores sharpen the soft top-K by themselves and can freeze what it lets through early.
+
+    The others are parts to take out or replace, and change training alone (`jobs/ablation_throttler.py`):
+
+    throttle: "noise" is Eq. 4; "gate" scales, x~ = alpha z (the paper's Table 5); "additive" adds noise of the same ratio to the
+              signal, x~ = z + sqrt((1 - alpha) / alpha) noise, ten standard deviations at most; "removal" is "noise" whose tokens
+              also weigh alpha as keys of the decoder's attention, as removed ones weigh nothing.
+    total:    "exact" is the soft top-K; "penalty" takes alpha = F(s / tau) as it comes, free of scale, and adds
+              100 (mean alpha - K / N)^2 to the loss.
+    trained_share: trained at this share alone; 0 at the budgets that are drawn.
+    temperature_end: last temperature; 0 is the recipe's.
     """
 
     label = "DiffPrune"
     reference = Reference("Beyond Surrogate Gradients: Fully Differentiable Token Pruning for Vision-Language Models", "2605.28051")
+    option_labels = Learned.option_labels | {"trained_share": "trained at a share of", "temperature_end": "last temperature"}
 
     def __init__(
         self,
         weights: Path | None = None,
         *,
         scale: str = "unit",
+        throttle: str = "noise",
+        total: str = "exact",
+        trained_share: float = 0.0,
+        temperature_end: float = 0.0,
         question_aware: bool = False,
         attention: bool | None = None,
         denoiser: bool = True,
@@ -43,20 +68,60 @@ class DiffPrune(Learned):
         width: int = 0,
         other_model: bool = False,
     ) -> None:
-        if scale not in SCALES:
-            raise ValueError(f"diffprune: scale is one of {', '.join(SCALES)}, not {scale!r}")
-        self.scale = scale
+        for name, told, known in (("scale", scale, SCALES), ("throttle", throttle, THROTTLES), ("total", total, SHARES)):
+            if told not in known:
+                raise ValueError(f"diffprune: {name} is one of {', '.join(known)}, not {told!r}")
+        if not 0 <= trained_share <= 1 or not 0 <= temperature_end < math.inf:
+            raise ValueError(
+                f"diffprune: trained_share is {trained_share} and temperature_end {temperature_end}; give a share up to 1 and a "
+                "temperature, or 0, which leaves them to the recipe"
+            )
+        self.scale, self.throttle, self.total = scale, throttle, total
+        self.trained_share, self.temperature_end = trained_share, temperature_end
+        if throttle == "removal":
+            self.attention_implementation = "masked_softmax"  # type: ignore[misc]
         super().__init__(
             weights, question_aware=question_aware, attention=attention, denoiser=denoiser, depth=depth, width=width,
             other_model=other_model,
         )  # fmt: skip
 
+    def temperature(self, progress: Progress, annealing: Annealing) -> float:
+        return super().temperature(progress, replace(annealing, end=self.temperature_end or annealing.end))
+
+    def objective(self, run: TrainingRun, batch: Any, budget: Budget, progress: Progress, noise: Noise) -> Loss:
+        """Of the share it is trained at, where one is given, eased as the drawn budget is."""
+        if self.trained_share:
+            only = Share(self.trained_share)
+            budget = replace(budget, budget=only) if isinstance(budget, Eased) else only
+        return super().objective(run, batch, budget, progress, noise)
+
     def relax(self, tokens: VisualTokens, budget: Budget, temperature: float, noise: Noise) -> Relaxation:
         """Eq. 2-5: alpha = soft top-K of s / tau, x~ = sqrt(alpha) z + sqrt(1 - alpha) noise, x- = denoiser(x~)."""
-        z, scores = self.standardised(tokens.features), self.logits(tokens)
+        z, counts = self.standardised(tokens.features), self.counts(tokens, budget)
+        u = self._logits_of_alpha(tokens, counts, temperature)
+        alpha = laplace_cdf(u).float()
+        mixed = self.denoised(self._throttled(z, u, alpha, noise.normal(tokens.valid, z.shape[-1])))
+        penalty: Tensor | float = 0.0
+        if self.total == "penalty":
+            num = tokens.counts.clamp_min(1)
+            penalty = PENALTY * ((alpha.where(tokens.valid, 0.0).sum(1) - counts) / num).square().mean()
+        retention = alpha.where(tokens.valid, 0.0) if self.throttle == "removal" else None
+        return Relaxation(self.restored(mixed, tokens.features), let=alpha.detach(), retention=retention, penalty=penalty)
+
+    def _logits_of_alpha(self, tokens: VisualTokens, counts: Tensor, temperature: float) -> Tensor:
+        """u [B N] with alpha = F(u)."""
+        scores = self.logits(tokens)
+        if self.total == "penalty":
+            return (scores.double() / temperature).masked_fill(~tokens.valid, -math.inf)
         if self.scale == "unit":
             scores = standardise(scores, tokens.valid)
-        u = centred(scores, tokens.valid, self.counts(tokens, budget), temperature)
+        return centred(scores, tokens.valid, counts, temperature)
+
+    def _throttled(self, z: Tensor, u: Tensor, alpha: Tensor, noise: Tensor) -> Tensor:
+        """What is left of standardised tokens [B N D]."""
+        if self.throttle == "gate":
+            return alpha[..., None] * z
         signal, share = (part.float()[..., None] for part in signal_and_noise(u))
-        mixed = self.denoised(signal * z + share * noise.normal(tokens.valid, z.shape[-1]))
-        return Relaxation(self.restored(mixed, tokens.features), let=laplace_cdf(u).float().detach())
+        if self.throttle == "additive":
+            return z + (share / signal.clamp_min(1e-6)).clamp_max(LOUDEST) * noise
+        return signal * z + share * noise

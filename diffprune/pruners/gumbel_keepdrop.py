@@ -36,6 +36,10 @@ class GumbelKeepDrop(Learned):
     outputs = 2
     attention_implementation = "masked_softmax"
     searched = {"ratio_weight": (3.0, 10.0, 30.0, 100.0)}
+    apart = (
+        "There is no denoiser, as nothing is noised; a ratio loss stands for the budget.",
+        "Its temperature falls geometrically from 1 over all steps.",
+    )
 
     def __init__(
         self,

@@ -43,6 +43,10 @@ class LearnPruner(OwnScorer):
     reference = Reference("LearnPruner: Rethinking Attention-based Token Pruning in Vision Language Models", "2604.23950")
     attention_implementation = "masked_softmax"
     searched = {"diversity": (0.0, 0.1, 0.2)}
+    apart = (
+        "Its scorer is its paper's; there is no denoiser, noise or temperature.",
+        "The paper's second stage, inside the decoder, is left out.",
+    )
 
     def __init__(self, weights: Path | None = None, *, diversity: float = 0.1, width: int = 0, other_model: bool = False) -> None:
         if isinstance(diversity, bool) or not isinstance(diversity, (int, float)) or not 0 <= diversity < 1:

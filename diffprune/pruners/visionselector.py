@@ -42,6 +42,10 @@ class VisionSelector(OwnScorer):
         "VisionSelector: End-to-End Learnable Visual Token Compression for Efficient Multimodal LLMs", "2510.16598"
     )
     searched = {"agreement": (0.5, 1.0, 2.0, 4.0)}
+    apart = (
+        "Its scorer is its paper's; there is no denoiser, noise or temperature, but a penalty that grows over the steps.",
+        "The paper trains at 20 % alone; here budgets are drawn.",
+    )
 
     def __init__(self, weights: Path | None = None, *, agreement: float = 2.0, width: int = 0, other_model: bool = False) -> None:
         if isinstance(agreement, bool) or not isinstance(agreement, (int, float)) or not 0 <= agreement < float("inf"):

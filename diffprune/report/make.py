@@ -78,6 +78,7 @@ def report(
         "searched": search_tables.searched(found), "tuned": speed_tables.tuned(found),
         "training": speed_tables.training(found), "failures": provenance.failures(found),
         "provenance": provenance.facts(found), "weights": provenance.weights(found), "methods": catalogue.catalogue(),
+        "apart": catalogue.apart(found.methods.values()),
     }  # fmt: skip
     page = html.render(
         "page.html.j2",

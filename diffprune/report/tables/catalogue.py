@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from diffprune.core import registry
 from diffprune.core.budget import Share
-from diffprune.core.pruner import Pruner
+from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.site import ENCODED, PROJECTED
 from diffprune.core.vlm import Shape
+from diffprune.report.analysis.labels import Method
 from diffprune.report.render.table import Entry, Table, markdown
 
 LLAVA = Shape(  # LLaVA-1.5-7B, in which a method says where it cuts
@@ -38,6 +40,17 @@ def catalogue(package_only: bool = False) -> Table:
         tuple(sorted(rows, key=lambda row: "(" in str(row[0]))),
         notes=("Where a method cuts is that of LLaVA-1.5-7B at half of the tokens, averaged over decoder layers.",),
     )  # fmt: skip
+
+
+def apart(methods: Iterable[Method]) -> Table | None:
+    """How the training of each of these methods differs from the others', from what its file says; None where none is trained."""
+    names = dict.fromkeys(method.plugin for method in methods if method.kind == Kind.TRAINED)
+    found: list[Any] = [registry.find("pruners", name) for name in names if name in registry.names("pruners")]
+    rows = [(plugin.label, " ".join(getattr(plugin, "apart", ())) or "As its recipe says.") for plugin in found]
+    return Table(
+        "apart", "How trainings differ", ("method", "its training"), tuple(rows),
+        notes=("All see the same images, steps, seeds and drawn budgets of a recipe, or as many training images, but for this.",),
+    ) if rows else None  # fmt: skip
 
 
 def _row(name: str, plugin: Any) -> tuple[Entry, ...]:
