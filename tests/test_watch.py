@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from diffprune.cli import commands
+from diffprune.io.attempts import Fenced
 from diffprune.io.run_lock import lock
 from diffprune.store import Store
 from diffprune.train.checkpoints import STEPS, Files, claim
@@ -163,7 +164,7 @@ def test_snapshot_and_page_follow_a_run_to_its_end(tmp_path: Path, monkeypatch: 
     ("error", "state"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("two cells failed"), "failed: two cells failed")]
 )
 def test_how_a_run_ended_is_in_its_snapshot(error: BaseException, state: str, tmp_path: Path) -> None:
-    with pytest.raises(type(error)), observed(tmp_path):
+    with pytest.raises(type(error)), lock(tmp_path / "store", "demo") as attempt, observed(tmp_path, attempt):
         raise error
     assert standing(tmp_path, read(tmp_path)) == state
 
@@ -173,7 +174,7 @@ def test_whatever_goes_wrong_with_watching_is_said_once_and_ends_nothing(
 ) -> None:
     monkeypatch.setattr(observing, "EVERY_S", 0.01)
     monkeypatch.setattr(observing, "page", lambda seen: 1 / 0)
-    with observed(tmp_path):
+    with lock(tmp_path / "store", "demo") as attempt, observed(tmp_path, attempt):
         time.sleep(0.2)
     assert capsys.readouterr().out.count("live.html is no longer written, the run goes on: ZeroDivisionError") == 1
 
@@ -184,6 +185,15 @@ def test_a_run_that_was_taken_over_leaves_the_files_alone(tmp_path: Path) -> Non
     with lock(tmp_path / "store", "demo"), observed(tmp_path, first):
         pass
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_folder_that_vanished_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observing, "EVERY_S", 0.02)
+    folder = tmp_path / "run"
+    with pytest.raises(Fenced), lock(folder / "store", "demo") as attempt, observed(folder, attempt):
+        until(lambda: (folder / PAGE).is_file())
+        folder.rename(tmp_path / "elsewhere")
+    assert not folder.exists() and (tmp_path / "elsewhere" / PAGE).is_file()
 
 
 def until(what: object, seconds: float = 20) -> None:

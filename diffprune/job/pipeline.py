@@ -85,8 +85,9 @@ def run(
     with lock(plan.store_root, job.name) as attempt, contextlib.ExitStack() as stack:
         settings.keep(job, folder, asked)
         stack.callback(_explained, plan.store_root)
-        observer = stack.enter_context(_observer(job, folder, attempt))
-        PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack, observer).go(asked)
+        going = PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack)
+        stack.enter_context(going.observer)
+        going.go(asked)
 
 
 def _observer(job: Job, folder: Path, attempt: int) -> Observer:
@@ -116,15 +117,18 @@ def _wanted(job: Job, stages: Sequence[str]) -> list[str]:
 
 @dataclass
 class PipelineRun:
-    """A run that holds its lock. address: of a running cluster; stack: closes Ray at the end of the run; observer: who watches."""
+    """A run that holds its lock. address: of a running cluster; stack: closes Ray at the end of the run. Who enters
+    `observer` has the run watched."""
 
     plan: Plan
     provenance: Provenance
     address: str | None
     stack: contextlib.ExitStack
-    observer: Observer
     began: float = field(default_factory=time.monotonic)
     connected: bool = False
+
+    def __post_init__(self) -> None:
+        self.observer = _observer(self.job, self.plan.folder, self.provenance.attempt)
 
     @property
     def job(self) -> Job:

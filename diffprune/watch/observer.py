@@ -121,6 +121,8 @@ class Observer:
             last = self._ended.is_set()
             before = time.thread_time()
             with self._said_once():
+                if not self._holds():
+                    break
                 trackers.log(news.look())
                 self._write(news)
             took = time.thread_time() - before
@@ -130,6 +132,10 @@ class Observer:
             self._ended.wait(max(self.every_s, self._slow_s))
         if trackers:
             trackers.close(self._state != "finished")
+
+    def _holds(self) -> bool:
+        """Whether the run is still this process's: not taken over by another, which keeps these files, and still there."""
+        return attempts_at(LocalBlobs(self.folder / "store"), self.run).newest() == self.attempt
 
     def _said_once(self) -> _Guard:
         return _Guard(self._breaks)
@@ -141,8 +147,6 @@ class Observer:
     def _write(self, news: News) -> None:
         with self._lock:
             expected = list(self._stages.values())
-        if attempts_at(LocalBlobs(self.folder / "store"), self.run).newest() > self.attempt:
-            return  # another process has taken the run over, and keeps these files
         failures, num = news.failures()
         seen = Snapshot(
             run=self.run, title=self.title, attempt=self.attempt, state=self._state, reason=self._reason, began=self.began,
