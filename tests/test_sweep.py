@@ -108,7 +108,7 @@ def row(number: int, error: str = "") -> Prediction:
 class Sleepy:
     """No model: questions of very unequal length, known in advance."""
 
-    def prepare(self, model: Spec) -> int:
+    def prepare(self, model: Spec, methods: Sequence[Spec]) -> int:
         return os.getpid()
 
     def batches(self, cell: Cell) -> tuple[list[list[int]], float]:
@@ -126,7 +126,7 @@ def test_two_workers_share_one_cell_to_its_end(session: None, asked: list[Cell],
     class Punctual(Sleepy):
         """Is ready when the other one is, however long processes take to start."""
 
-        def prepare(self, model: Spec) -> int:
+        def prepare(self, model: Spec, methods: Sequence[Spec]) -> int:
             (own_folder / f"ready-{os.getpid()}").touch()
             while len(list(own_folder.glob("ready-*"))) < 2:
                 time.sleep(0.01)
@@ -263,7 +263,7 @@ def test_an_image_stays_with_the_worker_that_encoded_it() -> None:
 
 def test_a_user_s_mistake_comes_back_as_itself(session: None, asked: list[Cell], own_folder: Path, monkeypatch) -> None:
     class Picky:
-        def prepare(self, model: Spec) -> int:
+        def prepare(self, model: Spec, methods: Sequence[Spec]) -> int:
             raise ValueError(f"no model {str(model)!r}")
 
     monkeypatch.setattr(sweep, "Worker", Picky)

@@ -243,7 +243,7 @@ class Cell:
             verb=self.verb, model=str(self.model), model_sha256=self.model.weights_sha256, dtype=self.dtype,
             method=self.method.label, base_method=self.method.base, method_kind=self.method.kind,
             reads_question=self.method.reads_question, reference=self.method.reference,
-            pruner=str(pruner) if pruner else "", weights_sha256=_weights(pruner) if pruner else "",
+            pruner=str(pruner) if pruner else "", weights_sha256=weights(pruner) if pruner else "",
             recipe=self.method.recipe, scorer_seed=self.method.scorer_seed, code=self.code,
             budget=str(subject.budget) if hasattr(subject, "budget") and not getattr(subject, "blind", False) else "",
             benchmark=" ".join(str(q.benchmark) for q in asked), benchmark_label=self.benchmark_label,
@@ -334,9 +334,9 @@ def _sources(spec: Spec) -> list[str]:
     return [spec.source, *(digest for _, value in spec.options if isinstance(value, Spec) for digest in _sources(value))]
 
 
-def _weights(pruner: Spec) -> str:
+def weights(pruner: Spec) -> str:
     """The hash of what was learnt, of a wrapper that of what it wraps."""
-    inner = [_weights(value) for _, value in pruner.options if isinstance(value, Spec)]
+    inner = [weights(value) for _, value in pruner.options if isinstance(value, Spec)]
     return pruner.weights_sha256 or "".join(inner)
 
 

@@ -168,6 +168,7 @@ class _Run:
         gpus = min(1.0, resources.get("GPU", 0) / workers)
         self.kind = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
         self.work = Work(self.todo, workers)
+        self.methods = list(dict.fromkeys(evaluated(cell).pruner for cell in self.todo))
         self.slots = [_Slot(number) for number in range(workers)]
         try:
             while self.work.unfinished:
@@ -190,7 +191,7 @@ class _Run:
         if slot.actor is None:
             if self.work.waiting:
                 slot.actor = self.kind.remote()
-                self._ask(slot, None, slot.actor.prepare.remote(self.model))
+                self._ask(slot, None, slot.actor.prepare.remote(self.model, self.methods))
             return
         if slot.asked and (len(slot.asked) > 1 or not isinstance(slot.asked[0][1], Batch) or not self.work.plenty):
             return

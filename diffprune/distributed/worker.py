@@ -19,9 +19,14 @@ class Worker:
 
     evaluator: Evaluator
 
-    def prepare(self, model: Spec) -> int:
-        """Load the model; not in the constructor, so that a user's mistake comes back as itself. Returns the process id."""
-        self.evaluator = Evaluator(TransformersBackend(load(model)))
+    def prepare(self, model: Spec, methods: Sequence[Spec] = ()) -> int:
+        """Load the model; not in the constructor, so that a user's mistake comes back as itself. Returns the process id.
+
+        methods: that will be asked about, so that a picture is encoded once with what all of them look at.
+        """
+        backend = TransformersBackend(load(model))
+        self.evaluator = Evaluator(backend)
+        backend.encodings.expect(self.evaluator.needs(methods))
         return os.getpid()
 
     def batches(self, cell: Cell) -> tuple[list[list[int]], float]:

@@ -50,6 +50,10 @@ class Encodings:
         """Bytes of the tensors that are kept."""
         return self._kept.currsize
 
+    def expect(self, needs: frozenset[Evidence]) -> None:
+        """Encode every image with this evidence from now on, as far as it is of the image and the family has it."""
+        self.needs |= {evidence for evidence in needs if evidence.of_image and not self.vlm.lacks(evidence)}
+
     def get(self, names: Sequence[Hashable], images: Sequence[Callable[[], Any]], needs: frozenset[Evidence]) -> VisualTokens:
         """The images called `names`, one row each, on the model's device; `images` are opened only where needed.
 

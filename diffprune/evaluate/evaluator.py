@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -9,6 +10,7 @@ from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.cell import Cell, EvaluateSpec, Questions
 from diffprune.core.errors import with_class
+from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Prediction
 from diffprune.core.spec import Spec
@@ -76,6 +78,14 @@ class Evaluator:
         if spec not in self._pruners:
             self._pruners[spec] = registry.make("pruners", spec)
         return self._pruners[spec]
+
+    def needs(self, methods: Sequence[Spec]) -> frozenset[Evidence]:
+        """What these methods look at, all together; of those that cannot be made nothing, as their cells will say why."""
+        found: set[Evidence] = set()
+        for spec in methods:
+            with contextlib.suppress(ValueError):
+                found |= self._pruner(spec).needs
+        return frozenset(found)
 
     def _ask(self, questions: Questions) -> Asked:
         if questions not in self._asked:

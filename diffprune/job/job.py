@@ -45,6 +45,8 @@ class Job(BaseModel):
                diagnostic of what removal itself costs; such a run takes as long as an unpruned one.
     tuned:     methods (of `train.pruners` or `baselines`) that `tune` looks at, trained ones with their first seed; () for all.
     budgets:   for evaluation and measuring; training draws from `train.budgets`.
+    leave_out: budgets that a method cannot meet in this model, such as one below what the layers before its first cut see alone,
+               are left out for this method; else the job is refused.
     seed:      of the job's provenance; training seeds are `train.seeds`.
     workers:   processes that share the cells (training has `train.workers`).
     family:    of the model, for `--tiny`: the same job on that family's tiny random instance, which needs no download.
@@ -69,6 +71,7 @@ class Job(BaseModel):
     replaced: tuple[PrunerSpec, ...] = ()
     tuned: tuple[PrunerSpec, ...] = ()
     budgets: tuple[BudgetValue, ...] = (Share(1 / 3), Share(2 / 9), Share(1 / 9), Share(1 / 20))
+    leave_out: bool = False
     seed: Seed = 0
     workers: Workers = 2
     family: str = ""

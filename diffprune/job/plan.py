@@ -10,8 +10,8 @@ from typing import Any
 
 from diffprune import report
 from diffprune.core import registry
-from diffprune.core.budget import Above
-from diffprune.core.cell import Cell, Questions, SelectSpec, TuneSpec, describe
+from diffprune.core.budget import Above, Budget
+from diffprune.core.cell import Cell, Questions, SelectSpec, TuneSpec, describe, weights
 from diffprune.core.pruner import Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
@@ -31,6 +31,7 @@ from diffprune.vlm.meta_model import configuration
 
 CELLS = ("tune", "evaluate", "measure")  # stages that ask cells of a model
 NUM_SCENES = 4  # pictures in the report
+UNTRAINED = "untrained, seed"  # in place of the hash of weights that are not there yet
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Plan:
     folder: Path
     vlm: VLM | None
     _cells: dict[tuple[str, frozenset[tuple[Spec, int]]], list[Cell]] = field(default_factory=dict)
+    _reasons: dict[tuple[Spec, Budget], str] = field(default_factory=dict)
 
     @property
     def store_root(self) -> Path:
@@ -74,8 +76,35 @@ class Plan:
         for spec, seed in self.job.scorers(self.folder):
             if (spec, seed) in waiting and self._wanted(stage, spec, seed):
                 own = self._asked(stage, [spec], [spec] if self._first(seed) else [])
-                found += [_planned(cell, f"untrained, seed {seed}") for cell in own if cell.method.kind != "bound"]
-        return list(dict.fromkeys(found))
+                found += [_planned(cell, f"{UNTRAINED} {seed}") for cell in own if cell.method.kind != "bound"]
+        return [cell for cell in dict.fromkeys(found) if not self._unmet(cell)]
+
+    def _unmet(self, cell: Cell) -> str:
+        """Why a cell's method cannot meet its budget in this model, where the job leaves such cells out; "" where it can.
+
+        Raises:
+            ValueError: it cannot, and the job does not leave it out.
+        """
+        budget, spec = getattr(cell.subject, "budget", None), cell.pruner
+        if budget is None or spec is None:
+            return ""
+        if (spec, budget) not in self._reasons:
+            self._reasons[spec, budget] = self._reason(spec, budget)
+        reason = self._reasons[spec, budget]
+        if reason and not self.job.leave_out:
+            told = f"{cell.method.label} cannot meet {budget} on {self.job.model}: {reason.rstrip('.')}"
+            raise ValueError(f"{told}; or leave such budgets out, as in --set leave_out=true")
+        return reason
+
+    def _reason(self, spec: Spec, budget: Budget) -> str:
+        """Why a method cannot meet a budget in this model; "" where it can. Of one that is not trained yet: as its options say."""
+        assert self.vlm is not None, "only the report needs no model"
+        pruner: Pruner = registry.make("pruners", _bare(spec) if UNTRAINED in weights(spec) else spec)
+        try:
+            pruner.cuts(budget, self.vlm.shape)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def _wanted(self, stage: str, spec: Spec, seed: int | None = None) -> bool:
         """Whether a stage looks at a method: `tune` only at `tuned`. Of trained methods `tune` takes the first seed, and so
@@ -212,6 +241,12 @@ def _planned(cell: Cell, scorer: str) -> Cell:
     inner = {key: replace(value, weights_sha256=scorer) for key, value in spec.options if isinstance(value, Spec)}
     planned = spec.with_options(**inner) if inner else replace(spec, weights_sha256=scorer)
     return replace(cell, subject=replace(subject, pruner=planned))
+
+
+def _bare(spec: Spec) -> Spec:
+    """A method as its options say, without what was learnt, by itself or by what it wraps."""
+    inner = {key: _bare(value) for key, value in spec.options if isinstance(value, Spec)}
+    return replace(spec.with_options(**inner), weights_sha256="", places=())
 
 
 def _show(stage: str, cells: Sequence[Cell], done: set[str], stale: int = 0) -> None:

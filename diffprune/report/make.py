@@ -74,10 +74,11 @@ def report(
         "training": curves.training(found),
         "sensitivity": sensitivity.sensitivity(found),
     }
+    methods = catalogue.catalogue(found=catalogue.Measured.of(there[0]) if there else None)
     shared = {
         "searched": search_tables.searched(found), "tuned": speed_tables.tuned(found),
         "training": speed_tables.training(found), "failures": provenance.failures(found),
-        "provenance": provenance.facts(found), "weights": provenance.weights(found), "methods": catalogue.catalogue(),
+        "provenance": provenance.facts(found), "weights": provenance.weights(found),
         "apart": catalogue.apart(found.methods.values()),
     }  # fmt: skip
     page = html.render(
@@ -89,9 +90,11 @@ def report(
         method=METHOD.format(draws=DRAWS, rounds=LEAST_ROUNDS),
         command=command or "diffprune report STORE --out FOLDER",
         thresholds=[t for c in parts for t in [c["thresholds"]] if t],
+        methods=methods,
         **shared,
     )
     every = [*((c["key"], t) for c in parts for t in _tables(c)), *(("", t) for t in shared.values() if t)]
+    every += [(parts[0]["key"] if methods.keys else "", methods)]
     every += [("", kept)] if (kept := provenance.pictures(found)) else []
     plots = [*((name, plot) for c in parts for name, plot in c["plots"].items()), *drawn.items()]
     return files.write(Path(out), "report", title, page, every, plots, [s for c in parts for s in _said(c)])

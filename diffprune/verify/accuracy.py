@@ -216,6 +216,8 @@ UNION ALL BY NAME
 SELECT chapter, t.name AS "table", method || ' | ' || budget AS "row", 'avg %' AS "column", value
 FROM relative, (VALUES ('headline'), ('budget'), ('thresholds')) t(name)
 UNION ALL BY NAME
+SELECT chapter, 'methods' AS "table", method AS "row", budget AS "column", value FROM relative
+UNION ALL BY NAME
 SELECT chapter, 'budget' AS "table", method || ' | ' || budget AS "row", 'seeds' AS "column", count(DISTINCT replicate) AS value
 FROM arm WHERE NOT replaced GROUP BY ALL
 UNION ALL BY NAME

@@ -141,6 +141,10 @@ UNION ALL BY NAME
 SELECT chapter, 'headline' AS "table", method || ' | ' || budget AS "row", 'overhead ms' AS "column", median AS value
 FROM medians JOIN headline_batch USING (chapter, batch) WHERE arm = 'pruned' AND span = 'overhead'
 UNION ALL BY NAME
+SELECT chapter, 'methods' AS "table", o.method AS "row", 'overhead | ' || o.budget AS "column", 100 * o.median / f.median AS value
+FROM medians o JOIN medians f USING (chapter, method, budget, batch, mode) JOIN headline_batch USING (chapter, batch)
+WHERE o.arm = 'pruned' AND o.span = 'overhead' AND f.arm = 'full' AND f.span = 'prefill'
+UNION ALL BY NAME
 SELECT chapter, t.name AS "table", concat_ws(' | ', method, budget, batch, mode) AS "row", t.col AS "column", median AS value
 FROM medians JOIN (VALUES ('latency', 'encoder', 'pruned', 'encoder'), ('latency', 'overhead', 'pruned', 'overhead'),
     ('latency', 'prefill: full', 'full', 'prefill'), ('latency', 'pruned', 'pruned', 'prefill'),

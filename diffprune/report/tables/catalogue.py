@@ -1,11 +1,14 @@
-"""The catalogue of methods: one row for every pruner there is, from what its file says of itself."""
+"""The catalogue of methods: one row for every pruner there is, from what its file says of itself and what a run found of it."""
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +17,96 @@ from diffprune.core.budget import Share
 from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.site import ENCODED, PROJECTED
 from diffprune.core.vlm import Shape
+from diffprune.report.analysis import records, speed
+from diffprune.report.analysis.comparison import FULL, Budget, Comparison, chapters
 from diffprune.report.analysis.labels import Method
-from diffprune.report.render.table import Entry, Table, markdown
+from diffprune.report.render.table import Entry, Number, Table, markdown
 
 LLAVA = Shape(  # LLaVA-1.5-7B, in which a method says where it cuts
     layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocabulary=32064, vision_layers=24, vision_width=1024,
     vision_ffn=4096, patches=577, patch_inputs=588, visual_tokens=576,
 )  # fmt: skip
 START, END = "<!-- methods: made by `diffprune list pruners --readme README.md` -->", "<!-- end of methods -->"
+RECORD = Path("reports", "zoo", "store")  # of the run whose figures stand in the README
 PLACES = {ENCODED: "before the projector", PROJECTED: "after the projector"}
 
 
-def catalogue(package_only: bool = False) -> Table:
+@dataclass(frozen=True)
+class Measured:
+    """What a run found of methods with their default options, by plug-in.
+
+    labels: how its tables call them; of a wrapper the first around some method. budgets: most tokens first. relative: percent of
+    the unpruned accuracy by plug-in and budget. overhead: percent of the unpruned prefill at the budget `at`.
+    """
+
+    labels: dict[str, str]
+    budgets: tuple[Budget, ...]
+    relative: dict[tuple[str, str], float]
+    overhead: dict[str, float]
+    at: str
+
+    @staticmethod
+    def of(chapter: Comparison) -> Measured | None:
+        """None where there is no unpruned model to divide by, or nothing beside it."""
+        plain = [method for method in chapter.methods.values() if method.label == method.base and method.kind != "diagnostic"]
+        labels = {method.plugin: method.label for method in reversed(plain)}
+        if (FULL, "") not in chapter.arms or not labels:
+            return None
+        relative = {
+            (name, budget.spelling): chapter.relative(label, budget.spelling)
+            for name, label in labels.items() for budget in chapter.budgets if (label, budget.spelling) in chapter.arms
+        }  # fmt: skip
+        timed = speed.of(chapter)[1]
+        where = Counter(budget for label, budget in timed if label in labels.values())
+        at = max((b.spelling for b in reversed(chapter.budgets)), key=lambda b: where[b])  # of equals the one with fewest tokens
+        overhead = {name: _overhead(timed[label, at]) for name, label in labels.items() if (label, at) in timed}
+        return Measured(labels, chapter.budgets, relative, overhead, at if overhead else "")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Headings."""
+        return (*(["overhead, % of prefill"] if self.at else []), *(f"{budget.short}, %" for budget in self.budgets))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What the columns are about, in words of the store."""
+        return (*([f"overhead | {self.at}"] if self.at else []), *(budget.spelling for budget in self.budgets))
+
+    def row(self, name: str) -> tuple[Entry, ...]:
+        """The figures of a plug-in, dashes where there are none."""
+        overhead = [Number(self.overhead.get(name, math.nan), digits=1)] if self.at else []
+        return (*overhead, *(Number(self.relative.get((name, budget.spelling), math.nan)) for budget in self.budgets))
+
+    @property
+    def note(self) -> str:
+        """What the figures are."""
+        wrapped = [f"{name}(…) is {label}" for name, label in self.labels.items() if " of " in label]
+        costs = f"; overhead beside its prefill, at {self.at}" if self.at else ""
+        return "Percent of the unpruned accuracy, mean over benchmarks" + "; ".join([costs, *wrapped]) + "."
+
+
+def _overhead(one: speed.Speed) -> float:
+    spans = one.spans
+    if ("pruned", "overhead") not in spans or ("full", "prefill") not in spans:
+        return math.nan
+    return 100 * spans["pruned", "overhead"].median / spans["full", "prefill"].median
+
+
+def catalogue(package_only: bool = False, found: Measured | None = None) -> Table:
     """Method, idea, where it cuts at half of the tokens, what it reads beside the features, kind, paper. Wrappers come last.
 
-    package_only: without those of the working directory and of other distributions.
+    package_only: without those of the working directory and of other distributions. found: of a run, in further columns.
     """
-    rows = [
-        _row(name, registry.find("pruners", name))
-        for name, source in registry.sources("pruners").items()
-        if source.origin == "diffprune" or not package_only
-    ]
+    names = [name for name, source in registry.sources("pruners").items() if source.origin == "diffprune" or not package_only]
+    rows = {name: _row(name, registry.find("pruners", name)) + (found.row(name) if found else ()) for name in names}
+    ordered = sorted(rows, key=lambda name: "(" in str(rows[name][0]))
+    columns = ("method", "idea", "cuts", "reads beside the features", "kind", "arXiv")
+    notes = ("Where a method cuts is that of LLaVA-1.5-7B at half of the tokens, averaged over decoder layers.",)
     return Table(
-        "methods", "Methods", ("method", "idea", "cuts", "reads beside the features", "kind", "arXiv"),
-        tuple(sorted(rows, key=lambda row: "(" in str(row[0]))),
-        notes=("Where a method cuts is that of LLaVA-1.5-7B at half of the tokens, averaged over decoder layers.",),
+        "methods", "Methods", columns + (found.columns if found else ()), tuple(rows[name] for name in ordered),
+        notes=(*notes, *([found.note] if found else ())),
+        keys=tuple(found.labels.get(name, name) for name in ordered) if found else (),
+        column_keys=columns + found.keys if found else (),
     )  # fmt: skip
 
 
@@ -79,8 +147,14 @@ def idea(plugin: Any) -> str:
     return re.split(r"\.(?:\s|$)", told)[0]
 
 
-def written(page: str) -> str:
-    """A page with the package's catalogue between its two marks.
+def recorded(store: Path) -> Measured | None:
+    """What the first chapter of a store says; None where there is no store."""
+    first = next(chapters(records.read(store)), None) if store.is_dir() else None
+    return Measured.of(first) if first else None
+
+
+def written(page: str, found: Measured | None = None) -> str:
+    """A page with the package's catalogue between its two marks. found: as in `catalogue`.
 
     Raises:
         ValueError: the page has not both marks, once and in order.
@@ -89,10 +163,11 @@ def written(page: str) -> str:
     _, end, after = rest.partition(END)
     if not start or not end:
         raise ValueError(f"the page has no place for the methods: write {START} and {END} where they belong")
-    table = markdown(catalogue(package_only=True)).partition("\n\n")[2]
+    table = markdown(catalogue(package_only=True, found=found)).partition("\n\n")[2]
     return f"{before}{START}\n{table}\n{END}{after}"
 
 
 def write(path: Path) -> None:
-    """Write the package's catalogue into the file at `path`, between its marks; see `written`."""
-    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the package's catalogue into the file at `path`, between its marks; see `written`. Figures are those of the zoo's
+    store beside it (`RECORD`), if there is one."""
+    path.write_text(written(path.read_text(encoding="utf-8"), recorded(path.parent / RECORD)), encoding="utf-8")

@@ -1,0 +1,66 @@
+"""The zoo: every method there is, at four budgets, on the embedded model's ten benchmarks; trained ones with three scorer seeds.
+
+    diffprune run zoo
+
+Which methods there are is read from `pruners/`, so a new file is part of the zoo by itself: run again, and only its cells are
+missing. Wrappers are asked for by name. Methods that cut inside the decoder meet a budget as the average over layers; what the
+layers before their first cut see alone is a quarter of the tokens in a decoder this shallow, so smaller budgets are left out for
+them. The trained ones take 400 images each, with the settings of one equal search where there was one (jobs/tune_training.py).
+About twenty minutes on two cores; interrupted, the same command resumes. The catalogue of README has its figures from here:
+`diffprune list pruners --readme README.md`.
+"""
+
+import inspect
+
+from diffprune.core import registry
+from diffprune.core.fitted import FittedPruner
+from diffprune.job import Evaluation, Job, Measurement, Recipe
+
+BUDGETS = ("Share(1/2)", "Share(1/3)", "Share(2/9)", "Share(1/9)")
+WRAPPED = ("pore(attention)", "pore(fastv)")  # position reweighting, of a rule before the decoder and of one inside it
+METHODS = (  # the winners of jobs/tune_training.py: each method's own, of one equal search on the calibration split
+    {
+        "pruner": "diffprune", "steps": 100, "images": 4, "learning_rate": 0.0015, "warmup_share": 0.075,
+        "temperature_start": 0.668, "temperature_end": 0.463, "anneal_share": 0.79, "ease_share": 0.5,
+    },
+    {
+        "pruner": "gumbel_topk", "steps": 133, "images": 3, "learning_rate": 0.00725, "warmup_share": 0.064,
+        "temperature_start": 0.966, "temperature_end": 0.0996, "anneal_share": 0.782, "ease_share": 1.0,
+    },
+    {
+        "pruner": "gumbel_keepdrop", "steps": 200, "images": 2, "learning_rate": 0.00599, "warmup_share": 0.16,
+        "temperature_start": 1.35, "temperature_end": 0.347, "anneal_share": 0.964, "ease_share": 0.0,
+    },
+)  # fmt: skip
+
+
+def methods(fitted: bool) -> tuple[str, ...]:
+    """Names of all methods that need fitting, or of all that do not; without wrappers."""
+    plugins = {name: registry.find("pruners", name) for name in registry.names("pruners")}
+    single = {n: p for n, p in plugins.items() if "Pruner" not in str(inspect.signature(p).parameters.get("method", ""))}
+    return tuple(name for name, plugin in single.items() if issubclass(plugin, FittedPruner) == fitted)
+
+
+READY = methods(fitted=False)  # `unpruned`, the bound, among them
+
+job = Job(
+    name="zoo",
+    title="All methods on the embedded model",
+    train=Recipe(
+        pruners=(*methods(fitted=True), *WRAPPED),
+        seeds=(0, 1, 2),
+        steps=100,
+        images=4,
+        budgets=BUDGETS,
+        workers=2,
+        validate_every=0,
+        grad_cosine_every=0,
+        methods=METHODS,
+    ),
+    evaluate=Evaluation(blind=True),
+    measure=Measurement(rounds=20, warmup=3, inputs=1, slow_rounds=2, decode_tokens=4, spans=("prefill",)),
+    baselines=READY,
+    budgets=BUDGETS,
+    leave_out=True,
+    workers=2,
+)
