@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from diffprune.core.pruner import ScorePruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.vlm import tiny as parts
+from diffprune.vlm.load import model_spec
 from tests.test_families import FAMILIES, QUESTIONS, Features, batch, close, own, pictures, tiny
 from tests.test_inside import hidden_inputs
 
@@ -248,6 +250,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"images": [1, 2], "questions": ["what?"]}, "2 images and 1 questions: give one image"),
     ({"images": [None], "questions": ["what?"]}, "NoneType; a path, the bytes of a file or a PIL image"),
     ({"images": [3], "questions": [7]}, "a question is text, not 7"),
+    ({"questions": "a cat \ud83d"}, "question 0 holds half a character"),
     ({"images": [], "questions": []}, "a question without an image"),
     ({"max_new_tokens": 0}, "max_new_tokens is 0; it is a whole number"),
     ({"max_new_tokens": "4"}, "max_new_tokens is '4'"),
@@ -267,6 +270,30 @@ def test_arguments_of_another_kind_are_refused_by_a_sentence(changes: dict[str, 
         given: dict[str, Any] = {"pruner": "grid", "budget": 4} | changes
         with pytest.raises(ValueError, match=reason), diffprune.pruned(usual["vlm"], **given):
             pass
+
+
+NAMELESS: list[tuple[Callable[[Any], Any], Any, str]] = [
+    (diffprune.load, None, "a model is named by a text or a folder, as 'embedded' or 'models/mine', not by None"),
+    (diffprune.load, ["embedded"], "not by ['embedded']"),
+    (diffprune.pruner, None, "a pruner is named by a text (diffprune list pruners has them), not by None"),
+    (diffprune.pruner, 4, "not by 4"),
+    (diffprune.benchmark, None, "a benchmark is named by a text (diffprune list benchmarks has them), not by None"),
+    (diffprune.parse, None, "None is not a budget: write Keep"),
+    (diffprune.Store, None, "a store lies in a folder or in blobs, not in None"),
+    (diffprune.from_pretrained, None, "no scorer 'None': give a folder"),
+    (lambda selection: diffprune.overlay(pictures()[0], selection), None, "a selection is what pruned(...) leaves"),
+]
+
+
+@pytest.mark.parametrize(("call", "value", "reason"), NAMELESS, ids=[reason for *_, reason in NAMELESS])
+def test_what_is_no_name_is_refused_by_a_sentence(call: Callable[[Any], Any], value: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        call(value)
+
+
+def test_a_model_may_be_named_by_a_path(tmp_path: Path) -> None:
+    folder = Path(diffprune.__file__).parent / "embedded" / "checkpoint"
+    assert model_spec(folder) == model_spec(str(folder)) and model_spec(folder).place("folder") == folder
 
 
 def test_questions_and_images_are_read_as_before() -> None:

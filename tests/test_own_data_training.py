@@ -22,6 +22,8 @@ from diffprune.core.vlm import VLM
 from diffprune.data import batch
 from diffprune.data.order import BROKEN, split
 from diffprune.data.sources import TRAIN, BrokenRows, DrawIndex, Example
+from diffprune.distributed import train
+from diffprune.train.recipe import Recipe
 
 # --- rows that the model refuses (line 3) ----------------------------------------------------------------------------
 
@@ -207,3 +209,17 @@ def test_the_first_example_says_what_is_trained_on() -> None:
     Path("rows.jsonl").write_text(Path("rows.jsonl").read_text().replace("question", "qestion"))
     with pytest.raises(ValueError, match="did you mean 'qestion'"):
         training.first_example(data)
+
+
+def test_the_first_example_is_printed_before_the_workers_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = rows_with({}, {})
+
+    def started(*_: Any) -> str:
+        assert f"train: the first example is {training.first_example(data)}" in capsys.readouterr().out
+        return "far enough"
+
+    monkeypatch.setattr(train, "_fit", started)
+    with pytest.raises(RuntimeError, match="far enough"):
+        train.train(Recipe(pruners=("diffprune",), data=data, steps=1), "run")

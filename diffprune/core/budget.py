@@ -169,6 +169,8 @@ def parse(text: str) -> Budget:
     Raises:
         ValueError: not a budget, or one outside its range; the sentence says what would be right.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"{f'{text!r}':.80} is not a budget: {SPELLINGS}")
     short = text.strip()
     if "(" not in short or short.endswith("%"):
         return _short(short)

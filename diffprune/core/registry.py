@@ -133,6 +133,8 @@ def spec(kind: str, text: str | Call | Spec) -> Spec:
     """
     if isinstance(text, Spec):
         return text
+    if not isinstance(text, str | Call):
+        raise ValueError(f"a {kind.rstrip('s')} is named by a text (diffprune list {kind} has them), not by {f'{text!r}':.80}")
     call = parse(text) if isinstance(text, str) else text
     return bound(call, inspect.signature(find(kind, call.name)), lambda inner: spec(kind, inner), CONTRACTS.get(kind, ""))
 

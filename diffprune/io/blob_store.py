@@ -62,7 +62,11 @@ class Blobs(Protocol):
 
 def open_blobs(place: Blobs | Path | str) -> Blobs:
     """The blobs at a place: a folder of this machine, created by the first write, or blobs that are open already."""
-    return LocalBlobs(place) if isinstance(place, str | Path) else place
+    if isinstance(place, str | Path):
+        return LocalBlobs(place)
+    if not hasattr(place, "create"):
+        raise ValueError(f"a store lies in a folder or in blobs, not in {f'{place!r}':.80}")
+    return place
 
 
 def is_key(text: str) -> bool:

@@ -189,9 +189,14 @@ def text(value: Any, where: str) -> str:
         raise ValueError(f"{where} is {f'{value!r}':.80}; it must hold text")
     if len(value) > LONGEST:
         raise ValueError(f"{where} holds {len(value):,} characters; at most {LONGEST:,} can be right")
+    check_whole(value, where)
+    return value.strip()
+
+
+def check_whole(value: str, where: str) -> None:
+    """Raises ValueError: a text holds half a character, which no tokenizer and no file takes."""
     if not value.isascii() and any("\ud800" <= mark <= "\udfff" for mark in value):
         raise ValueError(f"{where} holds half a character (a lone surrogate, as of an emoji cut in two)")
-    return value.strip()
 
 
 def missing(value: Any) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image
 from diffprune.core import registry
 from diffprune.core.budget import SPELLINGS, Above, Budget, Keep, Share, parse
 from diffprune.core.pruner import Pruner
+from diffprune.io.qa_rows import check_whole
 
 
 def budget_of(value: Any) -> Budget:
@@ -46,7 +47,8 @@ def rows_of_questions(images: Any, questions: Any) -> tuple[list[list[Any]], lis
     """(images of each question, questions), from one or many of both.
 
     Raises:
-        ValueError: other numbers of images than of questions, a question without an image, or one that is no text.
+        ValueError: other numbers of images than of questions, a question without an image, or one that is no text or holds half a
+            character.
     """
     if isinstance(questions, str):
         questions, images = [questions], [images]
@@ -57,6 +59,8 @@ def rows_of_questions(images: Any, questions: Any) -> tuple[list[list[Any]], lis
         raise ValueError(f"{len(rows)} images and {len(asked)} questions: give one image, or one list of images, per question")
     if wrong := [question for question in asked if not isinstance(question, str)]:
         raise ValueError(f"a question is text, not {wrong[0]!r:.80}")
+    for number, question in enumerate(asked):
+        check_whole(question, f"question {number}")
     shown = [list(row) if isinstance(row, Sequence) and not _is_image(row) else [row] for row in rows]
     if not shown or not all(shown):
         raise ValueError("a question without an image: give every question at least one")

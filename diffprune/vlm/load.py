@@ -31,7 +31,7 @@ ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 
 
 def load(
-    name: str | Spec = "embedded",
+    name: str | Path | Spec = "embedded",
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
@@ -133,16 +133,19 @@ def wrap(model: Any, processor: Any = None, name: str = "", **options: Any) -> V
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
-def model_spec(name: str | Spec) -> Spec:
+def model_spec(name: str | Path | Spec) -> Spec:
     """A model by its spelling: `embedded`, a folder, `owner/name`, `tiny(family)`, each with options of its family in brackets.
 
     A folder is called by its own name, wherever it lies.
 
     Raises:
-        ValueError: what stands in the brackets is no list of options.
+        ValueError: what stands in the brackets is no list of options, or what is no name at all.
     """
     if isinstance(name, Spec):
         return name
+    if not isinstance(name, str | Path):
+        raise ValueError(f"a model is named by a text or a folder, as 'embedded' or 'models/mine', not by {f'{name!r}':.80}")
+    name = str(name)
     bare, options = name, dict[str, Any]()
     if name.endswith(")") and "(" in name and not os.path.exists(name):
         bare, inside = name[:-1].split("(", 1)

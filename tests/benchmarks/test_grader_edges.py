@@ -141,3 +141,24 @@ def test_words_that_pandas_takes_for_nothing_are_nothing_in_mmbenchs_tsv(tmp_pat
     kept = {**records[0], "hint": "No hint", "E": "Nothing"}
     made.tsv(tmp_path / "dev.tsv", [kept, *records[1:]])
     assert "\nE. Nothing" in made.load("mmbench", tmp_path).samples("test", None, "lmms_eval")[0].question
+
+
+def _prompt(name: str, protocol: str, **changed: object) -> str:
+    bench = registry.load("benchmarks", name)
+    asked: str = bench.prompt(bench.tidy(dict(made.rows(name)[0]) | changed), protocol)
+    return asked
+
+
+def test_blanks_of_scienceqa_are_single_in_llavas_file_alone() -> None:
+    row = {"hint": " Look  here. ", "question": "Which  state?", "choices": ["Maine  (far)", "Ohio"]}
+    assert _prompt("scienceqa", "llava", **row).startswith("Context: Look here.\nWhich state?\nA. Maine (far)\nB. Ohio\nAnswer")
+    asked = _prompt("scienceqa", "lmms_eval", **row)
+    assert asked.startswith("Context:  Look  here. \nWhich  state?\nA. Maine  (far)\nB. Ohio\nAnswer")
+    assert "a b" in _prompt("scienceqa", "llava", question="a  b") and "a  b" in _prompt("scienceqa", "llava", question="a   b")
+
+
+def test_the_harness_strips_popes_question_and_what_ends_mmbenchs_options() -> None:
+    assert _prompt("pope", "lmms_eval", question=" Is there a cat? ").startswith("Is there a cat?\nAnswer")
+    assert _prompt("pope", "llava", question=" Is there a cat? ").startswith(" Is there a cat? \nAnswer")
+    asked = _prompt("mmbench", "lmms_eval", C="green ", D="yellow\n")
+    assert "C. green \nD. yellow\n\nAnswer" in asked, "the end of all options, not of each"
