@@ -151,6 +151,7 @@ COLUMNS = {
     ),
     "bytes": pa.array(BYTES),
     "other spelling": pa.array([path if i < 24 else f"./{path}" for i, path in enumerate(PATHS)]),
+    "around": pa.array([path if i < 24 else f"../{{here}}/x/../{path}" for i, path in enumerate(PATHS)]),
 }
 
 
@@ -158,7 +159,11 @@ COLUMNS = {
 def test_no_picture_is_trained_on_and_held_out(column: str) -> None:
     for i in range(24):
         Path(f"{i}.png").write_bytes(png(i))
-    table = pa.table({"image": COLUMNS[column], "question": ["q"] * 48, "answer": ["a"] * 48})
+    shown = COLUMNS[column]
+    if column == "around":
+        shown = pa.array([path.as_py().format(here=Path.cwd().name) for path in shown])
+        Path("x").mkdir()
+    table = pa.table({"image": shown, "question": ["q"] * 48, "answer": ["a"] * 48})
     pq.write_table(table, "rows.parquet", row_group_size=7)
     source = training.source("parquet('rows.parquet')")
     stream = split(source.table.images)  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -542,6 +543,10 @@ def test_show_prints_training_data_and_help_names_show(capsys: pytest.CaptureFix
         assert commands.call([verb, "--help"]) == (0, "") and "diffprune show train" in " ".join(capsys.readouterr().out.split())
 
 
+def arguments(command: click.Command) -> list[click.Parameter]:
+    return [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
+
+
 BUDGET = ("evaluate", "--pruner", "random", "--budget", "3", "--benchmark", "world('pope')")
 
 
@@ -583,3 +588,13 @@ def test_seeds_and_counts_stand_in_their_ranges() -> None:
     for wrong in ({"seeds": (-1,)}, {"seeds": (2**31,)}, {"workers": 10**9}, {"steps": 10**20}, {"micro_images": 10**20}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Recipe(**wrong)
+
+
+@pytest.mark.parametrize("name", [name for name, command in commands.app.commands.items() if arguments(command)])
+@pytest.mark.parametrize("hostile", ["a\0b", "\udcff", "nowhere/x"], ids=ascii)
+def test_every_command_refuses_what_no_file_has(name: str, hostile: str) -> None:
+    command = commands.app.commands[name]
+    dry = ["--dry-run"] if any("--dry-run" in option.opts for option in command.params) else []
+    code, sentence = commands.call([name, *[hostile] * len(arguments(command)), *dry])
+    assert (code, "\n" in sentence) == (2, False) and len(sentence) < 1000, sentence
+    assert not list(Path.cwd().iterdir())

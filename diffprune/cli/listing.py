@@ -96,7 +96,7 @@ def shown(text: str) -> list[tuple[str, str, list[Option]]]:
         plugins = [n for kind in registry.KINDS for n in registry.names(kind)]
         if name not in known():
             raise ValueError(
-                f"nothing is called {name!r}: {registry.nearest(name, [*plugins, *SOURCES, *SECTIONS, 'job', *known()])}"
+                f"nothing is called {name!r}: {registry.nearest(name, {*plugins, *SOURCES, *SECTIONS, 'job', *known()})}"
             )
         found = [(f"job {name}, {find_job(name)}", load_job(name).title, [])]
     return found

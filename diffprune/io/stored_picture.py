@@ -52,7 +52,8 @@ def pictures(value: Any, folder: Path | None = None) -> list[Picture]:
 def picture_id(picture: Picture, folder: Path | None = None) -> str:
     """Equal for equal pictures: the path within `folder`, in one spelling, or the hash of the bytes."""
     if isinstance(picture, Path):
-        return normpath(picture.relative_to(folder) if folder and picture.is_relative_to(folder) else picture)
+        whole, base = Path(normpath(picture)), Path(normpath(folder)) if folder else None
+        return str(whole.relative_to(base) if base and whole.is_relative_to(base) else whole)
     return blake2b(picture, digest_size=10).hexdigest()
 
 
