@@ -2,8 +2,8 @@
 
     diffprune run tune_training
 
-Steps x images stay at 400 training images. The winners are printed as text for a job file; `jobs/demo.py` and
-`jobs/compare_gumbel.py` carry them, with other scorer seeds.
+Steps x images stay at 400 training images. The winners are printed as text for a job file; `jobs/demo.py` and the comparisons carry
+them, with other scorer seeds. A method that cuts inside the decoder is judged at the budgets it can meet.
 """
 
 from diffprune.job import Job, Recipe, Search
@@ -15,7 +15,17 @@ job = Job(
     title="Search of training settings on the calibration split",
     search=Search(
         recipe=Recipe(
-            pruners=("diffprune", "gumbel_topk", "gumbel_keepdrop", "gumbel_keepdrop(offset=True)"),
+            pruners=(
+                "diffprune",
+                "gumbel_topk",
+                "gumbel_keepdrop",
+                "gumbel_keepdrop(offset=True)",
+                "learnpruner",
+                "visionselector",
+                "ocvtp",
+                "atp",
+                "dynamic_llava",
+            ),
             seeds=tuple(range(10)),  # those of the comparison, which the search leaves alone
             steps=100,
             images=4,

@@ -1,0 +1,37 @@
+"""Methods that are trained through cuts inside the decoder against those before it, at budgets that both can meet.
+
+    diffprune run compare_inside
+
+A budget is the average over layers, so what a late cut leaves is far less: a third of the tokens on average is a ninth behind a cut
+after one of four layers. Settings are those of jobs/compare_trained.py.
+"""
+
+from diffprune.job import Evaluation, Job, Recipe
+
+BUDGETS = ("Share(1/2)", "Share(1/3)")
+METHODS = (
+    {
+        "pruner": "diffprune", "steps": 100, "images": 4, "learning_rate": 0.0015, "warmup_share": 0.075,
+        "temperature_start": 0.668, "temperature_end": 0.463, "anneal_share": 0.79, "ease_share": 0.5,
+    },
+)  # fmt: skip
+
+job = Job(
+    name="compare_inside",
+    title="Trained methods inside the decoder and before it, five scorer seeds",
+    train=Recipe(
+        pruners=("diffprune", "learnpruner", "atp", "dynamic_llava"),
+        seeds=tuple(range(5)),
+        steps=100,
+        images=4,
+        budgets=("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)"),
+        workers=2,
+        validate_every=0,
+        grad_cosine_every=0,
+        methods=METHODS,
+    ),
+    evaluate=Evaluation(limit=80),
+    baselines=("unpruned", "random", "attention", "fastv", "pyramiddrop"),
+    budgets=BUDGETS,
+    workers=2,
+)

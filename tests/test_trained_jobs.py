@@ -1,0 +1,69 @@
+"""The jobs that ablate and compare trained methods: fair by their settings, and every method of theirs trains and selects."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffprune import data as training
+from diffprune import pruning
+from diffprune.core import registry
+from diffprune.core.fitted import TrainablePruner
+from diffprune.job.files import load_job
+from diffprune.train.context import LocalContext
+from diffprune.train.recipe import Recipe
+from diffprune.train.scorer_trainer import ScorerTrainer
+from diffprune.vlm.load import load
+
+REPOSITORY = Path(__file__).parents[1]
+JOBS = ("ablation_throttler", "compare_trained", "compare_inside")
+
+
+@pytest.fixture(scope="module")
+def vlm() -> Any:
+    return load("embedded", device="cpu")
+
+
+def test_the_search_covers_every_trained_method() -> None:
+    searched = {spec.name for spec in load_job("tune_training").search.recipe.pruners}
+    trained = {name for name in registry.names("pruners") if issubclass(registry.find("pruners", name), TrainablePruner)}
+    assert searched == trained
+    compared = {spec.name for name in JOBS[1:] for spec in load_job(name).train.pruners}
+    assert compared == trained
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_all_methods_see_as_many_training_images_with_five_seeds(name: str) -> None:
+    recipe = load_job(name).train
+    assert len(recipe.seeds) >= 5
+    for spec in recipe.pruners:
+        own = recipe.of(spec)
+        assert abs(own.steps * own.images - 400) < own.images
+    known = {m["pruner"]: m for m in json.loads((REPOSITORY / "reports" / "tune_training" / "winners.json").read_text())["methods"]}
+    for own in recipe.methods:
+        asked = "diffprune" if name == "ablation_throttler" else str(own.pruner)
+        assert own.model_dump(exclude_none=True, exclude={"pruner"}) == {k: v for k, v in known[asked].items() if k != "pruner"}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_method_trains_a_step_and_prunes_at_every_budget(name: str, vlm: Any) -> None:
+    asked: Any = load_job(name)
+    batch = training.validation(vlm, "world", images=1, questions=1)
+    for spec in asked.train.pruners:
+        changed = {"steps": 1, "images": 2, "questions": 2, "questions_alone": 1, "calibration_images": 4, "validation_images": 2}
+        own = asked.train.of(spec)
+        recipe = Recipe(**{key: getattr(own, key) for key in Recipe.model_fields} | changed | {"workers": 1})
+        trainer = ScorerTrainer(LocalContext("run"), vlm, recipe, registry.make("pruners", spec), 0)
+        rows = next(training.batches(vlm, "world", seed=0, images=2, questions=2 - trainer.aware, packed=not trainer.aware))
+        row = trainer.step(rows)
+        assert math.isfinite(row.loss) and row.grad_norm > 0, str(spec)
+        tokens = vlm.encode(batch.pixels, trainer.pruner.needs)[batch.image]
+        with torch.no_grad():
+            for budget in asked.budgets:
+                packed = pruning.shrink(vlm, batch.prompts, tokens, trainer.pruner, budget)
+                assert torch.isfinite(pruning.forward(vlm, packed, logits_to_keep=1, use_cache=False).logits).all()
