@@ -178,7 +178,7 @@ def test_a_row_is_held_against_the_roofline(models: dict[str, Shape], tmp_path: 
         11.46, abs=0.01
     )
     assert found["of_roofline"] == pytest.approx(14 / 4.4 / 3.30, rel=0.01)
-    assert found["targets"] == "prefill met overhead missed" and found["kv_mib"] == 96
+    assert found["targets"] == "prefill met overhead met" and found["kv_mib"] == 96
     assert found["full_tflops"] == pytest.approx(8397 / 14, rel=1e-3) and "above_flop_ratio" not in found["flags"]
 
 
@@ -187,6 +187,8 @@ def test_a_speedup_above_the_arithmetic_is_flagged_and_a_slow_one_misses(models:
     assert "above_flop_ratio" in fast["flags"]
     slow = row(publish(tmp_path / "slow", "NVIDIA H200", spent=SPENT | {("pruned", "prefill"): 5.0}), models)
     assert slow["targets"].startswith("prefill missed")
+    late = row(publish(tmp_path / "late", "NVIDIA H200", spent=SPENT | {("pruned", "overhead"): 0.11}), models)
+    assert late["targets"] == "prefill met overhead missed"
     eager = replace(CELL, subject=replace(ASKED, mode="eager"))
     assert row(publish(tmp_path / "eager", "NVIDIA H200", eager), models)["targets"] == "overhead met"
 

@@ -29,7 +29,7 @@ from diffprune.core.budget import Share
 from diffprune.core.cell import Cell, MeasureSpec, Questions, describe
 from diffprune.core.evidence import IDENTITY
 from diffprune.core.pruner import Pruner
-from diffprune.core.records import Outcome
+from diffprune.core.records import Outcome, Provenance
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.measure import measure
@@ -172,10 +172,14 @@ def scorer(inputs: eager.Inputs, dtype: torch.dtype) -> Pruner:
     return pruner  # type: ignore[no-any-return]
 
 
-def cells(vlm: VLM, inputs: eager.Inputs, mode: str) -> dict[Cell, tuple[Pruner, Share]]:
-    """What one session times, beside the unpruned request that every session has."""
+def methods_of(vlm: VLM, inputs: eager.Inputs) -> list[Pruner]:
+    """What is timed unless a study says otherwise: a rule without a scorer, and the scorer in both types of arithmetic."""
     kinds = dict.fromkeys((torch.float32, vlm.model.dtype))
-    methods: list[Pruner] = [registry.load("pruners", "random"), *(scorer(inputs, kind) for kind in kinds)]
+    return [registry.load("pruners", "random"), *(scorer(inputs, kind) for kind in kinds)]
+
+
+def cells(vlm: VLM, inputs: eager.Inputs, mode: str, methods: Sequence[Pruner]) -> dict[Cell, tuple[Pruner, Share]]:
+    """What one session times, beside the unpruned request that every session has."""
     width, height = inputs.images[0].size
     questions = Questions(Spec("random_pixels"), f"{width} x {height} px", f"{TEXT} text tokens", split="")
     found = {}
@@ -188,10 +192,10 @@ def cells(vlm: VLM, inputs: eager.Inputs, mode: str) -> dict[Cell, tuple[Pruner,
 
 @torch.inference_mode()
 def session(
-    vlm: VLM, inputs: eager.Inputs, mode: str, options: Measurement, done: set[str]
+    vlm: VLM, inputs: eager.Inputs, mode: str, options: Measurement, done: set[str], methods: Sequence[Pruner]
 ) -> Iterator[tuple[Cell, measure.Measured]]:
     """What was found about each cell that is not done."""
-    asked = {cell: how for cell, how in cells(vlm, inputs, mode).items() if cell.key not in done}
+    asked = {cell: how for cell, how in cells(vlm, inputs, mode, methods).items() if cell.key not in done}
     if not asked:
         return
     run: eager.Mode = cuda_graph.Graphs(vlm) if mode == "graph" else eager
@@ -202,27 +206,46 @@ def session(
         print("    " + ", ".join(f"{what} differs from eager by {by:.1e}" for what, by in run.differences.items()))
 
 
+def publish(
+    vlm: VLM, inputs: eager.Inputs, mode: str, options: Measurement, store: Store, provenance: Provenance,
+    methods: Sequence[Pruner],
+) -> int:  # fmt: skip
+    """Time one session and put it into the store; returns how many cells failed."""
+    failed = 0
+    for cell, found in session(vlm, inputs, mode, options, store.done(), methods):
+        store.publish(found.tables, cell=cell, provenance=provenance)
+        failed += complain(cell, found.outcome)
+    return failed
+
+
+def picture(name: str, tiny: bool) -> tuple[int, int]:
+    """Width and height of a picture, px."""
+    return SUBJECTS[name].small if tiny else SUBJECTS[name].picture
+
+
+def free() -> None:
+    """Give the device back what nothing refers to any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def measure_all(given: argparse.Namespace, device: torch.device, store: Store, attempt: int) -> int:
     """Every model, batch and mode, published session by session; returns how many cells failed."""
     provenance, failed = collect(NAME, attempt, SEED), 0
     for name in given.model or SUBJECTS:
         vlm = build(name, given.tiny, device)
-        subject = SUBJECTS[name]
         for batch in given.batch or (1, 8):
-            inputs = requests(vlm, subject.small if given.tiny else subject.picture, batch)
+            inputs = requests(vlm, picture(name, given.tiny), batch)
             for mode in given.mode or modes(device):
                 print(f"{name}, batch {batch}, {mode}", flush=True)
                 options = Measurement(
                     rounds=given.rounds, warmup=given.warmup, slow_rounds=max(2, given.rounds // 3), spans=SPANS, inputs=1,
                     threads=1 if given.tiny else None,
                 )  # fmt: skip
-                for cell, found in session(vlm, inputs, mode, options, store.done()):
-                    store.publish(found.tables, cell=cell, provenance=provenance)
-                    failed += complain(cell, found.outcome)
+                failed += publish(vlm, inputs, mode, options, store, provenance, methods_of(vlm, inputs))
             del inputs
         del vlm
-        gc.collect()
-        torch.cuda.empty_cache()
+        free()
     return failed
 
 
