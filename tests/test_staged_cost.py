@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
 import torch
 
+from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Keep, Share
 from diffprune.core.site import ENCODED, Cut, Plan, Site, Stage
@@ -99,6 +101,36 @@ def test_choosing_inside_the_decoder_is_overhead_and_no_prefill(tiny: Llava, pla
         assert sum(parts) == pytest.approx(3.0 * len(plan))
 
 
+class Uneven(Staged):
+    """Keeps as many as are above its mean."""
+
+    spec = Spec("uneven")
+
+    def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
+        score = self.score(tokens).where(tokens.valid, torch.nan)
+        return Selection(score > score.nanmean(1, keepdim=True))
+
+
+@torch.inference_mode()
+def test_counts_that_a_method_chooses_inside_the_decoder_are_those_it_has_chosen(tiny: Llava) -> None:  # noqa: F811
+    inputs, clock = eager.prepare(tiny, *_asked(3), frozenset()), Clock()
+    method = Uneven((replace(inside(1, Share(1 / 2)), adaptive=True),))
+    session = Session(tiny, [inputs], TIMED, clock, clock)
+    pruned, native = session.add(method, Share(1))
+    session.run()
+    assert not pruned.error and not native.error, (pruned.error, native.error)
+    ready = eager.shrink(tiny, inputs, method, Share(1), clock)[0]
+    with pruning.running(tiny, ready.packed):
+        tiny.model(**ready.keywords)
+    chosen = [row[1] for row in ready.packed.per_layer(LAYERS)]
+    assert len(set(chosen)) > 1, "every image keeps as many: nothing is tried"
+    averages = [(144 + (LAYERS - 1) * num) / LAYERS for num in chosen]
+    assert pruned.sizes[0][0] == pytest.approx(fmean(averages))
+    assert native.sizes[0][0] == fmean(round(one) for one in averages)
+    cost = session.cost(pruned)
+    assert cost.visual_kept == min(averages, key=lambda one: abs(one - fmean(averages)))
+
+
 @pytest.mark.parametrize("name", ["llava", "llava_next"])
 @torch.inference_mode()
 def test_tokens_that_are_only_hidden_in_one_layer_are_found_out(name: str) -> None:
@@ -132,7 +164,7 @@ def test_a_job_tries_methods_through_the_decoder_before_it_starts(tiny: Llava) -
             raise ValueError("no such layer")
 
     with pytest.raises(ValueError, match="no such layer"):
-        _try(tiny, Broken((inside(1, Keep(4)),)), (pictures()[0], "what?"), [Share(1)])
+        _try(tiny, Broken((inside(1, Keep(4)),)), ((pictures()[0],), "what?"), [Share(1)])
 
 
 def test_mode_graph_refuses_what_happens_inside_the_decoder(tiny: Llava) -> None:  # noqa: F811

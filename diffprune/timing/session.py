@@ -68,7 +68,7 @@ class Session:
 
     def add(self, pruner: Pruner, budget: Budget) -> tuple[TimedVariant, TimedVariant]:
         """The (pruned, native) variants of a method at a budget; equal counts of different methods share one native variant."""
-        ready = [self.mode.shrink(self.vlm, inputs, pruner, budget, self.clock)[0] for inputs in self.inputs]
+        ready = [self._counted(self.mode.shrink(self.vlm, inputs, pruner, budget, self.clock)[0]) for inputs in self.inputs]
         pruned = TimedVariant("pruned", pruner, budget, sizes=[self._size(r) for r in ready])
         counts = tuple(tuple(round(n) for n in r.packed.averages(self.vlm.shape.layers)) for r in ready)
         if counts not in self._natives:
@@ -166,7 +166,14 @@ class Session:
         """Rows of an variant, untimed."""
         if variant.fixed:
             return variant.fixed[index]
-        return self.mode.shrink(self.vlm, self.inputs[index], variant.pruner, variant.budget, self.clock)[0]
+        return self._counted(self.mode.shrink(self.vlm, self.inputs[index], variant.pruner, variant.budget, self.clock)[0])
+
+    def _counted(self, ready: Ready) -> Ready:
+        """Rows, gone through the decoder once where cuts inside it decide how many tokens stay, so that this is known."""
+        inside = ready.packed.inside
+        if inside is not None and any(cut.adaptive for cut in inside.cuts):
+            self.mode.prefill(self.vlm, ready, self.clock)
+        return ready
 
     def _size(self, ready: Ready) -> tuple[float, int]:
         """(visual tokens, mean over images and decoder layers, length of the rows)."""
@@ -194,7 +201,7 @@ class Session:
             if variant.fixed:
                 ready = self.mode.native(self.vlm, one, [int(variant.fixed[where].packed.kept[row])])
             else:
-                ready = self.mode.shrink(self.vlm, one, variant.pruner, variant.budget, self.clock)[0]
+                ready = self._counted(self.mode.shrink(self.vlm, one, variant.pruner, variant.budget, self.clock)[0])
             self.costs[id(variant)] = cost_of(self.vlm, variant.name, ready, self.clock, self.mode)
         return self.costs[id(variant)]
 
