@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,10 +22,13 @@ from diffprune.core.cell import describe
 from diffprune.core.pruner import Pruner
 from diffprune.core.site import Cut, Site, Stage, tokens_per_layer
 from diffprune.core.tokens import VisualTokens
+from diffprune.measure import measure as measuring
+from diffprune.models.llava import Llava
 from diffprune.pruners import btp
 from diffprune.pruners._greedy import farther
 from diffprune.pruners.btp import ATTENTION, Btp
 from diffprune.pruning.first_cut import seen_at_first_cut
+from diffprune.timing import flops
 from diffprune.train import loop
 from diffprune.train.context import LocalContext
 from diffprune.train.drawn_batches import DrawnBatches
@@ -33,6 +37,7 @@ from diffprune.vlm.load import load
 from tests.test_core import Calibration
 from tests.test_decoder_cuts import MODES, batch, entering, generate, whole
 from tests.test_families import own
+from tests.test_measure import TIMED, Fake, slowed, tiny  # noqa: F401
 
 GRID = (5, 7)
 
@@ -192,6 +197,25 @@ def test_it_is_calibrated_by_the_training_verb_saved_and_loaded(vlm: Any) -> Non
     left = {layer: stage.tokens.counts.tolist() for layer, stage in cuts.stages.items()}
     assert left == {step.layer: [plan[step.layer]] * 2 for step in btp.joined(method.after)}
     assert abs(sum(plan) / len(plan) - vlm.num_visual_tokens / 2) <= 0.5
+
+
+def test_what_it_costs_is_what_its_plan_says(tiny: Llava, tmp_path: Path) -> None:  # noqa: F811
+    """Oracles: bytes that the cache holds, products that torch counts."""
+    calibrated(btp.published(tiny.shape.layers), tiny.shape.layers).save_pretrained(tmp_path)
+    spec = registry.spec("pruners", f"btp(weights='{tmp_path}')")
+    left = tokens_per_layer(registry.make("pruners", spec).cuts(Keep(57), tiny.shape), 144, tiny.shape.layers)
+    asked, clock = measuring.cells(tiny, [spec], [Keep(57)], TIMED), Fake()
+    (found,) = measuring.measure(slowed(tiny, clock), asked, TIMED, clock).values()
+    assert found.outcome.status == "ok", found.outcome.reason
+    pruned = next(cost for cost in found.costs if cost.arm == "pruned")
+    assert abs(pruned.visual_kept - 57) <= 0.5 and pruned.visual_kept == fmean(left) and len(set(left)) == 4
+    assert pruned.kv_measured_bytes == pruned.kv_bytes == flops.kv_bytes(tiny.shape, left, pruned.text_tokens, 4)
+    assert pruned.prefill_flops == flops.prefill_flops(tiny.shape, left, pruned.text_tokens)
+    counted = pruned.prefill_flops + flops.causal_half(tiny.shape, left, pruned.text_tokens)
+    shape, before = tiny.shape, [n + pruned.text_tokens for n in left[:3]]
+    counted += sum(2 * n * shape.heads * shape.head_dim for n in before)  # one row of attention before each cut
+    counted += 3 * 2 * 144 * 144 * shape.width  # cosines, in the places of all tokens
+    assert pruned.counted_flops == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3"])

@@ -253,10 +253,32 @@ def prumerge_adaptive(image: Image, count: int) -> Answer:
     return prumerge(image, min(count, max(1, found)))
 
 
+def tome(image: Image, count: int, rounds: int = 23) -> Answer:
+    groups, excess, number = [[i] for i in range(image.num)], image.num - count, 0  # the token in whose place a mean stands first
+    keys = image.keys.mean(1)
+    while number < rounds or len(groups) > count:
+        number += 1
+        goes = min(excess * min(number, rounds) // rounds - (image.num - len(groups)), len(groups) // 2)
+        even, odd = groups[::2], groups[1::2]
+        like = unit(np.stack([keys[g].sum(0) for g in even])) @ unit(np.stack([keys[g].sum(0) for g in odd] or [keys[0]])).T
+        for a in best(like.max(1), list(range(len(even))), goes):
+            odd[like[a].argmax()].extend(even[a])
+            even[a] = []
+        groups = sorted((g for g in (*even, *odd) if g), key=lambda g: g[0])
+    mix = np.zeros((count, image.num))
+    for k, group in enumerate(groups):
+        mix[k, group] = 1 / len(group)
+    return {group[0] for group in groups}, mix
+
+
+def tome_at_once(image: Image, count: int) -> Answer:
+    return tome(image, count, 1)
+
+
 DEFINITIONS: dict[str, Callable[[Image, int], Answer]] = {
     "divprune": divprune, "cdpruner": cdpruner, "cdpruner(question=False)": dpp, "vispruner": vispruner_, "holov": holov,
     "prunesid": prunesid, "visionzip": visionzip, "prumerge": prumerge, "prumerge(plus=True)": prumerge_plus,
-    "prumerge(adaptive=True)": prumerge_adaptive,
+    "prumerge(adaptive=True)": prumerge_adaptive, "tome": tome, "tome(rounds=1)": tome_at_once,
 }  # fmt: skip
 
 
@@ -437,7 +459,11 @@ def test_a_threshold_is_refused_in_a_sentence(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("vispruner(important=1.5)", "lies between 0 and 1"), ("visionzip(contextual=True)", "lies between 0 and 1")],
+    [
+        ("vispruner(important=1.5)", "lies between 0 and 1"),
+        ("visionzip(contextual=True)", "lies between 0 and 1"),
+        ("tome(rounds=0)", "at least 1"),
+    ],
 )
 def test_options_out_of_range_are_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):

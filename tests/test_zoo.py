@@ -55,7 +55,7 @@ def test_budgets_that_a_method_cannot_meet_are_left_out_for_it_alone_or_refused(
     few = {
         "evaluate": job.evaluate.model_copy(update={"benchmarks": job.evaluate.benchmarks[:1]}),
         "baselines": tuple(spec for spec in job.baselines if spec.name in ("unpruned", "grid", "fastv")),
-        "train": Recipe(pruners=("diffprune", "btp", *("pore(attention)", "pore(fastv)")), budgets=job.budgets),
+        "train": Recipe(pruners=("diffprune", "btp", "atp", *("pore(attention)", "pore(fastv)")), budgets=job.budgets),
     }
     job = job.model_copy(update=few)
     found: dict[str, set[str]] = {}
@@ -65,6 +65,10 @@ def test_budgets_that_a_method_cannot_meet_are_left_out_for_it_alone_or_refused(
     every = {str(budget) for budget in job.budgets}
     assert found["DiffPrune"] == found["Grid"] == found["PoRe of Attention"] == every
     assert found["FastV"] == found["BTP"] == found["PoRe of FastV"] == {"Share(0.5)", "Share(0.333333)"}
+    assert not [cell for cell in Plan(job, tmp_path, vlm).cells("measure") if cell.method.base == "ATP-LLaVA"], (
+        "counts known too late"
+    )
+    assert found["ATP-LLaVA"] == {"Share(0.5)", "Share(0.333333)"}
     strict = job.model_copy(update={"leave_out": False})
     for stage in ("evaluate", "measure"):
         told = r"cannot meet Share\(0\.2\d*\) on embedded: .* cannot be met by a cut after layer 1.*leave_out=true"
