@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from diffprune.io.blob_store import Blobs, checked_key
+from diffprune.io.blob_store import Blobs
+from diffprune.io.names import checked_key
 
 
 class MemoryBlobs:

@@ -10,24 +10,34 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from blob_stores import FailingBlobs, MemoryBlobs, together
+from s3_server import bucket, server
 
 from diffprune.io import blob_store, checkpoint
 from diffprune.io.attempts import Attempts, Fenced
 from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs
+from diffprune.io.s3_blobs import S3Blobs
 
 IMPLEMENTATIONS: dict[str, Callable[[], Blobs]] = {"local": lambda: LocalBlobs("blobs"), "memory": MemoryBlobs}
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def blobs(request: pytest.FixtureRequest) -> Blobs:
+@pytest.fixture(params=[*IMPLEMENTATIONS, "s3"])
+def blobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Blobs:
+    if request.param == "s3":
+        return S3Blobs(bucket(request.getfixturevalue("s3_endpoint"), monkeypatch))
     return IMPLEMENTATIONS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    with server() as endpoint:
+        yield endpoint
 
 
 def files(folder: str = "blobs") -> list[str]:
@@ -130,6 +140,16 @@ def test_a_reader_sees_whole_blobs_while_they_are_replaced(blobs: Blobs) -> None
 def test_places_are_folders_or_blobs(blobs: Blobs) -> None:
     assert open_blobs(blobs) is blobs
     assert str(open_blobs("x")) == str(open_blobs(Path("x"))) == str(Path("x").resolve())
+    for place in ("s3://a-bucket/x/y", Path("s3://a-bucket/x/y"), "s3://a-bucket/x/y/"):
+        assert str(open_blobs(place)) == "s3://a-bucket/x/y"
+    assert str(open_blobs("s3://a-bucket")) == "s3://a-bucket"
+    for place, words in (
+        ("gs://a-bucket/x", "gs:// is no storage that is known here"), ("s3://", "is no place"),
+        ("s3://a-bucket/../x", "is no place"),
+        ("s3://key:secret@a-bucket/x", r"'s3://\.\.\.@a-bucket/x' is no place: .* credentials come from the environment"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            open_blobs(place)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ HOMES = {
     "pyarrow": ("store", "io"),
     "duckdb": ("store",),
     "fsspec": ("store", "io"),
+    "boto3": ("io",),
+    "botocore": ("io",),
     "matplotlib": ("report/render",),
     "jinja2": ("report/render",),
     "datasets": ("io",),

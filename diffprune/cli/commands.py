@@ -112,7 +112,13 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
 OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.argument("job", required=False),
     click.option("--name", help="Of the run: its folder below --out. [default: the job's name]"),
-    click.option("--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="Where everything is written."),
+    click.option(
+        "--out",
+        default="runs",
+        show_default=True,
+        type=click.Path(path_type=Path),
+        help="Folder, or s3://bucket/folder, where everything is written.",
+    ),
     click.option("--model", help="'embedded', a folder, or a hub checkpoint."),
     click.option("--scorer", "scorers", multiple=True, help="Method to train, e.g. diffprune; may be repeated."),
     click.option("--pruner", "pruners", multiple=True, help='Method that is ready, e.g. "random(seed=3)"; may be repeated.'),

@@ -24,6 +24,7 @@ EXTRAS = (
     ("torchvision", "torchvision", "the full processors of some families (pictures work without)"),
     ("wandb", "wandb", "the tracker Weights & Biases"),
     ("mlflow", "mlflow", "the tracker MLflow"),
+    ("boto3", "boto3", "results in a bucket: --out s3://bucket/folder"),
     ("lmms-eval", "lmms_eval", "tasks of lmms-eval, and `lmms-eval --model diffprune`"),
 )
 SPACE_GIB = 20  # below this, checkpoints of 7B models do not fit

@@ -1,13 +1,14 @@
 """Blob storage: named bytes, written whole and read whole. Everything that persists goes through it.
 
-`Blobs` is the contract, `LocalBlobs` keeps blobs as files below a folder. An object store is one more class that passes
-`tests/test_blob_store.py`: its conditional put, put, get, list and delete are the verbs here.
+`Blobs` is the contract, `LocalBlobs` keeps blobs as files below a folder, `S3Blobs` as objects of a bucket. Another object store is
+one more class that passes `tests/test_blob_store.py`: its conditional put, put, get, list and delete are the verbs here.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import time
 import uuid
@@ -16,7 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from diffprune.io.names import checked_key, is_key
+from diffprune.io.s3_blobs import S3Blobs
+
 TEMPORARY = ".temporary"  # how the names of unfinished files end; they begin with a dot, as no key does
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")
 ABANDONED_S = 3600.0  # no single write takes as long
 
 
@@ -61,29 +66,27 @@ class Blobs(Protocol):
 
 
 def open_blobs(place: Blobs | Path | str) -> Blobs:
-    """The blobs at a place: a folder of this machine, created by the first write, or blobs that are open already."""
-    if isinstance(place, str | Path):
-        return LocalBlobs(place)
-    if not hasattr(place, "create"):
-        raise ValueError(f"a store lies in a folder or in blobs, not in {f'{place!r}':.80}")
-    return place
-
-
-def is_key(text: str) -> bool:
-    """Whether a text may name a blob: relative, no `..`, nothing hidden, nothing that does not print."""
-    names = text.split("/")
-    return all(name and name[0] != "." and "\\" not in name and name.isprintable() for name in names)
-
-
-def checked_key(key: str) -> str:
-    """`key`, if it is one.
+    """The blobs at a place: a folder of this machine, created by the first write; `s3://bucket/folder`, also as a `Path`, which
+    writes one '/' less; or blobs that are open already.
 
     Raises:
-        ValueError: it is not.
+        ValueError: no such address, or storage of another kind.
     """
-    if not is_key(key):
-        raise ValueError(f"{key!r:.100} names no blob: a relative path is needed, without '..' and names that begin with a dot")
-    return key
+    if not isinstance(place, str | Path):
+        if not hasattr(place, "create"):
+            raise ValueError(f"a store lies in a folder or in blobs, not in {f'{place!r}':.80}")
+        return place
+    if (scheme := remote(place)) is None:
+        return LocalBlobs(place)
+    if scheme != "s3":
+        raise ValueError(f"{scheme}:// is no storage that is known here: name a folder, or s3://bucket/folder")
+    return S3Blobs("s3://" + str(place).partition(":")[2].lstrip("/"))
+
+
+def remote(place: Path | str) -> str | None:
+    """The scheme of an address, `s3`; None for a folder."""
+    found = SCHEME.match(str(place))
+    return found[1] if found else None
 
 
 class LocalBlobs:

@@ -1,4 +1,4 @@
-"""Names of runs, commits and parts: safe as file names on every system."""
+"""Names of runs, commits, parts and blobs: safe as file names on every system."""
 
 from __future__ import annotations
 
@@ -17,3 +17,20 @@ def checked_name(name: str, what: str) -> str:
     if not isinstance(name, str) or not NAME.match(name) or WINDOWS.match(name):
         raise ValueError(f"{what} {name!r:.100} is refused: 1 to 64 of A-Z a-z 0-9 . _ - and a letter or digit first")
     return name
+
+
+def is_key(text: str) -> bool:
+    """Whether a text may name a blob: relative, no `..`, nothing hidden, nothing that does not print."""
+    names = text.split("/")
+    return all(name and name[0] != "." and "\\" not in name and name.isprintable() for name in names)
+
+
+def checked_key(key: str) -> str:
+    """`key`, if it is one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not is_key(key):
+        raise ValueError(f"{key!r:.100} names no blob: a relative path is needed, without '..' and names that begin with a dot")
+    return key

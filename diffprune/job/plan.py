@@ -18,6 +18,7 @@ from diffprune.core.vlm import VLM
 from diffprune.embedded.world import SPLITS, WORLD_VERSION
 from diffprune.evaluate import grading
 from diffprune.evaluate.cells import cells as evaluation_cells
+from diffprune.io.blob_store import open_blobs, remote
 from diffprune.job import overlap, preflight
 from diffprune.job.job import Job
 from diffprune.measure import measure
@@ -30,6 +31,7 @@ from diffprune.vlm.load import load
 from diffprune.vlm.meta_model import configuration
 
 CELLS = ("tune", "evaluate", "measure")  # stages that ask cells of a model
+OWN_FILES = ("search", "train", "tune")  # stages that keep files of their own in the run's folder while at work
 NUM_SCENES = 4  # pictures in the report
 UNTRAINED = "untrained, seed"  # in place of the hash of weights that are not there yet
 
@@ -163,6 +165,11 @@ class Plan:
             ValueError: names what is wrong.
         """
         needs = [stage for stage in stages if stage in CELLS]
+        if (own := [stage for stage in stages if stage in OWN_FILES]) and remote(self.folder):
+            told = f"{' and '.join(own)} {'keeps' if len(own) == 1 else 'keep'} files of their own while at work"
+            raise ValueError(
+                f"{told}, which needs a folder: name one that all hosts share with --out, not {open_blobs(self.folder)}"
+            )
         for stage in needs:
             if not self.cells(stage):
                 raise ValueError(f"nothing to {stage}: name at least one method other than unpruned, as in --pruner attention")
@@ -198,7 +205,7 @@ class Plan:
         """Page and tables in the folder `out`, from the records alone; then the short table."""
         job, found = self.job, report.read(self.store_root)
         made = report.report(found, out, title=job.title or job.name, command=f"diffprune run {job.name}", asked=self.setting)
-        print(f"\n{report.summary(found, asked=self.setting)}\n\nreport: {made['html'].resolve()}", flush=True)
+        print(f"\n{report.summary(found, asked=self.setting)}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
 
     def summary(self) -> str:
         """The short table."""

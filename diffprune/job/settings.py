@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffprune.io.blob_store import LocalBlobs
+from diffprune.io.blob_store import open_blobs
 from diffprune.io.json_object import parsed
 from diffprune.job.job import SECTIONS, Job
 
@@ -23,7 +23,7 @@ def keep(job: Job, folder: Path, stages: Sequence[str]) -> None:
     """
     new = noted(job)
     try:
-        old: dict[str, Any] = parsed((folder / FILE).read_bytes())
+        old: dict[str, Any] = parsed(open_blobs(folder).read(FILE))
     except (OSError, ValueError):  # a note: a damaged one is written anew
         old = {}
     for sentence in told(old, new, stages) if old else ():
@@ -31,7 +31,7 @@ def keep(job: Job, folder: Path, stages: Sequence[str]) -> None:
     idle = {section for section in SECTIONS if section not in stages}  # what they ask was not asked now
     new |= {section: old[section] for section in idle & old.keys()}
     if old != new:
-        LocalBlobs(folder).replace(FILE, (json.dumps(new, indent=1, sort_keys=True) + "\n").encode())
+        open_blobs(folder).replace(FILE, (json.dumps(new, indent=1, sort_keys=True) + "\n").encode())
 
 
 def noted(job: Job) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffprune.io.blob_store import LocalBlobs
+from diffprune.io.blob_store import open_blobs
 from diffprune.report.render import escape, latex, table
 from diffprune.report.render.svg import Plot
 from diffprune.report.render.table import Table
@@ -43,7 +43,7 @@ def write(
     for t in tables:
         name = _free("csv", t.name, texts)
         texts[f"csv/{name}"] = (out / "tables" / f"{name}.csv", table.to_csv(t))
-    blobs = LocalBlobs(out)
+    blobs = open_blobs(out)
     for path, content in texts.values():
         blobs.replace(path.relative_to(out).as_posix(), content.encode())
     return {name: path for name, (path, _) in texts.items()}

@@ -1,0 +1,254 @@
+"""Records, states, scorers and report in a bucket: two writers, a killed one, conditions refused late, and no secret anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from s3_server import SECRET, bucket, keys, server
+
+from diffprune.core.cell import Cell, TrainSpec
+from diffprune.core.records import Outcome, Provenance
+from diffprune.core.spec import Spec
+from diffprune.io import checkpoint, lease, run_lock
+from diffprune.io.attempts import Attempts
+from diffprune.io.s3_blobs import S3Blobs
+from diffprune.job import pipeline
+from diffprune.job.job import Job
+from diffprune.store import Busy, Fenced, Store, lock
+from diffprune.train.checkpoints import Files, claim
+from tests.records import evaluate_cell, prediction, provenance
+
+AWSResponse: Any = pytest.importorskip("botocore.awsrequest", reason="no S3 server: boto3 is missing").AWSResponse
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with server() as found:
+        yield found
+
+
+@pytest.fixture
+def place(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder of a bucket."""
+    return bucket(endpoint, monkeypatch)
+
+
+def train_cell(number: int) -> Cell:
+    return Cell(Spec("embedded"), "float32", TrainSpec(Spec("random"), "key", number))
+
+
+def publish(store: Store, number: int, made: Provenance) -> None:
+    store.publish({"outcomes": [Outcome("ok", "", 1, 0.0)]}, cell=train_cell(number), provenance=made)
+
+
+WRITER = """
+    import sys, itertools
+    from diffprune.io import lease, run_lock
+    from diffprune.core.cell import Cell, TrainSpec
+    from diffprune.core.records import Outcome, Provenance
+    from diffprune.core.spec import Spec
+    from diffprune.store import Store, lock
+    lease.BEAT_S = 0.25
+    run_lock.machine = lambda: "another-boot-4026531836"
+    place, run, start, stop = sys.argv[1:]
+    with lock(place, run) as attempt:
+        print(int(attempt), flush=True)
+        for number in range(int(start), int(stop)):
+            cell = Cell(Spec("embedded"), "float32", TrainSpec(Spec("random"), "key", number))
+            made = Provenance(run, attempt, "", False, "{}", "{}", 0, "2026-01-01T00:00:00+00:00")
+            Store(place).publish({"outcomes": [Outcome("ok", "", 1, 0.0)]}, cell=cell, provenance=made)
+            print(number, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def writer(place: str, run: str, start: int, stop: int) -> Iterator[subprocess.Popen[str]]:
+    """A process elsewhere that publishes cells, one after the other, and says which are done."""
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", textwrap.dedent(WRITER), place, run, str(start), str(stop)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    try:
+        yield process
+    finally:
+        with process:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str]) -> list[str]:
+    """All that a process says to its end."""
+    assert process.stdout is not None
+    return process.stdout.read().split()
+
+
+def test_two_writers_one_killed_and_one_that_takes_over(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with writer(place, "one", 0, 1000) as one, writer(place, "other", 500, 512) as other:
+        assert one.stdout is not None
+        told = [one.stdout.readline() for _ in range(6)]
+        with pytest.raises(Busy, match=f"in s3://a-bucket/.* is held by process {one.pid} on "):
+            run_lock.refuse_if_held(place, "one")
+        one.kill()
+        assert said(other) == ["1", *map(str, range(500, 512))] and other.wait() == 0
+        told += [f"{word}\n" for word in said(one)]
+    assert told[0] == "1\n"
+    done = {train_cell(int(word)).key for word in told[1:]} | {train_cell(number).key for number in range(500, 512)}
+    reader = Store(place)
+    assert done <= reader.done() and len(reader.done() - done) <= 1 and reader.problems == [], "what was said is there, whole"
+    monkeypatch.setattr(lease, "LEASE_S", 1.5)
+    began = time.monotonic()
+    with lock(place, "one") as attempt:
+        assert attempt == 2 and time.monotonic() - began > 1.4
+        with pytest.raises(Fenced, match="attempt 2 has taken over"):
+            publish(Store(place), 999, provenance(run="one", attempt=1))
+        publish(Store(place), 999, provenance(run="one", attempt=attempt))
+    assert train_cell(999).key in Store(place).done()
+
+
+# What a store may answer to a conditional put --------------------------------------------------------------------------------
+
+
+class Raw(io.BytesIO):
+    """The body of an answer."""
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        yield self.read()
+
+
+def answer(request: Any, status: int, code: str) -> Any:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>key {SECRET}</Message></Error>".encode()
+    return AWSResponse(request.url, status, {"content-type": "application/xml"}, Raw(body))
+
+
+def answering(blobs: S3Blobs, turns: list[Callable[[Any], Any]]) -> None:
+    """Answer the next puts so; None: as the server does."""
+
+    def hook(request: Any, **_: Any) -> Any:
+        return turns.pop(0)(request) if turns else None
+
+    blobs.client.meta.events.register("before-send.s3.PutObject", hook)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_condition_that_is_in_conflict_is_asked_again(place: str, others: bool) -> None:
+    """What S3 answers while two conditional writes of one key are under way: neither yes nor no."""
+    blobs = S3Blobs(place)
+
+    def conflict(request: Any) -> Any:
+        if others:
+            S3Blobs(place).replace("a", b"another's")
+        return answer(request, 409, "ConditionalRequestConflict")
+
+    answering(blobs, [conflict, conflict])
+    if others:
+        with pytest.raises(FileExistsError, match="is there already"):
+            blobs.create("a", b"mine")
+    else:
+        blobs.create("a", b"mine")
+    assert blobs.read("a") == (b"another's" if others else b"mine")
+
+
+def test_conflicts_without_end_are_an_error(place: str) -> None:
+    blobs = S3Blobs(place)
+    answering(blobs, [lambda request: answer(request, 409, "ConditionalRequestConflict")] * 99)
+    with pytest.raises(OSError, match=r"others keep writing it.*/a'"):
+        blobs.create("a", b"mine")
+
+
+def test_a_put_that_took_effect_and_was_refused_when_it_was_sent_again(place: str) -> None:
+    """The answer to the first is lost, the second meets what the first has written: an attempt knows its own note."""
+    blobs = S3Blobs(place)
+
+    def lost(request: Any) -> Any:
+        blobs.client._endpoint.http_session.send(request)
+        return answer(request, 500, "InternalError")
+
+    answering(blobs, [lost])
+    with pytest.raises(FileExistsError):
+        blobs.create("a", b"mine")
+    assert S3Blobs(place).read("a") == b"mine"
+    other = S3Blobs(place)
+    answering(other, [lost])
+    attempts = Attempts(other, "attempts", "work")
+    taken = attempts.take(1, b"mine")
+    assert taken == 1 and attempts.take(1, b"another") is None
+    attempts.check(taken)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [(403, "AccessDenied", r"refuses these credentials \(AccessDenied\)"), (400, "<b>&amp;\nodd", r"failed \(")],
+)
+def test_what_a_store_says_is_not_repeated(place: str, status: int, code: str, words: str) -> None:
+    blobs = S3Blobs(place)
+    answering(blobs, [lambda request: answer(request, status, code)] * 9)
+    for put in (blobs.create, blobs.replace):
+        with pytest.raises(OSError, match=words) as caught:
+            put("a/b", b"")
+        assert SECRET not in str(caught.value) and f"{place}/a/b" in str(caught.value)
+
+
+def test_a_store_that_does_not_answer_and_a_bucket_that_is_not_there(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="there is no bucket elsewhere: make it first"):
+        S3Blobs("s3://elsewhere/x").read("a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=r"did not answer \(EndpointConnectionError\).*s3://a-bucket/.*/a'"):
+        S3Blobs(place).read("a")
+    for name in keys():
+        monkeypatch.delenv(name)
+    for name in ("AWS_EC2_METADATA_DISABLED", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "true")
+    with pytest.raises(OSError, match="no credentials: set them"):
+        S3Blobs(place).read("a")
+
+
+# Everything else a run keeps -----------------------------------------------------------------------------------------------
+
+
+def test_states_and_scorers_lie_in_a_bucket(place: str) -> None:
+    blobs = S3Blobs(place)
+    Path("run").mkdir()
+    old = Files(Path("run"), claim(blobs), blobs)
+    for step in (2, 4, 6):
+        old.save("scorer", {"step": step, "weight": torch.full((3,), float(step))})
+    new = Files(Path("run"), claim(place), blobs)
+    found = new.load("scorer", torch.device("cpu"))
+    assert found and found["step"] == 6 and found["weight"].tolist() == [6.0] * 3 and len(blobs.list("states")) == 2
+    with pytest.raises(Fenced):
+        old.save("scorer", {"step": 8})
+    digest = checkpoint.write(f"{place}/scorers/a", {"w": torch.ones(3)}, {"kind": "x"}, "# A card\n")
+    tensors, config = checkpoint.read(Path(f"{place}/scorers/a"))
+    assert tensors["w"].tolist() == [1.0] * 3 and config == {"kind": "x", "weights_sha256": digest}
+
+
+def test_a_run_reports_from_a_bucket_into_it_and_leaves_no_secret(place: str, capfd: pytest.CaptureFixture[str]) -> None:
+    store, cells = Store(f"{place}/look/store"), [evaluate_cell("unpruned"), evaluate_cell("grid")]
+    for one in cells:
+        rows = [prediction(number) for number in range(4)]
+        store.publish({"predictions": rows, "outcomes": [Outcome("ok", "", 4, 1.0)]}, cell=one, provenance=provenance(run="look"))
+    pipeline.run(Job(name="look"), place, stages=("report",))
+    page = S3Blobs(f"{place}/look/report").read("report.html").decode()
+    assert page.count("<table") > 3 and "Grid" in page
+    out, err = capfd.readouterr()
+    assert f"report: {place}/look/report/report.html" in out
+    everything = [out, err, *(str(key) for key in S3Blobs(place).list())]
+    everything += [S3Blobs(place).read(key).decode(errors="replace") for key in S3Blobs(place).list()]
+    assert not any(SECRET in text or keys()["AWS_ACCESS_KEY_ID"] in text for text in everything)
+    assert not any(path.name.startswith("s3") for path in Path().iterdir()), "no folder of that name on this machine"
+
+
+def test_stages_with_files_of_their_own_are_refused_before_anything_starts(place: str) -> None:
+    with pytest.raises(ValueError, match=r"train keeps files of their own while at work, which needs a folder.*not s3://a-bucket"):
+        pipeline.run(Job(name="demo", train=pipeline.training.Recipe(pruners=("diffprune",))), place, stages=("train",))
+    assert S3Blobs(place).list() == {}
