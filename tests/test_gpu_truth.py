@@ -132,3 +132,21 @@ def test_targets_are_counted_over_the_judged_rows(study: ModuleType) -> None:
 def test_without_a_device_it_ends_with_a_sentence(study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main(["--out", str(tmp_path / "out")]) == 2
     assert "needs a CUDA device" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_shape_that_fails_does_not_keep_the_others(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built, build = [], study.latency.build
+
+    def broken(name: str, tiny: bool, device: torch.device) -> object:
+        built.append(name)
+        if name == study.ORDER[0]:
+            raise torch.OutOfMemoryError("no memory for its weights")
+        return build(name, tiny, device)
+
+    monkeypatch.setattr(study.latency, "build", broken)
+    monkeypatch.setattr(study, "gpu_tests", lambda tiny: {"said": "6 passed"})
+    assert study.main(["--tiny", "--out", str(tmp_path), "--seconds", "0.5"]) == 1
+    assert built == list(study.ORDER)
+    assert "Failed: llava-1.5-7b: OutOfMemoryError: no memory for its weights." in capsys.readouterr().out

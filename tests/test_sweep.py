@@ -309,7 +309,8 @@ def test_the_longest_cells_come_first(asked: list[Cell]) -> None:
 
 def test_the_time_left_follows_questions_and_weights(capsys) -> None:
     cells = [about("one"), about("other")]
-    shown = progress.SweepProgress(cells, skipped=3)
+    told: list[str] = []
+    shown = progress.SweepProgress(cells, skipped=3, tell=told.append)
     assert shown.share() == 0
     shown.listed(cells[0], 3000)
     shown.batch(cells[0], 1500)
@@ -320,6 +321,7 @@ def test_the_time_left_follows_questions_and_weights(capsys) -> None:
     for cell in cells:
         shown.cell(cell)
     assert shown.share() == 1 and "5/5 cells, 2 batches" in capsys.readouterr().out
+    assert told[-1].startswith("5/5 cells, 2 batches"), "who watches hears the same"
 
 
 def test_the_token_is_made_once_and_closed_to_others(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,11 +66,12 @@ def sweep(
     model: Spec,
     resume: bool = True,
     address: str | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Summary:
     """Evaluate the cells that the store does not have yet; publish each as soon as it is found.
 
     Where nothing is missing, neither Ray nor a model is started. address: of a running cluster; None starts a local one, unless
-    this process is in a Ray session or a submitted job already.
+    this process is in a Ray session or a submitted job already. tell: hears how far it is.
 
     Raises:
         ValueError: a cell that is not one to evaluate, no worker, or a model that cannot be loaded.
@@ -88,7 +89,7 @@ def sweep(
     if not todo:
         print(f"evaluate: all {skipped} cells are in the store already", flush=True)
         return Summary(0, skipped, time.perf_counter() - start)
-    with connect(address, workers), SweepProgress(todo, skipped) as progress, _Writer(store, provenance) as writer:
+    with connect(address, workers), SweepProgress(todo, skipped, tell) as progress, _Writer(store, provenance) as writer:
         run = _Run(model, todo, min(workers, _most(todo)), progress, writer)
         run.go()
     summary = Summary(run.done, skipped, time.perf_counter() - start, *run.times(), run.deaths)

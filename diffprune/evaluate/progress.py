@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -19,10 +19,11 @@ BAR_S = 0.5  # and the bar is drawn anew at most once in this
 class SweepProgress:
     """Cells done and questions answered, shown while a `with` block lasts.
 
-    todo: cells to do; skipped: cells that were done before.
+    todo: cells to do; skipped: cells that were done before; tell: hears every line, also those a terminal shows as a bar.
     """
 
-    def __init__(self, todo: Sequence[Cell], skipped: int) -> None:
+    def __init__(self, todo: Sequence[Cell], skipped: int, tell: Callable[[str], None] | None = None) -> None:
+        self.tell = tell
         self.skipped, self.batches = skipped, 0
         self.rates = {cell: weight(cell, 1) for cell in todo}
         self.sizes: dict[QuestionSet, int] = {}
@@ -77,6 +78,8 @@ class SweepProgress:
             return
         self.shown, share = now, self.share()
         text = f"{self.skipped + len(self.finished)}/{self.skipped + len(self.rates)} cells, {self.batches} batches"
+        if self.tell:
+            self.tell(text + self.left(now))
         if terminal:
             self.bar.update(self.task, completed=share, description=text + self.left(now))
         else:

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,10 @@ class PipelineRun:
             grading.grade_again(stale, store, self.provenance)
         if left := self.todo("evaluate"):
             self.ray()
-            sweep(left, self.plan.store_root, self.provenance, workers=self.job.workers, model=self.job.model, address=self.address)
+            sweep(
+                left, self.plan.store_root, self.provenance, workers=self.job.workers, model=self.job.model, address=self.address,
+                tell=partial(self.observer.note, "evaluate"),
+            )  # fmt: skip
 
     def measure(self) -> None:
         """Timings of every cell that is missing, by one process that has a host to itself."""
