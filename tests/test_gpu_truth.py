@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,7 +50,11 @@ def test_one_command_runs_all_parts_without_ray_or_a_network(tmp_path: Path) -> 
     done = subprocess.run(asked, env=os.environ | {"PYTHONPATH": str(HOUSE)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "gpu_truth.md").read_text()
-    assert "only collected, as no device is at hand; 6/" in page and "3 steps of 2 pictures" in page and "Not begun" not in page
+    assert (
+        re.search(r"only collected, as no device is at hand; \d+/\d+ tests collected", page)
+        and "3 steps of 2 pictures" in page
+        and "Not begun" not in page
+    )
     found = pd.read_csv(tmp_path / "latency.csv")
     assert len(found) == 3 * 2 * 5 and set(found["method"]) == {"diffprune (float32)"} and set(found["batch"]) == {1, 2}
     assert "| – |" in page, "a CPU tells no memory"

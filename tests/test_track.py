@@ -98,7 +98,7 @@ def test_a_tracker_that_fails_ends_alone(
 
 
 def test_names_are_checked_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="no tracker 'wand': did you mean 'wandb'"):
+    with pytest.raises(ValueError, match="no tracker 'wand' beside TensorBoard, which is always told: did you mean 'wandb'"):
         checked("wand")
     monkeypatch.setattr(trackers.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"'mlflow' is not installed: pip install 'diffprune\[mlflow\]'"):

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,10 +19,12 @@ from rich.console import Console
 
 from diffprune.cli import commands
 from diffprune.io.attempts import Fenced
+from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.run_lock import lock
 from diffprune.store import Store
 from diffprune.train.checkpoints import STEPS, Files, claim
 from diffprune.watch import observer as observing
+from diffprune.watch import screen as screens
 from diffprune.watch.drawing import _ticks
 from diffprune.watch.news import News
 from diffprune.watch.observer import Observer
@@ -258,6 +261,20 @@ def test_the_terminal_shows_everything_and_obeys_nothing(tmp_path: Path) -> None
         assert words in text, words
     assert spark(Curve(scorer="a", step=1, steps=1, points=((0, 0.0), (1, 1.0)))) == "▁█"
     assert screen(tmp_path, snapshot(stages=(), curves=(), points=(), failures=(), num_failures=0)).renderables
+
+
+def test_a_terminal_is_followed_until_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screens, "LOOK_S", 0.02)
+    out, blobs = io.StringIO(), LocalBlobs(tmp_path)
+    with lock(tmp_path / "store", "demo"):
+        blobs.replace(FILE, snapshot(title="A demo").model_dump_json().encode())
+        ended = snapshot(title="A demo", state="failed", reason=f"two cells {ESCAPE}").model_dump_json().encode()
+        later = threading.Timer(0.2, blobs.replace, (FILE, ended))
+        later.start()
+        follow(tmp_path, Console(file=out, width=160, force_terminal=True, color_system=None))
+        later.join()
+    assert "attempt 1  running" in out.getvalue() and "failed: two cells" in out.getvalue()
+    assert "\x1b[2J[red]" not in out.getvalue()
 
 
 def test_ticks_are_round_and_hold_what_is_drawn() -> None:

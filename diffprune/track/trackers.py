@@ -25,7 +25,7 @@ def checked(name: str) -> str:
         ValueError: it is not; says what would be right.
     """
     if name not in EXTRAS:
-        raise ValueError(f"no tracker {name!r:.60}: {nearest(name, EXTRAS)}; TensorBoard's files are always written")
+        raise ValueError(f"no tracker {name!r:.60} beside TensorBoard, which is always told: {nearest(name, EXTRAS)}")
     if util.find_spec(name) is None:
         raise ValueError(f"the tracker {name!r} is not installed: pip install 'diffprune[{name}]'")
     return name
