@@ -25,7 +25,6 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.measure import measure as measuring
 from diffprune.models.llava import Llava
 from diffprune.pruners import btp
-from diffprune.pruners._greedy import farther
 from diffprune.pruners.btp import ATTENTION, Btp
 from diffprune.pruning.first_cut import seen_at_first_cut
 from diffprune.timing import flops
@@ -110,13 +109,14 @@ def test_balancing_takes_early_candidates_before_better_late_ones() -> None:
 
 
 def test_the_first_cut_starts_from_points_spread_over_the_raster() -> None:
-    tokens = VisualTokens(torch.zeros(1, 576, 4), torch.ones(1, 576, dtype=torch.bool), grid=(24, 24))
-    none = torch.zeros(1, 576, dtype=torch.bool)
-    found = farther(btp.raster(tokens), none, tokens.valid, torch.tensor([144]))[0].nonzero().flatten()
-    nearest = (btp.raster(tokens)[:, found]).amin(1)
+    tokens = VisualTokens(torch.zeros(3, 576, 4), torch.ones(3, 576, dtype=torch.bool), grid=(24, 24))
+    every = btp.spread(tokens, torch.tensor([144] * 3))
+    assert torch.equal(every, btp.spread(tokens, torch.tensor([144, 144, 7]))[:1].expand(3, -1)), "alone or among others"
+    found = every[0].nonzero().flatten()
+    nearest = btp.raster(576, 24)[:, found].amin(1)
     assert 0 in found and 575 in found and len(found) == 144 and nearest.max() <= 2, "no hole of more than two steps"
-    loose = btp.raster(VisualTokens(torch.zeros(1, 5, 4), torch.ones(1, 5, dtype=torch.bool)))
-    assert loose[0].tolist() == [0, 1, 2, 3, 4], "tokens without a raster: along the sequence"
+    loose = VisualTokens(torch.zeros(1, 5, 4), torch.ones(1, 5, dtype=torch.bool))
+    assert btp.spread(loose, torch.tensor([3]))[0].tolist() == [True, False, True, False, True], "without a raster: the sequence"
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])

@@ -32,6 +32,13 @@ def test_every_method_has_one_row_that_says_what_it_is() -> None:
     )  # fmt: skip
     assert rows["divprune"][2] == "after the projector" and rows["unpruned"][2] == "nowhere"
     assert rows["replaced"][2] == "where the method inside does"
+    assert rows["fastv"][2] == "after decoder layer 2: 576 → 269 tokens"  # (2 * 576 + 30 * 269) / 32 = 288
+    counts = [int(number) for number in str(rows["pyramiddrop"][2]).partition(": ")[2].removesuffix(" tokens").split(" → ")]
+    assert (
+        counts[0] == 576
+        and abs(sum(counts) * 8 / 32 - 288) <= 0.5
+        and str(rows["pyramiddrop"][2]).startswith("after decoder layers 8, 16, 24:")
+    )
 
 
 def test_a_users_method_is_in_the_report_but_not_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

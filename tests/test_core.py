@@ -249,6 +249,19 @@ def test_the_same_tokens_give_the_same_answer(name: str) -> None:
     assert (again.mix is None and first.mix is None) or torch.equal(again.mix, first.mix)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", [name for name in PRUNERS if issubclass(registry.find("pruners", name), FittedPruner)])
+def test_what_was_learnt_is_saved_and_loaded_with_equal_selections(name: str, tmp_path: Path) -> None:
+    pruner = make(name)
+    assert isinstance(pruner, FittedPruner)
+    pruner.save_pretrained(tmp_path)
+    again = registry.make("pruners", pruner.spec.at(weights=tmp_path))
+    assert again.weights_sha256 == pruner.weights_sha256 != ""
+    seen = shown(pruner)
+    for budget in (Keep(5), Share(0.7)):
+        one, other = chosen(pruner, seen, budget), chosen(again, seen, budget)
+        assert torch.equal(one.keep, other.keep) and (one.mix is None) == (other.mix is None)
+
+
 @pytest.mark.parametrize("name", PRUNERS)
 def test_the_file_is_the_registration(name: str) -> None:
     pruner = make(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ class Btp(FittedPruner):
         attended = rounded(counts * self.lambdas[stage])
         keep = torch.zeros_like(valid)
         if stage == 0:
-            keep = farther(raster(tokens), keep, valid, rounded(counts * min(SPATIAL, 1 - self.lambdas[0])))
+            keep = spread(tokens, rounded(counts * min(SPATIAL, 1 - self.lambdas[0])))
         keep = keep | balanced(tokens.given(ATTENTION).float(), valid, attended, POOLS[stage], counts)
         return Selection(farther(cosines(tokens.features, valid).neg_(), keep, valid, counts))
 
@@ -203,11 +204,27 @@ def rounded(values: Tensor) -> Tensor:
     return (values.double() + 0.5).long()
 
 
-def raster(tokens: VisualTokens) -> Tensor:
-    """[N N] float: Manhattan distance in the raster; of tokens without one, along the sequence."""
+def spread(tokens: VisualTokens, counts: Tensor) -> Tensor:
+    """Mask [B N] of `counts` [B] tokens spread over the raster, or, of tokens without one, along the sequence: max-min from the
+    first. Whole images of one size have the same, which are found once."""
     num = tokens.valid.shape[1]
     columns = tokens.grid[1] if tokens.grid else num
-    place = torch.arange(num, device=tokens.valid.device)
+    asked = set(counts.tolist())
+    if len(asked) == 1 and bool(tokens.valid.all()):
+        return points(num, columns, *asked).to(counts.device).expand(len(counts), -1)
+    return farther(raster(num, columns).to(counts.device), torch.zeros_like(tokens.valid), tokens.valid, counts)
+
+
+@lru_cache(maxsize=64)
+def points(num: int, columns: int, count: int) -> Tensor:
+    """[1 N] bool: the spread of `count` of `num` tokens in lines of `columns`."""
+    every = torch.ones(1, num, dtype=torch.bool)
+    return farther(raster(num, columns), ~every, every, torch.tensor([count]))
+
+
+def raster(num: int, columns: int) -> Tensor:
+    """[N N] float: Manhattan distance of tokens in lines of `columns`."""
+    place = torch.arange(num)
     row, column = place // columns, place % columns
     return ((row[:, None] - row).abs() + (column[:, None] - column).abs()).float()
 

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,9 @@ def catalogue(package_only: bool = False, found: Measured | None = None) -> Tabl
     rows = {name: _row(name, registry.find("pruners", name)) + (found.row(name) if found else ()) for name in names}
     ordered = sorted(rows, key=lambda name: "(" in str(rows[name][0]))
     columns = ("method", "idea", "cuts", "reads beside the features", "kind", "arXiv")
-    notes = ("Where a method cuts is that of LLaVA-1.5-7B at half of the tokens, averaged over decoder layers.",)
+    notes = (
+        "Where a method cuts, and what is left there, is that of LLaVA-1.5-7B at half of its 576 tokens, the average over layers.",
+    )
     return Table(
         "methods", "Methods", columns + (found.columns if found else ()), tuple(rows[name] for name in ordered),
         notes=(*notes, *([found.note] if found else ())),
@@ -134,10 +137,14 @@ def _end(plugin: Any) -> tuple[Entry, ...]:
 
 
 def _where(pruner: Pruner) -> str:
-    sites = [cut.site for cut in pruner.cuts(Share(0.5), LLAVA)]
-    places = [PLACES[site] for site in sites if site in PLACES]
-    layers = ", ".join(str(site.layer) for site in sites if site not in PLACES)
-    return "; ".join([*places, *([f"after decoder layer{'s' * (len(sites) > 1)} {layers}"] if layers else [])]) or "nowhere"
+    """Where a method cuts, and of cuts inside the decoder, what is there before, between and behind them."""
+    cuts = pruner.cuts(Share(0.5), LLAVA)
+    places, inside = [PLACES[cut.site] for cut in cuts if cut.site in PLACES], [cut for cut in cuts if cut.site not in PLACES]
+    if inside:
+        left = list(accumulate((cut.budget for cut in cuts), lambda seen, budget: budget.count(seen), initial=LLAVA.visual_tokens))
+        layers = ", ".join(str(cut.site.layer) for cut in inside)
+        places += [f"after decoder layer{'s' * (len(inside) > 1)} {layers}: {' → '.join(map(str, left[len(places) :]))} tokens"]
+    return "; ".join(places) or "nowhere"
 
 
 def idea(plugin: Any) -> str:
