@@ -121,6 +121,15 @@ def test_an_image_placeholder_in_an_answer_or_a_question_is_text(family: str, pa
     assert f"a {mark} b" in said
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_tokenizer_without_an_end_token_trains_on_answers_alone(packed: bool) -> None:
+    vlm, drawn = tiny("llava"), [Example([Image.new("RGB", (56, 56))], [("what?", "a cat"), ("where?", "here")])]
+    whole = batch.batch(vlm, drawn, packed)
+    vlm.processor.tokenizer.eos_token = None
+    made = batch.batch(vlm, drawn, packed)
+    assert made.num_labels == whole.num_labels - 2 == len("a cat") + len("here")
+
+
 # --- held-out parts (line 4) -----------------------------------------------------------------------------------------
 
 

@@ -93,7 +93,10 @@ Row = list[np.ndarray]  # one array per column, without padding
 
 
 def _single(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor], sizes: Sequence[int] | None) -> list[list[Row]]:
-    """Prompt, answer and end token of every question, by example: [example][question] -> COLUMNS, each [S] or [S ...]."""
+    """Prompt, answer and end token of every question, by example: [example][question] -> COLUMNS, each [S] or [S ...].
+
+    Where the tokenizer has no end token, an answer has none.
+    """
     tokenizer, pairs = vlm.processor.tokenizer, [pair for example in qa for pair in example]
     owner, sizes = [i for i, example in enumerate(qa) for _ in example], sizes or [1] * len(qa)
     slots, layout, shown = vlm.slots(pixels), vlm.layout(pixels), shown_images(sizes, owner)
@@ -104,10 +107,11 @@ def _single(vlm: VLM, qa: Sequence[QAPairs], pixels: dict[str, Tensor], sizes: S
     arrays = [getattr(framed, name).numpy() for name in COLUMNS[:-1]]
     special = mentions(picture_tokens(vlm.model.config, tokenizer))  # in an answer they are text
     answers = {text: token_ids(tokenizer, plain(text, special)) for text in {a for _, a in pairs}}
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     made: list[Row] = []
     for i, (_, answer) in enumerate(pairs):
         ids, positions, places, question = (a[i][live[i]] for a in arrays)
-        said = np.array([*answers[answer], tokenizer.eos_token_id])
+        said = np.array([*answers[answer], *end])
         more = positions[-1] + 1 + np.arange(len(said)).reshape(-1, *[1] * (positions.ndim - 1))
         parts = (ids, said), (positions, more), (places, said < 0), (question, said < 0), (np.full_like(ids, -100), said)
         made.append([np.concatenate(part) for part in parts])
