@@ -23,6 +23,7 @@ from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed import cluster
 from diffprune.distributed.train import Follower, publish, put_aside
+from diffprune.io.attempts import Fenced
 from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.dataset_manifest import MANIFEST, Manifest
 from diffprune.io.image import open_image
@@ -117,6 +118,17 @@ def test_a_damaged_lock_names_nobody_and_is_taken_over(damage: bytes) -> None:
         assert second == 2
         with pytest.raises(Busy):
             refuse_if_held("store", "mine")
+
+
+@pytest.mark.parametrize("damage", NOTHING)
+def test_a_damaged_attempt_blocks_nothing(damage: bytes) -> None:
+    first = claim("run")
+    LocalBlobs("run").replace(f"attempts/{int(first)}", damage)
+    second = claim("run")
+    assert second == first + 1
+    Files(Path("run"), second).save("a", {"step": 1})
+    with pytest.raises(Fenced):
+        Files(Path("run"), first).save("a", {"step": 2})
 
 
 @pytest.mark.parametrize("damage", NOTHING)
