@@ -16,6 +16,7 @@ from diffprune.core.budget import Keep
 from diffprune.core.evidence import IDENTITY
 from diffprune.core.vlm import Prompts
 from diffprune.data import batch as batches
+from diffprune.data.sources import Example
 from tests.test_families import IMAGES, QUESTIONS, Features, batch, close, own, pictures, tiny
 
 PROCESSORS = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}
@@ -175,7 +176,7 @@ def test_packed_training_rows_score_answers_as_rows_of_their_own(family: str) ->
     asked = [[("what?", "a cat"), ("which one is it?", "no")], [("how many?", "two")]]
     found: list[torch.Tensor] = []
     for packed in (False, True):
-        made = batches.batch(vlm, list(zip(pictures()[:2], asked, strict=True)), packed)
+        made = batches.batch(vlm, [Example([one], pairs) for one, pairs in zip(pictures(), asked, strict=False)], packed)
         tokens = vlm.encode(made.pixels)[made.image]
         split = tokens.counts.tolist()
         deepstack = None if tokens.deepstack is None else tokens.deepstack[tokens.valid].split(split)

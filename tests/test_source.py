@@ -30,7 +30,7 @@ from diffprune.tune.options import Tuning
 from diffprune.vlm.load import load
 
 Edit = Callable[[str, str, str], None]
-LEARNED = {"diffprune", "gumbel_keepdrop", "gumbel_topk", "learnpruner", "visionselector"}
+LEARNED = {"diffprune", "dynamic_llava", "gumbel_keepdrop", "gumbel_topk", "learnpruner", "visionselector"}
 TABLES = set(registry.names("benchmarks")) - {"world", "lmms", "custom"}
 
 

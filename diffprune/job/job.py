@@ -46,7 +46,7 @@ class Job(BaseModel):
     tuned:     methods (of `train.pruners` or `baselines`) that `tune` looks at, trained ones with their first seed; () for all.
     budgets:   for evaluation and measuring; training draws from `train.budgets`.
     leave_out: budgets that a method cannot meet in this model, such as one below what the layers before its first cut see alone,
-               are left out for this method, and timings where its counts are known too late; else the job is refused.
+               are left out for this method; else the job is refused.
     seed:      of the job's provenance; training seeds are `train.seeds`.
     workers:   processes that share the cells (training has `train.workers`).
     family:    of the model, for `--tiny`: the same job on that family's tiny random instance, which needs no download.

@@ -11,7 +11,7 @@ from typing import Any
 from diffprune import report
 from diffprune.core import registry
 from diffprune.core.budget import Above, Budget
-from diffprune.core.cell import Cell, MeasureSpec, Questions, SelectSpec, TuneSpec, describe, weights
+from diffprune.core.cell import Cell, Questions, SelectSpec, TuneSpec, describe, weights
 from diffprune.core.pruner import Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
@@ -44,7 +44,7 @@ class Plan:
     folder: Path
     vlm: VLM | None
     _cells: dict[tuple[str, frozenset[tuple[Spec, int]]], list[Cell]] = field(default_factory=dict)
-    _reasons: dict[tuple[Spec, Budget, bool], str] = field(default_factory=dict)
+    _reasons: dict[tuple[Spec, Budget], str] = field(default_factory=dict)
 
     @property
     def store_root(self) -> Path:
@@ -82,7 +82,7 @@ class Plan:
         return [cell for cell in dict.fromkeys(found) if not self._unmet(cell)]
 
     def _unmet(self, cell: Cell) -> str:
-        """Why a cell's method cannot meet its budget in this model, or cannot be timed, where the job leaves such cells out.
+        """Why a cell's method cannot meet its budget in this model, where the job leaves such cells out; "" where it can.
 
         Raises:
             ValueError: it cannot, and the job does not leave it out.
@@ -90,25 +90,23 @@ class Plan:
         budget, spec = getattr(cell.subject, "budget", None), cell.pruner
         if budget is None or spec is None:
             return ""
-        asked = spec, budget, isinstance(cell.subject, MeasureSpec)
-        if asked not in self._reasons:
-            self._reasons[asked] = self._reason(*asked)
-        reason = self._reasons[asked]
+        if (spec, budget) not in self._reasons:
+            self._reasons[spec, budget] = self._reason(spec, budget)
+        reason = self._reasons[spec, budget]
         if reason and not self.job.leave_out:
             told = f"{cell.method.label} cannot meet {budget} on {self.job.model}: {reason.rstrip('.')}"
             raise ValueError(f"{told}; or leave such budgets out, as in --set leave_out=true")
         return reason
 
-    def _reason(self, spec: Spec, budget: Budget, timed: bool) -> str:
-        """Why a method cannot meet a budget in this model, or be timed; "" where it can. Of one that is not trained yet: as its
-        options say."""
+    def _reason(self, spec: Spec, budget: Budget) -> str:
+        """Why a method cannot meet a budget in this model; "" where it can. Of one that is not trained yet: as its options say."""
         assert self.vlm is not None, "only the report needs no model"
         pruner: Pruner = registry.make("pruners", _bare(spec) if UNTRAINED in weights(spec) else spec)
         try:
-            adaptive = any(cut.adaptive for cut in pruner.cuts(budget, self.vlm.shape))
+            pruner.cuts(budget, self.vlm.shape)
         except ValueError as error:
             return str(error)
-        return "how many tokens it keeps inside the decoder is known after prefill, which is timed" if timed and adaptive else ""
+        return ""
 
     def _wanted(self, stage: str, spec: Spec, seed: int | None = None) -> bool:
         """Whether a stage looks at a method: `tune` only at `tuned`. Of trained methods `tune` takes the first seed, and so
