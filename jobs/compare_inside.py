@@ -3,7 +3,8 @@
     diffprune run compare_inside
 
 A budget is the average over layers, so what a late cut leaves is far less: a third of the tokens on average is a ninth behind a cut
-after one of four layers. Settings are those of jobs/compare_trained.py.
+after one of four layers. ATP-LLaVA is there twice, with counts of each image's own and with exact ones. Settings are those of
+jobs/compare_trained.py.
 """
 
 from diffprune.job import Evaluation, Job, Recipe
@@ -20,7 +21,7 @@ job = Job(
     name="compare_inside",
     title="Trained methods inside the decoder and before it, five scorer seeds",
     train=Recipe(
-        pruners=("diffprune", "learnpruner", "atp", "dynamic_llava"),
+        pruners=("diffprune", "learnpruner", "atp", "atp(slack=1.0)", "dynamic_llava"),
         seeds=tuple(range(5)),
         steps=100,
         images=4,

@@ -693,3 +693,15 @@ def test_summary_is_a_plain_table(full: Path) -> None:
     lines = summary(full).splitlines()
     assert any(line.startswith("DiffPrune ") and "×" in line and "[" in line for line in lines)
     assert max(len(line) for line in lines[: lines.index("", 2)]) <= 120
+
+
+def test_the_figure_of_variants_draws_the_table_of_variants(made: dict[str, Path]) -> None:
+    (row,) = rows_of(made["csv/variants"])
+    assert (row["variant"], row["minus"]) == ("DiffPrune, question-aware", "DiffPrune")
+    told = re.search("<title>(.*?)</title>", made["svg/variants"].read_text(encoding="utf-8"))
+    assert told is not None
+    drawn = re.findall(r"question-aware with (\d+) tokens ([+−]?[\d.]+) ([a-z ]+)", told.group(1))
+    assert len(drawn) == len(KEPT)
+    for tokens, points, verdict in drawn:
+        assert float(row[f"{tokens} tokens"]) == pytest.approx(float(points.replace("−", "-")), abs=0.051)
+        assert row[f"{tokens} tokens verdict"] == verdict

@@ -12,7 +12,7 @@ from diffprune.report.analysis.comparison import FULL, Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.scenes import scenes
 from diffprune.report.render import curves, figures, html, sensitivity
-from diffprune.report.render.forest import forest
+from diffprune.report.render.forest import forest, of_variants
 from diffprune.report.render.scenes import strips
 from diffprune.report.render.svg import HALF, WIDTH
 from diffprune.report.render.table import Table
@@ -115,6 +115,7 @@ def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
     pareto = figures.pareto(chapter, fast, batch)
     plots = {
         "forest": forest(chapter),
+        "variants": of_variants(chapter),
         "pareto": pareto,
         "accuracy": figures.accuracy(chapter, WIDTH if pareto else HALF),  # without speeds it stands in the place of `pareto`
         "retention": figures.retention(chapter),

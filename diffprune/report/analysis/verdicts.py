@@ -84,3 +84,12 @@ def of(chapter: Comparison) -> Mapping[tuple[str, str], Judged]:
             if found:
                 family[against, budget.spelling], who[against, budget.spelling] = found, other
     return {key: Judged(who[key], verdict) for key, verdict in judged(family).items()}
+
+
+@lru_cache(maxsize=8)
+def variants(chapter: Comparison) -> Mapping[tuple[str, str], Judged]:
+    """(a method with options, budget) -> it minus the plain one. All of them are one family."""
+    plain = {x: m.base for x, m in chapter.methods.items() if x != m.base and m.base in chapter.methods}
+    asked = {(x, b.spelling): chapter.difference(x, base, b.spelling) for x, base in plain.items() for b in chapter.budgets}
+    family = {key: found for key, found in asked.items() if found}
+    return {key: Judged(plain[key[0]], verdict) for key, verdict in judged(family).items()}

@@ -18,7 +18,7 @@ from diffprune.report.render.svg import HALF, INK, SHOWN, Plot, axes, plot, styl
 from diffprune.report.render.table import Number
 from diffprune.statistics.verdict import BETTER, WORSE, Verdict
 
-MOST = 12  # methods in one figure of two runs; the others are in the table
+MOST = 12  # methods in one figure of two runs, or variants; the others are in the table
 COLOR = {BETTER: "#009e73", WORSE: "#d55e00"}
 
 
@@ -50,6 +50,16 @@ def _groups(chapter: Comparison) -> list[Group]:
 def forest(chapter: Comparison) -> Plot | None:
     """None where DiffPrune was compared with nothing."""
     return drawn(_groups(chapter), f"{SUBJECT} minus other methods", f"{SUBJECT} minus the other")
+
+
+def of_variants(chapter: Comparison) -> Plot | None:
+    """Methods with options minus the plain one, a group for each; None where there are none."""
+    groups: dict[str, list[Row]] = {}
+    for (label, spelling), one in verdicts.variants(chapter).items():
+        short = next(b.short for b in chapter.budgets if b.spelling == spelling)
+        seeds = differences(chapter, label, one.other, spelling)
+        groups.setdefault(plain(label, 44), []).append(Row(short, one.verdict, seeds))
+    return drawn(list(groups.items())[:MOST], "methods with options minus the plain one", "variant minus the plain method")
 
 
 def of_runs(two: TwoRuns) -> Plot | None:

@@ -226,15 +226,12 @@ def _chosen(chapter: Comparison) -> Iterable[str]:
 
 def variants(chapter: Comparison) -> Table | None:
     """Every variant of a method minus the plain one (question-aware, without denoiser, ...); one column per budget."""
-    pairs = [(x, m.base) for x, m in chapter.methods.items() if x != m.base and m.base in chapter.methods]
-    at = [b.spelling for b in chapter.budgets]
-    family = {(x, b): d for x, plain in pairs for b in at if (d := chapter.difference(x, plain, b))}
-    found = judged(family)
+    found = verdicts.variants(chapter)
     rows: list[tuple[Entry, ...]] = []
-    for label, plain in pairs:
-        seeds = [family[label, b].num_seeds for b in at if (label, b) in family]
-        if seeds:
-            rows.append((label, plain, *(judged_entry(found.get((label, b))) for b in at), Number(max(seeds), digits=0)))
+    for label, plain in {label: one.other for (label, _), one in found.items()}.items():
+        at = [one.verdict if (one := found.get((label, b.spelling))) else None for b in chapter.budgets]
+        seeds = max(verdict.found.num_seeds for verdict in at if verdict)
+        rows.append((label, plain, *map(judged_entry, at), Number(seeds, digits=0)))
     columns = ("variant", "minus", *(b.short for b in chapter.budgets), "seeds")
     notes = (words("all cells of this table"),)
     title = "What each variant changes, points"
