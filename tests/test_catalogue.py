@@ -41,6 +41,13 @@ def test_every_method_has_one_row_that_says_what_it_is() -> None:
     )
 
 
+def test_budgets_head_their_columns_as_they_are_spelled() -> None:
+    found = {
+        text: catalogue._kept(text) for text in ("Share(0.333333)", "Share(0.222222)", "Share(0.05)", "Share(0.1234)", "Keep(64)")
+    }
+    assert [*found.values()] == ["1/3 kept", "2/9 kept", "1/20 kept", "0.123 kept", "64 kept"]
+
+
 def test_a_users_method_is_in_the_report_but_not_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pruners").mkdir()
     (tmp_path / "pruners" / "norms.py").write_text(

@@ -118,7 +118,7 @@ def test_what_it_finds_stands_in_the_catalogue(monkeypatch: pytest.MonkeyPatch) 
     catalogue.RECORD.parent.mkdir(parents=True)
     store.rename(catalogue.RECORD)
     catalogue.write(page)
-    assert "| overhead, % of prefill | 72 tokens, % | 48 tokens, % | 32 tokens, % | 16 tokens, % |" in page.read_text()
+    assert "| overhead, % of prefill | 1/2 kept, % | 1/3 kept, % | 2/9 kept, % | 1/9 kept, % |" in page.read_text()
 
 
 def _checked(store: Path) -> None:

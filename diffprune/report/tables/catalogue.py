@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from diffprune.core.budget import Share
 from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.site import ENCODED, PROJECTED
 from diffprune.core.vlm import Shape
-from diffprune.report.analysis import records, speed
+from diffprune.report.analysis import labels, records, speed
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison, chapters
 from diffprune.report.analysis.labels import Method
 from diffprune.report.render.table import Entry, Number, Table, markdown
@@ -66,7 +67,7 @@ class Measured:
     @property
     def columns(self) -> tuple[str, ...]:
         """Headings."""
-        return (*(["overhead, % of prefill"] if self.at else []), *(f"{budget.short}, %" for budget in self.budgets))
+        return (*(["overhead, % of prefill"] if self.at else []), *(f"{_kept(budget.spelling)}, %" for budget in self.budgets))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -84,6 +85,13 @@ class Measured:
         wrapped = [f"{name}(…) is {label}" for name, label in self.labels.items() if " of " in label]
         costs = f"; overhead beside its prefill, at {self.at}" if self.at else ""
         return "Percent of the unpruned accuracy, mean over benchmarks" + "; ".join([costs, *wrapped]) + "."
+
+
+def _kept(spelling: str) -> str:
+    """A budget as a heading: `64 kept`, `1/3 kept`; adaptive methods keep about as many."""
+    kind, number = labels.budget(spelling)
+    part = Fraction(number).limit_denominator(100) if kind == "Share" else Fraction(round(number))
+    return f"{part if abs(part - number) < 1e-5 else f'{number:.3g}'} kept"
 
 
 def _overhead(one: speed.Speed) -> float:
