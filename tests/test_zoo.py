@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffprune.core.spec import Spec
 from diffprune.evaluate.evaluator import Evaluator, evaluated
 from diffprune.evaluate.main_figure import answered, main_figure
 from diffprune.evaluate.transformers_backend import TransformersBackend
+from diffprune.io.job_files import REPOSITORY
 from diffprune.job import pipeline
 from diffprune.job.files import load_job
 from diffprune.job.plan import Plan
@@ -37,6 +39,14 @@ def test_every_method_there_is_takes_part() -> None:
     asked = [spec.name for spec in (*job.baselines, *job.train.pruners)]
     assert {*asked} == {*registry.names("pruners")} - NOT_OF_ITSELF
     assert [asked.count(name) for name in ("pore", "btp", "attention")] == [2, 1, 1]
+
+
+def test_trained_methods_see_as_many_images_with_what_the_search_found_for_them() -> None:
+    recipe = load_job("zoo").train
+    assert recipe is not None and {recipe.of(spec).steps * recipe.of(spec).images for spec in recipe.pruners} <= {399, 400}
+    winners = json.loads((REPOSITORY / "reports" / "tune_training" / "winners.json").read_text())["methods"]
+    found = [own.model_dump(exclude_none=True, mode="json") for own in recipe.methods]
+    assert found == [won for won in winners if won["pruner"] in {own["pruner"] for own in found}] and len(found) >= 3
 
 
 def test_a_new_file_is_part_of_the_zoo_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
