@@ -19,7 +19,7 @@ from rich.console import Console
 
 from diffprune.cli import commands
 from diffprune.io.attempts import Fenced
-from diffprune.io.blob_store import LocalBlobs
+from diffprune.io.blob_store import LocalBlobs, open_blobs
 from diffprune.io.run_lock import lock
 from diffprune.store import Store
 from diffprune.train.checkpoints import STEPS, Files, claim
@@ -33,6 +33,7 @@ from diffprune.watch.screen import follow, screen, spark
 from diffprune.watch.snapshot import FILE, PAGE, Curve, Failure, Point, Snapshot, Stage, read, standing
 from tests.browser import CHROMIUM, Browser
 from tests.records import evaluate_cell, measure_cell, outcome, prediction, provenance, step, timing
+from tests.s3_server import bucket, server
 
 SCRIPT, ARABIC, ESCAPE = "<script>alert(1)</script>", "سؤال \u202eعن", "\x1b[2J[red]gone[/red]"
 SPENT = {("full", "prefill"): 12.0, ("pruned", "prefill"): 5.0, ("pruned", "overhead"): 1.0, ("native", "prefill"): 5.0}
@@ -275,6 +276,25 @@ def test_a_terminal_is_followed_until_the_run_ends(tmp_path: Path, monkeypatch: 
         later.join()
     assert "attempt 1  running" in out.getvalue() and "failed: two cells" in out.getvalue()
     assert "\x1b[2J[red]" not in out.getvalue()
+
+
+def test_a_run_in_a_bucket_is_watched_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with server() as endpoint:
+        folder = Path(bucket(endpoint, monkeypatch)) / "demo"
+        with lock(folder / "store", "demo") as attempt, observed(folder, attempt) as watcher:
+            watcher.begins("evaluate")
+            fill(folder)
+        assert (
+            "TensorBoard is told nothing more of this run, which goes on: ValueError: event files need" in capsys.readouterr().out
+        )
+        seen = read(folder)
+        assert seen.state == "finished" and len(seen.points) == 3 and seen.num_failures == 1
+        assert commands.call(["watch", f"s3://{str(folder).partition(':/')[2]}"]) == (0, "")
+        assert "finished" in capsys.readouterr().out
+        assert open_blobs(folder).read(PAGE).startswith(b"<!DOCTYPE html>")
+    assert not list(tmp_path.iterdir()), "nothing of it is on this machine"
 
 
 def test_ticks_are_round_and_hold_what_is_drawn() -> None:

@@ -237,9 +237,10 @@ def watch(run: Path, out: Path) -> None:
     """Show what a run has done so far: stages, losses, accuracies, failures. RUN is its name, or its folder.
 
     A run at work is followed until it ends; Ctrl-C leaves it alone. The same as a page is live.html in the run's folder."""
+    from diffprune.io.blob_store import remote
     from diffprune.watch.screen import follow
 
-    follow(run if run.is_dir() else out / run)
+    follow(run if run.is_dir() or remote(run) else out / run)
 
 
 @app.command("verify")

@@ -65,9 +65,9 @@ class Blobs(Protocol):
         """Remove a blob; one that is not there is as good. Not durable: after a loss of power the blob may be back."""
 
 
-def open_blobs(place: Blobs | Path | str) -> Blobs:
+def open_blobs(place: Blobs | Path | str, private: bool = False) -> Blobs:
     """The blobs at a place: a folder of this machine, created by the first write; `s3://bucket/folder`, also as a `Path`, which
-    writes one '/' less; or blobs that are open already.
+    writes one '/' less; or blobs that are open already. private: of `LocalBlobs`; who may read a bucket, its owner says.
 
     Raises:
         ValueError: no such address, or storage of another kind.
@@ -77,7 +77,7 @@ def open_blobs(place: Blobs | Path | str) -> Blobs:
             raise ValueError(f"a store lies in a folder or in blobs, not in {f'{place!r}':.80}")
         return place
     if (scheme := remote(place)) is None:
-        return LocalBlobs(place)
+        return LocalBlobs(place, private)
     if scheme != "s3":
         raise ValueError(f"{scheme}:// is no storage that is known here: name a folder, or s3://bucket/folder")
     return S3Blobs("s3://" + str(place).partition(":")[2].lstrip("/"))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffprune.io.blob_store import remote
 from diffprune.track.tracker import Scalars, Told, clean, flat
 
 AT_ONCE = 1000  # metrics that the server takes in one call
@@ -20,12 +21,18 @@ LONGEST = 500  # letters of a parameter's value that every server takes
 
 
 class MLflow:
-    """A run of MLflow."""
+    """A run of MLflow.
+
+    Raises:
+        ValueError: the run's folder is a bucket, and MLFLOW_TRACKING_URI is not set.
+    """
 
     name = "mlflow"
 
     def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
         place = os.environ.get("MLFLOW_TRACKING_URI")
+        if not place and remote(folder):
+            raise ValueError("MLflow needs MLFLOW_TRACKING_URI where the run's folder is a bucket")
         if not place:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # of a run's own folder, which needs no data base
         from mlflow import MlflowClient

@@ -15,6 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
+from diffprune.io.blob_store import remote
 from diffprune.track.tracker import Scalars, clean
 
 FOLDER = "tensorboard"
@@ -22,11 +23,17 @@ EVENTS = "events.out.tfevents.*"  # how TensorBoard knows its files
 
 
 class TensorBoard:
-    """Writes event files of one run. folder: the run's."""
+    """Writes event files of one run. folder: the run's.
+
+    Raises:
+        ValueError: it is no folder but a bucket.
+    """
 
     name = "TensorBoard"
 
     def __init__(self, folder: Path) -> None:
+        if remote(folder):
+            raise ValueError("event files need a folder, and this run's is a bucket")
         self.folder, self._writers = folder / FOLDER, dict[str, EventsWriter]()
         for old in self.folder.rglob(EVENTS):
             old.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffprune.io.blob_store import LocalBlobs
+from diffprune.io.blob_store import open_blobs
 from diffprune.io.json_object import parsed
 
 FOLDER = "trackers"  # of a run: how much each tracker has been told
@@ -55,7 +55,7 @@ class Told:
     run, and per series the last step, or where steps come in no order (`evaluate/...`) every row."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.blobs, self.key = LocalBlobs(folder, private=True), f"{FOLDER}/{name}.json"
+        self.blobs, self.key = open_blobs(folder, private=True), f"{FOLDER}/{name}.json"
         try:
             found = parsed(self.blobs.read(self.key))
         except (OSError, ValueError):  # a note: a damaged one begins anew

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffprune.io.blob_store import remote
 from diffprune.track.tracker import Scalars, Told, clean
 
 
@@ -28,7 +29,8 @@ class Wandb:
         self.told.save()
         quiet = wandb.Settings(console="off", silent=True)
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or "diffprune", id=self.told.run, name=run, resume="allow", dir=str(folder),
+            project=os.environ.get("WANDB_PROJECT") or "diffprune", id=self.told.run, name=run, resume="allow",
+            dir=None if remote(folder) else str(folder),
             config=dict(settings), settings=quiet,
         )  # fmt: skip
         self._axes: set[str] = set()

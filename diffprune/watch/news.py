@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from diffprune.core.records import Step
+from diffprune.io.blob_store import remote
 from diffprune.statistics import speedup
 from diffprune.store import Store
 from diffprune.store.manifest import MANIFESTS
@@ -69,14 +70,15 @@ class News:
     # -- the store ---------------------------------------------------------------------------------------------------
 
     def _cells(self) -> list[Scalars]:
-        """Cells with a new outcome. The folder of manifests is listed only when a file came into it."""
-        try:
-            listed = (self.folder / "store" / MANIFESTS).stat().st_mtime_ns
-        except FileNotFoundError:
-            return []
-        if listed == self._listed:
-            return []
-        self._listed = listed
+        """Cells with a new outcome. A folder of manifests is listed only when a file came into it; a bucket tells no such time."""
+        if not remote(self.folder):
+            try:
+                listed = (self.folder / "store" / MANIFESTS).stat().st_mtime_ns
+            except FileNotFoundError:
+                return []
+            if listed == self._listed:
+                return []
+            self._listed = listed
         before, self.statuses = self.statuses, self.store.statuses()
         new = {cell for cell, status in self.statuses.items() if before.get(cell) != status}
         failed = {cell for cell in new if self.statuses[cell] == "failed"}

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from diffprune.core.errors import with_class
-from diffprune.io.blob_store import LocalBlobs
+from diffprune.io.blob_store import open_blobs
 from diffprune.io.checkpoint import is_complete
 from diffprune.io.run_lock import attempts_at
 from diffprune.track.trackers import Trackers
@@ -59,7 +59,7 @@ class Observer:
         self._stages: dict[str, _Expected] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="observer")
-        self._blobs = LocalBlobs(self.folder, private=True)
+        self._blobs = open_blobs(self.folder, private=True)
 
     # -- what the driver tells -----------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Observer:
 
     def _holds(self) -> bool:
         """Whether the run is still this process's: not taken over by another, which keeps these files, and still there."""
-        return attempts_at(LocalBlobs(self.folder / "store"), self.run).newest() == self.attempt
+        return attempts_at(open_blobs(self.folder / "store"), self.run).newest() == self.attempt
 
     def _said_once(self) -> _Guard:
         return _Guard(self._breaks)

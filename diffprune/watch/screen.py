@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from diffprune.io.blob_store import remote
 from diffprune.watch.snapshot import PAGE, Curve, Snapshot, read, standing
 
 LOOK_S = 1.0
@@ -50,7 +51,7 @@ def screen(folder: Path, seen: Snapshot) -> Group:
     parts += [Text(plain(f"failed: {one.what}: {one.reason}", 300), "red") for one in seen.failures[:5]]
     more = seen.num_failures - len(seen.failures[:5])
     parts += [Text(f"and {more} more failures", "red")] if more > 0 else []
-    parts.append(Text(f"the page: {plain(str((folder / PAGE).resolve()), 400)}", "dim"))
+    parts.append(Text(f"the page: {plain(str(folder / PAGE if remote(folder) else (folder / PAGE).resolve()), 400)}", "dim"))
     return Group(*parts)
 
 

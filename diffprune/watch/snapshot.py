@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from diffprune.io.blob_store import LocalBlobs
+from diffprune.io.blob_store import open_blobs, remote
 from diffprune.io.run_lock import holder
 
 FILE, PAGE = "live.json", "live.html"
@@ -101,10 +101,10 @@ def read(folder: Path) -> Snapshot:
     Raises:
         ValueError: no such run, one that has left no snapshot, or a damaged one.
     """
-    if not folder.is_dir():
+    if not remote(folder) and not folder.is_dir():
         raise ValueError(f"there is no run {str(folder)!r}: name a folder below runs/, or give --out")
     try:
-        return Snapshot.model_validate_json(LocalBlobs(folder).read(FILE))
+        return Snapshot.model_validate_json(open_blobs(folder).read(FILE))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no {FILE}: no run has begun there yet, or one of an older version has") from None
     except ValidationError as error:
