@@ -1,12 +1,13 @@
 # Two commands a new user needs; both install what is missing first. Only python >= 3.11, git and make are required.
 #   make demo    train -> tune -> evaluate + measure -> report, on a local Ray; everything lands under runs/demo
 #   make test    the tests
+#   make trials  slow fault injections: minutes each
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test trials lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +27,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+trials: $(STAMP)
+	$(BIN)/python -m pytest -m trial -rs tests/trials
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from diffprune.cli import remote
+from diffprune.core import termination
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -423,8 +424,10 @@ def call(arguments: Sequence[str] | None = None) -> tuple[int, str]:
         app.main(args=arguments, prog_name="diffprune", standalone_mode=False)
     except click.ClickException as error:
         return 2, _usage(error)
-    except (click.Abort, KeyboardInterrupt):
-        return 130, "interrupted; what was finished is kept, the same command resumes it"
+    except (click.Abort, KeyboardInterrupt) as error:
+        ended = isinstance(error.__cause__ or error, termination.Terminated)  # click puts an Abort in its place
+        told = "what was finished is kept, the same command resumes it"
+        return (termination.EXIT_CODE, f"terminated; {told}") if ended else (130, f"interrupted; {told}")
     except SystemExit as error:
         return int(error.code or 0), ""
     except ValueError as error:
@@ -453,6 +456,7 @@ def main() -> None:
     """Entry point of the `diffprune` command."""
     for key, value in environment().items():
         os.environ.setdefault(key, value)
+    termination.handle()
     code, sentence = call()
     if sentence:
         print(f"diffprune: {sentence}", file=sys.stderr)

@@ -22,11 +22,15 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
 
+from diffprune.core import termination
 from diffprune.core.errors import first_line
 from diffprune.core.registry import FOLDER
+from diffprune.io.run_lock import machine, start_ticks
 
 INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by the Jobs API for the process it starts, together with RAY_ADDRESS
 ONE_HOST = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": every port of the node listens on 127.0.0.1, on every system
+PREFIX = "dp-ray-"  # of a folder for one local cluster
+OWNER = "owner"  # its file that says which process that is of
 MOST_TMPDIR = 25  # bytes: a socket's path has 107, of which Ray's folders below take 82
 MOST_TOKEN = 4096  # bytes that are looked at
 STORE_BYTES = 256 * 2**20  # of a local object store: rows and small tensors pass through it, never a model
@@ -143,7 +147,8 @@ def connect(address: str | None = None, workers: int = 1) -> Iterator[None]:
         folder = undo.enter_context(_one_host()) if where == "local" else None
         undo.callback(ray.shutdown)
         try:
-            ray.init(where, **_options(folder, workers))
+            with termination.kept():
+                ray.init(where, **_options(folder, workers))
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"Ray does not start or answer at {where}: {first_line(error)}") from error
         yield
@@ -158,7 +163,10 @@ def _one_host() -> Iterator[str]:
     every interface.
     """
     before = os.environ.get(ONE_HOST), ray_constants.ENABLE_RAY_CLUSTER
-    private = tempfile.mkdtemp(prefix="dp-ray-", dir=_short_folder())
+    place = _short_folder()
+    sweep_leftovers(Path(place))
+    private = tempfile.mkdtemp(prefix=PREFIX, dir=place)
+    (Path(private) / OWNER).write_text(f"{machine()} {os.getpid()} {start_ticks(os.getpid())}")
     os.environ[ONE_HOST], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
         (folder := Path(private) / "r").mkdir(mode=0o700)
@@ -169,6 +177,18 @@ def _one_host() -> Iterator[str]:
         os.environ.pop(ONE_HOST)
         if before[0] is not None:
             os.environ[ONE_HOST] = before[0]
+
+
+def sweep_leftovers(place: Path) -> None:
+    """Remove what killed drivers of ours have left in a folder: those whose owner is known to have ended on this machine."""
+    for left in place.glob(f"{PREFIX}*"):
+        try:
+            where, pid, ticks = (left / OWNER).read_text().split(" ")
+            ended = where == machine() and str(start_ticks(int(pid))) != ticks
+            if ended and not left.is_symlink() and left.stat().st_uid == os.geteuid():
+                shutil.rmtree(left, ignore_errors=True)
+        except (OSError, ValueError):  # another's, or one that is being made
+            continue
 
 
 def _short_folder() -> str:

@@ -25,17 +25,18 @@ from torch import distributed as group
 from torch.nn.parallel import DistributedDataParallel
 
 from diffprune import data as training
-from diffprune.core import registry
+from diffprune.core import registry, termination
 from diffprune.core.cell import Cell, TrainSpec, describe
 from diffprune.core.records import Outcome, Provenance, Step
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
+from diffprune.distributed import watchdog
 from diffprune.distributed.fsdp import spread
 from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.checkpoint import is_complete, read_config
 from diffprune.store import Store
 from diffprune.train.checkpoints import STATES, STEPS, Files, as_step, claim, damaged_lines, load_state, read_steps, verified
-from diffprune.train.context import Context
+from diffprune.train.context import Context, Ended
 from diffprune.train.loop import line, missing, scorers
 from diffprune.train.loop import train as train_here
 from diffprune.train.recipe import Recipe
@@ -62,6 +63,7 @@ class RayContext(Context):
         self.rank, self.world = here.get_world_rank(), here.get_world_size()
         self.device = ray.train.torch.get_device()
         self.files = Files(folder, attempt)
+        self.speaker = watchdog.Speaker(self.files.blobs, attempt, self.rank)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         return DistributedDataParallel(module) if self.world > 1 else module
@@ -72,6 +74,10 @@ class RayContext(Context):
         total = values.clone()
         group.all_reduce(total)
         return total
+
+    def report(self, scorer: str, step: Step) -> None:
+        super().report(scorer, step)
+        self.speaker.steps += 1
 
     def progress(self, text: str) -> None:
         """Nothing: the driver reads the step log, which needs no channel of its own."""
@@ -123,6 +129,8 @@ def _work(config: dict[str, Any]) -> None:
         train_here(recipe, context, partial(context.load_model, shard=recipe.shard))
     except (BadData, Diverged, Refused) as error:
         context.stop(str(error))
+    except Ended:
+        pass  # saved; the driver knows
 
 
 def train(recipe: Recipe, folder: Path | str, store: Store | None = None, provenance: Provenance | None = None) -> list[Path]:
@@ -137,10 +145,11 @@ def train(recipe: Recipe, folder: Path | str, store: Store | None = None, proven
     """
     folder = Path(folder).resolve()
     if missing(recipe, folder):
-        config = {"recipe": recipe, "folder": str(folder), "attempt": claim(folder)}
+        files = Files(folder, claim(folder))
+        config = {"recipe": recipe, "folder": str(folder), "attempt": files.attempt}
         put_aside(folder / NAME)
         print(f"train: the first example is {training.first_example(recipe.data)}", flush=True)
-        with Follower(recipe, folder, store, provenance):
+        with Follower(recipe, folder, store, provenance, files), termination.saving(files.ask_to_end):
             reason = _fit(config, recipe.workers)
         if reason:
             publish(recipe, folder, store, provenance)
@@ -241,12 +250,15 @@ def publish(recipe: Recipe, folder: Path, store: Store | None, provenance: Prove
 
 
 class Follower(threading.Thread):
-    """Reads the step log while workers write it: shows progress and publishes finished scorers."""
+    """Reads the step log while workers write it: shows progress, publishes finished scorers, and looks after workers that hang."""
 
     every_s = 2.0
 
-    def __init__(self, recipe: Recipe, folder: Path, store: Store | None, provenance: Provenance | None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, store: Store | None, provenance: Provenance | None, files: Files | None = None
+    ) -> None:
         super().__init__(daemon=True, name="step log")
+        self.watchdog = watchdog.Watchdog(files.blobs, files.attempt) if files else None
         self.recipe, self.folder, self.store, self.provenance = recipe, folder, store, provenance
         self.steps = {place.name: recipe.of(spec).steps for (spec, _), place in scorers(recipe, folder).items()}
         self.ended = threading.Event()
@@ -261,6 +273,8 @@ class Follower(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.join()
+        if self.watchdog:
+            self.watchdog.end()
         for scorer, step in self._newest():
             print(line(scorer, step, self.steps[scorer]), flush=True)
 
@@ -269,6 +283,8 @@ class Follower(threading.Thread):
         while not self.ended.wait(self.every_s):
             for scorer, step in self._newest():
                 print(line(scorer, step, self.steps[scorer]), flush=True)
+            for told in self.watchdog.look() if self.watchdog else ():
+                print(told, flush=True)
             finished = sum(is_complete(place) for place in scorers(self.recipe, self.folder).values())
             if finished > done:
                 done = finished

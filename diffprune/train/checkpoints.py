@@ -28,6 +28,7 @@ from diffprune.io.json_object import parsed
 STEPS = "steps.jsonl"
 STATES = "states"
 STOPPED = "stopped"
+ENDING = "ending"
 
 
 def attempts_at(folder: Blobs | Path | str) -> Attempts:
@@ -97,6 +98,14 @@ class Files:
         """Why a worker of this attempt cannot go on, the first one's reason; empty while all can."""
         noted = [key for key in self.blobs.list(STOPPED) if key.startswith(f"{STOPPED}/{self.attempt:08d}-")]
         return self.blobs.read(noted[0]).decode() if noted else ""
+
+    def ask_to_end(self) -> None:
+        """Ask all workers to save and end."""
+        self.blobs.replace(f"{ENDING}/{int(self.attempt)}", b"")
+
+    def ending(self) -> bool:
+        """Whether the workers were asked to."""
+        return self.blobs.version(f"{ENDING}/{int(self.attempt)}") is not None
 
     def append(self, line: Mapping[str, Any], durable: bool = False) -> None:
         """Add a line to the step log; `durable` waits until it and all before it are on the disk."""

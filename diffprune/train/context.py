@@ -6,6 +6,7 @@ The training loop knows a `Context` and nothing else, so it runs the same alone 
     attempts/<number>                            the newest run on this folder; an older one may not write any more
     steps.jsonl                                  one line per training step, redone steps later
     stopped/<attempt>-<rank>                     why a worker cannot go on
+    ending/<attempt>                             all workers are to save and end
     states/<name>/<attempt>-<step>-<sha256>.pt   what a loop needs to go on: the newest state and the one before
 """
 
@@ -24,6 +25,10 @@ from torch import Tensor, nn
 
 from diffprune.core.records import Step
 from diffprune.train.checkpoints import Files, claim
+
+
+class Ended(Exception):
+    """Training was asked to end before it was done; what is needed to go on is saved."""
 
 
 class Context(ABC):
@@ -65,6 +70,10 @@ class Context(ABC):
         if self.rank == 0:
             self.files.append({"saved": name, "step": state["step"]}, durable=True)
             self.files.save(name, state)
+
+    def ending(self) -> bool:
+        """Whether all workers are to save and end, on all or on none; every worker must ask."""
+        return bool(self.sum(torch.tensor(float(self.files.ending()), device=self.device)) > 0)
 
     def load(self, name: str) -> dict[str, Any] | None:
         """The newest state saved under a name by this or an earlier run."""

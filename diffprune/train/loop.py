@@ -23,7 +23,7 @@ from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.io import checkpoint
 from diffprune.train.checkpoints import read_steps
-from diffprune.train.context import Context
+from diffprune.train.context import Context, Ended
 from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import ScorerTrainer, calibration_tokens, drawn, name
@@ -67,7 +67,8 @@ def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Pa
     load: gives the VLM by name (and `dtype`, where the recipe states one); not called when nothing is missing.
 
     Raises:
-        ValueError: a folder holds another recipe's scorer. Diverged: an arm's loss stayed NaN or infinite. BadData: no batch.
+        Ended: it was asked to. ValueError: a folder holds another recipe's scorer. Diverged: an arm's loss stayed NaN or infinite.
+        BadData: no batch.
     """
     folder, known = context.files.folder, DrawnBatches(KEPT_MIB)
     left = _agreed(recipe, context)
@@ -100,7 +101,7 @@ def _others_done(recipe: Recipe, context: Context, apart: list[tuple[Spec, int]]
     """
     places = scorers(recipe, context.files.folder)
     while not all(checkpoint.is_complete(places[key]) for key in apart):
-        if context.files.stopped():
+        if context.files.stopped() or context.files.ending():
             return False
         time.sleep(POLL_S)
     return True
@@ -157,8 +158,11 @@ def _steps(trainer: ScorerTrainer) -> None:
             row = replace(row, validation_soft=soft, validation_hard=hard)
         context.report(trainer.name, row)
         context.progress(line(trainer.name, row, recipe.steps))
-        if _due(recipe.checkpoint_every, t, recipe.steps):
+        ending = context.ending()
+        if ending or _due(recipe.checkpoint_every, t, recipe.steps):
             context.save(trainer.name, trainer.state())
+        if ending and trainer.done < recipe.steps:
+            raise Ended
 
 
 def batches(trainer: ScorerTrainer) -> Iterator[TrainBatch]:

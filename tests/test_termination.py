@@ -1,0 +1,271 @@
+"""Ends that nobody waits for: SIGTERM with a grace period, workers that hang, leftovers of dead owners."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blob_stores import MemoryBlobs
+
+from diffprune.cli import commands
+from diffprune.core import termination
+from diffprune.distributed import cluster, trials, watchdog
+from diffprune.distributed.watchdog import Watchdog, Word
+from diffprune.io.run_lock import machine, start_ticks
+from diffprune.train import loop
+from diffprune.train.checkpoints import Files
+from diffprune.train.context import Ended, LocalContext
+from diffprune.train.recipe import Recipe
+from diffprune.vlm.load import load
+
+# --- SIGTERM ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Any:
+    before = signal.getsignal(signal.SIGTERM)
+    termination.handle()
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_command_ends_with_143_and_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "_perform", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert commands.call(["run", "demo"]) == (143, "terminated; what was finished is kept, the same command resumes it")
+    monkeypatch.setattr(commands, "_perform", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert commands.call(["run", "demo"])[0] == 130
+
+
+def test_the_first_signal_saves_and_the_end_of_the_block_ends() -> None:
+    saved: list[str] = []
+    with pytest.raises(termination.Terminated), termination.saving(lambda: saved.append("asked")):
+        signal.raise_signal(signal.SIGTERM)
+        saved.append("went on")
+    assert saved == ["asked", "went on"]
+    with termination.saving(lambda: saved.append("not again")):
+        pass
+    with pytest.raises(termination.Terminated):
+        signal.raise_signal(signal.SIGTERM)
+    assert saved == ["asked", "went on"]
+
+
+def test_grace_ends_and_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(termination, "GRACE_S", 0.3)
+    began = time.monotonic()
+    with pytest.raises(termination.Terminated), termination.saving(lambda: None):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(30)
+    assert 0.2 < time.monotonic() - began < 5
+    monkeypatch.setattr(termination, "GRACE_S", 30)
+    began = time.monotonic()
+    with pytest.raises(termination.Terminated), termination.saving(lambda: None):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert time.monotonic() - began < 5
+
+
+def test_a_handler_that_others_put_in_place_is_undone() -> None:
+    with termination.kept():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with pytest.raises(termination.Terminated):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def recipe(**changed: Any) -> Recipe:
+    return Recipe(
+        pruners=("diffprune",), steps=6, images=2, questions=1, workers=1, calibration_images=2, validation_images=2,
+        checkpoint_every=100, validate_every=0, grad_cosine_every=0, **changed,
+    )  # fmt: skip
+
+
+def test_training_saves_where_it_is_and_goes_on_from_there() -> None:
+    """No state of its own was due; the loss curve is that of a run nobody ended."""
+    whole = LocalContext("whole")
+    loop.train(recipe(), whole, load)
+    context = LocalContext("run")
+    report = context.report
+
+    def reported(scorer: str, step: Any) -> None:
+        report(scorer, step)
+        if step.step == 2:
+            context.files.ask_to_end()
+
+    context.report = reported  # type: ignore[method-assign]
+    with pytest.raises(Ended):
+        loop.train(recipe(), context, load)
+    state = context.files.load("diffprune-0", torch.device("cpu"))
+    assert state is not None and state["step"] == 3
+    loop.train(recipe(), LocalContext("run"), load)
+    curves = [[row.loss for row in loop.read_steps(Path(name))["diffprune-0"]] for name in ("whole", "run")]
+    assert len(curves[0]) == 6 and curves[0] == curves[1]
+
+
+# --- workers that hang -----------------------------------------------------------------------------------------------
+
+WORK = Word(0, "host", "node", 100, 7, 0, 0.0, 1, "matmul in loop.py:1 train", False)
+WAIT = replace(WORK, place="all_reduce in train.py:60 sum", waits=True)
+
+
+class Group:
+    """Workers as a watchdog sees them, second by second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **words: Word) -> None:
+        self.killed: list[int] = []
+        self.now, self.blobs = 1000.0, MemoryBlobs()
+        self.words = {int(name[1:]): replace(word, rank=int(name[1:]), pid=100 + int(name[1:])) for name, word in words.items()}
+        monkeypatch.setattr(watchdog.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(watchdog, "kill", lambda word: self.killed.append(word.rank) or True)
+        self.dog = Watchdog(self.blobs, 1)
+
+    def pass_by(self, seconds: int, **each: Callable[[Word], Word]) -> list[str]:
+        """`each`: what a worker's next word is; without one it says nothing."""
+        told = []
+        for _ in range(seconds):
+            self.now += 1
+            for rank, word in self.words.items():
+                if speak := each.get(f"w{rank}"):
+                    self.words[rank] = replace(speak(word), number=word.number + 1)
+                    self.blobs.replace(f"workers/1-{rank}", json.dumps(asdict(self.words[rank])).encode())
+            told += self.dog.look()
+        return told
+
+
+def working(word: Word) -> Word:
+    return replace(word, processor_s=word.processor_s + 0.5)
+
+
+def idle(word: Word) -> Word:
+    return replace(word, processor_s=word.processor_s + 0.001)
+
+
+def test_workers_that_work_or_wait_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(monkeypatch, w0=WORK, w1=WAIT)
+    assert group.pass_by(600, w0=working, w1=idle) == [] == group.killed
+
+
+def test_a_frozen_worker_is_named_within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(monkeypatch, w0=WAIT, w1=WORK)
+    group.pass_by(5, w0=idle, w1=working)
+    (told,) = group.pass_by(55, w0=idle)
+    assert group.killed == [1] and "worker 1 (process 101 on host) hangs: no sign of life for 41 s" in told and "loop.py:1" in told
+
+
+def test_a_worker_asleep_is_named_and_not_those_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = replace(WORK, place="sleep in stream.py:9 batches")
+    group = Group(monkeypatch, w0=WAIT, w1=asleep, w2=WAIT)
+    (told,) = group.pass_by(60, w0=idle, w1=idle, w2=idle)
+    assert group.killed == [1] and "worker 1" in told and "at sleep in stream.py:9" in told
+
+
+def test_of_workers_that_wait_for_each_other_the_odd_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that skipped a report waits in another place than the rest."""
+    elsewhere = replace(WAIT, place="report in train.py:78 save")
+    group = Group(monkeypatch, w0=WAIT, w1=WAIT, w2=elsewhere)
+    group.pass_by(60, w0=idle, w1=idle, w2=idle)
+    assert group.killed == [2]
+    together = Group(monkeypatch, w0=WAIT, w1=WAIT)
+    assert together.pass_by(600, w0=idle, w1=idle) == [], "all wait for something that is no worker of theirs"
+
+
+def test_loading_a_model_may_take_long_and_one_that_moves_on_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(monkeypatch, w0=replace(WORK, steps=0))
+    assert group.pass_by(600, w0=idle) == []
+    group = Group(monkeypatch, w0=WORK)
+    for number in range(20):
+        assert group.pass_by(30, w0=lambda word, n=number: replace(idle(word), steps=1 + n)) == []  # type: ignore[misc]
+
+
+def test_the_next_process_of_a_rank_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(monkeypatch, w0=WORK)
+    group.pass_by(3, w0=working)
+    assert len(group.pass_by(50)) == 1
+    group.words[0] = replace(WORK, pid=999)
+    assert group.pass_by(30, w0=working) == [] and group.dog.seen[0].word.pid == 999
+    for damage in (b"", b"[]", b'{"rank": 0}'):
+        group.blobs.replace("workers/1-0", damage)
+        group.pass_by(1)
+    group.dog.end()
+    assert group.blobs.list() == {}
+
+
+def test_where_a_thread_is_and_whether_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, free = threading.Event(), threading.Event()
+
+    def _others_done() -> None:
+        gate.set()
+        free.wait()
+
+    def thread(body: Callable[[], object]) -> Any:
+        gate.clear()
+        one = threading.Thread(target=body, daemon=True)
+        one.start()
+        assert gate.wait(30)
+        time.sleep(0.05)
+        assert one.ident
+        return sys._current_frames()[one.ident]
+
+    assert watchdog.where(thread(_others_done))[1]
+    assert not watchdog.where(thread(lambda: (gate.set(), free.wait())))[1]
+    monkeypatch.setattr(Files, "check", lambda _: (gate.set(), free.wait()))
+    place, waits = watchdog.where(thread(lambda: LocalContext("run").files.discard("x")))
+    free.set()
+    assert "checkpoints.py" in place and "discard" in place and not waits
+
+
+def test_only_the_very_process_is_killed() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    ticks = start_ticks(child.pid)
+    assert ticks and not watchdog.kill_process(child.pid, ticks + 1) and child.poll() is None
+    assert watchdog.kill_process(child.pid, ticks) and child.wait() == -signal.SIGKILL
+    assert not watchdog.kill_process(child.pid, ticks)
+
+
+# --- leftovers -------------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_dead_drivers_are_swept_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_short_folder", lambda: str(tmp_path))
+    left = {
+        "dead": f"{machine()} {2**22 + 1} 5", "reused": f"{machine()} {os.getpid()} 5",
+        "alive": f"{machine()} {os.getpid()} {start_ticks(os.getpid())}", "elsewhere": "another-boot-1 7 5", "half": "",
+    }  # fmt: skip
+    for name, owner in left.items():
+        (tmp_path / f"dp-ray-{name}" / "r").mkdir(parents=True)
+        (tmp_path / f"dp-ray-{name}" / cluster.OWNER).write_text(owner)
+    (tmp_path / "dp-ray-unnamed").mkdir()
+    (tmp_path / "dp-ray-link").symlink_to("dp-ray-dead")
+    with cluster._one_host() as folder:
+        kept = {path.name for path in tmp_path.iterdir()}
+        assert Path(folder).parent.name in kept
+        cluster.sweep_leftovers(tmp_path)
+        assert Path(folder).is_dir(), "one's own is not dead"
+    assert {"dp-ray-dead", "dp-ray-reused"}.isdisjoint(kept)
+    assert {"dp-ray-alive", "dp-ray-elsewhere", "dp-ray-half", "dp-ray-unnamed", "dp-ray-link"} <= kept
+
+
+def test_folders_of_earlier_attempts_at_tuning_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this run; another run's, which may be at work, and whatever else lies there, stay."""
+    for name in ("store-ray-tune-a-1", "store-ray-tune-a-2", "store-ray-tune-a-b-1", "store-ray-search-a-1", "store-ray-tune-a-x"):
+        (tmp_path / name).mkdir()
+
+    class Stopped(Exception):
+        pass
+
+    def tuner(*_: Any, **__: Any) -> Any:
+        raise Stopped
+
+    monkeypatch.setattr(trials.ray_tune, "Tuner", tuner)
+    with pytest.raises(Stopped):
+        trials.failures(lambda config: None, 1, tmp_path / "store-ray-tune-a-3", None, {"cpu": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {"store-ray-tune-a-b-1", "store-ray-search-a-1", "store-ray-tune-a-x"}
