@@ -20,16 +20,19 @@ import ray
 
 from diffprune.core.budget import Keep
 from diffprune.core.cell import Cell
-from diffprune.core.records import Prediction
+from diffprune.core.records import Outcome, Prediction
 from diffprune.core.spec import Spec
 from diffprune.distributed import cluster, sweep
+from diffprune.distributed import measure as measuring
 from diffprune.distributed.worker import Worker
 from diffprune.evaluate import progress
 from diffprune.evaluate.cells import Evaluation, cells
 from diffprune.evaluate.evaluator import Evaluator, evaluated
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, weight
 from diffprune.evaluate.transformers_backend import TransformersBackend
+from diffprune.measure.measure import Measured
 from diffprune.store import Store
+from diffprune.timing.options import Measurement
 from diffprune.vlm.load import load
 from tests.records import evaluate_cell, measure_cell, prediction, provenance
 
@@ -276,13 +279,46 @@ def test_a_user_s_mistake_comes_back_as_itself(session: None, asked: list[Cell],
 
 
 def test_exclusive_has_the_host_to_itself(session: None) -> None:
-    def alone(word: str, *, twice: bool) -> tuple[float, int, str]:
-        return ray.get_runtime_context().get_assigned_resources()["CPU"], os.getpid(), word * (1 + twice)
+    def alone(word: str, *, twice: bool) -> Iterator[tuple[float, int, str]]:
+        yield ray.get_runtime_context().get_assigned_resources()["CPU"], os.getpid(), word * (1 + twice)
 
-    cores, pid, word = sweep.exclusive(alone, "so", twice=True)
+    ((cores, pid, word),) = sweep.exclusive(alone, "so", twice=True)
     assert cores == ray.cluster_resources()["CPU"] and pid != os.getpid() and word == "soso"
+
+    def broken() -> Iterator[int]:
+        yield 1
+        yield 1 // 0
+
+    found = sweep.exclusive(broken)
+    assert next(found) == 1
     with pytest.raises(ZeroDivisionError):
-        sweep.exclusive(lambda: 1 / 0)
+        next(found)
+
+
+def test_measuring_goes_on_where_its_process_died(
+    session: None, own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was timed before is in the store, and is not timed again; deaths in a row without anything timed end it."""
+    cells = [measure_cell(batch=size) for size in (1, 2, 3)]
+    marks = own_folder / "marks"
+    marks.mkdir()
+
+    def dying(model: Spec, left: list[Cell], options: Measurement) -> Iterator[dict[Cell, Measured]]:
+        for one in left:
+            if one.columns().batch == 2 and len(list(marks.iterdir())) < int(model.name):
+                (marks / f"{time.time_ns()}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield {one: Measured([], [], Outcome("ok", "", 0, float(os.getpid())))}
+
+    monkeypatch.setattr(measuring, "timed", dying)
+    store = Store(own_folder / "store")
+    measuring.measure(cells, Measurement(), store, PROVENANCE, model=Spec("2"))
+    assert store.done() == {one.key for one in cells} and len(list(marks.iterdir())) == 2
+    spent = store.read("outcomes")["seconds"].tolist()
+    assert len(spent) == 3 and len(set(spent)) == 2, "the first by the first process, the rest by the last"
+    assert capsys.readouterr().out.count("another measures the 2 cells left") == 2
+    with pytest.raises(RuntimeError, match="died 3 times in a row"):
+        measuring.measure(cells[1:], Measurement(), store, PROVENANCE, model=Spec("99"))
 
 
 def test_every_port_listens_on_loopback_only(session: None) -> None:

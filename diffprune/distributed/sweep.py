@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -33,6 +33,7 @@ from diffprune.store import Store
 BEHIND = 64  # cells that wait for the disk: cells of one group end nearly together, and each is several files
 TRIES = 3  # deaths of a worker that one batch may cause
 LOADING = "loading"
+T = TypeVar("T")
 
 
 class SweepFailed(RuntimeError):
@@ -222,6 +223,7 @@ class _Run:
             self.last = time.perf_counter()
             if piece is None:
                 slot.since = slot.since or self.last
+                self.tries[LOADING] = 0  # deaths in a row count: over a long run some host is always lost
                 return
             slot.busy_s += found[1]
             self._found(slot, piece, *found)
@@ -281,16 +283,19 @@ class _Run:
         self.progress.cell(cell)
 
 
-def exclusive(fn: Callable[..., Any], *args: Any, address: str | None = None, **kwargs: Any) -> Any:
-    """`fn(*args, **kwargs)` in a process of Ray's that has every CPU and GPU of one host to itself: for measuring time.
+def exclusive(fn: Callable[..., Iterator[T]], *args: Any, address: str | None = None, **kwargs: Any) -> Iterator[T]:
+    """What the generator `fn(*args, **kwargs)` yields, as it comes, in a process of Ray's that has every CPU and GPU of one host to
+    itself: for measuring time.
 
-    Raises whatever `fn` raises. It waits until the host is free, so no sweep may be running in the same session.
+    Raises whatever `fn` raises; RayError where its process dies. It waits until the host is free, so no sweep may be running in the
+    same session.
     """
     with connect(address):
         hosts = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         host = max(hosts, key=lambda resources: (resources.get("GPU", 0), resources["CPU"]))
         alone = ray.remote(num_cpus=host["CPU"], num_gpus=host.get("GPU", 0), max_retries=0)(fn)
         try:
-            return ray.get(alone.remote(*args, **kwargs))
+            for found in alone.options(num_returns="streaming").remote(*args, **kwargs):
+                yield ray.get(found)
         except RayTaskError as error:
             raise error.cause from error

@@ -16,18 +16,18 @@ from typing import Any, cast
 
 import ray
 from ray import tune as ray_tune
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Keep
 from diffprune.core.cell import CalibrateSpec, Cell, EvaluateSpec, describe
-from diffprune.core.errors import with_class
+from diffprune.core.errors import first_line, with_class
 from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Choice, CurvePoint, Provenance, Timing
 from diffprune.core.spec import Spec
 from diffprune.distributed.cluster import connect
-from diffprune.distributed.sweep import SweepFailed
+from diffprune.distributed.sweep import TRIES, SweepFailed
 from diffprune.distributed.trials import failures
 from diffprune.evaluate.evaluator import Evaluator
 from diffprune.evaluate.transformers_backend import TransformersBackend
@@ -186,22 +186,40 @@ def tune(
         raise ValueError("nothing to tune: name at least one method other than unpruned")
     if todo:
         with connect(address, 2):
-            gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-            actor = ray.remote(num_cpus=1, num_gpus=gpus)(Resident).remote()
-            folder = Path(f"{store.blobs}-ray-tune-{provenance.run}-{provenance.attempt}")
-            try:
-                _ready(actor, model, list(dict.fromkeys(tuned(cell).pruner for cell in todo)), options)
-                search = Search(todo, options, store, provenance, cast(Probes, _Remote(actor)), partial(_trials, actor, folder))
-                search.go()
-            except Failed as error:
-                raise SweepFailed(f"prefill could not be timed: {error}") from error
-            finally:
-                ray.kill(actor)
+            search = _searched(todo, options, store, provenance, model)
         if search.failed:
             cell, reason = next(iter(search.failed.items()))
             what = f"{len(search.failed)} of {len(todo)} cells could not be tuned and will be tried again by the next run"
             raise SweepFailed(f"{what}; first {cell.method.label}: {reason}")
     return answers(store, asked)
+
+
+def _searched(todo: Sequence[Cell], options: Tuning, store: Store, provenance: Provenance, model: Spec) -> Search:
+    """Answer the cells by a resident process; where it dies, another goes on from what is in the store.
+
+    Raises:
+        RuntimeError: it died again and again.
+    """
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    folder = Path(f"{store.blobs}-ray-tune-{provenance.run}-{provenance.attempt}")
+    for deaths in range(1, TRIES + 1):
+        actor = ray.remote(num_cpus=1, num_gpus=gpus)(Resident).remote()
+        try:
+            _ready(actor, model, list(dict.fromkeys(tuned(cell).pruner for cell in todo)), options)
+            search = Search(todo, options, store, provenance, cast(Probes, _Remote(actor)), partial(_trials, actor, folder))
+            search.go()
+            return search
+        except Failed as error:
+            raise SweepFailed(f"prefill could not be timed: {error}") from error
+        except RayActorError as error:
+            if deaths == TRIES:
+                raise RuntimeError(f"the process that tunes died {TRIES} times, last: {first_line(error)}") from error
+            print(f"tune: its process died ({first_line(error)}); another goes on from what it had found", flush=True)
+        finally:
+            ray.kill(actor)
+        done = store.done()
+        todo = [cell for cell in todo if cell.key not in done]
+    raise AssertionError("the last turn returns or raises")
 
 
 def _ready(actor: Any, model: Spec, pruners: list[Spec], options: Tuning) -> None:

@@ -21,13 +21,13 @@ from diffprune.core.cell import Cell, SelectSpec
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import KeptToken, Outcome, Provenance
 from diffprune.core.site import ENCODED, Cut
-from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
+from diffprune.distributed import measure as measuring
 from diffprune.distributed import search as searching
 from diffprune.distributed import train as training
 from diffprune.distributed import tune as tuning
 from diffprune.distributed.cluster import connect
-from diffprune.distributed.sweep import SweepFailed, exclusive, sweep
+from diffprune.distributed.sweep import SweepFailed, sweep
 from diffprune.embedded.world import scene
 from diffprune.evaluate import grading
 from diffprune.io.blob_store import LocalBlobs
@@ -35,10 +35,8 @@ from diffprune.io.run_lock import refuse_if_held
 from diffprune.job import settings
 from diffprune.job.job import Job
 from diffprune.job.plan import CELLS, Plan
-from diffprune.measure import measure
 from diffprune.store import Store, lock, readme
 from diffprune.store.provenance import collect
-from diffprune.timing.options import Measurement
 from diffprune.train.search import spelled
 from diffprune.vlm.load import described, load
 from diffprune.watch.observer import Observer
@@ -238,14 +236,7 @@ class PipelineRun:
             return
         print(f"measure: {len(left)} cells next to each other, {options.rounds} rounds", flush=True)
         self.ray()
-        failed = []
-        for cell, found in exclusive(measured, self.job.model, left, options, address=self.address).items():
-            store.publish(found.tables, cell=cell, provenance=self.provenance)
-            failed += (
-                [f"{cell.method.label} {cell.columns().budget}: {found.outcome.reason}"] if found.outcome.status != "ok" else []
-            )
-        if failed:
-            raise SweepFailed(f"{len(failed)} of {len(left)} cells could not be measured; first {failed[0]}")
+        measuring.measure(left, options, store, self.provenance, model=self.job.model, address=self.address)
 
     def report(self) -> None:
         """What is kept of the pictures on the page, where the store does not say; page and tables; the short table."""
@@ -268,8 +259,3 @@ def selected(vlm: VLM, cell: Cell) -> dict[str, Sequence[Any]]:
         KeptToken(name, token, bool(kept)) for name, row in zip(asked.pictures, keep, strict=True) for token, kept in enumerate(row)
     ]
     return {"kept_tokens": rows, "outcomes": [Outcome("ok", "", len(rows), time.monotonic() - began)]}
-
-
-def measured(model: Spec, cells: Sequence[Cell], options: Measurement) -> dict[Cell, measure.Measured]:
-    """`measure.measure` in the process that calls it, which loads the model itself."""
-    return measure.measure(load(model), cells, options)

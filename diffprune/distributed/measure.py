@@ -1,0 +1,60 @@
+"""Measuring as Ray work: one process has a host to itself; what it has timed together is published before the next begins.
+
+A process that dies costs what it was timing, not what it had timed: another takes up the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ray.exceptions import RayError
+
+from diffprune.core.cell import Cell
+from diffprune.core.errors import first_line
+from diffprune.core.records import Provenance
+from diffprune.core.spec import Spec
+from diffprune.distributed.cluster import connect
+from diffprune.distributed.sweep import TRIES, SweepFailed, exclusive
+from diffprune.measure import measure as timing
+from diffprune.store import Store
+from diffprune.timing.options import Measurement
+from diffprune.vlm.load import load
+
+
+def timed(model: Spec, cells: Sequence[Cell], options: Measurement) -> Iterator[dict[Cell, timing.Measured]]:
+    """What is found about the cells of each session, in the process that asks, which loads the model itself."""
+    vlm = load(model)
+    for group in timing.together(cells):
+        yield timing.measure(vlm, group, options)
+
+
+def measure(
+    cells: Sequence[Cell], options: Measurement, store: Store, provenance: Provenance, *, model: Spec, address: str | None = None
+) -> None:
+    """Time the cells and publish what is found.
+
+    Raises:
+        SweepFailed: some cells could not be timed; the others are in the store, and so are the reasons (`outcomes`).
+        RuntimeError: the process died again and again without timing anything.
+        ValueError: as `timing.measure`, or the model cannot be loaded.
+    """
+    left, failed, deaths = list(cells), list[str](), 0
+    with connect(address):
+        while left:
+            try:
+                for found in exclusive(timed, model, left, options, address=address):
+                    deaths = 0
+                    for cell, one in found.items():
+                        store.publish(one.tables, cell=cell, provenance=provenance)
+                        if one.outcome.status != "ok":
+                            failed.append(f"{cell.method.label} {cell.columns().budget}: {one.outcome.reason}")
+                    left = [cell for cell in left if cell not in found]
+            except RayError as error:
+                deaths += 1
+                if deaths == TRIES:
+                    raise RuntimeError(
+                        f"the process that measures died {TRIES} times in a row, last: {first_line(error)}"
+                    ) from error
+                print(f"measure: its process died ({first_line(error)}); another measures the {len(left)} cells left", flush=True)
+    if failed:
+        raise SweepFailed(f"{len(failed)} of {len(cells)} cells could not be measured; first {failed[0]}")
