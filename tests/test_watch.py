@@ -98,6 +98,7 @@ def test_the_step_log_is_read_little_by_little_and_redone_steps_count_once(tmp_p
     assert news.look() == []
     files = Files(tmp_path, claim(tmp_path))
     files.append({"begin": ["a-0", 1]})  # a killed run goes on from step 1
+    assert news.look() == [] and [curve.step for curve in news.curves()] == [1], "what is done again does not count yet"
     log(tmp_path, "a-0", 1, 2, 3, loss=5.0)
     assert [row.step for row in news.look()] == [1, 2, 3]
     (curve,) = news.curves()
