@@ -174,11 +174,15 @@ def test_answers_are_those_of_generate(family: str, method: str) -> None:
 
 def test_a_benchmark_with_several_pictures_is_evaluated() -> None:
     path, vlm = written([row([0, 1]), row([2, 3]), row([5], "what?")], "jsonl"), tiny("llava")
-    options = Evaluation(benchmarks=(f"custom({path!r})",), batch=2)
+    options = Evaluation(benchmarks=(f"custom({path!r})",), batch=2, answer_tokens=8)
     (cell,) = cells(vlm, [Spec("grid")], [Keep(5)], options)
     rows = Evaluator(TransformersBackend(vlm)).run(cell)
     assert [r.error for r in rows] == [""] * 3
     assert [r.visual_kept for r in rows] == [10, 10, 5]
+    images, texts = [noise(6)[0:2], noise(6)[2:4], noise(6)[5:]], [r.question for r in rows]
+    for number, picture in enumerate(itertools.chain(*images)):
+        picture.putpixel((0, 0), (number if number < 4 else 5, 0, 0))
+    assert [r.answer for r in rows] == pruning.generate(vlm, images, texts, pruner="grid", budget=5, max_new_tokens=8)
 
 
 def test_timing_questions_about_several_pictures_is_refused_before_the_start() -> None:
