@@ -14,12 +14,14 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # tests leave the user's own token alone
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # else every report waits for a poll of two seconds
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from diffprune.core.registry import FOLDER
+from tests.browser import Browser
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; some tests press Ctrl-C
@@ -32,3 +34,11 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(FOLDER, raising=False)  # an earlier test that spoke to Ray told its workers where its plug-ins lie
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One headless Chromium for all tests that look at pages."""
+    made = Browser(tmp_path_factory.mktemp("chromium"))
+    yield made
+    made.close()

@@ -55,7 +55,7 @@ def width(text: str, size: str, bold: bool) -> float:
 def lines_of(cell: str) -> list[tuple[str, bool]]:
     """What may not be broken, and whether it is bold."""
     bold = cell.startswith(r"\textbf{")
-    main, _, below = cell.removeprefix(r"\textbf{").partition(r"\newline ")
+    main, _, below = cell.removeprefix(r"\textbf{").partition(r"\linebreak{} ")
     found = []
     for text, heavy in ((main.rstrip("}") if bold and r"\text" not in main else main, bold), (below, False)):
         for sign, like in SIGNS.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +16,6 @@ from tests.records import evaluate_cell, prediction, provenance
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 SCRIPT, ARABIC, CHINESE = "<script>alert(1)</script>", "سؤال عن الصورة", "图中有什么颜色的形状" * 4
 OVER = "document.documentElement.scrollWidth - innerWidth"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    made = Browser(tmp_path_factory.mktemp("chromium"))
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ FLAGS = {
     "parts_differ": "Score, select and gather timed apart do not add up to the overhead timed as a whole.",
     "shared_device": "Other processes kept the machine busy while it was timed.",
 }
+RIVALS = 5  # whose answers stand among the examples
 METHOD = (
     "Accuracy: mean credit per benchmark, averaged over benchmarks. Intervals: {draws:,} bootstrap draws of whole groups "
     "(pictures), the same draws for every method, two unseen changes added (Bonett and Price 2012; in differences "
@@ -145,12 +146,12 @@ def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
 
 
 def _examples(chapter: Comparison) -> Table | None:
-    """At the middle budget: the unpruned model, DiffPrune and the other trained methods, first scorer seed each."""
+    """At the middle budget: the unpruned model, DiffPrune and the first other trained methods, first scorer seed each."""
     if not chapter.budgets:
         return None
     budget = chapter.budgets[len(chapter.budgets) // 2].spelling
     arms = {}
-    for label in (FULL, accuracy_tables.SUBJECT, *verdicts.rivals(chapter)):
+    for label in (FULL, accuracy_tables.SUBJECT, *verdicts.rivals(chapter)[:RIVALS]):
         arm = chapter.arms.get((label, "" if label == FULL else budget))
         if arm:
             arms[label] = list(arm[min(arm)].values())

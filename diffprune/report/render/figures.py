@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ from diffprune.report.render.svg import DPI, HALF, INK, NARROW, SHOWN, WIDTH, Pl
 from diffprune.report.tables.accuracy import kind_curves
 from diffprune.statistics import Interval
 
+LONG = 28  # characters of a name beside the end of its line
 MANY = "bound", "trained", "calibrated", "rule", "control"  # kinds in a legend, in this order
 
 
@@ -52,27 +53,34 @@ def _legend(chapter: Comparison, figure: Figure, labels: Sequence[str], bound: b
 def _named(chapter: Comparison, figure: Figure, ax: Axes, ends: list[tuple[str, float, float]], width: float) -> None:
     """Names of lines: at their ends where there is room, else in a legend."""
     labels = [label for label, _, _ in ends if label != FULL]
-    if len(labels) > SHOWN or width <= NARROW:
+    if _below(labels, width):
         _legend(chapter, figure, labels, len(labels) < len(ends), width)
     else:
         _end_labels(chapter, ax, ends)
 
 
-def _height(lines: int, width: float, height: float) -> float:
+def _below(labels: Collection[str], width: float) -> bool:
+    """Whether names stand in a legend: of many methods, of long names, and on a telephone."""
+    return len(labels) > SHOWN or width <= NARROW or any(len(label) > LONG for label in labels)
+
+
+def _height(labels: Collection[str], width: float, height: float) -> float:
     """Inches: room for the legend below."""
-    below = lines > SHOWN or width <= NARROW
-    return height + (0.16 * math.ceil((lines + 6) / max(1, round(width / 2))) if below else 0)
+    return height + (0.16 * math.ceil((len(labels) + 6) / max(1, round(width / 2))) if _below(labels, width) else 0)
 
 
 def _line(
-    chapter: Comparison, ax: Axes, label: str, x: list[float], y: list[Interval], across: list[Interval] | None = None
-) -> None:
-    """One method's line with intervals in both directions."""
+    chapter: Comparison, ax: Axes, label: str, x: list[float], y: list[Interval], across: list[Interval] | None = None,
+    many: bool = False,
+) -> None:  # fmt: skip
+    """One method's line with intervals in both directions, faint ones among `many` lines."""
     color, marker, dash = chapter.style(label)
     up = np.array([[max(0.0, i.estimate - i.low), max(0.0, i.high - i.estimate)] for i in y]).T
     side = np.array([[i.estimate - i.low, i.high - i.estimate] for i in across]).T.clip(0) if across else None
-    ax.errorbar(x, [i.estimate for i in y], yerr=up, xerr=side, color=color, marker=marker, ls=dash, elinewidth=0.8, capsize=1.5,
-                markeredgewidth=1.2, label=label)  # fmt: skip
+    *_, bars = ax.errorbar(x, [i.estimate for i in y], yerr=up, xerr=side, color=color, marker=marker, ls=dash, elinewidth=0.8,
+                           capsize=0 if many else 1.5, markeredgewidth=1.2, label=label)  # fmt: skip
+    for bar in bars if many else ():
+        bar.set_alpha(0.3)
 
 
 def _end_labels(chapter: Comparison, ax: Axes, ends: list[tuple[str, float, float]]) -> None:
@@ -128,12 +136,13 @@ def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
 
 def _pareto(chapter: Comparison, lines: Mapping[str, list[tuple[Interval, Interval, str]]], batch: int | None, width: float) -> str:
     with styled():
-        figure, (ax,) = axes(width, _height(len(lines), width, 4.0))
+        figure, (ax,) = axes(width, _height(lines, width, 4.0))
         full = _bound(chapter, ax, chapter.accuracy(FULL, ""))
         for label, points in lines.items():
-            _line(chapter, ax, label, [n.estimate for n, _, _ in points], [a for _, a, _ in points], [n for n, _, _ in points])
-        for net, found, kept in next(iter(lines.values())):
-            ax.annotate(kept, (net.estimate, found.estimate), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=INK)
+            net, found = [n for n, _, _ in points], [a for _, a, _ in points]
+            _line(chapter, ax, label, [n.estimate for n in net], found, net, many=len(lines) > SHOWN)
+        for speed, share, kept in next(iter(lines.values())):
+            ax.annotate(kept, (speed.estimate, share.estimate), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=INK)
         ax.set(xlabel=f"net prefill speedup, ×, batch {batch}", ylabel="accuracy, % (mean over benchmarks)")
         if full:
             ax.plot([1], [full[0][2]], color=chapter.style(FULL)[0], marker="*", ms=8, ls="none")
@@ -151,10 +160,10 @@ def accuracy(chapter: Comparison, inches: float = WIDTH) -> Plot | None:
 
 def _accuracy(chapter: Comparison, lines: Mapping[str, list[tuple[float, Interval]]], width: float) -> str:
     with styled():
-        figure, (ax,) = axes(width, _height(len(lines), width, 3.8))
+        figure, (ax,) = axes(width, _height(lines, width, 3.8))
         full = _bound(chapter, ax, chapter.accuracy(FULL, ""))
         for label, points in lines.items():
-            _line(chapter, ax, label, [_place(k) for k, _ in points], [a for _, a in points])
+            _line(chapter, ax, label, [_place(k) for k, _ in points], [a for _, a in points], many=len(lines) > SHOWN)
         _token_axis(ax, chapter)
         ax.set(xlabel=f"tokens kept, of {chapter.budgets[0].total:.0f} (log scale)", ylabel="accuracy, % (mean over benchmarks)")
         _named(chapter, figure, ax, [(label, _place(p[-1][0]), p[-1][1].estimate) for label, p in lines.items()] + full, width)

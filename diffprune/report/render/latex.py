@@ -21,6 +21,7 @@ WIDEST = 24  # characters of a word that may not be broken
 HEAD = r"""\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
+\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
 \usepackage[a4paper,landscape,margin=2cm]{geometry}
 \usepackage{array,booktabs,longtable}
 \setlength{\tabcolsep}{3pt}
@@ -67,7 +68,7 @@ def _need(cell: Cell, points: float) -> tuple[float, float]:
 def _words(text: str, limit: int = 160) -> list[list[str]]:
     """The words of a text, each in parts between which a line may break: after marks, and anywhere in what is too long."""
     plain = escape.latin(escape.plain(text.replace("\u202f", ","), limit))
-    split = [re.findall(r"[^/_=(;]*[/_=(;]|[^/_=(;]+$", word) for word in plain.split()]
+    split = [re.findall(r"\(+[^/_=(;]+$|[^/_=(;]*[/_=(;]|[^/_=(;]+$", word) for word in plain.split()]
     return [[piece[i : i + WIDEST] for piece in word for i in range(0, len(piece), WIDEST)] for word in split]
 
 
@@ -105,7 +106,7 @@ def _breakable(text: str, limit: int = 160) -> str:
 
 def _printed(cell: Cell, best: bool) -> str:
     main = rf"\textbf{{{_breakable(cell[0])}}}" if best else _breakable(cell[0])
-    return main + (rf"\newline {_breakable(cell[1])}" if cell[1] else "")
+    return main + (rf"\linebreak{{}} {_breakable(cell[1])}" if cell[1] else "")
 
 
 def _part(table: Table, cells: list[list[Cell]], part: list[int], size: str, widths: list[float], label: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffprune.report.analysis import verdicts
+from diffprune.report.analysis import labels, verdicts
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
 from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.speed import Speed
@@ -89,15 +89,17 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
 
 
 def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
-    """What pruning saves."""
-    said = []
-    timed = [(b, s) for b in chapter.budgets if (s := fast.get((SUBJECT, b.spelling))) and s.net]
-    parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {b.kept:.0f} tokens" for b, s in timed if s.net]
+    """What pruning saves: DiffPrune at every budget; where it is not there, the range of the methods that are."""
+    shared = {key: s for key, s in fast.items() if s.net and labels.budget(key[1])[0] in ("Keep", "Share")}
+    timed = sorted((s for (label, _), s in shared.items() if label == SUBJECT), key=lambda s: -s.kept)
+    parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {s.kept:.0f} tokens" for s in timed if s.net]
     if parts:
-        said.append(f"Measured prefill speedup net of the pruner's own overhead, batch {batch}: {joined(parts)}.")
-    else:
-        said.append("Its prefill has not been timed yet, so there is no speedup to report.")
-    return said
+        return [f"Measured prefill speedup net of the pruner's own overhead, batch {batch}: {joined(parts)}."]
+    if shared and not any(label == SUBJECT for label, _ in chapter.arms):
+        ends = sorted((s.net.estimate, f"{s.label} with {s.kept:.0f} tokens") for s in shared.values() if s.net)
+        said = joined([f"{net:.2f}× ({who})" for net, who in (ends[0], ends[-1])][: len(ends)])
+        return [f"Measured prefill speedups net of the pruner's own overhead, batch {batch}, between {said}."]
+    return [f"The prefill of {SUBJECT} has not been timed yet, so there is no speedup to report."]
 
 
 def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
@@ -107,20 +109,38 @@ def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | N
     said = [short(chapter)]
     if base:
         seeds = len(chapter.arms[SUBJECT, budgets[0]])
-        said.append(
-            f"Asked were {base.num_rows:,} questions about {base.num_groups:,} pictures of {len(chapter.benchmarks)} "
-            f"benchmark{'s' * (len(chapter.benchmarks) != 1)} at {len(budgets)} budget{'s' * (len(budgets) != 1)}, with {seeds} "
-            f"scorer seed{'s' * (seeds != 1)}."
-        )
+        num = (base.num_rows, base.num_groups, len(chapter.benchmarks), len(budgets))
+        said.append(f"{_asked(*num)}, with {seeds} scorer seed{'s' * (seeds != 1)}.")
+    elif len(chapter.rows):
+        rows = chapter.rows[["sample", "group"]].drop_duplicates()
+        num = (len(rows), rows["group"].nunique(), len(chapter.benchmarks), len(chapter.budgets))
+        methods = sum(1 for label, _ in {(label, "") for label, _ in chapter.arms} if label in chapter.methods)
+        said.append(f"{_asked(*num)}, of {methods} method{'s' * (methods != 1)}.")
     return said + _speed(chapter, fast, batch)
+
+
+def _asked(questions: int, pictures: int, benchmarks: int, budgets: int) -> str:
+    return (
+        f"Asked were {questions:,} questions about {pictures:,} pictures of {benchmarks} benchmark{'s' * (benchmarks != 1)} at "
+        f"{budgets} budget{'s' * (budgets != 1)}"
+    )
 
 
 def short(chapter: Comparison) -> str:
     """One line: the sum of the verdicts against the other trained methods, for the top of the page."""
     num = len(_against_trained(chapter))
     if not num:
-        return "No comparison with another trained method in this store."
+        return _no_comparison(chapter)
     return f"DiffPrune against the other trained methods, {num} comparison{'s' * (num != 1)}: {tally(chapter)}."
+
+
+def _no_comparison(chapter: Comparison) -> str:
+    """Why there is no verdict."""
+    if not chapter.arms:
+        return "Nothing was evaluated in this store, so there is no verdict."
+    if all(label != SUBJECT for label, _ in chapter.arms):
+        return f"{SUBJECT} is not among the methods that were evaluated, so there is no verdict on it."
+    return "No comparison with another trained method in this store."
 
 
 def tally(chapter: Comparison) -> str:
