@@ -45,7 +45,7 @@ job = Job(
         held_out=72,
     ),
     evaluate=Evaluation(blind=True, limit=80),  # the world's ten benchmarks, each also asked without its pictures
-    measure=Measurement(warmup=5, inputs=1, slow_rounds=3, decode_tokens=8),
+    measure=Measurement(rounds=20, warmup=5, inputs=1, slow_rounds=3, decode_tokens=8),
     baselines=("unpruned", "random", "grid", "attention"),
     replaced=("diffprune",),
     tuned=("diffprune", "gumbel_keepdrop", "random", "grid", "attention"),  # rules too: the best is chosen by their trials

@@ -1,4 +1,4 @@
-"""Least-recently-used caches between batches: encoder output per image, prompts per batch, prefixes in the decoder."""
+"""Caches between batches: encoder output per image, prompts per batch, prefixes in the decoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
-from cachetools import LRUCache
+from cachetools import LRUCache, RRCache
 from torch import Tensor
 
 from diffprune.core.evidence import Evidence
@@ -111,12 +111,15 @@ class Tokenised:
 class Prefixes:
     """Keys and values of what questions about an image share, on the model's device, so that other questions go on from them.
 
+    What gives way is drawn at random: benchmarks about the same images go through all methods one after the other, and of a round
+    that just does not fit the least recently used one is always the next.
+
     mebibytes: upper bound of what is kept. prefilled: prefixes the decoder has run on, for tests and logs.
     """
 
     def __init__(self, device: torch.device, mebibytes: float) -> None:
         self.device, self.prefilled = device, 0
-        self._kept: LRUCache[Hashable, Prefix] = LRUCache(mebibytes * 2**20, lambda held: held.nbytes)
+        self._kept: RRCache[Hashable, Prefix] = RRCache(mebibytes * 2**20, getsizeof=lambda held: held.nbytes)
 
     def get(self, names: Sequence[Hashable], make: Callable[[list[int]], list[Prefix]]) -> list[Prefix]:
         """The prefixes called `names`; `make` takes the numbers of those that are not kept. The name tells all they depend on."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from diffprune import pruning
@@ -24,14 +25,15 @@ from diffprune.pruning import shared_prefix
 
 
 class TransformersBackend:
-    """A loaded VLM that answers. cache_mib: host memory for encoder output; prefix_mib: of the model's device, for prefixes.
+    """A loaded VLM that answers. cache_mib: host memory for encoder output; prefix_mib: of the model's device, for prefixes, an
+    eighth of what is free there unless given.
 
     shares: questions about one image go on from one prefill of it, where method and family allow it.
     """
 
-    def __init__(self, vlm: VLM, cache_mib: float = 2048, prefix_mib: float = 1024, shares: bool = True) -> None:
+    def __init__(self, vlm: VLM, cache_mib: float = 2048, prefix_mib: float | None = None, shares: bool = True) -> None:
         self.vlm, self.encodings, self.tokenised = vlm, Encodings(vlm, cache_mib), Tokenised(TOKENISED_MIB)
-        self.prefixes, self.shares = Prefixes(vlm.device, prefix_mib), shares
+        self.prefixes, self.shares = Prefixes(vlm.device, _eighth(vlm.device) if prefix_mib is None else prefix_mib), shares
 
     @property
     def model(self) -> Spec:
@@ -111,6 +113,12 @@ def _summed(counts: Sequence[int], shown: Sequence[Sequence[int]]) -> list[int]:
     """[I] counts of the images -> one of each question."""
     each = iter(counts)
     return [sum(next(each) for _ in images) for images in shown]
+
+
+def _eighth(device: torch.device) -> float:
+    """Of the memory that is free, MiB: several workers may share a host."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return free / 8 / 2**20
 
 
 @contextmanager
