@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from PIL import Image
 
 from diffprune.data.sources import TRAIN, BrokenRows, Check, DrawIndex, Example, TrainingSource
 from diffprune.embedded.questions import draw
 from diffprune.embedded.world import SPLITS, WORLD_VERSION, scene
+
+drawn = lru_cache(maxsize=1024)(scene)  # methods of one seed that train side by side see most scenes of the others
 
 
 class WorldSource(TrainingSource):
@@ -21,7 +25,7 @@ class WorldSource(TrainingSource):
     def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> Example:
         """A picture of the embedded world and questions about it."""
         rng, seeds = index.random(), SPLITS["train" if index.stream == TRAIN else "calibration"]
-        picture = scene(int(rng.integers(seeds.start, seeds.stop)))
+        picture = drawn(int(rng.integers(seeds.start, seeds.stop)))
         tally.drawn += 1
         pairs = [(question, answer) for _, question, answer in draw(picture, rng, questions)]
         return Example([Image.fromarray(picture.image)], pairs)
