@@ -200,6 +200,7 @@ def test_a_finished_run_that_was_moved_asks_no_model_and_reports_the_same(capsys
 
     Path("archive").mkdir()
     Path("runs/small").rename("archive/small")
+    ray.shutdown()  # what tests before this one may have left
     assert commands.call(["run", "small.py", "--out", "archive"]) == (0, "")
     said = capsys.readouterr().out
     assert "all 2 scorers are there already" in said and "all 5 cells are in the store already" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffprune.core import registry
 from diffprune.core.cell import Cell
 from diffprune.core.records import Outcome, Provenance
 from diffprune.core.spec import Spec
+from diffprune.distributed import measure as measuring
 from diffprune.evaluate.evaluator import Evaluator, evaluated
 from diffprune.evaluate.main_figure import answered, main_figure
 from diffprune.evaluate.transformers_backend import TransformersBackend
@@ -110,7 +112,8 @@ def test_what_it_finds_stands_in_the_catalogue(monkeypatch: pytest.MonkeyPatch) 
     """A few methods that need no training, then timings of three of them, for which nothing is answered again."""
     monkeypatch.setattr(pipeline.PipelineRun, "ray", lambda self: None)
     monkeypatch.setattr(pipeline, "sweep", alone)
-    monkeypatch.setattr(pipeline, "exclusive", lambda call, *args, address=None: call(*args))
+    monkeypatch.setattr(measuring, "connect", lambda address: nullcontext())
+    monkeypatch.setattr(measuring, "exclusive", lambda call, *args, address=None: call(*args))
     run("measure=null", "report=false", 'baselines=["unpruned", "random", "grid", "attention", "fastv", "visionzip"]')
     encoded, pictures = ENCODED.pop()
     assert encoded == pictures, "once for all methods, whatever they look at"
