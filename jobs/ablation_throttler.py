@@ -6,12 +6,10 @@ Every variant trains with the settings that the search found for the whole metho
 budget draws. The table of variants holds each against it, as the forest of differences does. Under 25 minutes on two cores.
 """
 
+from _winners import SETTINGS
+
 from diffprune.job import Evaluation, Job, Recipe
 
-SETTINGS = {
-    "steps": 100, "images": 4, "learning_rate": 0.0015, "warmup_share": 0.075, "temperature_start": 0.668, "temperature_end": 0.463,
-    "anneal_share": 0.79, "ease_share": 0.5,
-}  # fmt: skip
 WHOLE = "diffprune"
 PARTS = (
     "diffprune(throttle='gate')",  # scaling in place of variance-preserving noise
@@ -37,7 +35,7 @@ job = Job(
         workers=2,
         validate_every=0,
         grad_cosine_every=0,
-        methods=tuple({"pruner": variant, **SETTINGS} for variant in (WHOLE, *PARTS)),
+        methods=tuple({"pruner": variant, **SETTINGS[WHOLE]} for variant in (WHOLE, *PARTS)),
     ),
     evaluate=Evaluation(limit=80),
     baselines=("unpruned",),

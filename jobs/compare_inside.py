@@ -3,25 +3,22 @@
     diffprune run compare_inside
 
 A budget is the average over layers, so what a late cut leaves is far less: a third of the tokens on average is a ninth behind a cut
-after one of four layers. ATP-LLaVA is there twice, with counts of each image's own and with exact ones. Settings are those of
-jobs/compare_trained.py.
+after one of four layers. ATP-LLaVA is there twice, with counts of each image's own and with exact ones. Settings are the
+winners of jobs/tune_training.py where that search has been run.
 """
+
+from _winners import winners
 
 from diffprune.job import Evaluation, Job, Recipe
 
 BUDGETS = ("Share(1/2)", "Share(1/3)")
-METHODS = (
-    {
-        "pruner": "diffprune", "steps": 100, "images": 4, "learning_rate": 0.0015, "warmup_share": 0.075,
-        "temperature_start": 0.668, "temperature_end": 0.463, "anneal_share": 0.79, "ease_share": 0.5,
-    },
-)  # fmt: skip
+METHODS = ("diffprune", "learnpruner", "atp", "atp(slack=1.0)", "dynamic_llava")
 
 job = Job(
     name="compare_inside",
     title="Trained methods inside the decoder and before it, five scorer seeds",
     train=Recipe(
-        pruners=("diffprune", "learnpruner", "atp", "atp(slack=1.0)", "dynamic_llava"),
+        pruners=METHODS,
         seeds=tuple(range(5)),
         steps=100,
         images=4,
@@ -29,7 +26,7 @@ job = Job(
         workers=2,
         validate_every=0,
         grad_cosine_every=0,
-        methods=METHODS,
+        methods=winners(*METHODS),
     ),
     evaluate=Evaluation(limit=80),
     baselines=("unpruned", "random", "attention", "fastv", "pyramiddrop"),

@@ -3,39 +3,29 @@
 make demo        or        diffprune demo
 """
 
+from _winners import winners
+
 from diffprune.job import Evaluation, Job, Measurement, Recipe, Tuning
 
 BUDGETS = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
-METHODS = (  # the winners of jobs/tune_training.py: each method's own, of one equal search on the calibration split
-    {
-        "pruner": "diffprune", "steps": 100, "images": 4, "learning_rate": 0.0015, "warmup_share": 0.075,
-        "temperature_start": 0.668, "temperature_end": 0.463, "anneal_share": 0.79, "ease_share": 0.5,
-    },
-    {
-        "pruner": "gumbel_topk", "steps": 133, "images": 3, "learning_rate": 0.00725, "warmup_share": 0.064,
-        "temperature_start": 0.966, "temperature_end": 0.0996, "anneal_share": 0.782, "ease_share": 1.0,
-    },
-    {
-        "pruner": "gumbel_keepdrop", "steps": 200, "images": 2, "learning_rate": 0.00599, "warmup_share": 0.16,
-        "temperature_start": 1.35, "temperature_end": 0.347, "anneal_share": 0.964, "ease_share": 0.0,
-    },
-)  # fmt: skip
+METHODS = ("diffprune", "gumbel_topk", "gumbel_keepdrop")
 
 job = Job(
     name="demo",
     title="DiffPrune and Gumbel-Softmax on the embedded model",
     train=Recipe(
-        pruners=("diffprune", "gumbel_topk", "gumbel_keepdrop"),
+        pruners=METHODS,
         seeds=(0, 1, 2, 3, 4),
         budgets=BUDGETS,
         workers=2,
         validate_every=200,  # at the end of every scorer
         validation_images=4,
         grad_cosine_every=100,
-        methods=METHODS,
+        methods=winners(*METHODS),
     ),
     tune=Tuning(
         benchmarks=("world(like='gqa')", "world(like='textvqa')", "world(like='pope')"),
+        targets=(2.0, 2.85),  # the second is the published prefill speedup
         curve_repeats=8,
         warmup=3,
         repeats=1,

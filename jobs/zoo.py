@@ -12,26 +12,14 @@ About twenty minutes on two cores; interrupted, the same command resumes. The ca
 
 import inspect
 
+from _winners import winners
+
 from diffprune.core import registry
 from diffprune.core.fitted import FittedPruner
 from diffprune.job import Evaluation, Job, Measurement, Recipe
 
 BUDGETS = ("Share(1/2)", "Share(1/3)", "Share(2/9)", "Share(1/9)")
 WRAPPED = ("pore(attention)", "pore(fastv)")  # position reweighting, of a rule before the decoder and of one inside it
-METHODS = (  # the winners of jobs/tune_training.py: each method's own, of one equal search on the calibration split
-    {
-        "pruner": "diffprune", "steps": 100, "images": 4, "learning_rate": 0.0015, "warmup_share": 0.075,
-        "temperature_start": 0.668, "temperature_end": 0.463, "anneal_share": 0.79, "ease_share": 0.5,
-    },
-    {
-        "pruner": "gumbel_topk", "steps": 133, "images": 3, "learning_rate": 0.00725, "warmup_share": 0.064,
-        "temperature_start": 0.966, "temperature_end": 0.0996, "anneal_share": 0.782, "ease_share": 1.0,
-    },
-    {
-        "pruner": "gumbel_keepdrop", "steps": 200, "images": 2, "learning_rate": 0.00599, "warmup_share": 0.16,
-        "temperature_start": 1.35, "temperature_end": 0.347, "anneal_share": 0.964, "ease_share": 0.0,
-    },
-)  # fmt: skip
 
 
 def methods(fitted: bool) -> tuple[str, ...]:
@@ -55,7 +43,7 @@ job = Job(
         workers=2,
         validate_every=0,
         grad_cosine_every=0,
-        methods=METHODS,
+        methods=winners(*methods(fitted=True)),
     ),
     evaluate=Evaluation(blind=True),
     measure=Measurement(rounds=20, warmup=3, inputs=1, slow_rounds=2, decode_tokens=4, spans=("prefill",)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import shutil
 import sys
 import tempfile
 import traceback
@@ -20,7 +19,7 @@ from typing import Any
 
 import click
 
-from diffprune.cli import remote
+from diffprune.cli import remote, runs
 from diffprune.core import termination
 
 PACKAGE = Path(__file__).parents[1]
@@ -227,74 +226,8 @@ for _verb in HELP:
     app.add_command(_command(_verb))
 
 
-for _one in remote.COMMANDS:
+for _one in (*runs.COMMANDS, *remote.COMMANDS):
     app.add_command(_one)
-
-
-@app.command("watch")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="Where runs are, told by name.")
-def watch(run: Path, out: Path) -> None:
-    """Show what a run has done so far: stages, losses, accuracies, failures. RUN is its name, or its folder.
-
-    A run at work is followed until it ends; Ctrl-C leaves it alone. The same as a page is live.html in the run's folder."""
-    from diffprune.io.blob_store import remote
-    from diffprune.watch.screen import follow
-
-    follow(run if run.is_dir() or remote(run) else out / run)
-
-
-@app.command("verify")
-@click.argument("place", type=click.Path(path_type=Path))
-def verify_(place: Path) -> None:
-    """Compute every number of a report again from its store's Parquet files, with DuckDB alone.
-
-    PLACE is the folder of a run, or of a report with a folder `store` beside its page. Exit code 1 where anything differs."""
-    from diffprune import verify
-
-    found = verify.verify(place)
-    click.echo(found)
-    sys.exit(bool(found.differences))
-
-
-@app.command("export")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-def export(run: Path, out: Path) -> None:
-    """Copy the report of a run into the folder OUT, and its store beside it, compacted to one file for each table."""
-    from diffprune.store import Store, readme
-
-    if not (run / "report" / "report.html").is_file():
-        raise ValueError(f"{run} has no report: write it with `diffprune report {run}`")
-    Store(run / "store").compact(out / "store")
-    readme.write(out / "store")
-    shutil.copytree(run / "report", out, dirs_exist_ok=True)
-    size = sum(path.stat().st_size for path in (out / "store").rglob("*.parquet")) / 2**20
-    click.echo(f"{out}: the report and its store, {size:.1f} MiB")
-
-
-@app.command("compare")
-@click.argument("first", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("second", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the page. [default: runs/FIRST-SECOND]")
-def compare(first: Path, second: Path, out: Path | None) -> None:
-    """Two runs on one page: the second minus the first for every method and budget that both have, with verdicts, and what differs.
-
-    RUN is the folder of a run, or of an exported report. Questions that both asked are compared in pairs; no model is needed."""
-    from diffprune import report
-
-    out = out or Path("runs") / f"{first.resolve().name}-{second.resolve().name}"
-    made, said = report.compare(first, second, out)
-    click.echo("\n".join([*said, f"page: {made['html'].resolve()}"]))
-
-
-@app.command("index")
-@click.argument("folder", default="runs", type=click.Path(path_type=Path))
-def index(folder: Path) -> None:
-    """One page over all runs of FOLDER (runs, unless named): FOLDER/index.html, with each run's verdict and a link to its page."""
-    from diffprune import report
-
-    click.echo(f"page: {report.index(folder).resolve()}")
 
 
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a checkpoint; never pickles or code

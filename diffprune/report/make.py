@@ -106,7 +106,7 @@ def _said(part: Mapping[str, Any]) -> list[str]:
     return [
         f"{part['name']}: {part['setting']}",
         *(f"{flag}: {says}" for flag, says in part["caveats"]),
-        *part["lead"], *part["sentences"],
+        *dict.fromkeys([*part["lead"], *part["sentences"]]),  # the page has the lead apart, and says the rest in its details
     ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from diffprune.report.tables.accuracy import open_note
 from diffprune.statistics import Difference, Verdict, counted
 from diffprune.statistics.verdict import BETTER, CANNOT_TELL, EQUIVALENT, WORSE
 
-RULES = "the best training-free image-only rule of each budget"
+RULES = "the best of the training-free image-only rules asked here"
 
 
 def joined(parts: list[str]) -> str:
