@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ def handler() -> Any:
 def test_the_command_ends_with_143_and_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_perform", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert commands.call(["run", "demo"]) == (143, "terminated; what was finished is kept, the same command resumes it")
+
+    def in_ray(*_: object) -> None:
+        """Ray looks for signals in C, and raises its own."""
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    termination.handle()
+    monkeypatch.setattr(commands, "_perform", in_ray)
+    assert commands.call(["run", "demo"])[0] == 143
+    termination.handle()
     monkeypatch.setattr(commands, "_perform", lambda *_: signal.raise_signal(signal.SIGINT))
     assert commands.call(["run", "demo"])[0] == 130
 

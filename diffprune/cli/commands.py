@@ -357,10 +357,9 @@ def call(arguments: Sequence[str] | None = None) -> tuple[int, str]:
         app.main(args=arguments, prog_name="diffprune", standalone_mode=False)
     except click.ClickException as error:
         return 2, _usage(error)
-    except (click.Abort, KeyboardInterrupt) as error:
-        ended = isinstance(error.__cause__ or error, termination.Terminated)  # click puts an Abort in its place
+    except (click.Abort, KeyboardInterrupt):
         told = "what was finished is kept, the same command resumes it"
-        return (termination.EXIT_CODE, f"terminated; {told}") if ended else (130, f"interrupted; {told}")
+        return (termination.EXIT_CODE, f"terminated; {told}") if termination.asked() else (130, f"interrupted; {told}")
     except SystemExit as error:
         return int(error.code or 0), ""
     except ValueError as error:

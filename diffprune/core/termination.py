@@ -13,6 +13,7 @@ GRACE_S = 8.0  # to save; who sends SIGTERM waits ten seconds or more before it 
 EXIT_CODE = 128 + signal.SIGTERM
 
 _saving: list[Callable[[], None]] = []
+_asked = threading.Event()
 
 
 class Terminated(KeyboardInterrupt):
@@ -21,7 +22,13 @@ class Terminated(KeyboardInterrupt):
 
 def handle() -> None:
     """Let SIGTERM raise `Terminated` in the main thread from now on."""
+    _asked.clear()
     signal.signal(signal.SIGTERM, _on_signal)
+
+
+def asked() -> bool:
+    """Whether `Terminated` was raised since `handle`. Who waits for Ray, in C, gets a KeyboardInterrupt in its place."""
+    return _asked.is_set()
 
 
 @contextmanager
@@ -39,12 +46,12 @@ def kept() -> Iterator[None]:
 def saving(save: Callable[[], None]) -> Iterator[None]:
     """In this block the first SIGTERM calls `save`, which asks that the block be ended; `Terminated` is raised at its end, or after
     `GRACE_S`, or by a second signal."""
-    asked: list[threading.Timer] = []
+    timers: list[threading.Timer] = []
 
     def first() -> None:
-        asked.append(threading.Timer(GRACE_S, os.kill, (os.getpid(), signal.SIGTERM)))
-        asked[0].daemon = True
-        asked[0].start()
+        timers.append(threading.Timer(GRACE_S, os.kill, (os.getpid(), signal.SIGTERM)))
+        timers[0].daemon = True
+        timers[0].start()
         save()
 
     _saving.append(first)
@@ -53,13 +60,18 @@ def saving(save: Callable[[], None]) -> Iterator[None]:
     finally:
         if first in _saving:
             _saving.remove(first)
-        for timer in asked:
+        for timer in timers:
             timer.cancel()
-    if asked:
-        raise Terminated
+    if timers:
+        raise _terminated()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if not _saving:
-        raise Terminated
+        raise _terminated()
     _saving.pop()()
+
+
+def _terminated() -> Terminated:
+    _asked.set()
+    return Terminated()
