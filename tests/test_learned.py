@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -25,8 +26,8 @@ from diffprune.pruners._soft_topk import soft_top_k
 SPELLINGS = (
     "diffprune", "diffprune(scale='free')", "diffprune(throttle='gate')", "diffprune(throttle='additive')",
     "diffprune(throttle='removal')", "diffprune(total='penalty')", "diffprune(attention=False)", "diffprune(denoiser=False)",
-    "diffprune(question_aware=True)", "gumbel_topk", "gumbel_topk(backward='identity', filler='noise')", "gumbel_keepdrop",
-    "gumbel_keepdrop(offset=True)",
+    "diffprune(question_aware=True)", "diffprune(depth=0)", "diffprune(depth=2)", "gumbel_topk",
+    "gumbel_topk(backward='identity', filler='noise')", "gumbel_keepdrop", "gumbel_keepdrop(offset=True)",
 )  # fmt: skip
 
 
@@ -140,6 +141,46 @@ def test_a_share_of_its_own_and_a_last_temperature_of_its_own() -> None:
 def test_parts_that_do_not_exist_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match=f"diffprune: .*{option.partition('=')[0]}"):
         registry.load("pruners", f"diffprune({option})")
+
+
+@pytest.mark.parametrize(("depth", "linear"), [(0, True), (1, False), (2, False)])
+def test_a_scorer_without_blocks_is_linear(depth: int, linear: bool) -> None:
+    """A linear function of a token moves as far wherever the token is: second differences are 0."""
+    seen = tokens(dead=0)
+    pruner = made(f"diffprune(depth={depth})", seen)
+    torch.nn.init.normal_(pruner.networks["scorer"].head.weight, std=1.0)
+    step = torch.randn(48)
+    with torch.no_grad():
+        here, there, beyond = (pruner.score(replace(seen, features=seen.features + k * step)) for k in range(3))
+    assert len(pruner.networks["scorer"].blocks) == depth == pruner.dims["depth"]
+    assert float((there - here).abs().max()) > 0.1 and ((beyond - 2 * there + here).abs().max() < 1e-4) == linear
+
+
+def test_the_default_depth_is_the_papers_shape_scaled() -> None:
+    assert [made("diffprune", tokens(width=width)).dims["depth"] for width in (48, 512)] == [1, 2]
+    assert made("diffprune(depth=0)", tokens(width=512)).options["attention"] is False  # no block is there to look
+
+
+@pytest.mark.parametrize("option", ["depth=-1", "depth=True", "depth='deep'", "width=-2", "depth=0, attention=True"])
+def test_a_scorer_of_no_shape_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"DiffPrune: {option.partition('=')[0]}"):
+        registry.load("pruners", f"diffprune({option})")
+
+
+def test_a_scorer_of_another_shape_than_asked_is_refused_and_one_written_before_depth_0_was_linear_loads(tmp_path: Path) -> None:
+    seen = tokens()
+    pruner = made("diffprune(depth=2)", seen)
+    pruner.save_pretrained(tmp_path)
+    for asked, why in (("depth=1", "trained with depth=2, not 1"), ("depth=0", "depth=2"), ("width=32", "width=16, not 32")):
+        with pytest.raises(ValueError, match=why):
+            registry.load("pruners", f"diffprune({asked}, weights='{tmp_path}')")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["options"]["depth"] = 0  # as the paper's shape was written
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = registry.load("pruners", f"diffprune(weights='{tmp_path}')")
+    assert again.dims["depth"] == 2 and again.options["depth"] is None
+    with torch.no_grad():
+        torch.testing.assert_close(again.score(seen), pruner.score(seen))
 
 
 def test_the_relaxation_preserves_variance() -> None:

@@ -11,7 +11,7 @@ from diffprune.core.evidence import QUESTION
 from diffprune.core.fitted import RelaxedPruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._networks import Networks
-from diffprune.pruners._scorer import Denoiser, Scorer
+from diffprune.pruners._scorer import Denoiser, Scorer, num_heads
 from diffprune.pruners._scorer_config import DIMS
 
 
@@ -20,7 +20,9 @@ class Learned(Networks, RelaxedPruner):
 
     question_aware: the scorer reads the question. denoiser: there is one.
     attention:      the scorer's blocks look at other tokens; None: as the paper's do, unless it is scaled down (`scaled`).
-    depth, width:   blocks of the scorer and their width; 0 scales the paper's shape to the encoder (`scaled`).
+    depth:          blocks of the scorer; 0: a linear function of each standardised token. None: the paper's two, or what they are
+                    scaled to beside a small encoder (`scaled`).
+    width:          of the scorer; 0: as `depth` has it.
     other_model:    it may serve another model than the one it was trained on.
 
     Raises:
@@ -37,10 +39,15 @@ class Learned(Networks, RelaxedPruner):
         question_aware: bool = False,
         attention: bool | None = None,
         denoiser: bool = True,
-        depth: int = 0,
+        depth: int | None = None,
         width: int = 0,
         other_model: bool = False,
     ) -> None:
+        for name, told in (("depth", depth), ("width", width)):
+            if told is not None and (type(told) is not int or told < 0):
+                raise ValueError(f"{self.label}: {name} is {told!r}, but a scorer has a whole number of it, not below 0")
+        if depth == 0 and attention:
+            raise ValueError(f"{self.label}: depth=0 leaves no block that attention=True could let look at other tokens")
         self.needs = self.needs | {QUESTION} if question_aware else self.needs
         options = {
             "question_aware": question_aware, "attention": attention, "denoiser": denoiser, "depth": depth, "width": width,
@@ -50,19 +57,19 @@ class Learned(Networks, RelaxedPruner):
     def _sizes(self, features: int, text: int | None) -> dict[str, int | None]:
         width, depth, attention = scaled(features)
         if self.options["attention"] is None:
-            self.options["attention"] = attention
+            self.options["attention"] = attention and self.options["depth"] != 0
         return {
             "features": features,
             "text": text,
             "width": self.options["width"] or width,
-            "depth": self.options["depth"] or depth,
+            "depth": depth if self.options["depth"] is None else self.options["depth"],
         }
 
     def _make(self) -> nn.ModuleDict:
         features, text, width, depth = (self.dims[name] for name in DIMS)
-        assert features and width and depth, "a scorer has widths and blocks"
+        assert features and width and depth is not None, "a scorer has widths and a depth"
         scorer = Scorer(
-            features, width, depth, max(1, width // min(64, max(16, width // 16))),
+            features, width, depth, num_heads(width),
             attention=self.options["attention"], text=text, outputs=self.outputs,
         )  # fmt: skip
         self.networks = nn.ModuleDict({"scorer": scorer})

@@ -16,7 +16,7 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.io import checkpoint as files
 from diffprune.io.hub import scorer_folder
 from diffprune.io.scorer_card import card
-from diffprune.pruners._scorer_config import checked, trained_on
+from diffprune.pruners._scorer_config import SIZES, checked, trained_on
 
 
 class Networks(TrainablePruner):
@@ -148,7 +148,13 @@ class Networks(TrainablePruner):
         for key in ("question_aware", "attention", "denoiser"):
             if self.options[key] not in (options[key], None):
                 raise ValueError(
-                    f"{folder}: trained with {key}={options[key]}; write {name}({key}={options[key]}, weights='{folder}')"
+                    f"{folder}: trained with {key}={options[key]!r}; write {name}({key}={options[key]!r}, weights='{folder}')"
+                )
+        for key, unsaid in SIZES.items():
+            if self.options[key] not in (unsaid, dims[key]):
+                raise ValueError(
+                    f"{folder}: trained with {key}={dims[key]}, not {self.options[key]}; write {name}({key}={dims[key]}, "
+                    f"weights='{folder}')"
                 )
         for field in ("mean", "spread"):
             if field not in tensors or tensors[field].shape != (dims["features"],) or not tensors[field].is_floating_point():

@@ -6,9 +6,16 @@ tokens of one image, and a denoiser whose attention mask is the identity, which 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+def num_heads(width: int) -> int:
+    """Attention heads: 64 wide each, as the paper's 16 of 1,024, and down to 16 wide in a narrow network."""
+    return math.gcd(width, max(1, width // min(64, max(16, width // 16))))
 
 
 class Block(nn.Module):
@@ -68,7 +75,11 @@ class Question(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Standardised tokens [B N D] -> scores [B N] (or [B N outputs]); the head has no bias: a constant never trains."""
+    """Standardised tokens [B N D] -> scores [B N] (or [B N outputs]); the head has no bias: a constant never trains.
+
+    depth: number of blocks; with none there is no norm either, so that a score is a linear function of its token, learnt as the
+           product of two matrices.
+    """
 
     def __init__(
         self,
@@ -85,7 +96,7 @@ class Scorer(nn.Module):
         self.inlet = nn.Linear(features, width)
         self.question = Question(features, text, width) if text else None
         self.blocks = nn.ModuleList(Block(width, heads, attention) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if depth else nn.Identity()
         self.head = nn.Linear(width, outputs, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
 

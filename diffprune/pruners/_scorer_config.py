@@ -10,7 +10,7 @@ from diffprune.core.pruner import TrainedOn
 
 DIMS = ("features", "text", "width", "depth")  # what fixes the shapes of a scorer
 SWITCHES = ("question_aware", "attention", "denoiser")
-SIZES = ("depth", "width")  # options: 0 is the paper's shape, scaled
+SIZES = {"depth": None, "width": 0}  # options, and what leaves them to the paper's shape, scaled
 MOST = {"features": 2**20, "text": 2**20, "width": 2**16, "depth": 1024}
 
 
@@ -25,14 +25,17 @@ def checked(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict
         if not isinstance(options.get(name), bool):
             raise ValueError(f"{path}: options.{name} is {options.get(name)!r:.60}, but must be true or false")
     for name in SIZES:
-        _whole(options, "options", name, 0, path)
+        if name != "depth" or options.get(name, "missing") is not None:
+            _whole(options, "options", name, 0, path)
     for name in options.keys() - {*SWITCHES, *SIZES}:
         raise ValueError(f"{path}: options.{name!r:.60} is no option of a scorer")
     for name in DIMS:
         if name not in dims:
             raise ValueError(f"{path}: dims.{name} is missing; retrain this scorer")
         if name != "text" or dims[name] is not None or options["question_aware"]:
-            _whole(dims, "dims", name, 1, path)
+            _whole(dims, "dims", name, int(name != "depth"), path)
+    if options["depth"] == 0 and dims["depth"]:
+        options = options | {"depth": None}  # which was written 0 before a scorer without blocks had a name
     return {name: options[name] for name in (*SWITCHES, *SIZES)}, {name: dims[name] for name in DIMS}
 
 

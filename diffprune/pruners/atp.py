@@ -72,7 +72,7 @@ class ATP(Networks):
             raise ValueError(f"atp(target_weight={target_weight}): give 0, which leaves the target out, or more")
         self.slack, self.target_weight = slack, target_weight
         self.sharpness = SHARPNESS
-        options = {"question_aware": False, "attention": False, "denoiser": False, "depth": 0, "width": 0}
+        options = {"question_aware": False, "attention": False, "denoiser": False, "depth": None, "width": 0}
         super().__init__(weights, options, other_model=other_model)
 
     def temperature(self, progress: Progress, annealing: Annealing) -> float:

@@ -49,7 +49,7 @@ class GumbelKeepDrop(Learned):
         offset: bool = False,
         question_aware: bool = False,
         attention: bool | None = None,
-        depth: int = 0,
+        depth: int | None = None,
         width: int = 0,
         other_model: bool = False,
     ) -> None:

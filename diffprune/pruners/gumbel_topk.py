@@ -38,7 +38,7 @@ class GumbelTopK(Learned):
         question_aware: bool = False,
         attention: bool | None = None,
         denoiser: bool = True,
-        depth: int = 0,
+        depth: int | None = None,
         width: int = 0,
         other_model: bool = False,
     ) -> None:

@@ -56,7 +56,7 @@ class OCVTP(Networks):
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"ocvtp(seed={seed!r}): the seed of the slots is a whole number that is not negative")
         self.seed = seed
-        options = {"question_aware": False, "attention": False, "denoiser": False, "depth": 0, "width": width}
+        options = {"question_aware": False, "attention": False, "denoiser": False, "depth": None, "width": width}
         super().__init__(weights, options, other_model=other_model)
 
     def temperature(self, progress: Progress, annealing: Annealing) -> float:
