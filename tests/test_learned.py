@@ -21,12 +21,14 @@ from diffprune.core.noise import Noise, generator
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._logistic_topk import logistic_offset
+from diffprune.pruners._scorer import CrossAttention
 from diffprune.pruners._soft_topk import soft_top_k
 
 SPELLINGS = (
     "diffprune", "diffprune(scale='free')", "diffprune(throttle='gate')", "diffprune(throttle='additive')",
     "diffprune(throttle='removal')", "diffprune(total='penalty')", "diffprune(attention=False)", "diffprune(denoiser=False)",
-    "diffprune(question_aware=True)", "diffprune(depth=0)", "diffprune(depth=2)", "gumbel_topk",
+    "diffprune(question_aware=True)", "diffprune(question_aware='cross')", "diffprune(depth=0)",
+    "diffprune(depth=2)", "diffprune(denoiser='global')", "gumbel_topk",
     "gumbel_topk(backward='identity', filler='noise')", "gumbel_keepdrop", "gumbel_keepdrop(offset=True)",
 )  # fmt: skip
 
@@ -161,6 +163,12 @@ def test_the_default_depth_is_the_papers_shape_scaled() -> None:
     assert made("diffprune(depth=0)", tokens(width=512)).options["attention"] is False  # no block is there to look
 
 
+@pytest.mark.parametrize("option", ["denoiser='some'", "denoiser=None", "question_aware=1", "attention='cross'"])
+def test_options_have_the_values_they_are_said_to_have(option: str) -> None:
+    with pytest.raises(ValueError, match=f"DiffPrune: {option.partition('=')[0]} is one of True, False"):
+        registry.load("pruners", f"diffprune({option})")
+
+
 @pytest.mark.parametrize("option", ["depth=-1", "depth=True", "depth='deep'", "width=-2", "depth=0, attention=True"])
 def test_a_scorer_of_no_shape_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=f"DiffPrune: {option.partition('=')[0]}"):
@@ -194,11 +202,70 @@ def test_the_denoiser_never_sees_a_neighbour() -> None:
     denoiser = made("diffprune", tokens()).networks["denoiser"]
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    z = torch.randn(1, 6, 48)
+    z, valid = torch.randn(1, 6, 48), torch.ones(1, 6, dtype=torch.bool)
     changed = z.clone()
     changed[0, 2] += 1
-    same = (denoiser(z) == denoiser(changed)).all(-1)[0]
+    same = (denoiser(z, valid) == denoiser(changed, valid)).all(-1)[0]
     assert same.tolist() == [True, True, False, True, True, True]
+
+
+def test_a_global_denoiser_is_a_block_of_attention_over_an_images_tokens() -> None:
+    """Token by token and head by head; at first the identity, as the local one is."""
+    seen = tokens()
+    denoiser = made("diffprune(denoiser='global')", seen).networks["denoiser"]
+    z, valid = torch.randn(3, 20, 48), seen.valid
+    torch.testing.assert_close(denoiser(z, valid), z)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    norm, own, out = denoiser.attend
+    with torch.no_grad():
+        found, wanted = denoiser(z, valid), z.clone()
+        for row in range(3):
+            live = norm(z[row, valid[row]])
+            (query, key), value = denoiser.match(live).split(48, -1), own(live)
+            heads = []
+            for head in (slice(16 * h, 16 * h + 16) for h in range(3)):
+                heads.append((query[:, head] @ key[:, head].T / 4).softmax(1) @ value[:, head])
+            mid = z[row, valid[row]] + out(torch.cat(heads, 1))
+            wanted[row, valid[row]] = mid + denoiser.feed(mid)
+    torch.testing.assert_close(found[valid], wanted[valid], rtol=1e-4, atol=1e-4)
+
+
+def test_cross_attention_is_attention_of_tokens_over_words() -> None:
+    """Word by word, for one head and token; padded words weigh nothing, and a question without words adds nothing."""
+    torch.manual_seed(3)
+    cross = CrossAttention(24, 48)
+    x, text, valid = torch.randn(2, 5, 48), torch.randn(2, 6, 24), torch.ones(2, 6, dtype=torch.bool)
+    valid[0, 4:] = False
+    with torch.no_grad():
+        found, _ = cross(x, x, text, valid)
+        words = cross.key_value(cross.words(text))
+        for row, token in ((0, 1), (1, 4)):
+            query, mixed = cross.query(cross.norm(x[row, token])), torch.zeros(48)
+            for head in (slice(16 * h, 16 * h + 16) for h in range(3)):
+                logits = [math.exp(float(query[head] @ word[:48][head]) / 4) for word in words[row, valid[row]]]
+                for share, word in zip(logits, words[row, valid[row]], strict=True):
+                    mixed[head] += share / sum(logits) * word[48:][head]
+            torch.testing.assert_close(found[row, token], x[row, token] + cross.out(mixed), rtol=1e-4, atol=1e-4)
+        valid[1] = False
+        assert torch.equal(cross(x, x, text, valid)[0][1], x[1])
+
+
+def test_a_question_aware_scorer_reads_the_question_and_not_its_padding() -> None:
+    for how in ("True", "'cross'"):
+        seen = tokens()
+        pruner = made(f"diffprune(question_aware={how})", seen)
+        torch.nn.init.normal_(pruner.networks["scorer"].head.weight, std=0.5)
+        asked = seen.evidence[QUESTION]
+        asked.valid[0, 4:] = False
+        with torch.no_grad():
+            before = pruner.score(seen)
+            hidden, shown = (asked.embedding.clone() for _ in range(2))
+            hidden[0, 5], shown[0, 2] = 9.0, 9.0
+            same, other = (pruner.score(replace(seen, evidence={QUESTION: Question(e, asked.valid)})) for e in (hidden, shown))
+        torch.testing.assert_close(same[seen.valid], before[seen.valid])
+        order = (other - before)[0, seen.valid[0]]
+        assert float(order.max() - order.min()) > 1e-3, "not the same for all tokens, which would choose nothing"
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -219,8 +286,8 @@ def test_saved_weights_come_back_and_say_what_they_are(spelling: str, tmp_path: 
     pruner = made(spelling, seen)
     pruner.save_pretrained(tmp_path / "scorer", model="embedded", accuracy=0.5)
     options = {k: v for k, v in pruner.options.items() if k in ("question_aware", "attention") and v != (k == "attention")}
-    options |= {"denoiser": False} if spelling == "diffprune(denoiser=False)" else {}
-    text = ", ".join(f"{k}={v}" for k, v in options.items())
+    options |= {"denoiser": pruner.options["denoiser"]} if "denoiser=" in spelling else {}
+    text = ", ".join(f"{k}={v!r}" for k, v in options.items())
     again = registry.load("pruners", f"{spelling.split('(')[0]}({text}{', ' if text else ''}weights='{tmp_path / 'scorer'}')")
     with torch.no_grad():
         torch.testing.assert_close(again.score(seen), pruner.score(seen))

@@ -12,13 +12,14 @@ from diffprune.core.fitted import RelaxedPruner
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._networks import Networks
 from diffprune.pruners._scorer import Denoiser, Scorer, num_heads
-from diffprune.pruners._scorer_config import DIMS
+from diffprune.pruners._scorer_config import DIMS, check_asked
 
 
 class Learned(Networks, RelaxedPruner):
     """A scorer trained through a relaxation of its selection.
 
-    question_aware: the scorer reads the question. denoiser: there is one.
+    question_aware: the scorer reads the question: True by late interaction, "cross" by cross-attention.
+    denoiser:       there is one, which sees every token by itself; "global": one that sees all of an image's, a control.
     attention:      the scorer's blocks look at other tokens; None: as the paper's do, unless it is scaled down (`scaled`).
     depth:          blocks of the scorer; 0: a linear function of each standardised token. None: the paper's two, or what they are
                     scaled to beside a small encoder (`scaled`).
@@ -36,22 +37,18 @@ class Learned(Networks, RelaxedPruner):
         self,
         weights: Path | None = None,
         *,
-        question_aware: bool = False,
+        question_aware: bool | str = False,
         attention: bool | None = None,
-        denoiser: bool = True,
+        denoiser: bool | str = True,
         depth: int | None = None,
         width: int = 0,
         other_model: bool = False,
     ) -> None:
-        for name, told in (("depth", depth), ("width", width)):
-            if told is not None and (type(told) is not int or told < 0):
-                raise ValueError(f"{self.label}: {name} is {told!r}, but a scorer has a whole number of it, not below 0")
-        if depth == 0 and attention:
-            raise ValueError(f"{self.label}: depth=0 leaves no block that attention=True could let look at other tokens")
         self.needs = self.needs | {QUESTION} if question_aware else self.needs
         options = {
             "question_aware": question_aware, "attention": attention, "denoiser": denoiser, "depth": depth, "width": width,
         }  # fmt: skip
+        check_asked(options, self.label)
         super().__init__(weights, options, other_model=other_model)
 
     def _sizes(self, features: int, text: int | None) -> dict[str, int | None]:
@@ -70,11 +67,11 @@ class Learned(Networks, RelaxedPruner):
         assert features and width and depth is not None, "a scorer has widths and a depth"
         scorer = Scorer(
             features, width, depth, num_heads(width),
-            attention=self.options["attention"], text=text, outputs=self.outputs,
+            attention=self.options["attention"], text=text, cross=self.options["question_aware"] == "cross", outputs=self.outputs,
         )  # fmt: skip
         self.networks = nn.ModuleDict({"scorer": scorer})
         if self.options["denoiser"]:
-            self.networks["denoiser"] = Denoiser(features)
+            self.networks["denoiser"] = Denoiser(features, everywhere=self.options["denoiser"] == "global")
         return self.networks
 
     def logits(self, tokens: VisualTokens) -> Tensor:
@@ -90,10 +87,10 @@ class Learned(Networks, RelaxedPruner):
     def score(self, tokens: VisualTokens) -> Tensor:
         return self.logits(tokens)
 
-    def denoised(self, z: Tensor) -> Tensor:
-        """Through the denoiser, if the method has one."""
+    def denoised(self, z: Tensor, valid: Tensor) -> Tensor:
+        """Through the denoiser, if the method has one. z [B N D], valid [B N]."""
         assert self.networks is not None, "build comes before relax"
-        return self.networks["denoiser"](z) if "denoiser" in self.networks else z
+        return self.networks["denoiser"](z, valid) if "denoiser" in self.networks else z
 
 
 def scaled(features: int) -> tuple[int, int, bool]:

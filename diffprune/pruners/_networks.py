@@ -16,7 +16,7 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.io import checkpoint as files
 from diffprune.io.hub import scorer_folder
 from diffprune.io.scorer_card import card
-from diffprune.pruners._scorer_config import SIZES, checked, trained_on
+from diffprune.pruners._scorer_config import CHOICES, SIZES, checked, trained_on
 
 
 class Networks(TrainablePruner):
@@ -145,7 +145,7 @@ class Networks(TrainablePruner):
         if name.replace("_", "") != type(self).__name__.lower():
             raise ValueError(f"{folder}: these weights belong to {name!r}, not to {type(self).__name__}")
         options, dims = checked(config, folder / files.CONFIG)
-        for key in ("question_aware", "attention", "denoiser"):
+        for key in CHOICES:
             if self.options[key] not in (options[key], None):
                 raise ValueError(
                     f"{folder}: trained with {key}={options[key]!r}; write {name}({key}={options[key]!r}, weights='{folder}')"

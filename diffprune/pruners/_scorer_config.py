@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from diffprune.core.pruner import TrainedOn
 
 DIMS = ("features", "text", "width", "depth")  # what fixes the shapes of a scorer
-SWITCHES = ("question_aware", "attention", "denoiser")
+CHOICES = {"question_aware": (True, False, "cross"), "attention": (True, False), "denoiser": (True, False, "global")}  # options
 SIZES = {"depth": None, "width": 0}  # options, and what leaves them to the paper's shape, scaled
 MOST = {"features": 2**20, "text": 2**20, "width": 2**16, "depth": 1024}
 
@@ -21,13 +22,14 @@ def checked(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict
         ValueError: one is missing, of another type or out of its range; names it.
     """
     options, dims = _mapping(config, "options", path), _mapping(config, "dims", path)
-    for name in SWITCHES:
-        if not isinstance(options.get(name), bool):
-            raise ValueError(f"{path}: options.{name} is {options.get(name)!r:.60}, but must be true or false")
+    for name, known in CHOICES.items():
+        if not _is_one(options.get(name), known):
+            said = " or ".join(json.dumps(one) for one in known)
+            raise ValueError(f"{path}: options.{name} is {options.get(name)!r:.60}, but must be {said}")
     for name in SIZES:
         if name != "depth" or options.get(name, "missing") is not None:
             _whole(options, "options", name, 0, path)
-    for name in options.keys() - {*SWITCHES, *SIZES}:
+    for name in options.keys() - {*CHOICES, *SIZES}:
         raise ValueError(f"{path}: options.{name!r:.60} is no option of a scorer")
     for name in DIMS:
         if name not in dims:
@@ -36,7 +38,29 @@ def checked(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict
             _whole(dims, "dims", name, int(name != "depth"), path)
     if options["depth"] == 0 and dims["depth"]:
         options = options | {"depth": None}  # which was written 0 before a scorer without blocks had a name
-    return {name: options[name] for name in (*SWITCHES, *SIZES)}, {name: dims[name] for name in DIMS}
+    return {name: options[name] for name in (*CHOICES, *SIZES)}, {name: dims[name] for name in DIMS}
+
+
+def check_asked(options: Mapping[str, Any], label: str) -> None:
+    """Look at the options of a constructor; `attention` and `depth` may be None.
+
+    Raises:
+        ValueError: no such value, or two that contradict each other.
+    """
+    for name, known in CHOICES.items():
+        if not (_is_one(options[name], known) or (name == "attention" and options[name] is None)):
+            raise ValueError(f"{label}: {name} is one of {', '.join(map(repr, known))}, not {options[name]!r}")
+    for name, unsaid in SIZES.items():
+        told = options[name]
+        if told is not unsaid and (type(told) is not int or told < 0):
+            raise ValueError(f"{label}: {name} is {told!r}, but a scorer has a whole number of it, not below 0")
+    if options["depth"] == 0 and options["attention"]:
+        raise ValueError(f"{label}: depth=0 leaves no block that attention=True could let look at other tokens")
+
+
+def _is_one(value: Any, known: tuple[Any, ...]) -> bool:
+    """Whether an option has one of its values; 1 is no true."""
+    return type(value) in (bool, str) and value in known
 
 
 def trained_on(config: Mapping[str, Any], path: Path) -> tuple[TrainedOn | None, str, int | None]:

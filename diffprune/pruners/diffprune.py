@@ -61,9 +61,9 @@ class DiffPrune(Learned):
         total: str = "exact",
         trained_share: float = 0.0,
         temperature_end: float = 0.0,
-        question_aware: bool = False,
+        question_aware: bool | str = False,
         attention: bool | None = None,
-        denoiser: bool = True,
+        denoiser: bool | str = True,
         depth: int | None = None,
         width: int = 0,
         other_model: bool = False,
@@ -100,7 +100,7 @@ class DiffPrune(Learned):
         z, counts = self.standardised(tokens.features), self.counts(tokens, budget)
         u = self._logits_of_alpha(tokens, counts, temperature)
         alpha = laplace_cdf(u).float()
-        mixed = self.denoised(self._throttled(z, u, alpha, noise.normal(tokens.valid, z.shape[-1])))
+        mixed = self.denoised(self._throttled(z, u, alpha, noise.normal(tokens.valid, z.shape[-1])), tokens.valid)
         penalty: Tensor | float = 0.0
         if self.total == "penalty":
             num = tokens.counts.clamp_min(1)

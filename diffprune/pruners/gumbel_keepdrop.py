@@ -47,7 +47,7 @@ class GumbelKeepDrop(Learned):
         *,
         ratio_weight: float = 100.0,
         offset: bool = False,
-        question_aware: bool = False,
+        question_aware: bool | str = False,
         attention: bool | None = None,
         depth: int | None = None,
         width: int = 0,

@@ -35,9 +35,9 @@ class GumbelTopK(Learned):
         *,
         backward: str = "relaxed",
         filler: str = "noise",
-        question_aware: bool = False,
+        question_aware: bool | str = False,
         attention: bool | None = None,
-        denoiser: bool = True,
+        denoiser: bool | str = True,
         depth: int | None = None,
         width: int = 0,
         other_model: bool = False,
@@ -59,4 +59,4 @@ class GumbelTopK(Learned):
         mixed = mask * z
         if self.filler == "noise":
             mixed = mixed + (1 - mask) * noise.normal(tokens.valid, z.shape[-1])
-        return Relaxation(self.restored(self.denoised(mixed), tokens.features), let=hard)
+        return Relaxation(self.restored(self.denoised(mixed, tokens.valid), tokens.features), let=hard)

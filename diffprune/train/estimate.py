@@ -115,9 +115,10 @@ def image_bytes(shape: Shape, image: Rows, scorer: float, element: int, recomput
 def scorer_bytes(networks: nn.ModuleDict, visual: int) -> float:
     """What scorer, relaxation and denoiser keep of one image's tokens."""
     scorer: Any = networks["scorer"]
+    denoiser = (19 if getattr(networks["denoiser"], "match", None) else 16) if "denoiser" in networks else 4
     features, width = scorer.inlet.in_features, scorer.inlet.out_features
     blocks = sum(11 if block.mix is None else 16 for block in scorer.blocks)
-    return 4 * visual * ((16 if "denoiser" in networks else 4) * features + width * (blocks + 2))
+    return 4 * visual * (denoiser * features + width * (blocks + 2))
 
 
 def decoder_flops(shape: Shape, image: Rows, recomputed: bool) -> float:
