@@ -114,7 +114,15 @@ class ScorePruner(Pruner):
         """The best by score.
 
         Raises:
-            ValueError: a score is NaN, which no order has a place for; or a kind of budget this method cannot meet.
+            ValueError: a score is NaN; or a kind of budget this method cannot meet.
+        """
+        return Selection(cut.budget.pick(self.ordered(tokens), tokens.valid))
+
+    def ordered(self, tokens: VisualTokens) -> Tensor:
+        """Scores [B N] that have an order.
+
+        Raises:
+            ValueError: a score is NaN, which no order has a place for.
         """
         scores = self.score(tokens)
         asked = scores.is_cpu or not torch.cuda.is_current_stream_capturing()  # a graph under capture cannot be asked for values
@@ -122,4 +130,4 @@ class ScorePruner(Pruner):
             raise ValueError(
                 f"{self.label} gives scores that are NaN, so nothing can be chosen by them: its weights or its evidence are damaged"
             )
-        return Selection(cut.budget.pick(scores, tokens.valid))
+        return scores

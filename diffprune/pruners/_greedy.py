@@ -100,17 +100,17 @@ def unsuppressed(conflict: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
     return kept
 
 
-def farther(distance: Tensor, chosen: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
+def farther(distance: Tensor, chosen: Tensor, valid: Tensor, counts: Tensor, steps: int | None = None) -> Tensor:
     """Mask [B N] of `counts` [B] tokens: those `chosen` [B N], and again and again the one that is farthest from all of them.
 
     distance: [B N N] or [N N], any measure that grows with distance. Where nothing is chosen the first valid token is; ties go to
-    the earlier.
+    the earlier. steps: as many as some image may miss; without it the device is asked.
     """
     batch, num = valid.shape
     distance, rows = distance.expand(batch, num, num), torch.arange(batch, device=valid.device)
     missing, order = counts - chosen.sum(1), []
     left = distance.masked_fill(~chosen[:, None], math.inf).amin(2).masked_fill(chosen | ~valid, -math.inf)
-    for _ in range(int(missing.max())):
+    for _ in range(int(missing.max()) if steps is None else steps):
         order.append(left.argmax(1))
         left = torch.minimum(left, distance[rows, :, order[-1]])
         left[rows, order[-1]] = -math.inf

@@ -13,13 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from diffprune.core.budget import Budget, Eased, Share, standardise
+from diffprune.core.budget import Budget, Eased, Share, standardise, top
 from diffprune.core.fitted import Annealing, Loss, Progress, TrainingRun
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
-from diffprune.core.tokens import Relaxation, VisualTokens
+from diffprune.core.site import Cut
+from diffprune.core.tokens import Relaxation, Selection, VisualTokens
+from diffprune.pruners._greedy import cosines, farther
 from diffprune.pruners._learned import Learned
 from diffprune.pruners._soft_topk import centred, laplace_cdf, signal_and_noise
 
@@ -46,11 +49,21 @@ class DiffPrune(Learned):
               100 (mean alpha - K / N)^2 to the loss.
     trained_share: trained at this share alone; 0 at the budgets that are drawn.
     temperature_end: last temperature; 0 is the recipe's.
+
+    Two change what is kept alone, so that a trained scorer can be asked with and without them; they need a budget that is a count:
+
+    diversity: share of the budget for tokens unlike those kept: again and again the one whose largest cosine to any kept token is
+               smallest, as LearnPruner adds them (arXiv 2604.23950). At least one token goes by score.
+    sinks:     tokens of largest norm that are always kept, at most half of those that do not go by diversity. A model that has
+               never seen tokens removed leans on some that say little as sinks of its attention (arXiv 2503.03321); which these are
+               no paper on pruning states. That it is those of large norm, as in vision encoders (arXiv 2309.16588), is our choice.
     """
 
     label = "DiffPrune"
     reference = Reference("Beyond Surrogate Gradients: Fully Differentiable Token Pruning for Vision-Language Models", "2605.28051")
-    option_labels = Learned.option_labels | {"trained_share": "trained at a share of", "temperature_end": "last temperature"}
+    option_labels = Learned.option_labels | {
+        "trained_share": "trained at a share of", "temperature_end": "last temperature", "sinks": "sinks kept:",
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -61,6 +74,8 @@ class DiffPrune(Learned):
         total: str = "exact",
         trained_share: float = 0.0,
         temperature_end: float = 0.0,
+        diversity: float = 0.0,
+        sinks: int = 0,
         question_aware: bool | str = False,
         attention: bool | None = None,
         denoiser: bool | str = True,
@@ -76,6 +91,11 @@ class DiffPrune(Learned):
                 f"diffprune: trained_share is {trained_share} and temperature_end {temperature_end}; give a share up to 1 and a "
                 "temperature, or 0, which leaves them to the recipe"
             )
+        if isinstance(diversity, bool) or not isinstance(diversity, (int, float)) or not 0 <= diversity < 1:
+            raise ValueError(f"diffprune(diversity={diversity!r}): the share for unlike tokens lies from 0 to below 1")
+        if type(sinks) is not int or sinks < 0:
+            raise ValueError(f"diffprune(sinks={sinks!r}): the number of tokens that are always kept is whole and not below 0")
+        self.diversity, self.sinks = diversity, sinks
         self.scale, self.throttle, self.total = scale, throttle, total
         self.trained_share, self.temperature_end = trained_share, temperature_end
         if throttle == "removal":
@@ -84,6 +104,28 @@ class DiffPrune(Learned):
             weights, question_aware=question_aware, attention=attention, denoiser=denoiser, depth=depth, width=width,
             other_model=other_model,
         )  # fmt: skip
+
+    def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
+        """The best by score; with the tokens that are always kept, and those unlike them.
+
+        Raises:
+            ValueError: a score is NaN; or a threshold where parts of a count are asked for.
+        """
+        if not self.diversity and not self.sinks:
+            return super().select(tokens, cut)
+        scores, valid, counts = self.ordered(tokens).float(), tokens.valid, cut.budget.counts(tokens.counts)
+        unlike = self._unlike(counts)
+        held = top(tokens.features.float().norm(dim=-1), valid, ((counts - unlike) // 2).clamp_max(self.sinks))
+        keep = top(scores.masked_fill(held, math.inf), valid, counts - unlike)
+        if not self.diversity:
+            return Selection(keep)
+        largest = torch.tensor(cut.budget.count(valid.shape[1]))  # of an image that has all N, so that no device is asked
+        steps = int(self._unlike(largest))
+        return Selection(farther(cosines(tokens.features, valid).neg_(), keep, valid, counts, steps))
+
+    def _unlike(self, counts: Tensor) -> Tensor:
+        """Of so many tokens of each image, those that go by diversity."""
+        return (self.diversity * counts.double() + 0.5).long().minimum((counts - 1).clamp_min(0))
 
     def temperature(self, progress: Progress, annealing: Annealing) -> float:
         return super().temperature(progress, replace(annealing, end=self.temperature_end or annealing.end))

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,7 +18,7 @@ from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Relaxation, Selection, VisualTokens
-from diffprune.pruners._greedy import cosines, first
+from diffprune.pruners._greedy import cosines, farther
 from diffprune.pruners._logistic_topk import centred
 from diffprune.pruners._own_scorer import OwnScorer
 
@@ -76,8 +75,8 @@ class LearnPruner(OwnScorer):
         num, most = tokens.valid.shape[1], _part(budget, 1 - self.diversity)
         important = super().select(tokens, replace(cut, budget=most)).keep
         steps = budget.count(num) - most.count(num) + 1  # shares round: a smaller image may have one more to add
-        order = unlike(cosines(tokens.features, tokens.valid), important, tokens.valid, steps)
-        return Selection(important | first(order, budget.counts(tokens.counts) - important.sum(1), num))
+        distance = cosines(tokens.features, tokens.valid).neg_()
+        return Selection(farther(distance, important, tokens.valid, budget.counts(tokens.counts), steps))
 
 
 class TwoLogits(nn.Module):
@@ -101,18 +100,3 @@ class TwoLogits(nn.Module):
 def _part(budget: Keep | Share, share: float) -> Keep | Share:
     """A share of a budget, at least one token."""
     return Keep(max(1, int(share * budget.num + 0.5))) if isinstance(budget, Keep) else Share(share * budget.share)
-
-
-def unlike(likeness: Tensor, kept: Tensor, valid: Tensor, steps: int) -> Tensor:
-    """[B steps] int: tokens in the order in which each has the smallest largest likeness to all `kept` [B N] and those before it.
-
-    likeness: [B N N]. Ties go to the earlier token; what follows an image's last token that was not kept is not to be read.
-    """
-    left = likeness.masked_fill(~kept[:, None], -torch.inf).amax(2).masked_fill(kept | ~valid, torch.inf)
-    chosen = []
-    for _ in range(steps):
-        pick = left.argmin(1, keepdim=True)
-        chosen.append(pick)
-        row = likeness.gather(1, pick[..., None].expand(-1, -1, likeness.shape[2]))[:, 0]
-        left = torch.maximum(left, row).scatter(1, pick, torch.inf)
-    return torch.cat(chosen, 1)
