@@ -166,6 +166,9 @@ def test_export_puts_the_store_beside_the_page(store: Path) -> None:
     assert call(["export", "run", "out"]) == (0, "")
     assert Path("out/report.html").read_bytes() == Path("run/report/report.html").read_bytes()
     assert not verify("out").differences and not verify("run").differences
+    made_up.publish(Store("run/store"), evaluate_cell("grid"), outcomes=[outcome(7)])
+    code, sentence = call(["export", "run", "later"])
+    assert code == 2 and "`diffprune report run`" in sentence and not Path("later").exists()
 
 
 # --- views and README ------------------------------------------------------------------------------------------------

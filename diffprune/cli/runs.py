@@ -42,13 +42,21 @@ def export(run: Path, out: Path) -> None:
     """Copy the report of a run into the folder OUT, and its store beside it, compacted to one file for each table."""
     from diffprune.store import Store, readme
 
+    write = f"`diffprune report {run}`"
     if not (run / "report" / "report.html").is_file():
-        raise ValueError(f"{run} has no report: write it with `diffprune report {run}`")
+        raise ValueError(f"{run} has no report: write it with {write}")
+    if _newer(run / "store" / "manifests", run / "report" / "report.html"):
+        raise ValueError(f"{run}: its store has records that its report has not seen: write it anew with {write}")
     Store(run / "store").compact(out / "store")
     readme.write(out / "store")
     shutil.copytree(run / "report", out, dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in (out / "store").rglob("*.parquet")) / 2**20
     click.echo(f"{out}: the report and its store, {size:.1f} MiB")
+
+
+def _newer(folder: Path, file: Path) -> bool:
+    """Whether anything in the folder was written after the file."""
+    return any(path.stat().st_mtime_ns > file.stat().st_mtime_ns for path in folder.glob("*.json"))
 
 
 @click.command("compare")
