@@ -13,9 +13,11 @@ import torch
 from diffprune import data as training
 from diffprune import pruning
 from diffprune.core import registry
+from diffprune.core.evidence import QUESTION
 from diffprune.core.fitted import TrainablePruner
 from diffprune.job.files import load_job
 from diffprune.train.context import LocalContext
+from diffprune.train.loop import batches
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.load import load
@@ -59,11 +61,28 @@ def test_every_method_trains_a_step_and_prunes_at_every_budget(name: str, vlm: A
         own = asked.train.of(spec)
         recipe = Recipe(**{key: getattr(own, key) for key in Recipe.model_fields} | changed | {"workers": 1})
         trainer = ScorerTrainer(LocalContext("run"), vlm, recipe, registry.make("pruners", spec), 0)
-        rows = next(training.batches(vlm, "world", seed=0, images=2, questions=2 - trainer.aware, packed=not trainer.aware))
+        rows = next(batches(trainer))
         row = trainer.step(rows)
         assert math.isfinite(row.loss) and row.grad_norm > 0, str(spec)
         tokens = vlm.encode(batch.pixels, trainer.pruner.needs)[batch.image]
+        if QUESTION in trainer.pruner.needs:
+            tokens = pruning.with_question(vlm, batch.prompts, tokens)
         with torch.no_grad():
             for budget in asked.budgets:
                 packed = pruning.shrink(vlm, batch.prompts, tokens, trainer.pruner, budget)
                 assert torch.isfinite(pruning.forward(vlm, packed, logits_to_keep=1, use_cache=False).logits).all()
+
+
+def test_scorers_that_read_the_question_see_as_many_questions_about_the_same_pictures(vlm: Any) -> None:
+    """Answers in the first two steps of the ablation, told by their tokens; every question ends in one end token."""
+    recipe, found = load_job("ablation_throttler").train, {}
+    for spelling in ("diffprune", "diffprune(question_aware=True)", "diffprune(question_aware='cross')"):
+        spec = registry.spec("pruners", spelling)
+        trainer = ScorerTrainer(LocalContext("run"), vlm, recipe.of(spec), registry.make("pruners", spec), 0)
+        drawn = [batch for batch, _ in zip(batches(trainer), range(2), strict=False)]
+        labels = [batch.prompts.labels[batch.prompts.labels >= 0].tolist() for batch in drawn]
+        ends = [answers.count(vlm.processor.tokenizer.eos_token_id) for answers in labels]
+        assert [batch.images for batch in drawn] == [4, 4] and ends == [40, 40]
+        assert [len(batch.prompts) for batch in drawn] == ([40, 40] if trainer.aware else [4, 4])
+        found[spelling] = [sorted(answers) for answers in labels]
+    assert len({str(answers) for answers in found.values()}) == 1
