@@ -22,7 +22,6 @@ from diffprune.core.evidence import (
     decoder_attention,
     decoder_features,
     decoder_keys,
-    decoder_scores,
     encoder_attention,
     encoder_keys,
 )
@@ -83,7 +82,7 @@ def inside_decoder(
     return {
         **{decoder_attention(at): torch.rand(num_images, num, generator=chance).to(dtype) for at in (-1, None)},
         decoder_attention(-1, "text"): torch.rand(num_images, num, generator=chance).to(dtype),
-        decoder_scores(): torch.randn(num_images, num, generator=chance).to(dtype),
+        decoder_attention(queries="image", raw=True): torch.randn(num_images, num, generator=chance).to(dtype),
         decoder_features(): torch.randn(num_images, num, 2 * WIDTH, generator=chance).to(dtype),
         decoder_attention(-1, "each"): torch.rand(num_images, num, 6, generator=chance).to(dtype),
         decoder_keys(): torch.randn(num_images, num, 8, generator=chance).to(dtype),

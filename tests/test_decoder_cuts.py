@@ -164,6 +164,31 @@ def test_removing_inside_equals_hiding_from_that_layer_on(family: str, plan: str
     assert held[-1] < held[0]
 
 
+class Sparing(Staged):
+    """Takes nothing from the image in the longest row, so that rows stay as long as they were."""
+
+    def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
+        keep = super().select(tokens, cut).keep
+        keep[2] = tokens.valid[2]
+        return Selection(keep)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen3_vl"])
+def test_rows_as_long_as_before_are_cut_all_the_same(family: str) -> None:
+    vlm = deep(family)
+    pixels = vlm.pixels(pictures()[:3])
+    tokens = vlm.encode(pixels)
+    prompts = vlm.prompts(["a", "b", "which of the two is it " * 12], tokens.present.sum(1).tolist(), tokens.layout)
+    pruner = Sparing((_after(1, Keep(4)), _after(3, Keep(2))))
+    output = pruning.forward(vlm, pruning.shrink(vlm, prompts, tokens, pruner, Keep(1)), use_cache=True)
+    inputs = whole(vlm, prompts, tokens)
+    with hiding(vlm, live := live_of(vlm, prompts, tokens, pruner)):
+        wanted = vlm.model(**inputs | {"position_ids": inputs["position_ids"] + vlm.position_offset}).logits[:, -1]
+    close(output.logits[:, -1], wanted)
+    assert [layer.keys.shape[2] for layer in output.past_key_values.layers] == lengths(live) == [prompts.slots.shape[1]] * LAYERS
+    assert all(live[at][:2].sum() < live[0][:2].sum() for at in (1, 3))
+
+
 MODES = {
     "greedy": {"do_sample": False},
     "beams": {"num_beams": 3, "do_sample": False},

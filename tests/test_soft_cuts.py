@@ -11,7 +11,7 @@ import torch
 
 from diffprune import pruning
 from diffprune.core.budget import Keep, Share
-from diffprune.core.evidence import Evidence, decoder_attention, decoder_scores
+from diffprune.core.evidence import Evidence, decoder_attention
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.data.batch import batch as batch_of
@@ -23,7 +23,8 @@ from tests.test_families import FAMILIES
 from tests.test_families_train import drawn
 
 CUTS = (_after(1, Share(0.6)), _after(3, Share(0.5)))
-LOOKS = (decoder_scores(), decoder_attention(queries="text"), decoder_attention())
+SCORES = decoder_attention(queries="image", raw=True)
+LOOKS = (SCORES, decoder_attention(queries="text"), decoder_attention())
 
 
 class Looking(Staged):
@@ -100,7 +101,7 @@ def _biased(vlm: Any, prompts: Any, tokens: VisualTokens, weights: dict[int, tor
 
 
 class Watching(Staged):
-    needs: frozenset[Evidence] = frozenset({decoder_scores()})
+    needs: frozenset[Evidence] = frozenset({SCORES})
 
 
 def test_scores_are_those_of_the_layers_own_queries_and_keys() -> None:
@@ -142,7 +143,5 @@ def test_scores_are_those_of_the_layers_own_queries_and_keys() -> None:
                 asks, is_asked = turned(query, j), turned(key, i)
                 total += sum(float(asks[h] @ is_asked[h * len(is_asked) // heads]) for h in range(heads)) / heads
             wanted = total / len(slots) / size**0.5
-            assert float(seen[0].given(decoder_scores())[image, slots.tolist().index(i)]) == pytest.approx(
-                wanted, rel=1e-3, abs=1e-6
-            )
-    assert not torch.allclose(seen[0].given(decoder_scores()), seen[1].given(decoder_scores()))
+            assert float(seen[0].given(SCORES)[image, slots.tolist().index(i)]) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    assert not torch.allclose(seen[0].given(SCORES), seen[1].given(SCORES))

@@ -18,7 +18,6 @@ class EvidenceKind(enum.StrEnum):
     ENCODER_KEYS = "keys of the vision encoder"
     ENCODER_FEATURES = "features inside the vision encoder"
     DECODER_ATTENTION = "attention in the decoder"
-    DECODER_SCORES = "attention in the decoder before the softmax"
     DECODER_KEYS = "keys of the decoder"
     DECODER_FEATURES = "hidden states of the decoder"
 
@@ -35,10 +34,10 @@ class Evidence:
              the projector reads. Of the decoder, a negative number counts back from the cut (-1: the layer just before it), and
              None is the first layer behind the cut, computed ahead on the tokens that are still there.
     queries: rows of decoder attention that are looked at: "last" (the last token of the prompt), "text" (mean over the question,
-             which is all text after the image) or "each" (every token of the question). Of keys and hidden states, "text" means
-             those of the question instead of those of the image.
+             which is all text after the image), "each" (every token of the question) or, raw alone, "image" (mean over the tokens
+             of the token's own image). Of keys and hidden states, "text" means those of the question instead of those of the image.
     joint:   encoder attention of one head as wide as all of them together, instead of the mean over heads.
-    raw:     decoder attention before the softmax.
+    raw:     decoder attention before soft cap, mask and softmax: scaled products of queries and keys.
     """
 
     kind: EvidenceKind
@@ -112,15 +111,15 @@ def encoder_features(layer: int) -> Evidence:
 def decoder_attention(layer: int | None = -1, queries: str = "last", raw: bool = False) -> Evidence:
     """Attention [B N] each visual token receives from the `queries` in a decoder layer, after the softmax, mean over heads.
 
-    "each": [B N T], T as in the embedded question. raw: before the softmax, scaled products of queries and keys.
+    "each": [B N T], T as in the embedded question. raw: q k / sqrt(d), whatever the mask; "image": mean over these queries, by how
+    far they are still there, wherever they stand.
+
+    Raises:
+        ValueError: the image's own queries after the softmax, which nothing computes.
     """
+    if queries == "image" and not raw:
+        raise ValueError("attention of an image's own tokens is read before the softmax: write decoder_attention(..., raw=True)")
     return Evidence(EvidenceKind.DECODER_ATTENTION, layer, queries, raw=raw)
-
-
-def decoder_scores(layer: int | None = -1) -> Evidence:
-    """Scores [B N] of each visual token as a key of the tokens of its image in a decoder layer, before soft cap, mask and softmax:
-    q k / sqrt(d), mean over these queries, wherever they stand, and over heads."""
-    return Evidence(EvidenceKind.DECODER_SCORES, layer)
 
 
 def decoder_keys(layer: int | None = -1, queries: str = "") -> Evidence:

@@ -55,7 +55,7 @@ class VisualTokens:
         """[B N] bool: valid tokens, and the separators of rows that have one."""
         if self.row_id is None:
             return self.valid
-        return with_separators(self.valid, self.row_id, int(self.row_id.abs().max()))
+        return with_separators(self.valid, self.row_id)
 
     def given(self, evidence: Evidence) -> Tensor:
         """The tensor that was asked for as `evidence`: one value per token or image."""
@@ -103,9 +103,9 @@ class VisualTokens:
         return replace(self, **values, evidence=evidence)
 
 
-def with_separators(valid: Tensor, row_id: Tensor, last: int) -> Tensor:
-    """[B N] bool: valid tokens, and the separators of rows that have one. row_id: of `VisualTokens`; last: its largest number."""
-    lit = valid.new_zeros(len(valid), last + 1, dtype=torch.long).scatter_add_(1, row_id.clamp_min(0), valid.long())
+def with_separators(valid: Tensor, row_id: Tensor) -> Tensor:
+    """[B N] bool: valid tokens, and the separators of rows that have one. row_id: of `VisualTokens`, at most N rows."""
+    lit = valid.new_zeros(len(valid), valid.shape[1] + 1, dtype=torch.long).scatter_add_(1, row_id.clamp_min(0), valid.long())
     return valid | ((row_id < 0) & (lit.gather(1, row_id.abs()) > 0))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.core.budget import Budget, Share, top
-from diffprune.core.evidence import decoder_attention, decoder_scores
+from diffprune.core.evidence import decoder_attention
 from diffprune.core.fitted import Annealing, Loss, Progress, TrainingRun
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
@@ -29,7 +29,7 @@ SHARPNESS = 10.0  # of the soft comparison
 SPACING = 3.0  # lambda of the spatial score, 1 - lambda R
 STRIDES = (2, 3, 4, 5, 6)  # grids of rates R = 1/4, 1/9, 1/16, 1/25 and 1/36
 DEPTH_WEIGHT = 0.05  # of the share kept after each cut, times its layer
-SELF, CROSS = decoder_scores(), decoder_attention(queries="text")
+SELF, CROSS = decoder_attention(queries="image", raw=True), decoder_attention(queries="text")
 
 
 class ATP(Networks):

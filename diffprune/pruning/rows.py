@@ -39,9 +39,12 @@ def embedded_question(vlm: VLM, prompts: Prompts) -> Question:
     return Question(vlm.embed(prompts.input_ids.gather(1, order)), real)
 
 
-def places_left(live: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of what is left of each row [B S] bool, in order, padded on the left: (places [B S'], which are real [B S'])."""
-    length = int(live.sum(1).max())
+def places_left(live: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Places of what is left of each row [B S] bool, in order, padded on the left: (places [B S'], which are real [B S']).
+
+    length: S', at least what is left of any row; None is that of the longest, for which the device is asked.
+    """
+    length = int(live.sum(1).max()) if length is None else length
     order = live.int().argsort(dim=1, stable=True)[:, live.shape[1] - length :]
     return order, live.gather(1, order)
 
@@ -56,7 +59,11 @@ def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original
     """
     if positions not in POSITIONS:
         raise ValueError(f"positions is {positions!r}; it is one of {', '.join(POSITIONS)}")
-    order, rows = places_left(live)
+    return at_places(prompts, *places_left(live), pad, positions)
+
+
+def at_places(prompts: Prompts, order: Tensor, rows: Tensor, pad: int = 0, positions: str = "original") -> Prompts:
+    """The rows at the places `order` [B S'], of which those that are `rows` [B S'] are real and the others become padding."""
     gone = ~rows
 
     def at(values: Tensor, fill: int | bool) -> Tensor:
@@ -71,7 +78,9 @@ def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original
         short = at(where, 0)
     else:  # the text coordinate only tells sequences apart and must not have gaps
         short = torch.stack([compact, *(at(where[..., i], 0) for i in range(1, where.shape[2]))], -1)
-    places = torch.arange(live.shape[1], device=live.device).expand_as(live) if prompts.index is None else prompts.index
+    places = prompts.index
+    if places is None:
+        places = torch.arange(prompts.slots.shape[1], device=order.device).expand_as(prompts.slots)
     return Prompts(
         input_ids=at(prompts.input_ids, pad),
         attention_mask=rows.long(),

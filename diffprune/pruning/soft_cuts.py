@@ -18,7 +18,8 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.site import Cut, Plan
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
-from diffprune.pruning.decoder_cuts import DecoderCuts, Given, Stage
+from diffprune.pruning.decoder_cuts import DecoderCuts
+from diffprune.pruning.layer_arguments import Given
 from diffprune.vlm.windows import Windows
 
 Soften = Callable[[VisualTokens, Cut, Tensor], Tensor]
@@ -48,10 +49,10 @@ class SoftCuts(DecoderCuts):
         made = [layer for layer in self.stages if layer <= number]
         return {**given, "retention": self._columns[max(made)]} if made else given
 
-    def _is_full(self, states: Tensor, rows: Stage) -> bool:
+    def _restores(self, number: int) -> bool:
         return False
 
-    def _restored(self, states: Tensor) -> Tensor:
+    def _restored(self, number: int, states: Tensor) -> Tensor:
         return states
 
 

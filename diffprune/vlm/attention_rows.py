@@ -126,17 +126,17 @@ def ahead(layer: Any, states: Tensor, given: Mapping[str, Any]) -> Seen:
 def attention_rows(seen: Seen, queries: Tensor, raw: bool = False) -> Tensor:
     """[B R S]: attention the `queries` [B R] (places in their rows) pay to every token, after the softmax, mean over heads.
 
-    Keys count by their weights, those of the queries themselves being 1. raw: before the softmax and the mask, soft cap included.
+    Keys count by their weights, those of the queries themselves being 1. raw: before soft cap, mask and softmax.
     """
     batch, heads, length, size = seen.query.shape
     groups = seen.key.shape[1]
     query = seen.query.gather(2, queries[:, None, :, None].expand(-1, heads, -1, size))
     grouped = query.reshape(batch, groups, -1, size) @ seen.key.transpose(2, 3)
     scores = grouped.view(batch, heads, -1, length) * seen.scaling
-    if seen.softcap is not None:
-        scores = (scores / seen.softcap).tanh() * seen.softcap
     if raw:
         return scores.float().mean(1)
+    if seen.softcap is not None:
+        scores = (scores / seen.softcap).tanh() * seen.softcap
     if seen.mask is None:
         scores = scores.masked_fill(torch.arange(length, device=scores.device) > queries[:, None, :, None], -torch.inf)
     else:
