@@ -25,8 +25,9 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.measure import measure
 from diffprune.timing import cuda_graph, eager, fixed_shape
+from diffprune.timing.captured import Captured
 from diffprune.timing.clock import Clock
-from diffprune.timing.cuda_graph import Captured, Graphs
+from diffprune.timing.cuda_graph import Graphs
 from diffprune.timing.eager import Inputs
 from diffprune.timing.options import Measurement
 from diffprune.timing.session import Session
@@ -74,11 +75,15 @@ def tiny(family: str) -> VLM:
     return made
 
 
+def noise(family: str, questions: Sequence[str], seed: int) -> list[Image.Image]:
+    """One picture for each question."""
+    side, rng = FAMILIES[family], np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)) for _ in questions]
+
+
 @cache
 def asked(family: str, seed: int = 0, questions: tuple[str, ...] = QUESTIONS) -> Inputs:
-    side, rng = FAMILIES[family], np.random.default_rng(seed)
-    noise = [Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)) for _ in questions]
-    return eager.prepare(tiny(family), noise, questions, frozenset())
+    return eager.prepare(tiny(family), noise(family, questions, seed), questions, frozenset())
 
 
 @cache

@@ -20,12 +20,10 @@ from diffprune.job.preflight import _try
 from diffprune.models.llava import Llava
 from diffprune.timing import eager, flops
 from diffprune.timing.clock import Clock
-from diffprune.timing.cuda_graph import Graphs
 from diffprune.timing.measured_cost import counted_flops
 from diffprune.timing.session import Session
 from tests.test_decoder_cuts import Staged, deep
 from tests.test_families import pictures
-from tests.test_graphed import Replayed
 from tests.test_measure import TIMED, Fake, _asked, run, slowed, tiny  # noqa: F401
 
 LAYERS = 4
@@ -165,9 +163,3 @@ def test_a_job_tries_methods_through_the_decoder_before_it_starts(tiny: Llava) -
 
     with pytest.raises(ValueError, match="no such layer"):
         _try(tiny, Broken((inside(1, Keep(4)),)), ((pictures()[0],), "what?"), [Share(1)])
-
-
-def test_mode_graph_refuses_what_happens_inside_the_decoder(tiny: Llava) -> None:  # noqa: F811
-    inputs = eager.prepare(tiny, *_asked(1), frozenset())
-    with torch.inference_mode(), pytest.raises(ValueError, match=r"in one cut; use mode eager"):
-        Graphs(tiny, 16, Replayed).shrink(tiny, inputs, registry.load("pruners", "fastv"), Keep(60), Clock())

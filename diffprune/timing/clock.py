@@ -35,7 +35,10 @@ class Clock:
 
 
 class EventClock(Clock):
-    """CUDA events on the current stream. An interval includes the gaps in which the device waits for the host."""
+    """CUDA events on the current stream. An interval includes the gaps in which the device waits for the host.
+
+    A mark that is made while a graph is captured is part of the graph: every replay sets it anew.
+    """
 
     label = "event"
 
@@ -43,7 +46,7 @@ class EventClock(Clock):
         super().__init__(torch.cuda.synchronize)
 
     def mark(self) -> Any:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True, external=torch.cuda.is_current_stream_capturing())
         event.record()
         return event
 
@@ -90,6 +93,10 @@ class Marks:
                 return call(*args, **kwargs)
 
         return marked
+
+    def clear(self) -> None:
+        """Forget what was marked."""
+        self._found.clear()
 
     def totals(self) -> dict[str, float]:
         """Wait for the device, then milliseconds per name."""

@@ -5,14 +5,19 @@ saves nothing. A graph is launched once. It needs fixed shapes: rows are padded 
 padding counts as cost; the unpruned request runs at its own length, as it is the baseline. Scoring, choosing and cutting of one
 method at one count are a graph, prefill of one bucket is another; both are compared with the path of mode `eager` when captured.
 
-A threshold keeps as many tokens as the image asks for, so its shapes are not fixed: it is refused. A method keyed by the image
-(`IDENTITY`: random), which no graph is given, is scored outside the graph, at its own cost.
+A method that cuts inside the decoder has one graph for its whole prefill: rows enter as the unpruned request's do, so nothing is
+added before them, and are as long as a bucket behind every cut. What it adds inside is marked in the graph, taken out of `prefill`
+and added to `overhead`, as in mode `eager`.
+
+A threshold keeps as many tokens as the image asks for, so its shapes are not fixed: it is refused, and so are adaptive counts. A
+method keyed by the image (`IDENTITY`: random), which no graph is given, is scored outside the graph, at its own cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,65 +27,55 @@ from diffprune import pruning
 from diffprune.core.budget import Budget
 from diffprune.core.evidence import IDENTITY
 from diffprune.core.pruner import Pruner, ScorePruner
-from diffprune.core.site import ENCODED
-from diffprune.core.tokens import VisualTokens
-from diffprune.core.vlm import VLM, Prompts, Shape
+from diffprune.core.site import ENCODED, Cut
+from diffprune.core.site import Plan as Cuts
+from diffprune.core.tokens import Selection, VisualTokens
+from diffprune.core.vlm import VLM
+from diffprune.pruning.decoder_cuts import Inside
+from diffprune.pruning.stages import Length
 from diffprune.timing import eager, fixed_shape
-from diffprune.timing.clock import Clock, Marks
+from diffprune.timing.captured import Captured
+from diffprune.timing.clock import Clock, Marks, clocks
 from diffprune.timing.eager import Inputs, Pass, Ready, Spans
 from diffprune.vlm.windows import window_of
 
 STEP = 64  # bucket edges are its multiples: the tile of a matrix product, so finer buckets save little
-WARMUPS = 3  # runs on a side stream before capture: libraries set themselves up, nothing of which may be captured
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # of logits, relative to their norm
 OTHERS = 0.02  # share of kept tokens in which the modes may differ: kernels round differently, which can swap tokens at the edge
 
 
-class Captured:
-    """A function of tensors as one CUDA graph: a call copies its arguments into the graph's own and replays.
-
-    The answer is overwritten by the next call. inputs: examples, whose shapes are fixed from then on.
-    """
-
-    def __init__(self, call: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> None:
-        self.inputs = [tensor.clone() for tensor in inputs]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARMUPS):
-                call(*self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
-            self.answer = call(*self.inputs)
-
-    def __call__(self, *values: Tensor) -> Any:
-        for own, value in zip(self.inputs, values, strict=True):
-            own.copy_(value)
-        self.graph.replay()
-        return self.answer
-
-    @staticmethod
-    def pool() -> Any:
-        """Memory that graphs share: they never run at the same time."""
-        return torch.cuda.graph_pool_handle()
-
-
 class Prefilled(NamedTuple):
-    """What a prefill leaves: logits [B 1 V], the length of the cache, bytes of its keys and values."""
+    """What a prefill leaves: logits [B 1 V], lengths of the layers' caches, bytes of their keys and values; left: what every cut
+    inside the decoder kept [B N] bool."""
 
     logits: Tensor
-    length: int
+    lengths: tuple[int, ...]
     bytes: int
+    left: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fitted(Ready):
-    """Rows of fixed length. `packed` has them with their padding; `keywords` is empty, as the model is not called with them."""
+    """Rows of fixed length. `packed` has them with their padding; `keywords` is empty, as the model is not called with them.
+
+    known: lengths of the rows behind each cut inside the decoder, 0 for those that enter.
+    """
 
     rows: fixed_shape.Rows
     padded: bool
+    known: Mapping[int, Length]
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """What a graph takes."""
+        if self.packed.inside is None:
+            return tuple(self.rows)
+        tokens = self.packed.inside.tokens
+        return (*self.rows, *(value for value in (tokens.valid, tokens.row_id) if value is not None))
+
+    def lengths(self, layers: int) -> list[int]:
+        """Of the rows in each decoder layer."""
+        return [self.known[max(at for at in self.known if at <= number)].tokens for number in range(layers)]
 
 
 def refuse(vlm: VLM) -> None:
@@ -113,6 +108,7 @@ class Graphs:
             refuse(vlm)
         refuse_family(vlm)
         self.vlm, self.step, self.record = vlm, step, record or Captured
+        self.marks = clocks(vlm.device)[0]  # of what a graph marks in itself
         self._pool = self.record.pool()
         self._made: dict[tuple[Any, ...], Any] = {}
         self._asked: dict[tuple[int, str], tuple[Inputs, fixed_shape.Plan, fixed_shape.Request]] = {}
@@ -131,16 +127,18 @@ class Graphs:
             ValueError: a budget or a method without fixed shapes.
         """
         assert not parts, "one of UNTIMED"
-        if not pruner.cuts(budget, vlm.shape):
+        plan = pruning.plan_of(vlm, pruner, budget)
+        _check_served(pruner, plan)
+        if not plan or pruning.inside_decoder(plan):
             ready, spans = eager.shrink(vlm, inputs, pruner, budget, clock)
-            return self._fit(ready, 1), spans
+            return self._fit(ready, 1), spans if not plan else spans | {"overhead": 0.0}
         tokens = inputs.for_(pruner)
         key = (id(inputs), str(budget))
         if key not in self._asked:
             found = fixed_shape.plan(tokens, inputs.prompts, budget, self.step)
             self._asked[key] = inputs, found, fixed_shape.request(tokens, inputs.prompts, found.length)
-        _, plan, request = self._asked[key]
-        choose = self._chooser(inputs, request, plan, pruner, budget)
+        _, shapes, request = self._asked[key]
+        choose = self._chooser(inputs, request, shapes, pruner, budget)
         marks = Marks(clock)
         clock.wait()
         with marks.span("whole"):
@@ -149,20 +147,20 @@ class Graphs:
                 rows = fixed_shape.projected(vlm, rows, tokens.row_id is not None)
         spent = marks.totals()
         spans = {"project": spent["project"], "overhead": spent["whole"] - spent["project"]}
-        kept = torch.full((len(tokens),), plan.count, device=tokens.valid.device)
-        return _fitted(rows, plan.padded, kept, tokens.counts), spans
+        kept = torch.full((len(tokens),), shapes.count, device=tokens.valid.device)
+        return _fitted(rows, shapes.padded, kept, tokens.counts), spans
 
     def _chooser(self, inputs: Inputs, request: fixed_shape.Request, plan: fixed_shape.Plan, pruner: Pruner, budget: Budget) -> Any:
         """The graph of a method at a count and its shapes; checked against the method itself when made."""
         key = ("choose", id(pruner), plan, *(tuple(value.shape) for value in _values(request)))
         if key not in self._made:
             tokens, own = inputs.for_(pruner), len(_values(request))
-            score = _scores(pruner, budget, self.vlm.shape)
+            assert isinstance(pruner, ScorePruner), "others are refused"
 
             def call(*values: Tensor) -> tuple[fixed_shape.Rows, Tensor]:
                 asked = fixed_shape.Request(*values[:own])
                 seen = replace(tokens, features=asked.features, valid=asked.valid, row_id=asked.row_id)
-                return fixed_shape.choose(asked, values[own] if len(values) > own else score(seen), plan)
+                return fixed_shape.choose(asked, values[own] if len(values) > own else pruner.score(seen), plan)
 
             examples = (*_values(request), *_scores_outside(pruner, tokens))
             made = self.record(call, examples, self._pool)
@@ -172,7 +170,9 @@ class Graphs:
 
     def _check_choice(self, keep: Tensor, inputs: Inputs, pruner: Pruner, budget: Budget) -> None:
         """Raises RuntimeError where the graph chose other tokens than the method does."""
-        wanted = pruning.select(self.vlm, inputs.prompts, inputs.for_(pruner), pruner, budget).valid
+        self._compare(keep, pruning.select(self.vlm, inputs.prompts, inputs.for_(pruner), pruner, budget).valid)
+
+    def _compare(self, keep: Tensor, wanted: Tensor) -> None:
         other = 1 - float((keep & wanted).sum() / wanted.sum())
         self._note("choice", other)
         if other > OTHERS:
@@ -183,10 +183,11 @@ class Graphs:
         return self._fit(eager.native(vlm, inputs, kept), self.step)
 
     def _fit(self, ready: Ready, step: int) -> Fitted:
-        length = fixed_shape.bucket(ready.sequence, step)
+        length, inside = fixed_shape.bucket(ready.sequence, step), ready.packed.inside
         rows = fixed_shape.fitted(ready.packed, length, self.vlm.model.dtype)
         padded = length > ready.sequence or not bool(rows.mask.all())
-        return _fitted(rows, padded, ready.packed.kept, ready.packed.total)
+        known = None if inside is None else fixed_shape.lengths(inside, ready.packed.prompts, self.step)
+        return _fitted(rows, padded, ready.packed.kept, ready.packed.total, inside, known)
 
     # -- prefill -------------------------------------------------------------------------------------------------------
 
@@ -197,23 +198,36 @@ class Graphs:
             RuntimeError: the first replay differs from the model's own forward on the same rows.
         """
         assert isinstance(ready, Fitted), "rows of this mode"
-        key = ("prefill", ready.padded, *(tuple(v.shape) for v in ready.rows))
-        new = key not in self._made
-        if new:
-            self._made[key] = self.record(
-                lambda *rows: _prefilled(vlm, fixed_shape.Rows(*rows), ready.padded), ready.rows, self._pool
-            )
-        graph, marks = self._made[key], Marks(clock)
+        graph, added, new = self._prefiller(ready)
+        marks = Marks(clock)
         clock.wait()
         with marks.span("prefill"):
-            output = graph(*ready.rows)
-        spent = marks.totals()["prefill"]
+            output = graph(*ready.values)
+        spent, inside = marks.totals()["prefill"], added.totals().get("inside", 0.0)
         if new:
-            self._check_logits(ready, output)
-        return Pass(spent, output)
+            self._check_prefill(ready, output)
+        return Pass(spent - inside, output, inside)
 
-    def _check_logits(self, ready: Fitted, output: Prefilled) -> None:
-        packed = fixed_shape.unfitted(ready.rows, ready.packed.kept, ready.packed.total)
+    def _prefiller(self, ready: Fitted) -> tuple[Any, Marks, bool]:
+        """The graph of a prefill of these shapes, marks around what a method adds in it, and whether it has been made just now."""
+        inside, shapes = ready.packed.inside, tuple(tuple(value.shape) for value in ready.values)
+        own = () if inside is None else (id(inside.pruner), inside.cuts, tuple(ready.known.items()), inside.tokens.grid)
+        key = ("prefill", ready.padded, shapes, *own)
+        if new := key not in self._made:
+            marks = Marks(self.marks)
+            call = partial(_prefilled, self.vlm, ready, marks)
+            self._made[key] = self.record(call, ready.values, self._pool), marks, inside  # held, so that ids stay its own
+        return (*self._made[key][:2], new)
+
+    def _check_prefill(self, ready: Fitted, output: Prefilled) -> None:
+        """Raises RuntimeError where logits or choices are not those of mode eager on the same rows."""
+        packed, inside = fixed_shape.unfitted(ready.rows, ready.packed.kept, ready.packed.total), ready.packed.inside
+        if inside is not None:
+            chosen = Inside(inside.pruner, inside.cuts, inside.tokens)
+            pruning.forward(self.vlm, replace(packed, inside=chosen), logits_to_keep=1)
+            for keep, wanted in zip(output.left, chosen.left.values(), strict=True):
+                self._compare(keep, wanted)
+            packed = replace(packed, inside=replace(inside, pruner=Given(inside.cuts, output.left)))
         wanted = pruning.forward(self.vlm, packed, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         found = output.logits[:, -1].float()
         difference = float((found - wanted).norm() / wanted.norm())
@@ -225,14 +239,15 @@ class Graphs:
         self.differences[what] = max(self.differences.get(what, 0.0), difference)
 
     def prove_removed(self, ready: Ready, output: Any) -> int:
-        """Bytes of keys and values in the cache, padding included, once it is certain that it holds no more than a bucket.
+        """Bytes of keys and values in the cache, padding included, once it is certain that no layer holds more than a bucket.
 
         Raises:
-            RuntimeError: the cache is longer than the bucket of kept + text.
+            RuntimeError: a layer's cache is longer than the bucket of kept + text.
         """
         assert isinstance(ready, Fitted), "rows of this mode"
-        if output.length != ready.sequence:
-            raise RuntimeError(f"the cache holds {output.length} tokens where the bucket has {ready.sequence}")
+        for number, (found, length) in enumerate(zip(output.lengths, ready.lengths(len(output.lengths)), strict=True)):
+            if found != length:
+                raise RuntimeError(f"the cache holds {found} tokens where the bucket has {length} (layer {number})")
         return int(output.bytes)
 
     def first_token(self, vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Clock) -> float:
@@ -244,7 +259,8 @@ class Graphs:
             prompts = vlm.prompts(inputs.questions, tokens.present.sum(1).tolist(), tokens.layout)
             fresh = replace(inputs, pixels=pixels, tokens=tokens, prompts=prompts)
             ready = self.shrink(vlm, fresh, pruner, budget, Clock())[0]  # the host's clock: no mark waits for the device
-            self.prefill(vlm, ready, Clock())[1].logits[:, -1].argmax(-1).tolist()
+            assert isinstance(ready, Fitted), "rows of this mode"
+            self._prefiller(ready)[0](*ready.values).logits[:, -1].argmax(-1).tolist()
         self._asked.pop((id(fresh), str(budget)), None)
         return marks.totals()["ttft"]
 
@@ -253,19 +269,47 @@ class Graphs:
         raise AssertionError("mode graph does not decode")
 
 
-def _fitted(rows: fixed_shape.Rows, padded: bool, kept: Tensor, total: Tensor) -> Fitted:
+class Given(Pruner):
+    """Keeps at every cut inside the decoder what a graph kept there."""
+
+    def __init__(self, cuts: Cuts, left: Sequence[Tensor]) -> None:
+        self.kept = dict(zip((cut.site for cut in cuts), left, strict=True))
+
+    def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
+        return Selection(self.kept[cut.site])
+
+
+def _fitted(
+    rows: fixed_shape.Rows,
+    padded: bool,
+    kept: Tensor,
+    total: Tensor,
+    inside: Inside | None = None,
+    known: Mapping[int, Length] | None = None,
+) -> Fitted:
     """Beside its rows, what the rest of `measure` reads of them."""
-    slots = rows.rank >= 0
-    prompts = Prompts(rows.input_ids, rows.mask.long(), rows.position_ids, slots, torch.zeros_like(slots))
-    return Fitted(pruning.Packed(prompts, rows.visual, kept, total, slots.sum(1)), {}, rows, padded)
+    prompts = fixed_shape.as_prompts(rows)
+    packed = pruning.Packed(prompts, rows.visual, kept, total, prompts.slots.sum(1), inside=inside)
+    return Fitted(packed, {}, rows, padded, known or {0: Length(rows.mask.shape[1], not padded)})
 
 
-def _prefilled(vlm: VLM, rows: fixed_shape.Rows, padded: bool) -> Prefilled:
-    """The cache itself is let go: graphs of other buckets may use its memory."""
-    output = fixed_shape.prefill(vlm, rows, padded)
-    cache = output.past_key_values
-    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
-    return Prefilled(output.logits, int(cache.get_seq_length()), held)
+def _prefilled(vlm: VLM, ready: Fitted, marks: Marks, *values: Tensor) -> Prefilled:
+    """What is captured of a prefill. The cache itself is let go: graphs of other buckets may use its memory."""
+    rows, inside = fixed_shape.Rows(*values[: len(ready.rows)]), ready.packed.inside
+    marks.clear()
+    if inside is None:
+        return _outcome(fixed_shape.prefill(vlm, rows, ready.padded))
+    valid, *row_id = values[len(ready.rows) :]
+    own = replace(inside, tokens=replace(inside.tokens, valid=valid, row_id=row_id[0] if row_id else None))
+    with fixed_shape.cutting(vlm, rows, own, ready.known, lambda: marks.span("inside")) as cuts:
+        output = fixed_shape.prefill(vlm, rows, ready.padded)
+    return _outcome(output, tuple(stage.tokens.valid for stage in cuts.stages.values()))
+
+
+def _outcome(output: Any, left: tuple[Tensor, ...] = ()) -> Prefilled:
+    layers = output.past_key_values.layers
+    held = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
+    return Prefilled(output.logits, tuple(int(layer.get_seq_length()) for layer in layers), held, left)
 
 
 def _values(request: fixed_shape.Request) -> tuple[Tensor, ...]:
@@ -277,17 +321,15 @@ def _scores_outside(pruner: Any, tokens: VisualTokens) -> tuple[Tensor, ...]:
     return (pruner.score(tokens),) if IDENTITY in pruner.needs else ()
 
 
-def _scores(pruner: Pruner, budget: Budget, shape: Shape) -> Callable[[VisualTokens], Tensor]:
-    """The scores of a method.
-
-    Raises:
-        ValueError: a method that does more than score, looks at more than features, or cuts elsewhere than before the projector.
-    """
-    own: Callable[[VisualTokens], Tensor] | None = getattr(pruner, "score", None)
-    served = getattr(type(pruner), "select", None) is ScorePruner.select and not pruner.needs - {IDENTITY}
-    if own is None or not served or [cut.site for cut in pruner.cuts(budget, shape)] != [ENCODED]:
+def _check_served(pruner: Pruner, plan: Cuts) -> None:
+    """Raises ValueError: a method that does more than score, looks at more than it may here, or cuts in other places."""
+    if not plan:
+        return
+    needs, sites = pruner.needs, [cut.site for cut in plan]
+    before = sites == [ENCODED] and not needs - {IDENTITY}
+    inside = plan == pruning.inside_decoder(plan) and all(key.from_decoder and key.queries in ("", "last") for key in needs)
+    if getattr(type(pruner), "select", None) is not ScorePruner.select or not (before or inside):
         raise ValueError(
-            f"{pruner.spec.name or type(pruner).__name__}: mode graph serves methods that score the encoder's tokens "
-            "by their features, in one cut; use mode eager"
+            f"{pruner.spec.name or type(pruner).__name__}: mode graph serves methods that score the encoder's tokens by their "
+            "features, in one cut, or tokens inside the decoder by their states or the prompt's last token; use mode eager"
         )
-    return own

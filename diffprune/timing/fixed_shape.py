@@ -4,6 +4,8 @@
 count and every row is padded to a given length, nothing has to be read back: choosing, cutting and prefill have fixed shapes.
 The answers are those of `pruning`, ties included, which is its oracle. One image per row; rows are padded on the left.
 
+Cuts inside the decoder are the hooks of `pruning.decoder_cuts`, told beforehand how long rows are behind each.
+
 A family that ends rows of tokens with separators keeps a number of them that depends on the choice: they get places up to the
 length, and what is left over is padding.
 """
@@ -11,6 +13,8 @@ length, and what is left over is padding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,19 +27,21 @@ from diffprune import pruning
 from diffprune.core.budget import Budget
 from diffprune.core.tokens import VisualTokens, with_separators
 from diffprune.core.vlm import VLM, Prompts
+from diffprune.pruning.decoder_cuts import DecoderCuts, Inside
+from diffprune.pruning.stages import Length
+from diffprune.vlm.windows import Windows
 
 
 @dataclass(frozen=True)
 class Plan:
     """What must be known on the host before a row is cut.
 
-    count:  tokens kept of each image. length: of the rows, padding included. last: highest `row_id`, 0 without separators.
-    padded: rows may be shorter than `length`, so attention needs a mask.
+    count: tokens kept of each image. length: of the rows, padding included. padded: rows may be shorter than `length`, so attention
+    needs a mask.
     """
 
     count: int
     length: int
-    last: int
     padded: bool
 
 
@@ -76,18 +82,57 @@ def plan(tokens: VisualTokens, prompts: Prompts, budget: Budget, step: int) -> P
     Raises:
         ValueError: a threshold or different counts, several images in a row, padded visual tokens, or DeepStack features.
     """
+    _check(tokens, prompts)
+    count = _one_count(budget, tokens.counts.tolist())
+    last, text = _highest(tokens), _text(prompts)
+    length = bucket(max(text) + count + min(last, count), step)
+    return Plan(count, length, padded=last > 0 or min(text) + count < length)
+
+
+def lengths(inside: Inside, prompts: Prompts, step: int) -> dict[int, Length]:
+    """Lengths of rows behind every cut inside the decoder, by the first layer behind it; 0 for the rows that enter, as they are.
+
+    Raises:
+        ValueError: as `plan` does, or a cut that keeps a different number of tokens per image.
+    """
+    tokens = inside.tokens
+    _check(tokens, prompts)
+    counts, last, text = tokens.counts.tolist(), _highest(tokens), _text(prompts)
+    length = prompts.input_ids.shape[1]
+    found = {0: Length(length, bool(prompts.attention_mask.all()))}
+    for cut in inside.cuts:
+        if cut.adaptive:
+            raise ValueError(
+                f"{inside.pruner.label} keeps a different number of tokens per image; rows of fixed length need one count"
+            )
+        count = _one_count(cut.budget, counts)
+        counts, length = [count], min(length, bucket(max(text) + count + min(last, count), step))
+        found[cut.site.layer] = Length(length, not last and min(text) + count == length)
+    return found
+
+
+def _check(tokens: VisualTokens, prompts: Prompts) -> None:
     if len(tokens) != len(prompts):
         raise ValueError(f"rows of fixed length show one image each; {len(prompts)} rows show {len(tokens)} images")
     if tokens.deepstack is not None or not bool((tokens.valid if tokens.row_id is None else tokens.present).all()):
         raise ValueError("rows of fixed length take images of one size, of families whose features enter at one decoder layer")
-    kept = {budget.count(n) for n in tokens.counts.tolist()}
+
+
+def _one_count(budget: Budget, totals: Sequence[int]) -> int:
+    kept = {budget.count(n) for n in totals}
     if len(kept) > 1:
         raise ValueError(f"{budget} keeps {min(kept)} to {max(kept)} tokens of these images; rows of fixed length need one count")
-    (count,) = kept
-    text = (prompts.attention_mask.sum(1) - prompts.slots.sum(1)).tolist()
-    last = 0 if tokens.row_id is None else int(tokens.row_id.abs().max())
-    length = bucket(max(text) + count + min(last, count), step)
-    return Plan(count, length, last, padded=last > 0 or min(text) + count < length)
+    return kept.pop()
+
+
+def _highest(tokens: VisualTokens) -> int:
+    """The highest `row_id`, 0 without separators."""
+    return 0 if tokens.row_id is None else int(tokens.row_id.abs().max())
+
+
+def _text(prompts: Prompts) -> list[int]:
+    """Of each row, tokens that are no visual ones."""
+    return (prompts.attention_mask.sum(1) - prompts.slots.sum(1)).tolist()
 
 
 def request(tokens: VisualTokens, prompts: Prompts, length: int) -> Request:
@@ -118,7 +163,7 @@ def choose(asked: Request, scores: Tensor, fixed: Plan) -> tuple[Rows, Tensor]:
     """
     best = scores.float().masked_fill(~asked.valid, -math.inf).argsort(dim=1, descending=True, stable=True)[:, : fixed.count]
     keep = torch.zeros_like(asked.valid).scatter_(1, best, True)
-    present = keep if asked.row_id is None else with_separators(keep, asked.row_id, fixed.last)
+    present = keep if asked.row_id is None else with_separators(keep, asked.row_id)
     slot = (asked.slots.cumsum(1) - 1).clamp_min(0)  # which of its image's entries a slot stands for
     live = torch.where(asked.slots, present.gather(1, slot), asked.mask)
     places, rows = compact(live, fixed.length)
@@ -166,6 +211,23 @@ def prefill(vlm: VLM, rows: Rows, padded: bool) -> Any:
     )  # fmt: skip
 
 
+@contextmanager
+def cutting(
+    vlm: VLM, rows: Rows, inside: Inside, known: Mapping[int, Length], around: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[DecoderCuts]:
+    """In the block, `prefill` of these rows cuts what the decoder shall cut. known: `lengths`; around: of `DecoderCuts`."""
+    cuts = DecoderCuts(vlm, inside.pruner, inside.cuts, Windows(vlm), around, known)
+    cuts.expect(as_prompts(rows), inside.tokens)
+    with cuts.hooked():
+        yield cuts
+
+
+def as_prompts(rows: Rows) -> Prompts:
+    """The rows as `pruning` has them, padding included."""
+    slots = rows.rank >= 0
+    return Prompts(rows.input_ids, rows.mask.long(), rows.position_ids, slots, torch.zeros_like(slots))
+
+
 # --- to and from `pruning` ---------------------------------------------------------------------------------------------
 
 
@@ -185,8 +247,7 @@ def fitted(packed: pruning.Packed, length: int, dtype: torch.dtype) -> Rows:
 
 def unfitted(rows: Rows, kept: Tensor, total: Tensor) -> pruning.Packed:
     """Rows of fixed length as `pruning` packs them: without padding that no row needs, features in the order of their slots."""
-    slots = rows.rank >= 0
-    asked = Prompts(rows.input_ids, rows.mask.long(), rows.position_ids, slots, torch.zeros_like(slots))
+    asked, slots = as_prompts(rows), rows.rank >= 0
     owner = torch.arange(len(slots), device=slots.device)[:, None].expand_as(slots)
     features = rows.visual[owner[slots], rows.rank[slots]]
     short = replace(pruning.cut(asked, rows.mask), index=None)  # places in the full row are not among what is fixed
