@@ -209,8 +209,10 @@ def test_ray_up_takes_the_file() -> None:
     for commands in (found["head_start_ray_commands"], found["worker_start_ray_commands"]):
         line = commands[-1]
         assert f"test -s {mounted}/auth_token" in line, "an empty token file is refused"
-        assert f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={mounted}/auth_token ray start" in line
+        assert re.search(rf"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={mounted}/auth_token (\w+=\S+ )*ray start", line)
+        assert "RAY_enable_metrics_collection=0" in line, "metrics ports are on the node's private address or off"
         assert set(re.findall(r"(?<=\s)--[a-z-]+", line)) <= ray_start_options()
+    assert "AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1" in found["head_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in found["head_start_ray_commands"][-1]
     (rule,) = found["provider"]["security_group"]["IpPermissions"]
     assert (rule["FromPort"], rule["ToPort"]) == (22, 22) and rule["IpRanges"][0]["CidrIp"].endswith("/32")
@@ -293,6 +295,8 @@ def test_slurm_starts_one_ray_for_the_job(slurm: Any, own_folder: Path) -> None:
     environment = dict(line.partition("=")[::2] for line in (own_folder / "environment").read_text().splitlines())
     assert environment["RAY_AUTH_MODE"] == "token" and environment["RAY_AUTH_TOKEN_PATH"] == str(shared / "auth_token")
     assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "eth7"
+    off = {"RAY_enable_metrics_collection": "0", "AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
+    assert off.items() <= environment.items(), "else Ray's ports for metrics listen on every interface"
     assert "RAY_ADDRESS" not in environment and int(environment["RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT"]) >= 300
     assert (own_folder / "mode").read_text() == "700\n"
     assert not Path(environment["NODE_FOLDER"]).exists(), "a node is left as it was found"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import sys
 import time
+import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +38,7 @@ from diffprune.timing.options import Measurement
 from diffprune.vlm.load import load
 from tests.records import evaluate_cell, measure_cell, prediction, provenance
 
+METRICS_MS = "RAY_metrics_report_interval_ms"
 PROVENANCE, EMBEDDED = provenance(), Spec("embedded")
 
 
@@ -53,11 +56,26 @@ def about(name: str, **changed: Any) -> Cell:
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[None]:
+    os.environ[METRICS_MS] = "500"
     here = sys.modules[__name__]
     ray.cloudpickle.register_pickle_by_value(here)  # workers cannot import a test
     with cluster.connect(workers=2):
         yield
     ray.cloudpickle.unregister_pickle_by_value(here)
+    del os.environ[METRICS_MS]
+
+
+def exported(run: str) -> dict[tuple[str, ...], float]:
+    """What Prometheus would read of a run, and of the caches: {(name, label ...): sum over processes}."""
+    (node,) = ray.nodes()
+    assert node["NodeManagerAddress"] == "127.0.0.1"
+    text = urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10).read().decode()
+    found: Counter[tuple[str, ...]] = Counter()
+    for name, labels, value in re.findall(r"^(ray_diffprune\w+){(.*)} (\S+)$", text, re.MULTILINE):
+        told = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if told.get("run", run) == run:
+            found[name, *(told[key] for key in ("stage", "status", "cache") if key in told)] += float(value)  # type: ignore[assignment]
+    return dict(found)
 
 
 def table(root: Path) -> list[tuple[object, ...]]:
@@ -97,6 +115,16 @@ def test_a_killed_worker_costs_one_batch(session: None, asked: list[Cell], own_f
     repeated = Counter(begun) - Counter(dict.fromkeys(begun, 1))
     assert list(repeated.values()) == [1] and next(iter(repeated)).startswith(victim[0]), "one batch, once more"
     assert len(found.idle_s) == 2 and "6/6 cells" in capsys.readouterr().out
+    until = time.monotonic() + 60
+    told = exported(PROVENANCE.run)
+    while told.get(("ray_diffprune_cells_total", "evaluate", "ok")) != 6 and time.monotonic() < until:
+        time.sleep(0.2)
+        told |= exported(PROVENANCE.run)  # a gauge that nobody sets again is exported once
+    questions = sum(len(index) for cell in asked for index in batches[cell])
+    assert told["ray_diffprune_cells_total", "evaluate", "ok"] == 6 and told["ray_diffprune_workers_lost_total", "evaluate"] == 1
+    assert told["ray_diffprune_examples_total", "evaluate"] == questions
+    assert told["ray_diffprune_kept_tokens", "evaluate"] in (16, 144) and 0 <= told["ray_diffprune_idle_share", "evaluate"] < 1
+    assert told["ray_diffprune_cache_hits_total", "images"] > 0 < told["ray_diffprune_cache_misses_total", "images"]
 
     monkeypatch.setattr(sweep, "connect", lambda *_: pytest.fail("nothing is missing, Ray must not be asked for"))
     again = sweep.sweep(asked, stormy.blobs, PROVENANCE, workers=2, model=Spec("no model of this name"))

@@ -20,9 +20,7 @@ from typing import Any
 import click
 
 from diffprune.cli import remote, runs
-from diffprune.core import termination
-
-PACKAGE = Path(__file__).parents[1]
+from diffprune.core import exits, termination
 
 OVERVIEW = """Train, tune, measure and honestly compare visual-token pruners.
 
@@ -318,13 +316,6 @@ def doctor() -> None:
     sys.exit(any(finding.state == diagnosis.BAD for finding in found))
 
 
-def _ours(error: BaseException) -> bool:
-    """Whether the project raised this on purpose: the innermost frame is ours. Foreign ValueErrors deserve their traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    innermost = Path(frames[-1].filename) if frames else PACKAGE
-    return PACKAGE in innermost.parents or innermost.parent.name == "jobs" or type(error).__module__.startswith("pydantic")
-
-
 def _sentence(error: BaseException) -> str:
     if type(error).__module__.startswith("pydantic"):
         from diffprune.job.job import explain
@@ -358,14 +349,15 @@ def call(arguments: Sequence[str] | None = None) -> tuple[int, str]:
     except click.ClickException as error:
         return 2, _usage(error)
     except (click.Abort, KeyboardInterrupt):
-        told = "what was finished is kept, the same command resumes it"
-        return (termination.EXIT_CODE, f"terminated; {told}") if termination.asked() else (130, f"interrupted; {told}")
+        how = "terminated" if termination.asked() else "interrupted"
+        code = exits.exit_code(KeyboardInterrupt())  # click puts an Abort in its place
+        return code, f"{how}; what was finished is kept, the same command resumes it"
     except SystemExit as error:
         return int(error.code or 0), ""
     except ValueError as error:
-        return (2, _sentence(error)) if _ours(error) else (1, _crash(error))
+        return (2, _sentence(error)) if exits.ours(error) else (1, _crash(error))
     except RuntimeError as error:
-        return 1, _sentence(error) if _ours(error) else _crash(error)
+        return 1, _sentence(error) if exits.ours(error) else _crash(error)
     except OSError as error:
         return 1, f"{error.strerror or error}: {error.filename}" if error.filename else _crash(error)
     except Exception as error:

@@ -13,6 +13,7 @@ from diffprune.core.cell import Cell
 from diffprune.core.errors import first_line
 from diffprune.core.records import Provenance
 from diffprune.core.spec import Spec
+from diffprune.distributed import metrics
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import TRIES, SweepFailed, exclusive
 from diffprune.measure import measure as timing
@@ -46,11 +47,13 @@ def measure(
                     deaths = 0
                     for cell, one in found.items():
                         store.publish(one.tables, cell=cell, provenance=provenance)
+                        metrics.CELLS.add(1, provenance.run, "measure", one.outcome.status)
                         if one.outcome.status != "ok":
                             failed.append(f"{cell.method.label} {cell.columns().budget}: {one.outcome.reason}")
                     left = [cell for cell in left if cell not in found]
             except RayError as error:
                 deaths += 1
+                metrics.worker_lost(provenance.run, "measure", first_line(error))
                 if deaths == TRIES:
                     raise RuntimeError(
                         f"the process that measures died {TRIES} times in a row, last: {first_line(error)}"

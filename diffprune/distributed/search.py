@@ -23,6 +23,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from diffprune.core.records import Outcome, Provenance, SearchLook
 from diffprune.core.spec import Spec
+from diffprune.distributed import metrics
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.trials import failures
 from diffprune.store import Store
@@ -137,6 +138,7 @@ class _Publish(ray_tune.Callback):
             "outcomes": [Outcome("ok", "", len(rows), seconds)],
         }
         self.store.publish(tables, cell=asked.cell, provenance=self.provenance)
+        metrics.CELLS.add(1, self.provenance.run, "search", "ok")
         print(_line(asked, rows, ended, seconds), flush=True)
 
 

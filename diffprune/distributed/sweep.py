@@ -22,6 +22,7 @@ from diffprune.core.cell import Cell
 from diffprune.core.errors import first_line, with_class
 from diffprune.core.records import Outcome, Prediction, Provenance
 from diffprune.core.spec import Spec
+from diffprune.distributed import metrics
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.worker import Worker
 from diffprune.evaluate.evaluator import evaluated, gathered
@@ -33,6 +34,7 @@ from diffprune.store import Store
 BEHIND = 64  # cells that wait for the disk: cells of one group end nearly together, and each is several files
 TRIES = 3  # deaths of a worker that one batch may cause
 LOADING = "loading"
+IDLE_S = 5.0  # between two looks at how idle workers are
 T = TypeVar("T")
 
 
@@ -162,6 +164,11 @@ class _Run:
     done: int = 0
     deaths: int = 0
     last: float = 0.0
+    shared: float = 0.0
+
+    @property
+    def run(self) -> str:
+        return self.writer.provenance.run
 
     def go(self) -> None:
         """Until every cell is published or given up."""
@@ -178,6 +185,7 @@ class _Run:
                     self._give(slot)
                 (ref,), _ = ray.wait(list(self.running))
                 self._collect(self.running[ref])
+            self._share()
         finally:
             for slot in self.slots:
                 if slot.actor:
@@ -238,8 +246,19 @@ class _Run:
         complete = self.work.answered(piece, found)
         self._give(slot)  # before writing: the worker need not wait for it
         self.progress.batch(piece.cell, len(found))
+        self._told(list(found.values()))
         if complete is not None:
             self._complete(piece.cell, complete)
+
+    def _told(self, rows: Sequence[Prediction]) -> None:
+        """Metrics of a batch; of all workers now and then."""
+        metrics.answered(self.run, rows)
+        if self.last - self.shared >= IDLE_S:
+            self._share()
+
+    def _share(self) -> None:
+        self.shared, (idle, busy) = self.last, self.times()
+        metrics.IDLE_SHARE.set(sum(idle) / max(sum(idle) + sum(busy), 1e-9), self.run, "evaluate")
 
     def _complete(self, cell: Cell, found: Mapping[int, Prediction]) -> None:
         try:
@@ -253,10 +272,12 @@ class _Run:
         self.writer.publish(cell, {"predictions": rows, "figures": figures, "outcomes": [outcome]})
         self.done += 1
         self.progress.cell(cell)
+        metrics.CELLS.add(1, self.run, "evaluate", "ok")
 
     def _lost(self, slot: _Slot, piece: ListBatches | Batch | None, reason: str) -> None:
         """A worker died: what it was at, and what it had not begun, is for others, and its place gets a new process."""
         self.deaths += 1
+        metrics.worker_lost(self.run, "evaluate", reason)
         for ref, later in reversed(slot.asked):
             del self.running[ref]
             assert later is not None, "nothing is asked before loading"
@@ -281,6 +302,7 @@ class _Run:
         self.failed[f"{cell.pruner} {evaluated(cell).budget} {evaluated(cell).questions.benchmark}"] = reason
         self.writer.publish(cell, {"outcomes": [Outcome("failed", reason, 0, 0.0)]})
         self.progress.cell(cell)
+        metrics.CELLS.add(1, self.run, "evaluate", "failed")
 
 
 def exclusive(fn: Callable[..., Iterator[T]], *args: Any, address: str | None = None, **kwargs: Any) -> Iterator[T]:

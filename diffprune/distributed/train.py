@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ from diffprune.core.cell import Cell, TrainSpec, describe
 from diffprune.core.records import Outcome, Provenance, Step
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
-from diffprune.distributed import watchdog
+from diffprune.distributed import metrics, watchdog
 from diffprune.distributed.fsdp import spread
 from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.checkpoint import is_complete, read_config
@@ -125,6 +125,8 @@ def _work(config: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     context, recipe = RayContext(Path(config["folder"]), config["attempt"]), config["recipe"]
+    if context.rank == 0:
+        context.files.append({"group": context.world})  # the driver counts how often they begin
     try:
         train_here(recipe, context, partial(context.load_model, shard=recipe.shard))
     except (BadData, Diverged, Refused) as error:
@@ -260,7 +262,10 @@ class Follower(threading.Thread):
         super().__init__(daemon=True, name="step log")
         self.watchdog = watchdog.Watchdog(files.blobs, files.attempt) if files else None
         self.recipe, self.folder, self.store, self.provenance = recipe, folder, store, provenance
-        self.steps = {place.name: recipe.of(spec).steps for (spec, _), place in scorers(recipe, folder).items()}
+        recipes = {place.name: recipe.of(spec) for (spec, _), place in scorers(recipe, folder).items()}
+        self.steps = {scorer: own.steps for scorer, own in recipes.items()}
+        self.images = {scorer: own.images for scorer, own in recipes.items()}
+        self.run_name, self.groups = provenance.run if provenance else "", 0
         self.ended = threading.Event()
         self.place = (folder / STEPS).stat().st_size if (folder / STEPS).is_file() else 0
 
@@ -284,6 +289,7 @@ class Follower(threading.Thread):
             for scorer, step in self._newest():
                 print(line(scorer, step, self.steps[scorer]), flush=True)
             for told in self.watchdog.look() if self.watchdog else ():
+                metrics.worker_lost(self.run_name, "train", told)
                 print(told, flush=True)
             finished = sum(is_complete(place) for place in scorers(self.recipe, self.folder).values())
             if finished > done:
@@ -300,5 +306,17 @@ class Follower(threading.Thread):
             whole = text[: text.rfind(b"\n") + 1]
             self.place += len(whole)
             lines = [found for piece in whole.splitlines() if (found := verified(piece))]
-            return list(dict(row for found in lines if (row := as_step(found))).items())
+            rows = [row for found in lines if (row := as_step(found))]
+            self._count(rows, [found["group"] for found in lines if "group" in found])
+            return list(dict(rows).items())
         return []
+
+    def _count(self, rows: Sequence[tuple[str, Step]], began: Sequence[int]) -> None:
+        """Metrics of what was read. began: numbers of workers of each group that began."""
+        for scorer, step in rows:
+            metrics.EXAMPLES.add(self.images[scorer], self.run_name, "train")
+            metrics.KEPT_TOKENS.set(step.kept, self.run_name, "train")
+        for workers in began:
+            self.groups += 1
+            if self.groups > 1:
+                metrics.restarted(self.run_name, "train", workers)

@@ -26,6 +26,7 @@ from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Choice, CurvePoint, Provenance, Timing
 from diffprune.core.spec import Spec
+from diffprune.distributed import metrics
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import TRIES, SweepFailed
 from diffprune.distributed.trials import failures
@@ -208,10 +209,13 @@ def _searched(todo: Sequence[Cell], options: Tuning, store: Store, provenance: P
             _ready(actor, model, list(dict.fromkeys(tuned(cell).pruner for cell in todo)), options)
             search = Search(todo, options, store, provenance, cast(Probes, _Remote(actor)), partial(_trials, actor, folder))
             search.go()
+            metrics.CELLS.add(len(todo) - len(search.failed), provenance.run, "tune", "ok")
+            metrics.CELLS.add(len(search.failed), provenance.run, "tune", "failed")
             return search
         except Failed as error:
             raise SweepFailed(f"prefill could not be timed: {error}") from error
         except RayActorError as error:
+            metrics.worker_lost(provenance.run, "tune", first_line(error))
             if deaths == TRIES:
                 raise RuntimeError(f"the process that tunes died {TRIES} times, last: {first_line(error)}") from error
             print(f"tune: its process died ({first_line(error)}); another goes on from what it had found", flush=True)

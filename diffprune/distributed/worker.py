@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from diffprune.core.cell import Cell
 from diffprune.core.records import Prediction
 from diffprune.core.spec import Spec
+from diffprune.distributed import metrics
 from diffprune.evaluate.evaluator import Evaluator
 from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.vlm.load import load
@@ -18,14 +19,16 @@ class Worker:
     """One process with the model resident. Ray makes it an actor."""
 
     evaluator: Evaluator
+    backend: TransformersBackend
+    counted: Mapping[str, tuple[int, int]]
 
     def prepare(self, model: Spec, methods: Sequence[Spec] = ()) -> int:
         """Load the model; not in the constructor, so that a user's mistake comes back as itself. Returns the process id.
 
         methods: that will be asked about, so that a picture is encoded once with what all of them look at.
         """
-        backend = TransformersBackend(load(model))
-        self.evaluator = Evaluator(backend)
+        self.backend = backend = TransformersBackend(load(model))
+        self.evaluator, self.counted = Evaluator(backend), backend.looked_up()
         backend.encodings.expect(self.evaluator.needs(methods))
         return os.getpid()
 
@@ -37,4 +40,13 @@ class Worker:
     def answer(self, cell: Cell, index: Sequence[int]) -> tuple[dict[int, Prediction], float]:
         """(rows by number of the question, seconds) of one batch."""
         start = time.perf_counter()
-        return self.evaluator.answer(cell, index), time.perf_counter() - start
+        found = self.evaluator.answer(cell, index)
+        self._count()
+        return found, time.perf_counter() - start
+
+    def _count(self) -> None:
+        """Metrics of the caches since the last time."""
+        before, self.counted = self.counted, self.backend.looked_up()
+        for cache, (found, made) in self.counted.items():
+            metrics.CACHE_HITS.add(found - before[cache][0], cache)
+            metrics.CACHE_MISSES.add(made - before[cache][1], cache)

@@ -37,11 +37,11 @@ class _Encoded(NamedTuple):
 class Encodings:
     """Encoder output per image, in host memory.
 
-    mebibytes: upper bound of what is kept. encoded: images the encoder has run on, for tests and logs.
+    mebibytes: upper bound of what is kept. encoded, asked: images the encoder has run on, and that were asked for.
     """
 
     def __init__(self, vlm: VLM, mebibytes: float) -> None:
-        self.vlm, self.encoded = vlm, 0
+        self.vlm, self.encoded, self.asked = vlm, 0, 0
         self.needs: frozenset[Evidence] = frozenset()
         self._kept: LRUCache[Hashable, _Encoded] = LRUCache(mebibytes * 2**20, lambda held: _size(held.tokens))
 
@@ -64,6 +64,7 @@ class Encodings:
         held = {name: kept for name in names if (kept := self._kept.get(name)) is not None}
         found = {name: kept.tokens for name, kept in held.items() if needs <= kept.needs}
         missing = {name: image for name, image in zip(names, images, strict=True) if name not in found}
+        self.asked += len(names)
         if missing:
             tokens = self._encode([image() for image in missing.values()])
             for row, name in enumerate(missing):
@@ -114,18 +115,18 @@ class Prefixes:
     What gives way is drawn at random: benchmarks about the same images go through all methods one after the other, and of a round
     that just does not fit the least recently used one is always the next.
 
-    mebibytes: upper bound of what is kept. prefilled: prefixes the decoder has run on, for tests and logs.
+    mebibytes: upper bound of what is kept. prefilled, asked: prefixes the decoder has run on, and that were asked for.
     """
 
     def __init__(self, device: torch.device, mebibytes: float) -> None:
-        self.device, self.prefilled = device, 0
+        self.device, self.prefilled, self.asked = device, 0, 0
         self._kept: RRCache[Hashable, Prefix] = RRCache(mebibytes * 2**20, getsizeof=lambda held: held.nbytes)
 
     def get(self, names: Sequence[Hashable], make: Callable[[list[int]], list[Prefix]]) -> list[Prefix]:
         """The prefixes called `names`; `make` takes the numbers of those that are not kept. The name tells all they depend on."""
         found = {i: kept for i, name in enumerate(names) if (kept := self._kept.get(name)) is not None}
         missing = [i for i in range(len(names)) if i not in found]
-        self.prefilled += len(missing)
+        self.prefilled, self.asked = self.prefilled + len(missing), self.asked + len(names)
         for part in filled(missing, self.device):
             for i, prefix in zip(part, make(part), strict=True):
                 found[i] = prefix

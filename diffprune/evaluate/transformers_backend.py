@@ -45,6 +45,14 @@ class TransformersBackend:
         """Of its weights."""
         return self.vlm.dtype
 
+    def looked_up(self) -> dict[str, tuple[int, int]]:
+        """{cache: (found, made)}, of images and prefixes so far."""
+        images, prefixes = self.encodings, self.prefixes
+        return {
+            "images": (images.asked - images.encoded, images.encoded),
+            "prefixes": (prefixes.asked - prefixes.prefilled, prefixes.prefilled),
+        }
+
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], pruner: Pruner, budget: Budget, max_new_tokens: int) -> list[Answer]:
         """See `Backend.answer`. Images that all are asked about once have nothing to share."""

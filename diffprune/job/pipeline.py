@@ -18,6 +18,7 @@ from PIL import Image
 
 from diffprune.core import registry
 from diffprune.core.cell import Cell, SelectSpec
+from diffprune.core.errors import with_class
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import KeptToken, Outcome, Provenance
 from diffprune.core.site import ENCODED, Cut
@@ -30,7 +31,8 @@ from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import SweepFailed, sweep
 from diffprune.embedded.world import scene
 from diffprune.evaluate import grading
-from diffprune.io.blob_store import LocalBlobs
+from diffprune.io import event_log
+from diffprune.io.blob_store import LocalBlobs, open_blobs
 from diffprune.io.run_lock import refuse_if_held
 from diffprune.job import settings
 from diffprune.job.job import Job
@@ -82,6 +84,7 @@ def run(
         plan.report(folder / "report")
         return
     with lock(plan.store_root, job.name) as attempt, contextlib.ExitStack() as stack:
+        stack.enter_context(event_log.kept(open_blobs(plan.store_root), job.name, attempt))
         settings.keep(job, folder, asked)
         stack.callback(_explained, plan.store_root)
         going = PipelineRun(plan, collect(job.name, attempt, job.seed), address, stack)
@@ -142,13 +145,11 @@ class PipelineRun:
         failed = []
         self.observer.plan({stage: len(self.plan.cells(stage)) if stage in CELLS else 0 for stage in stages})
         for stage in stages:
-            with self.timed(stage):
-                try:
+            try:
+                with self.timed(stage):
                     getattr(self, stage)()
-                except SweepFailed as error:
-                    print(f"{stage}: {error}", flush=True)
-                    failed.append(f"{stage}: {error}")
-                    self.observer.ends(stage, str(error))
+            except SweepFailed as error:
+                failed.append(f"{stage}: {error}")
         if "report" not in stages and stages != ["train"] and stages != ["search"]:
             print(f"\n{self.plan.summary()}", flush=True)
         if failed:
@@ -156,14 +157,26 @@ class PipelineRun:
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Say when a stage begins and how long it took."""
+        """Say when a stage begins, and how long it took where it came to its end, if with cells that have no result."""
         Store(self.plan.store_root).check_owner(self.provenance)
         start = time.monotonic()
         print(f"[{start - self.began:6.1f} s] {stage}", flush=True)
         self.observer.begins(stage)
-        yield
-        self.observer.ends(stage)
-        print(f"[{time.monotonic() - self.began:6.1f} s] {stage}: {time.monotonic() - start:.1f} s", flush=True)
+        event_log.tell("stage_began", stage=stage)
+        failed: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            failed = error
+            raise
+        finally:
+            seconds = time.monotonic() - start
+            event_log.tell("stage_ended", stage=stage, seconds=round(seconds, 3), reason=with_class(failed) if failed else "")
+            if failed is None or isinstance(failed, SweepFailed):
+                if failed:
+                    print(f"{stage}: {failed}", flush=True)
+                self.observer.ends(stage, str(failed or ""))
+                print(f"[{time.monotonic() - self.began:6.1f} s] {stage}: {seconds:.1f} s", flush=True)
 
     def ray(self) -> None:
         """Ray from here to the end of the run, so that it is started once."""

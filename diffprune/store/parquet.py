@@ -1,7 +1,8 @@
 """The Parquet store: records are published whole, found through manifests, and checked bit by bit when read.
 
 Blobs: `parts/<table>/<cell>-<sha256>.parquet`, `manifests/<cell>-<content>.json`, `quarantine/` for what cannot be used,
-`locks/<run>/<attempt>`. Parts are written first, the manifest last; what has no manifest does not exist.
+`locks/<run>/<attempt>`, `events/<run>/<attempt>.jsonl`. Parts are written first, the manifest last; what has no manifest does not
+exist.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from diffprune.core.cell import Cell
 from diffprune.core.records import TABLES, Provenance
 from diffprune.core.registry import nearest
+from diffprune.io import event_log
 from diffprune.io.blob_store import Blobs, open_blobs
 from diffprune.io.run_lock import attempts_at
 from diffprune.store.columns import columns
@@ -233,6 +235,7 @@ class Store:
         sums = {table: sha256(raw) for table, raw in data.items()}
         made = tuple(Part(t, f"{COMPACTED}-{sums[t][:16]}.parquet", rows[t], len(data[t]), sums[t]) for t in data)
         name = f"{COMPACTED}-{sha256(''.join(sums.values()).encode())[:16]}"
+        event_log.copy(self.blobs, other.blobs)
         run = max(commits, key=lambda commit: commit.published)
         other._commits.add(Commit(name, "", run.run, run.attempt, "ok", run.published, made), data, lambda: None)
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from diffprune.core.errors import with_class
+from diffprune.io import event_log
 from diffprune.io.blob_store import open_blobs
 from diffprune.io.checkpoint import is_complete
 from diffprune.io.run_lock import attempts_at
@@ -152,7 +153,7 @@ class Observer:
             run=self.run, title=self.title, attempt=self.attempt, state=self._state, reason=self._reason, began=self.began,
             written=time.time(), every_s=max(self.every_s, self._slow_s), spent_s=self.spent_s,
             stages=tuple(_counted(one, news.statuses) for one in expected), curves=news.curves(), points=news.points(),
-            failures=failures, num_failures=num,
+            failures=failures, num_failures=num, restarts=event_log.restarts(),
         )  # fmt: skip
         self._blobs.replace(FILE, seen.model_dump_json().encode())
         self._blobs.replace(PAGE, page(seen).encode())

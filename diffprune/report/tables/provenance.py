@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 
+from diffprune.io import event_log
 from diffprune.report.analysis.records import Records
 from diffprune.report.render.table import Entry, Number, Table
 
@@ -37,6 +38,11 @@ def facts(records: Records) -> Table:
         rows += [
             ("run", f"{r}, attempts {', '.join(str(a) for a in sorted(set(s.loc[s['run'] == r, 'attempt'])))}")
             for r in sorted(set(s["run"]))
+        ]
+        rows += [
+            ("restarts", f"{r}: {told}")
+            for r in sorted(set(s["run"]))
+            if (told := event_log.restarts(list(event_log.read(records.store.blobs, r))))
         ]
         rows.append(("job seeds", ", ".join(str(x) for x in sorted(set(s["job_seed"])))))
         rows += [("versions", _facts(v)) for v in sorted(set(s["versions"]))]

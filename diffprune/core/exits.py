@@ -1,0 +1,29 @@
+"""Exit codes: what the process ends with that an error ended, on the command line and in a run's event log alike."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from diffprune.core import termination
+
+PACKAGE = Path(__file__).parents[1]
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # after Ctrl-C
+
+
+def exit_code(error: BaseException | None) -> int:
+    """0 without an error, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, else 1."""
+    if isinstance(error, SystemExit):
+        return int(error.code or 0)
+    if isinstance(error, KeyboardInterrupt):  # Ray raises one of its own where SIGTERM comes while we wait for it
+        return termination.EXIT_CODE if termination.asked() else INTERRUPTED
+    if isinstance(error, ValueError) and ours(error):
+        return MISTAKE
+    return FAILED if error else 0
+
+
+def ours(error: BaseException) -> bool:
+    """Whether the project raised this on purpose: the innermost frame is ours. Foreign ValueErrors deserve their traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    innermost = Path(frames[-1].filename) if frames else PACKAGE
+    return PACKAGE in innermost.parents or innermost.parent.name == "jobs" or type(error).__module__.startswith("pydantic")
