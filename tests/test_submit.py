@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -22,6 +23,8 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
+import requests
 from fake_head import TOKEN, FakeHead
 
 from diffprune.cli import commands
@@ -277,6 +280,24 @@ def test_a_damaged_archive_is_not_unpacked(own_folder: Path) -> None:
     assert not (own_folder / "none").exists()
 
 
+def test_a_log_is_shown_without_rays_own_lines(fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Whole lines as they come, and at the end what no line break follows."""
+    monkeypatch.chdir(own_job)
+    said: list[logging.LogRecord] = []
+    (handler := logging.Handler()).emit = said.append  # type: ignore[method-assign]
+    monkeypatch.setattr(logging.getLogger("ray"), "handlers", [handler])
+    raw = (
+        "2026-11-28 14:46:21,704\\tINFO job_manager.py:581 -- Runtime env is setting up.\\nRunning entrypoint for job mine-1: x\\n"
+    )
+    fake.shell = lambda entrypoint: f"printf '{raw}ours: 2026 INFO -- stays\\nthe end'"
+    assert commands.call(["submit", "study", "--address", fake.address]) == (0, "")
+    assert commands.call(["logs", "mine-1", "--address", fake.address]) == (0, "")
+    shown = capfd.readouterr()
+    sent, again = shown.out.split("submitted mine-1", 1)
+    assert again.partition("\n")[2] == "ours: 2026 INFO -- stays\nthe end" * 2
+    assert sent.startswith("sending 5 files") and not said
+
+
 def test_without_an_address_the_job_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(commands, "_perform", lambda verb, options: ran.append((verb, options)))
@@ -334,6 +355,15 @@ def test_each_way_in_that_is_closed_has_its_sentence(fake: FakeHead, own_folder:
     with pytest.raises(ValueError, match="no token for this cluster"):
         head.connect(fake.address)
     assert not (own_folder / "none").exists()
+
+
+def test_a_cluster_that_is_not_there_is_told_before_ray_knocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray knocks for minutes"))
+    for address in (f"127.0.0.1:{free_port()}", f"ray://localhost:{free_port()}", "[::1]:1", "127.0.0.1:999999"):
+        began = time.monotonic()
+        with pytest.raises(ValueError, match="no Ray answers at"), cluster.connect(address):
+            pass
+        assert time.monotonic() - began < cluster.REACH_S
 
 
 def test_a_mute_host_is_told_in_time(fake: FakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,3 +527,30 @@ def test_the_head_listens_on_loopback_only(real: dict[str, str]) -> None:
         with suppress(psutil.NoSuchProcess):  # one of the short-lived ones
             found |= {c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert found == {"127.0.0.1"}
+
+
+def test_without_the_token_every_port_of_a_head_is_closed_but_that_of_metrics(real: dict[str, str]) -> None:
+    """Of those that speak HTTP; nothing of the token stands in what any of them answers."""
+    first, ports = psutil.Process(int(real["pid"])), set()
+    for process in [first, *first.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            ports |= {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    secret, answers = Path(real["RAY_AUTH_TOKEN_PATH"]).read_text(), {}
+    for port in ports:
+        for header in ({}, {"Authorization": "Bearer " + "wrong" * 8}):
+            with suppress(requests.RequestException):  # those of gRPC
+                found = requests.get(f"http://127.0.0.1:{port}/api/jobs/", headers=header, timeout=10)
+                assert found.status_code in (401, 403) or found.text.startswith("# HELP"), (port, found.text[:200])
+                assert secret not in found.text
+                answers[port] = found.status_code
+    assert sorted(answers.values()).count(200) <= 1 and answers[int(real["address"].rpartition(":")[2])] in (401, 403)
+
+
+def test_a_verb_joins_a_head_by_the_address_of_its_cluster(real: dict[str, str], token: None) -> None:
+    """127.0.0.1 stays what it is: Ray would put the host's own address in its place, and knock there for minutes."""
+    address = (Path(real["folder"]) / "ray" / "ray_current_cluster").read_text().strip()
+    assert address.startswith("127.0.0.1:")
+    before = os.environ.get(cluster.ONE_HOST)
+    with cluster.connect(address):
+        assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+    assert os.environ.get(cluster.ONE_HOST) == before

@@ -124,12 +124,13 @@ def jobs(address: str, insecure: bool) -> None:
 def logs(name: str, follow: bool, address: str, insecure: bool) -> None:
     """What a job has printed so far."""
     from diffprune.distributed import submit as jobs
+    from diffprune.distributed.head import without_rays_lines
 
     head = _connected(address, insecure)
     jobs.found(head, name)
     if follow:
         sys.exit(jobs.follow(head, name))
-    click.echo(head.get_job_logs(name), nl=False)
+    click.echo(without_rays_lines(head.get_job_logs(name)), nl=False)
 
 
 @click.command("stop")

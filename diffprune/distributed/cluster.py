@@ -10,11 +10,13 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,15 @@ PREFIX = "dp-ray-"  # of a folder for one local cluster
 OWNER = "owner"  # its file that says which process that is of
 MOST_TMPDIR = 25  # bytes: a socket's path has 107, of which Ray's folders below take 82
 MOST_TOKEN = 4096  # bytes that are looked at
+REACH_S = 10.0  # for a cluster to take a connection
 STORE_BYTES = 256 * 2**20  # of a local object store: rows and small tensors pass through it, never a model
+
+
+def loopback(host: str) -> bool:
+    """Whether a host is this machine, by its loopback address."""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def token_path() -> Path:
@@ -145,6 +155,9 @@ def connect(address: str | None = None, workers: int = 1) -> Iterator[None]:
     secure(create=where == "local")
     with ExitStack() as undo:
         folder = undo.enter_context(_one_host()) if where == "local" else None
+        if folder is None:
+            host = _reached(where)
+            undo.enter_context(_on_loopback() if host and loopback(host) else nullcontext())
         undo.callback(ray.shutdown)
         try:
             with termination.kept():
@@ -154,29 +167,55 @@ def connect(address: str | None = None, workers: int = 1) -> Iterator[None]:
         yield
 
 
+def _reached(where: str) -> str:
+    """The host of a cluster's address `host:port`, which answers: Ray would try for minutes; "" where it is no such address.
+
+    Raises:
+        ValueError: nobody listens there.
+    """
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal():
+        return ""
+    try:
+        socket.create_connection((host, int(port)), REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"no Ray answers at {where} ({first_line(error)}): correct --address, or start a head there") from None
+    return host
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray leaves 127.0.0.1 as it is, here and in its children: else it puts the host's own address in its place, where a cluster of
+    this machine alone does not listen, and listens on every interface itself."""
+    before = os.environ.get(ONE_HOST), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[ONE_HOST], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        os.environ.pop(ONE_HOST)
+        if before[0] is not None:
+            os.environ[ONE_HOST] = before[0]
+
+
 @contextmanager
 def _one_host() -> Iterator[str]:
     """A folder for a cluster of this machine alone, whose ports all listen on 127.0.0.1.
 
     Ray opens its folder to every user of the machine, whatever it was (0777), with the packages it runs in it; so the folder lies
-    in a new one that is ours and stays 0700. Without the switch Ray replaces 127.0.0.1 by the host's own address and listens on
-    every interface.
+    in a new one that is ours and stays 0700.
     """
-    before = os.environ.get(ONE_HOST), ray_constants.ENABLE_RAY_CLUSTER
     place = _short_folder()
     sweep_leftovers(Path(place))
     private = tempfile.mkdtemp(prefix=PREFIX, dir=place)
     (Path(private) / OWNER).write_text(f"{machine()} {os.getpid()} {start_ticks(os.getpid())}")
-    os.environ[ONE_HOST], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
         (folder := Path(private) / "r").mkdir(mode=0o700)
-        yield str(folder)
+        with _on_loopback():
+            yield str(folder)
     finally:
         shutil.rmtree(private, ignore_errors=True)
-        ray_constants.ENABLE_RAY_CLUSTER = before[1]
-        os.environ.pop(ONE_HOST)
-        if before[0] is not None:
-            os.environ[ONE_HOST] = before[0]
 
 
 def sweep_leftovers(place: Path) -> None:

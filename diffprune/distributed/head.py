@@ -6,9 +6,9 @@ asked for. No log, record or message holds it.
 
 from __future__ import annotations
 
+import logging
 import os
-from contextlib import suppress
-from ipaddress import ip_address
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,10 +18,12 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from diffprune.core.errors import first_line
+from diffprune.distributed import cluster
 from diffprune.distributed.cluster import secure, token_path
 
 CONNECT_S, VERSION_S = 5.0, 8.0  # together below the fifteen seconds in which a user hears of a host that is mute
 ANSWER_S = 120.0  # a busy head takes its time to start a job
+OF_RAY = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|WARNING) [\w.]+\.py:\d+ -- .*\n|Running entrypoint for job .*\n")
 
 
 class Head(JobSubmissionClient):
@@ -41,6 +43,8 @@ def connect(address: str, insecure: bool = False) -> Head:
         ValueError: a sentence for each way in which that fails.
     """
     _check(address, insecure)
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # which file it sends is said in our words
     secure(create=False)
     path = token_path()
     token = os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
@@ -57,6 +61,11 @@ def connect(address: str, insecure: bool = False) -> Head:
         raise ValueError(f"nobody answers at {address}: start a head node (cluster/README.md) or correct --address") from None
     except (RuntimeError, requests.RequestException, KeyError, ValueError) as error:
         raise ValueError(f"{address} is no Ray {ray.__version__} head: {first_line(error)}") from None
+
+
+def without_rays_lines(log: str) -> str:
+    """The whole lines of a job's log without those that Ray itself has put there."""
+    return "".join(line for line in log.splitlines(keepends=True) if not OF_RAY.fullmatch(line))
 
 
 def _check(address: str, insecure: bool) -> None:
@@ -77,8 +86,5 @@ def _check(address: str, insecure: bool) -> None:
 
 
 def loopback(address: str) -> bool:
-    """Whether an address is of this machine."""
-    host = urlsplit(address).hostname or ""
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
+    """Whether the address of a dashboard is of this machine."""
+    return cluster.loopback(urlsplit(address).hostname or "")

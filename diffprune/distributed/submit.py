@@ -22,7 +22,7 @@ import aiohttp
 from ray.job_submission import JobDetails, JobStatus
 
 from diffprune.core.registry import nearest
-from diffprune.distributed.head import Head, loopback
+from diffprune.distributed.head import Head, loopback, without_rays_lines
 from diffprune.io.names import checked_name
 from diffprune.io.project import Project
 
@@ -217,16 +217,14 @@ def follow(head: Head, name: str) -> int:
 
 async def _follow(head: Head, name: str) -> None:
     """Print the log as it grows; taken up again where it broke off. Ends with the job, not with Ray's stream seconds later."""
-    shown = 0
+    log = _Shown()
 
     async def tail() -> None:
-        nonlocal shown
         position = 0
         async for chunk in head.tail_job_logs(name):
-            fresh = chunk[max(0, shown - position) :]
+            fresh = chunk[max(0, log.length - position) :]
             position += len(chunk)
-            shown = max(shown, position)
-            print(fresh, end="", flush=True)
+            log.show(fresh)
 
     reader = asyncio.create_task(tail())
     while not (await asyncio.to_thread(head.get_job_status, name)).is_terminal():
@@ -237,7 +235,21 @@ async def _follow(head: Head, name: str) -> None:
     with suppress(asyncio.CancelledError, RuntimeError, aiohttp.ClientError):
         await reader
     whole = await asyncio.to_thread(head.get_job_logs, name)
-    print(whole[shown:], end="", flush=True)
+    log.show(whole[log.length :])
+    print(log.rest, end="", flush=True)
+
+
+@dataclass
+class _Shown:
+    """What was printed of a log: whole lines, without those of Ray itself. length: read so far; rest: of a line that goes on."""
+
+    length: int = 0
+    rest: str = ""
+
+    def show(self, fresh: str) -> None:
+        self.length += len(fresh)
+        whole, end, self.rest = (self.rest + fresh).rpartition("\n")
+        print(without_rays_lines(whole + end), end="", flush=True)
 
 
 def _verdict(head: Head, name: str) -> int:

@@ -39,7 +39,8 @@ class Project:
 
     def told(self) -> str:
         """One line for those who send it."""
-        return f"sending {len(self.files)} files, {self.num_bytes / 2**20:.1f} MiB, of {self.root}"
+        count = f"{len(self.files)} file" + "s" * (len(self.files) != 1)
+        return f"sending {count}, {self.num_bytes / 2**20:.1f} MiB, of {self.root}"
 
     def check(self) -> None:
         """Refuse what a head would not take.
