@@ -28,6 +28,7 @@ import requests
 from fake_head import TOKEN, FakeHead
 
 from diffprune.cli import commands
+from diffprune.core import termination
 from diffprune.distributed import cluster, head, results, submit
 from diffprune.distributed.submit import Request
 from diffprune.io import project, run_archive
@@ -67,6 +68,7 @@ def fake(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHead
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.setattr(submit, "POLL_S", 0.02)
     monkeypatch.setattr(results, "POLL_S", 0.02)
+    monkeypatch.setattr(results, "MONITOR_S", 0.02)
     (own_folder / "head").mkdir()
     with FakeHead(own_folder / "head") as found:
         yield found
@@ -178,6 +180,9 @@ def test_ids_say_run_and_attempt_and_are_unique(fake: FakeHead, own_job: Path, m
     told = fake.jobs["mine-1"]
     assert told["metadata"]["run"] == "mine" and told["metadata"]["attempt"] == "1" and told["metadata"]["out"] == f"{own_job}/runs"
     assert told["runtime_env"]["env_vars"]["DEPTH"] == "3"
+    assert submit.STOP_S > int(told["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= termination.GRACE_S + 10, (
+        "time to save"
+    )
     assert {str(p.relative_to(fake.place / "mine-1")) for p in (fake.place / "mine-1").rglob("*") if p.is_file()} == TRAVELS
 
     def faster(job: dict[str, Any]) -> None:
@@ -199,6 +204,7 @@ def test_a_job_is_checked_before_anything_is_sent(fake: FakeHead, own_job: Path,
         (("--workers", "0"), "--workers"),
         (("--lmit", "3"), "--limit"),
         (("--env", "HF_TOKEN=hf_secret"), "give secrets to the nodes"),
+        (("--env", "PLACE=redis://me:hf_secret@host/1"), "give secrets to the nodes"),
         (("--env", "1"), "NAME=VALUE"),
         (("--working-dir", "/"), "is a home directory"),
         (("--image", "x", "--working-dir", "."), "in it, without --working-dir"),
@@ -266,6 +272,21 @@ def test_results_come_back_through_the_log(fake: FakeHead, own_job: Path, monkey
     assert list(fake.jobs) == ["mine-1"], "the log with the archive is gone"
     with pytest.raises(ValueError, match="is not empty"):
         results.fetch(client, "mine-1", came)
+    answer, deleted = fake.answer, list[str]()
+
+    def haunted(method: str, path: str, body: bytes) -> tuple[int, Any]:
+        """Ray's monitor puts a job down again that was deleted just as it ended."""
+        before = dict(fake.jobs)
+        if method == "DELETE" and not deleted:
+            deleted.append(path)
+            answer(method, path, body)
+            fake.jobs.update(before)
+            return 200, {"deleted": True}
+        return answer(method, path, body)
+
+    monkeypatch.setattr(fake, "answer", haunted)
+    results.fetch(client, "mine-1", own_job / "again")
+    assert deleted and list(fake.jobs) == ["mine-1"]
 
 
 def test_a_damaged_archive_is_not_unpacked(own_folder: Path) -> None:

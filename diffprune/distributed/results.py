@@ -14,6 +14,8 @@ from diffprune.distributed.submit import POLL_S, found, start
 from diffprune.io import run_archive
 
 ARCHIVE_S = 300.0
+FORGET_TRIES = 4
+MONITOR_S = 1.5  # Ray looks every second whether a job has ended
 
 
 def fetch(head: Head, name: str, to: Path) -> int:
@@ -47,5 +49,14 @@ def _log_of(head: Head, folder: str) -> str:
             raise RuntimeError(f"{name}, which packs the results, has not ended after {ARCHIVE_S:.0f} s")
         time.sleep(POLL_S)
     log = head.get_job_logs(name)
-    head.delete_job(name)
+    _forget(head, name)
     return log
+
+
+def _forget(head: Head, name: str) -> None:
+    """Delete a job with its log. Ray's monitor, where it looks a moment later, puts it down again as one that has failed."""
+    for _ in range(FORGET_TRIES):
+        if name not in {job.submission_id for job in head.list_jobs()}:
+            return
+        head.delete_job(name)
+        time.sleep(MONITOR_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import sys
 import tempfile
@@ -28,10 +29,12 @@ from diffprune.io.project import Project
 
 POLL_S = 0.5
 AGENT_S = 30.0  # a head answers before it can start jobs
+GRACE_S = 30  # between SIGTERM and SIGKILL; Ray's own three seconds are less than a large state takes to be written
 STOP_S = 60.0
 STOPPED = 130  # exit code of a job that was stopped, as of a program after Ctrl-C
 MOST_RUN = 56  # characters of a run's name in an id, which has at most 64
 SECRET = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
+PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # in an address
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def variables(pairs: Sequence[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--env {name:.40}: write NAME=VALUE")
-        if any(word in name.upper() for word in SECRET):
+        if any(word in name.upper() for word in SECRET) or PASSWORD.search(value):
             raise ValueError(
                 f"--env {name}: Ray writes variables into its logs; give secrets to the nodes themselves (cluster/README.md)"
             )
@@ -122,7 +125,7 @@ def submit(head: Head, address: str, request: Request, project: Project | None) 
     job = project.job if project else request.job
     command = shlex.join(request.entrypoint(job, address))
     prefix = request.run[:MOST_RUN]
-    environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **request.env}
+    environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S), **request.env}
     runtime: dict[str, Any] = {"env_vars": environment}
     with tempfile.TemporaryDirectory(prefix="diffprune-") as folder:
         if project:
