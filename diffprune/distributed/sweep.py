@@ -1,7 +1,8 @@
 """Cells over workers: each holds the model and takes the next batch when it is free; the driver alone writes.
 
 Everything here may happen more than once: a cell is published whole under its key, so a worker that dies costs the batch it was
-at, a driver the cells under way (`batches.HELD_ROWS`), and the next run asks for what is missing.
+at, a driver the cells under way (`schedule.HELD_ROWS`) and those of the last seconds (`writer.EVERY_S`), and the next run asks for
+what is missing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,8 +30,8 @@ from diffprune.evaluate.main_figure import answered, main_figure
 from diffprune.evaluate.progress import SweepProgress
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
 from diffprune.store import Store
+from diffprune.store.writer import Writer
 
-BEHIND = 64  # cells that wait for the disk: cells of one group end nearly together, and each is several files
 TRIES = 3  # deaths of a worker that one batch may cause
 LOADING = "loading"
 IDLE_S = 5.0  # between two looks at how idle workers are
@@ -71,7 +71,7 @@ def sweep(
     address: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Summary:
-    """Evaluate the cells that the store does not have yet; publish each as soon as it is found.
+    """Evaluate the cells that the store does not have yet; publish them, many at a time, within seconds.
 
     Where nothing is missing, neither Ray nor a model is started. address: of a running cluster; None starts a local one, unless
     this process is in a Ray session or a submitted job already. tell: hears how far it is.
@@ -92,7 +92,7 @@ def sweep(
     if not todo:
         print(f"evaluate: all {skipped} cells are in the store already", flush=True)
         return Summary(0, skipped, time.perf_counter() - start)
-    with connect(address, workers), SweepProgress(todo, skipped, tell) as progress, _Writer(store, provenance) as writer:
+    with connect(address, workers), SweepProgress(todo, skipped, tell) as progress, Writer(store, provenance) as writer:
         run = _Run(model, todo, min(workers, _most(todo)), progress, writer)
         run.go()
     summary = Summary(run.done, skipped, time.perf_counter() - start, *run.times(), run.deaths)
@@ -110,29 +110,6 @@ def _most(cells: Sequence[Cell]) -> float:
     """Batches in all, as far as limits tell: more workers than that would find nothing to do."""
     asked = [question_set(cell) for cell in cells]
     return sum(math.ceil(a.questions.limit / a.batch) if a.questions.limit else math.inf for a in asked)
-
-
-class _Writer:
-    """Publishes in a thread of its own, at most `BEHIND` cells behind, so that no worker waits for the disk."""
-
-    def __init__(self, store: Store, provenance: Provenance) -> None:
-        self.store, self.provenance = store, provenance
-        self.pool, self.waiting = ThreadPoolExecutor(1), deque[Future[None]]()
-
-    def publish(self, cell: Cell, records: Mapping[str, Sequence[Any]]) -> None:
-        """Raises what one before met, as in `Store.publish`."""
-        while self.waiting and (self.waiting[0].done() or len(self.waiting) >= BEHIND):
-            self.waiting.popleft().result()
-        self.waiting.append(self.pool.submit(self.store.publish, records, cell=cell, provenance=self.provenance))
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, kind: object, *raised: object) -> None:
-        self.pool.shutdown()
-        if kind is None:
-            for one in self.waiting:
-                one.result()
 
 
 @dataclass(eq=False)
@@ -155,7 +132,7 @@ class _Run:
     todo: Sequence[Cell]
     workers: int | float
     progress: SweepProgress
-    writer: _Writer
+    writer: Writer
     slots: list[_Slot] = field(default_factory=list)
     running: dict[Any, _Slot] = field(default_factory=dict)
     tries: Counter[object] = field(default_factory=Counter)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffprune.core.cell import Cell
+from diffprune.core.cell import CellColumns
 from diffprune.core.errors import first_line
 from diffprune.core.records import TABLES, Provenance
 from diffprune.store.columns import VERSION, Column, columns
@@ -70,16 +70,22 @@ def record_arrays(table: str, rows: Sequence[Any]) -> list[pa.Array]:
     return [_array(table, column, [getattr(row, column.name) for row in rows]) for column in mine]
 
 
-def encode(table: str, records: list[pa.Array], cell: Cell, provenance: Provenance) -> bytes:
-    """One part: Parquet with dictionaries, zstd and a checksum per page."""
-    count, about = len(records[0]), cell.columns()
-    owners = {"cell": about, "provenance": provenance}
-    constant: list[pa.Array] = []
-    for column in columns(table)[len(records) :]:
-        value = cell.key if column.owner == "key" else getattr(owners[column.owner], column.name)
-        one = pa.scalar(None, TYPES[column.type]) if value is None else _array(table, column, [value])[0]
-        constant.append(pa.repeat(one, count))
-    return _written(pa.Table.from_arrays([*records, *constant], schema=schema(table)))
+def encode(
+    table: str, records: Sequence[list[pa.Array]], cells: Sequence[tuple[str, CellColumns]], provenance: Provenance
+) -> bytes:
+    """One part: Parquet with dictionaries, zstd and a checksum per page.
+
+    records: the columns of each cell's rows; cells: the key of each, and what else the store keeps of it.
+    """
+    owner = pa.array(np.repeat(np.arange(len(cells)), [len(mine[0]) for mine in records]))
+    whole = [pa.concat_arrays(mine) for mine in zip(*records, strict=True)]
+    for column in columns(table)[len(whole) :]:
+        if column.owner == "provenance":
+            values = [getattr(provenance, column.name)] * len(cells)
+        else:
+            values = [key if column.owner == "key" else getattr(about, column.name) for key, about in cells]
+        whole.append(_array(table, column, values).take(owner))
+    return _written(pa.Table.from_arrays(whole, schema=schema(table)))
 
 
 def _written(whole: pa.Table, level: int | None = None) -> bytes:
@@ -89,9 +95,9 @@ def _written(whole: pa.Table, level: int | None = None) -> bytes:
     return data
 
 
-def compacted(table: str, parts: Sequence[pa.Table]) -> bytes:
-    """One part of the rows of many, as `decode` gives them: pressed harder, as it is written once and kept."""
-    return _written(pa.concat_tables(parts).cast(schema(table)), level=15)
+def compacted(table: str, parts: Sequence[pa.Table], level: int | None = 15) -> bytes:
+    """One part of the rows of many, as `decode` gives them: pressed harder, where it is written once and kept."""
+    return _written(pa.concat_tables(parts).cast(schema(table)), level)
 
 
 def digest(arrays: Mapping[str, list[pa.Array]], salt: str) -> str:

@@ -15,8 +15,8 @@ from diffprune.store.views import script
 
 HEAD = """# Records of a run
 
-Parquet files below `parts/`, one folder for each table; a part counts when a manifest names it. `views.sql` reads what counts with
-[DuckDB](https://duckdb.org) and nothing else: in this folder
+Parquet files below `parts/`, one folder for each table; what a manifest in `manifests/` or `bundles/` names counts. `views.sql`
+reads what counts with [DuckDB](https://duckdb.org) and nothing else: in this folder
 
     duckdb -init views.sql
 

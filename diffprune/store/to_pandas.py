@@ -38,11 +38,14 @@ def frame(table: str, parts: list[pa.Table], names: Sequence[str], coded: bool) 
 
 
 def _sorted(column: pd.Series) -> pd.Series:
-    """Categories in the order of their texts instead of that of their first rows."""
+    """Categories in the order of their texts instead of that of their first rows, without those that no row has."""
     texts = pa.array(column.cat.categories, pa.string())
     order = pc.array_sort_indices(texts)
-    place = np.full(len(texts) + 1, -1)  # the last one is for what is missing, code -1
-    place[order.to_numpy()] = np.arange(len(texts))
+    used = np.zeros(len(texts) + 1, bool)  # the last one is for what is missing, code -1
+    used[column.cat.codes] = True
+    order = order.filter(pa.array(used[order.to_numpy()]))
+    place = np.full(len(texts) + 1, -1)
+    place[order.to_numpy()] = np.arange(len(order))
     categories = pd.Index(texts.take(order).to_pandas(), dtype="str")
     coded = pd.Categorical.from_codes(place[column.cat.codes], categories, validate=False)
     return pd.Series(coded, column.index, name=column.name)
@@ -54,15 +57,24 @@ def origins(part: Part, data: bytes) -> list[dict[str, Any]]:
     Raises:
         Damaged: the part cannot be used.
     """
-    mine = [column for column in columns(part.table) if column.owner != "record"]
-    names = [column.name for column in mine]
+    names = told(part.table)
     if part.name.startswith(f"{COMPACTED}-"):
         rows = decode(part.table, data, names)
         cell = rows["cell"].to_numpy()
         rows = rows.take(np.flatnonzero(np.r_[True, cell[1:] != cell[:-1]]))
     else:
         rows = decode(part.table, data, names, first=True)
-    return [{name: row[column.name] for name, column in zip(ORIGIN, mine, strict=True)} for row in rows.to_pylist()]
+    return listed(rows)
+
+
+def told(table: str) -> list[str]:
+    """The columns of a table that tell an origin, in the order of `ORIGIN`."""
+    return [column.name for column in columns(table) if column.owner != "record"]
+
+
+def listed(rows: pa.Table) -> list[dict[str, Any]]:
+    """The origin that each row of the columns `told` tells."""
+    return [dict(zip(ORIGIN, row.values(), strict=True)) for row in rows.to_pylist()]
 
 
 def origin_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

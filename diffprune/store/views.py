@@ -17,15 +17,13 @@ TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN"}
 
 # Which part counts: of a cell's commits the newest attempt's first that did not fail, of failed ones alone its last; of grades the
 # newest ones of the answers that count.
-MANIFESTS = """
+PUBLISHED = """
 CREATE OR REPLACE TEMP TABLE published AS
 WITH manifest AS (
-    SELECT commit FROM read_json('manifests/*.json', columns = {commit: 'STRUCT(cell VARCHAR, status VARCHAR, published BIGINT,
-        attempt BIGINT, name VARCHAR, answers VARCHAR, parts STRUCT("table" VARCHAR, name VARCHAR)[])'})
+    SELECT * FROM ({manifests}) QUALIFY row_number() OVER (PARTITION BY name ORDER BY published) = 1
 ), part AS (
-    SELECT commit.cell AS cell, commit.status = 'failed' AS failed, commit.published AS moment, commit.attempt AS attempt,
-        commit.name AS commit_name,
-        coalesce(nullif(commit.answers, ''), commit.name) AS graded, unnest(commit.parts, recursive := true) FROM manifest
+    SELECT cell, status = 'failed' AS failed, published AS moment, attempt, name AS commit_name,
+        coalesce(nullif(answers, ''), name) AS graded, unnest(parts, recursive := true) FROM manifest
 ), own AS (
     SELECT * FROM part WHERE "table" NOT IN ({graded})
     QUALIFY row_number() OVER (
@@ -39,6 +37,19 @@ SELECT "table" AS of_table, cell, name AS part FROM own
 UNION ALL
 SELECT "table", cell, name FROM part WHERE "table" IN ({graded}) AND commit_name IN (SELECT commit_name FROM grading);
 """
+MANIFESTS = {  # of one commit each, and of bundles, whose commits share parts
+    "manifests": """
+    SELECT unnest(commit) FROM read_json('manifests/*.json', columns = {commit: 'STRUCT(cell VARCHAR, status VARCHAR,
+        published BIGINT, attempt BIGINT, name VARCHAR, answers VARCHAR, parts STRUCT("table" VARCHAR, name VARCHAR)[])'})
+""",
+    "bundles": """
+    SELECT one.cell, one.status, one.published, one.attempt, one.name, one.answers,
+        [part for part in shared if map_contains(one.rows, part."table")] AS parts
+    FROM (SELECT bundle.parts AS shared, unnest(bundle.commits) AS one FROM read_json('bundles/*.json', columns = {bundle:
+        'STRUCT(parts STRUCT("table" VARCHAR, name VARCHAR)[], commits STRUCT(cell VARCHAR, status VARCHAR, published BIGINT,
+        attempt BIGINT, name VARCHAR, answers VARCHAR, rows MAP(VARCHAR, BIGINT))[])'}))
+""",
+}
 NOTHING = "CREATE OR REPLACE TEMP TABLE published AS SELECT '' AS of_table, '' AS cell, '' AS part WHERE false;\n"
 
 # A method's label is told apart by its plug-in and its recipe where several share it; of what was made anew the newest counts.
@@ -135,7 +146,7 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     Raises:
         ValueError: there is no store.
     """
-    if not (root / "manifests").is_dir() or not any((root / "manifests").glob("*.json")):
+    if not _there(root):
         raise ValueError(f"{root} holds no store: name the folder of a run, or a report with a folder `store` beside its page")
     found = duckdb.connect()
     found.execute("SET file_search_path = ?", [str(root.resolve())])
@@ -148,10 +159,10 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
 def script(root: Path) -> str:
     """The text of all views, for the parts that a store has now; a table without parts is empty."""
     graded = ", ".join(f"'{table}'" for table in GRADED)
-    there = any((root / "manifests").glob("*.json"))
+    manifests = "UNION ALL BY NAME".join(MANIFESTS[folder] for folder in _there(root))
     return "\n".join(
         [
-            MANIFESTS.replace("{graded}", graded) if there else NOTHING,
+            PUBLISHED.replace("{manifests}", manifests).replace("{graded}", graded) if manifests else NOTHING,
             *(_table(root, table) for table in TABLES),
             PREDICTIONS,
             _cells(),
@@ -160,14 +171,20 @@ def script(root: Path) -> str:
     )
 
 
+def _there(root: Path) -> list[str]:
+    """The folders of manifests that have any."""
+    return [folder for folder in MANIFESTS if any((root / folder).glob("*.json"))]
+
+
 def _table(root: Path, table: str) -> str:
     """The rows of one table that count: the record's own columns and the cell."""
     own = [column.name for column in columns(table) if column.owner == "record"]
     if any((root / "parts" / table).glob("*.parquet")):
         about = ", ".join(f'"{column.name}"{_renamed(column.name)}' for column in columns(table))
         body = (
-            f"SELECT {about} FROM read_parquet('parts/{table}/*.parquet', filename = true) p "
-            f"SEMI JOIN published c ON c.of_table = '{table}' AND parse_filename(p.filename) = c.part"
+            f"SELECT {about} FROM read_parquet('parts/{table}/*.parquet', filename = true) WHERE (parse_filename(filename), cell) "
+            f"IN (SELECT (part, cell) FROM published WHERE of_table = '{table}') OR parse_filename(filename) IN "
+            f"(SELECT part FROM published WHERE of_table = '{table}' AND cell = '')"
         )
     else:
         about = ", ".join(

@@ -14,7 +14,7 @@ from diffprune.core.records import Step
 from diffprune.io.blob_store import remote
 from diffprune.statistics import speedup
 from diffprune.store import Store
-from diffprune.store.manifest import MANIFESTS
+from diffprune.store.manifest import BUNDLES, MANIFESTS
 from diffprune.track.tracker import Scalars
 from diffprune.train.checkpoints import STEPS, as_step, verified
 from diffprune.watch.snapshot import Curve, Failure, Point
@@ -33,7 +33,7 @@ class News:
     def __init__(self, folder: Path, steps: Mapping[str, int]) -> None:
         self.folder, self.steps = folder, dict(steps)
         self.store, self.statuses = Store(folder / "store"), dict[str, str]()
-        self._place, self._listed = 0, -1
+        self._place, self._listed = 0, tuple[int, ...]()
         self._log: dict[str, dict[int, Step]] = {}
         self._accuracy: dict[str, dict[str, Any]] = {}  # by cell to evaluate
         self._speedup: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -72,10 +72,8 @@ class News:
     def _cells(self) -> list[Scalars]:
         """Cells with a new outcome. A folder of manifests is listed only when a file came into it; a bucket tells no such time."""
         if not remote(self.folder):
-            try:
-                listed = (self.folder / "store" / MANIFESTS).stat().st_mtime_ns
-            except FileNotFoundError:
-                return []
+            folders = [self.folder / "store" / name for name in (MANIFESTS, BUNDLES)]
+            listed = tuple(folder.stat().st_mtime_ns for folder in folders if folder.is_dir())
             if listed == self._listed:
                 return []
             self._listed = listed
