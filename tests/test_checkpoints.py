@@ -13,8 +13,9 @@ from blob_stores import FailingBlobs, MemoryBlobs
 from diffprune.core.records import Step
 from diffprune.io.attempts import Fenced
 from diffprune.io.blob_store import Blobs, LocalBlobs
-from diffprune.train.checkpoints import STEPS, Files, claim, read_steps
+from diffprune.train.checkpoints import Files, claim, read_steps
 from diffprune.train.context import LocalContext
+from diffprune.train.step_log import STEPS
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -16,9 +16,10 @@ import torch
 from diffprune.cli import commands
 from diffprune.store import Store
 from diffprune.train import loop
-from diffprune.train.checkpoints import STEPS, Files, read_steps, verified
+from diffprune.train.checkpoints import Files, read_steps, verified
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
+from diffprune.train.step_log import STEPS
 from diffprune.vlm.load import load
 from tests.records import evaluate_cell, prediction, provenance
 

@@ -22,7 +22,7 @@ from diffprune.core.records import Outcome, Provenance, Step
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed import cluster
-from diffprune.distributed.train import Follower, publish, put_aside
+from diffprune.distributed.train import Follower, publish
 from diffprune.io.attempts import Fenced
 from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.dataset_manifest import MANIFEST, Manifest
@@ -36,10 +36,11 @@ from diffprune.report import report
 from diffprune.report.analysis.records import read
 from diffprune.store import Store
 from diffprune.store.manifest import parse, render
-from diffprune.train.checkpoints import STEPS, Files, claim, damaged_lines, read_steps, signed
+from diffprune.train.checkpoints import Files, claim, damaged_lines, read_steps, signed
 from diffprune.train.context import LocalContext
 from diffprune.train.loop import missing
 from diffprune.train.recipe import Recipe
+from diffprune.train.step_log import STEPS
 from diffprune.vlm.load import load
 from tests.records import provenance
 
@@ -136,14 +137,6 @@ def test_a_damaged_data_manifest_is_named_with_what_to_do(damage: bytes) -> None
     Path(MANIFEST).write_bytes(damage)
     with pytest.raises(ValueError, match="remove it, or fetch the data again"):
         Manifest.read(Path("."))
-
-
-@pytest.mark.parametrize("damage", NOTHING)
-def test_a_damaged_snapshot_of_ray_is_put_aside(damage: bytes) -> None:
-    path = Path("checkpoint_manager_snapshot.json")
-    path.write_bytes(damage)
-    aside = put_aside(Path("."))
-    assert aside is not None and aside.read_bytes() == damage and not path.exists()
 
 
 # --- scorer folders --------------------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ from diffprune.io.s3_blobs import S3Blobs
 from diffprune.job import pipeline
 from diffprune.job.job import Job
 from diffprune.store import Busy, Fenced, Store, lock
-from diffprune.train.checkpoints import Files, claim
+from diffprune.train.checkpoints import Files, claim, read_steps, verified
+from diffprune.train.recipe import Recipe
+from diffprune.train.step_log import opened
 from tests.records import evaluate_cell, prediction, provenance
 
 AWSResponse: Any = pytest.importorskip("botocore.awsrequest", reason="no S3 server: boto3 is missing").AWSResponse
@@ -248,7 +250,54 @@ def test_a_run_reports_from_a_bucket_into_it_and_leaves_no_secret(place: str, ca
     assert not any(path.name.startswith("s3") for path in Path().iterdir()), "no folder of that name on this machine"
 
 
-def test_stages_with_files_of_their_own_are_refused_before_anything_starts(place: str) -> None:
-    with pytest.raises(ValueError, match=r"train keeps files of their own while at work, which needs a folder.*not s3://a-bucket"):
-        pipeline.run(Job(name="demo", train=pipeline.training.Recipe(pruners=("diffprune",))), place, stages=("train",))
-    assert S3Blobs(place).list() == {}
+# A run whose folder is a bucket's ------------------------------------------------------------------------------------------
+
+RECIPE: dict[str, Any] = {
+    "pruners": ("diffprune",), "steps": 5, "images": 2, "questions": 2, "workers": 1, "calibration_images": 2,
+    "validation_images": 2, "checkpoint_every": 2, "validate_every": 5, "grad_cosine_every": 0,
+}  # fmt: skip
+TRAINED = """
+    import sys, torch
+    from diffprune.train.context import LocalContext
+    from diffprune.train.loop import train
+    from diffprune.vlm.load import load
+    from test_s3 import RECIPE, Recipe
+    torch.set_num_threads(1)
+    for place in sys.argv[1:]:
+        train(Recipe(**RECIPE), LocalContext(place), lambda name: load(name, device="cpu"))
+"""
+
+
+def test_a_killed_training_goes_on_from_the_bucket_and_all_stages_work_there(place: str) -> None:
+    """The scorer is, byte for byte, that of a run on a disk that nobody disturbed."""
+    folder, states = f"{place}/run", S3Blobs(f"{place}/run")
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    command = [sys.executable, "-c", textwrap.dedent(TRAINED), "whole", folder]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}) as process:
+        while not (killed := [key for key in states.list("states") if "-00000002-" in key]):
+            assert process.poll() is None, "ended without a state"
+            time.sleep(0.01)
+        process.kill()
+    assert killed and not checkpoint.is_complete(f"{folder}/scorers/diffprune-0"), "killed before it was done"
+    search = {"recipe": Recipe(**RECIPE), "configurations": 1, "seeds": (9,), "validation_images": 2, "halvings": 0}
+    tune = {
+        "targets": (1.5,), "benchmarks": ("world('gqa')",), "calibration": 4, "held_out": 4, "batch": 2, "candidates": 1,
+        "curve_repeats": 3, "warmup": 1, "repeats": 1, "corrections": 0, "threads": 1,
+    }  # fmt: skip
+    evaluate = {"benchmarks": ("world('gqa')",), "limit": 4, "batch": 4}
+    job = Job(
+        name="run", search=search, train=Recipe(**RECIPE), tune=tune, evaluate=evaluate, baselines=("unpruned", "grid"),
+        budgets=("Keep(16)",), workers=1,
+    )  # fmt: skip
+    pipeline.run(job, place, stages=("search", "train", "tune", "evaluate"))
+    whole = Path("whole/scorers/diffprune-0/model.safetensors").read_bytes()
+    assert S3Blobs(f"{folder}/scorers/diffprune-0").read("model.safetensors") == whole
+    found, expected = (read_steps(one)["diffprune-0"] for one in (folder, "whole"))
+    assert [(row.step, row.loss) for row in found] == [(row.step, row.loss) for row in expected] and len(found) == 5
+    assert {key.rpartition("-")[0] for key in states.list("steps")} == {"steps/00000001", "steps/00000002"}, "both have written"
+    begun = [line["begin"][1] for text in opened(folder).read().splitlines() if (line := verified(text)) and "begin" in line]
+    assert begun[0] == 0 and begun[1] >= 2 and len(begun) == 2, "not from the beginning"
+    store = Store(f"{folder}/store")
+    assert set(store.read("outcomes")["verb"]) >= {"search", "train", "tune", "evaluate"} and not store.problems
+    assert len(store.read("steps")) == 5 and not states.list("states")
+    assert not list(Path().glob("s3*")), "no folder of that name on this machine"

@@ -21,7 +21,7 @@ from blob_stores import MemoryBlobs
 
 from diffprune.cli import commands
 from diffprune.core import termination
-from diffprune.distributed import cluster, trials, watchdog
+from diffprune.distributed import cluster, watchdog
 from diffprune.distributed.watchdog import Watchdog, Word
 from diffprune.io.run_lock import machine, start_ticks
 from diffprune.train import loop
@@ -264,20 +264,3 @@ def test_folders_of_dead_drivers_are_swept_and_no_others(tmp_path: Path, monkeyp
         assert Path(folder).is_dir(), "one's own is not dead"
     assert {"dp-ray-dead", "dp-ray-reused"}.isdisjoint(kept)
     assert {"dp-ray-alive", "dp-ray-elsewhere", "dp-ray-half", "dp-ray-unnamed", "dp-ray-link"} <= kept
-
-
-def test_folders_of_earlier_attempts_at_tuning_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of this run; another run's, which may be at work, and whatever else lies there, stay."""
-    for name in ("store-ray-tune-a-1", "store-ray-tune-a-2", "store-ray-tune-a-b-1", "store-ray-search-a-1", "store-ray-tune-a-x"):
-        (tmp_path / name).mkdir()
-
-    class Stopped(Exception):
-        pass
-
-    def tuner(*_: Any, **__: Any) -> Any:
-        raise Stopped
-
-    monkeypatch.setattr(trials.ray_tune, "Tuner", tuner)
-    with pytest.raises(Stopped):
-        trials.failures(lambda config: None, 1, tmp_path / "store-ray-tune-a-3", None, {"cpu": 1})
-    assert {path.name for path in tmp_path.iterdir()} == {"store-ray-tune-a-b-1", "store-ray-search-a-1", "store-ray-tune-a-x"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from diffprune.distributed import train as on_ray
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.fsdp import spread
 from diffprune.embedded import vlm as embedded
+from diffprune.io.attempts import Attempt
 from diffprune.store import Store
 from diffprune.train.checkpoints import Files, claim, read_steps
 from diffprune.train.context import Context, LocalContext
@@ -48,6 +50,7 @@ OPTIONS: dict[str, Any] = {
 THREE: dict[str, Any] = {  # scorers for two workers, with a ratio loss over uneven shares of the images
     "seeds": (0, 1, 2), "steps": 3, "images": 3, "pruners": ("gumbel_keepdrop",),
 }  # fmt: skip
+KEPT = {"attempts", "scorers", "states", "steps.jsonl", "workers"}
 SPREAD = OPTIONS | {"model": "tiny(llava)", "steps": 3, "micro_images": 1, "checkpointing": True, "validate_every": 3}
 
 
@@ -230,8 +233,6 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert valid and not (folder / "scorers").exists(), "killed before it was done"
-        await_(lambda: not processes("TrainController"))  # it outlives its driver for a moment, and writes the snapshot below
-        (folder / "ray" / on_ray.SNAPSHOT).write_text('{"checkpoint_res')  # what a crash in the middle of Ray's write leaves
         killer = threading.Thread(target=kill_a_worker, args=(folder,))
         killer.start()
         (place,) = on_ray.train(made, folder, store, made_by)
@@ -242,7 +243,17 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
     begins = [json.loads(text)["begin"][1] for text in (folder / "steps.jsonl").read_text().split("\n") if '"begin"' in text]
     assert begins[0] == 0 and begins[1] >= 2 and begins[2] >= 4 and len(begins) == 3
     assert store.read("steps")["step"].tolist() == list(range(10)), "published once, redone steps left out"
-    assert list((folder / "ray").glob("*.broken-*"))
+    assert {path.name for path in folder.iterdir()} <= KEPT, "nothing of Ray's"
+
+
+def test_a_host_that_cannot_see_the_folder_is_named(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver has noted is elsewhere: the attempt's number is there, by chance, and its note is another's."""
+    monkeypatch.setattr(on_ray, "SEEN_S", 0.6)
+    claim(tmp_path)
+    config = {"recipe": recipe(model, workers=1), "folder": str(tmp_path), "attempt": Attempt.noted(1, b"the driver's")}
+    reason = on_ray._fit(config, workers=0)
+    assert reason.startswith(f"{socket.gethostname()} cannot see {tmp_path}, where the driver has written")
+    assert not (tmp_path / "steps.jsonl").exists() and not (tmp_path / "workers").exists(), "nothing is written beside"
 
 
 def kill_a_worker(folder: Path) -> None:
@@ -266,23 +277,3 @@ def test_a_loss_that_stays_bad_is_told_in_one_sentence(monkeypatch: pytest.Monke
     monkeypatch.setattr(on_ray, "_fit", lambda *_: "diffprune, seed 0: loss or gradient was NaN")
     with pytest.raises(RuntimeError, match=r"^diffprune, seed 0: loss or gradient was NaN$"):
         on_ray.train(recipe(model), tmp_path / "run")
-
-
-@pytest.fixture
-def snapshot(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    import ray
-
-    (tmp_path / "checkpoint_a").mkdir()
-    yield {"ray_version": ray.__version__, "checkpoint_results": [{"checkpoint_dir_name": "checkpoint_a"}]}
-
-
-def test_a_sound_snapshot_stays_and_others_are_put_aside(snapshot: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / on_ray.SNAPSHOT
-    assert on_ray.put_aside(tmp_path) is None
-    path.write_text(json.dumps(snapshot))
-    assert on_ray.put_aside(tmp_path) is None and path.is_file()
-    gone = {**snapshot, "checkpoint_results": [{"checkpoint_dir_name": "checkpoint_b"}]}
-    for bad in ("", json.dumps(snapshot)[:-5], json.dumps({**snapshot, "ray_version": "1.0"}), json.dumps(gone), "[]"):
-        path.write_text(bad)
-        aside = on_ray.put_aside(tmp_path)
-        assert aside is not None and aside.read_text() == bad and not path.exists()

@@ -22,7 +22,8 @@ from diffprune.io.attempts import Fenced
 from diffprune.io.blob_store import LocalBlobs, open_blobs
 from diffprune.io.run_lock import lock
 from diffprune.store import Store
-from diffprune.train.checkpoints import STEPS, Files, claim
+from diffprune.train.checkpoints import Files, claim
+from diffprune.train.step_log import STEPS
 from diffprune.watch import observer as observing
 from diffprune.watch import screen as screens
 from diffprune.watch.drawing import _ticks

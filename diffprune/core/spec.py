@@ -137,6 +137,8 @@ def located(place: str) -> str:
     """
     if "\0" in place or any("\ud800" <= mark <= "\udfff" for mark in place):
         raise ValueError(f"{place!a:.100} is no path: it must be text of whole characters, without NUL")
+    if "://" in place:  # an address of a bucket
+        return place
     path = os.path.expanduser(place)
     looks = place.startswith((".", "/", "~")) or place.count("/") > 1
     return str(Path(path).absolute()) if looks or os.path.exists(path) else place

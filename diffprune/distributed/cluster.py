@@ -200,22 +200,28 @@ def _on_loopback() -> Iterator[None]:
 
 
 @contextmanager
-def _one_host() -> Iterator[str]:
-    """A folder for a cluster of this machine alone, whose ports all listen on 127.0.0.1.
-
-    Ray opens its folder to every user of the machine, whatever it was (0777), with the packages it runs in it; so the folder lies
-    in a new one that is ours and stays 0700.
-    """
+def private_folder() -> Iterator[str]:
+    """A folder of this machine for what Ray notes while at work: below one that is ours and stays 0700, named by its owner, and
+    removed in the end, or by the next run where this process was killed."""
     place = _short_folder()
     sweep_leftovers(Path(place))
     private = tempfile.mkdtemp(prefix=PREFIX, dir=place)
     (Path(private) / OWNER).write_text(f"{machine()} {os.getpid()} {start_ticks(os.getpid())}")
     try:
         (folder := Path(private) / "r").mkdir(mode=0o700)
-        with _on_loopback():
-            yield str(folder)
+        yield str(folder)
     finally:
         shutil.rmtree(private, ignore_errors=True)
+
+
+@contextmanager
+def _one_host() -> Iterator[str]:
+    """A folder for a cluster of this machine alone, whose ports all listen on 127.0.0.1.
+
+    Ray opens its folder to every user of the machine, whatever it was (0777), with the packages it runs in it; hence a private one.
+    """
+    with private_folder() as folder, _on_loopback():
+        yield folder
 
 
 def sweep_leftovers(place: Path) -> None:

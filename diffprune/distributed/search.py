@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -75,10 +74,9 @@ def search(
 
 def _run(asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance, workers: int, halvings: int) -> None:
     """All trials of one method, those that are known told again."""
-    folder = Path(f"{store.blobs}-ray-search-{provenance.run}-{provenance.attempt}")
     gpus = ray.cluster_resources().get("GPU", 0)
     failed, reason = failures(
-        ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known)), len(asked), folder,
+        ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known)), len(asked),
         _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": min(1.0, gpus / workers)}, max_concurrent_trials=workers,
         scheduler=ASHAScheduler("look", "validation_hard", "min", max_t=2**halvings, grace_period=1, reduction_factor=2),
     )  # fmt: skip

@@ -1,18 +1,18 @@
 """Training over the workers of a cluster: one worker group for all scorers, the frozen VLM loaded once per worker.
 
 The loop is `diffprune.train`; this file gives it a context made of Ray Train and torch.distributed. What survives failures:
-a killed worker (the group restarts and goes on from the last state), a killed driver (the same command goes on), a broken
-snapshot of Ray's (put aside; our own states lead). All workers must share the run's folder, as Ray's storage path must be.
+a killed worker (the group restarts and goes on from the last state), a killed driver (the same command goes on). States and step
+log lie in the run's folder, which all workers must see, or in its bucket; Ray starts the workers and keeps nothing: what it notes
+while at work is removed with the driver.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
+import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -31,11 +31,14 @@ from diffprune.core.records import Outcome, Provenance, Step
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed import metrics, watchdog
+from diffprune.distributed.cluster import private_folder
 from diffprune.distributed.fsdp import spread
-from diffprune.io.blob_store import LocalBlobs
+from diffprune.distributed.interface import OwnInterface
+from diffprune.io.blob_store import absolute
 from diffprune.io.checkpoint import is_complete, read_config
 from diffprune.store import Store
-from diffprune.train.checkpoints import STATES, STEPS, Files, as_step, claim, damaged_lines, load_state, read_steps, verified
+from diffprune.train import step_log
+from diffprune.train.checkpoints import Files, as_step, claim, damaged_lines, read_steps, verified
 from diffprune.train.context import Context, Ended
 from diffprune.train.loop import line, missing, scorers
 from diffprune.train.loop import train as train_here
@@ -43,13 +46,11 @@ from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import BadData, Diverged
 from diffprune.vlm.load import load
 
-NAME = "ray"  # of Ray's run below our folder
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-logger = logging.getLogger(__name__)
+SEEN_S = 30.0  # after which a network file system shows what was written on another host
 
 
 class Refused(RuntimeError):
-    """The model cannot be loaded on some worker; trying again gives the same."""
+    """A worker cannot load the model, or does not see the run's folder; trying again gives the same."""
 
 
 class RayContext(Context):
@@ -63,6 +64,7 @@ class RayContext(Context):
         self.rank, self.world = here.get_world_rank(), here.get_world_size()
         self.device = ray.train.torch.get_device()
         self.files = Files(folder, attempt)
+        self.prove_shared()
         self.speaker = watchdog.Speaker(self.files.blobs, attempt, self.rank)
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -82,25 +84,22 @@ class RayContext(Context):
     def progress(self, text: str) -> None:
         """Nothing: the driver reads the step log, which needs no channel of its own."""
 
-    def save(self, name: str, state: Any) -> None:
-        """Publish the state, and tell Ray: it keeps a copy in its own storage and restarts from the last report."""
-        import ray.train
-
-        super().save(name, state)
-        mine = ray.train.Checkpoint.from_directory(str(self.files.folder / STATES / name)) if self.rank == 0 else None
-        ray.train.report({"loop": name, "step": state["step"]}, checkpoint=mine)
-
-    def load(self, name: str) -> dict[str, Any] | None:
-        """Our own newest state; where it is lost, Ray's copy."""
-        import ray.train
-
-        if (state := super().load(name)) is not None:
-            return state
-        kept = ray.train.get_checkpoint()
-        if kept is None:
-            return None
-        with kept.as_directory() as folder:
-            return load_state(LocalBlobs(folder), "", self.device)
+    def prove_shared(self) -> None:
+        """Raises Refused, on every worker: some host does not see the note of this attempt, which the driver has written."""
+        end = time.monotonic() + SEEN_S
+        while not (seen := self.files.shared()) and time.monotonic() < end:
+            time.sleep(0.5)
+        blind: list[str | None] = [None] * self.world
+        mine = None if seen else socket.gethostname()
+        if self.world > 1:
+            group.all_gather_object(blind, mine)
+        else:
+            blind = [mine]
+        if hosts := sorted({host for host in blind if host}):
+            raise Refused(
+                f"{' and '.join(hosts)} cannot see {self.files.blobs}, where the driver has written: "
+                "the run's folder must be one that all hosts share, or a bucket (--out s3://...)"
+            )
 
     def load_model(self, name: Spec, shard: bool = False, **options: Any) -> VLM:
         """The VLM on this worker's device; shard: its decoder spread over all workers. options: of `load`.
@@ -119,12 +118,15 @@ class RayContext(Context):
         return spread(vlm, self.device) if shard and self.world > 1 else vlm
 
 
-def _work(config: dict[str, Any]) -> None:
-    """What each worker runs. Why training cannot succeed is noted; anything raised is worth a restart."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every report is announced
+def _work(config: dict[str, Any]) -> str:
+    """What each worker runs. Returns why training cannot succeed, or ""; anything raised is worth a restart."""
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    context, recipe = RayContext(Path(config["folder"]), config["attempt"]), config["recipe"]
+    recipe = config["recipe"]
+    try:
+        context = RayContext(Path(config["folder"]), config["attempt"])
+    except Refused as error:
+        return str(error)
     if context.rank == 0:
         context.files.append({"group": context.world})  # the driver counts how often they begin
     try:
@@ -133,23 +135,23 @@ def _work(config: dict[str, Any]) -> None:
         context.stop(str(error))
     except Ended:
         pass  # saved; the driver knows
+    return context.files.stopped()
 
 
 def train(recipe: Recipe, folder: Path | str, store: Store | None = None, provenance: Provenance | None = None) -> list[Path]:
     """Train what `folder` does not hold yet on the connected Ray; returns the scorers' folders in recipe order.
 
-    The same call goes on where an earlier one stopped, and does nothing when all is there. Step records go to `steps.jsonl`
+    The same call goes on where an earlier one stopped, and does nothing when all is there. Step records go to the step log
     in the folder while training and to the store whenever a scorer is finished.
 
     Raises:
         ValueError: the folder holds another recipe's scorer, or the data cannot be read.
         RuntimeError: training failed; the sentence says why.
     """
-    folder = Path(folder).resolve()
+    folder = absolute(folder)
     if missing(recipe, folder):
         files = Files(folder, claim(folder))
         config = {"recipe": recipe, "folder": str(folder), "attempt": files.attempt}
-        put_aside(folder / NAME)
         print(f"train: the first example is {training.first_example(recipe.data)}", flush=True)
         with Follower(recipe, folder, store, provenance, files), termination.saving(files.ask_to_end):
             reason = _fit(config, recipe.workers)
@@ -171,65 +173,39 @@ def _fit(config: dict[str, Any], workers: int) -> str:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= workers
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
-        run_config=RunConfig(
-            name=NAME,
-            storage_path=config["folder"],
-            failure_config=FailureConfig(max_failures=2, controller_failure_limit=2),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    # Ctrl-C stays ours: Ray's handler ends the process with exit code 0, and is left in place for whatever runs afterwards.
-    trainer._register_sigint_handler = lambda controller: None
+    with private_folder() as own:
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config=config,
+            torch_config=OwnInterface(),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
+            run_config=RunConfig(
+                name="train",
+                storage_path=own,
+                failure_config=FailureConfig(max_failures=2, controller_failure_limit=2),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        # Ctrl-C stays ours: Ray's handler ends the process with exit code 0, and is left in place for whatever runs afterwards.
+        trainer._register_sigint_handler = lambda controller: None
+        return _fitted(trainer)
+
+
+def _fitted(trainer: Any) -> str:
+    """See `_fit`."""
+    import ray
+
     try:
-        trainer.fit()
-        return Files(Path(config["folder"]), config["attempt"]).stopped()
+        return trainer.fit().return_value or ""
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failures = getattr(error, "worker_failures", {})
         first = next((f"worker {rank}: {failure}" for rank, failure in failures.items()), str(error)).strip()
         said = [text for text in first.splitlines() if text.strip()]
         raise RuntimeError(f"training stopped ({said[0]} ... {said[-1]}); run the same command again to go on") from error
-
-
-def put_aside(run: Path) -> Path | None:
-    """Rename a snapshot that would keep Ray from starting; returns its new place, or None where it is sound.
-
-    Ray writes it in place and ties it to its version, so half a file, another version, or checkpoints that are gone stop
-    every later start. Nothing is lost: our own states lead.
-    """
-    import ray
-
-    path = run / SNAPSHOT
-    if not path.is_file():
-        return None
-    try:
-        snapshot = json.loads(path.read_text())
-        named = set(_values(snapshot, "checkpoint_dir_name"))
-        if snapshot["ray_version"] == ray.__version__ and all((run / checkpoint).is_dir() for checkpoint in named):
-            return None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    aside = path.with_name(f"{SNAPSHOT}.broken-{time.time_ns()}")
-    path.rename(aside)
-    logger.warning("%s cannot be used and was put aside as %s", path, aside.name)
-    return aside
-
-
-def _values(tree: Any, key: str) -> Iterator[str]:
-    """Every text under `key`, at any depth."""
-    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for name, value in inner:
-        if name == key and isinstance(value, str):
-            yield value
-        yield from _values(value, key)
 
 
 def publish(recipe: Recipe, folder: Path, store: Store | None, provenance: Provenance | None) -> None:
@@ -239,7 +215,7 @@ def publish(recipe: Recipe, folder: Path, store: Store | None, provenance: Prove
     finished = {key: place for key, place in scorers(recipe, folder).items() if is_complete(place)}
     done, steps = store.done() if finished else set(), read_steps(folder)
     if damaged := damaged_lines(folder):
-        print(f"train: {damaged} damaged lines of {folder / STEPS} are left out of the records", flush=True)
+        print(f"train: {damaged} damaged lines of {step_log.opened(folder)} are left out of the records", flush=True)
     for (spec, seed), place in finished.items():
         facts = read_config(place)["facts"]
         made = registry.make("pruners", spec)
@@ -267,7 +243,8 @@ class Follower(threading.Thread):
         self.images = {scorer: own.images for scorer, own in recipes.items()}
         self.run_name, self.groups = provenance.run if provenance else "", 0
         self.ended = threading.Event()
-        self.place = (folder / STEPS).stat().st_size if (folder / STEPS).is_file() else 0
+        self.log = step_log.opened(folder)
+        self.place = self.log.newer(None)[1]
 
     def __enter__(self) -> Follower:
         left = len(missing(self.recipe, self.folder))
@@ -300,16 +277,11 @@ class Follower(threading.Thread):
     def _newest(self) -> list[tuple[str, Step]]:
         """(scorer, its last whole step) of what was written since the last look: the newest of the scorer that is trained now, and
         the last of each that was finished meanwhile."""
-        with suppress(FileNotFoundError), (self.folder / STEPS).open("rb") as stream:
-            stream.seek(self.place)
-            text = stream.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            self.place += len(whole)
-            lines = [found for piece in whole.splitlines() if (found := verified(piece))]
-            rows = [row for found in lines if (row := as_step(found))]
-            self._count(rows, [found["group"] for found in lines if "group" in found])
-            return list(dict(rows).items())
-        return []
+        whole, self.place = self.log.newer(self.place)
+        lines = [found for piece in whole.splitlines() if (found := verified(piece))]
+        rows = [row for found in lines if (row := as_step(found))]
+        self._count(rows, [found["group"] for found in lines if "group" in found])
+        return list(dict(rows).items())
 
     def _count(self, rows: Sequence[tuple[str, Step]], began: Sequence[int]) -> None:
         """Metrics of what was read. began: numbers of workers of each group that began."""

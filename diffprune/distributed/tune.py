@@ -142,7 +142,7 @@ def _trial(config: dict[str, Any], actor: Any, candidates: Sequence[Candidate]) 
     ray_tune.report({"accuracy": found.mean, "low": found.low, "high": found.high})
 
 
-def _trials(actor: Any, folder: Path, candidates: Sequence[Candidate], found: Callable[[Candidate, Accuracy], None]) -> None:
+def _trials(actor: Any, candidates: Sequence[Candidate], found: Callable[[Candidate, Accuracy], None]) -> None:
     """Ray Tune over candidates.
 
     Raises:
@@ -152,7 +152,6 @@ def _trials(actor: Any, folder: Path, candidates: Sequence[Candidate], found: Ca
     failed, reason = failures(
         bound,
         len(candidates),
-        folder,
         _Tell(candidates, found),
         {"cpu": 0.1},
         metric="accuracy",
@@ -202,12 +201,11 @@ def _searched(todo: Sequence[Cell], options: Tuning, store: Store, provenance: P
         RuntimeError: it died again and again.
     """
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-    folder = Path(f"{store.blobs}-ray-tune-{provenance.run}-{provenance.attempt}")
     for deaths in range(1, TRIES + 1):
         actor = ray.remote(num_cpus=1, num_gpus=gpus)(Resident).remote()
         try:
             _ready(actor, model, list(dict.fromkeys(tuned(cell).pruner for cell in todo)), options)
-            search = Search(todo, options, store, provenance, cast(Probes, _Remote(actor)), partial(_trials, actor, folder))
+            search = Search(todo, options, store, provenance, cast(Probes, _Remote(actor)), partial(_trials, actor))
             search.go()
             metrics.CELLS.add(len(todo) - len(search.failed), provenance.run, "tune", "ok")
             metrics.CELLS.add(len(search.failed), provenance.run, "tune", "failed")

@@ -89,6 +89,11 @@ def remote(place: Path | str) -> str | None:
     return found[1] if found else None
 
 
+def absolute(place: Path | str) -> Path:
+    """A place that stays the same in other working folders; an address does anyway."""
+    return Path(place) if remote(place) else Path(place).absolute()
+
+
 class LocalBlobs:
     """Blobs as files below a folder, which the first write creates. Needs a file system with hard links.
 

@@ -51,7 +51,7 @@ def write(folder: Blobs | Path | str, tensors: Mapping[str, Tensor], config: Map
 
 
 def read(folder: Blobs | Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and config of a folder written by `write`.
+    """Tensors and config of a folder written by `write`; the config says the weights' sha256 in any case.
 
     Raises:
         ValueError: missing, truncated or altered file, or values that are not finite; names the file and the reason.
@@ -60,8 +60,10 @@ def read(folder: Blobs | Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]
     config, name = read_config(blobs), f"{blobs}/{FILE}"
     try:
         weights = blobs.read(FILE)
-        if config.get(CHECKSUM) not in (None, hashlib.sha256(weights).hexdigest()):
+        digest = hashlib.sha256(weights).hexdigest()
+        if config.setdefault(CHECKSUM, digest) not in (None, digest):
             raise ValueError(ALTERED.format(name))
+        config[CHECKSUM] = digest
         tensors = load(weights)
     except FileNotFoundError:
         raise ValueError(f"{name}: the weights file is missing") from None

@@ -12,6 +12,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from diffprune.core.benchmark import HubDataset
 from diffprune.core.errors import first_line
+from diffprune.io.blob_store import remote
 from diffprune.io.checkpoint import CONFIG, FILE
 from diffprune.io.dataset_manifest import Manifest
 from diffprune.io.dataset_splits import card_patterns, patterns, split_files
@@ -106,12 +107,12 @@ def files(repository: str, revision: str, wanted: Sequence[str], kind: str = "da
 
 
 def scorer_folder(name: str, revision: str = "main") -> Path:
-    """The folder of a scorer, fetched if it is one of the Hub's.
+    """The folder of a scorer, here or in a bucket, fetched if it is one of the Hub's.
 
     Raises:
         ValueError: neither a folder nor a name of the Hub, or not to be had.
     """
-    if os.path.isdir(name):  # unlike `Path.is_dir`, False for what no file can be called
+    if remote(name) or os.path.isdir(name):  # unlike `Path.is_dir`, False for what no file can be called
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(f"no scorer {name!r:.200}: give a folder with config.json and {FILE}, or a name of the Hub, 'owner/name'")

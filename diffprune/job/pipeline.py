@@ -32,7 +32,7 @@ from diffprune.distributed.sweep import SweepFailed, sweep
 from diffprune.embedded.world import scene
 from diffprune.evaluate import grading
 from diffprune.io import event_log
-from diffprune.io.blob_store import LocalBlobs, open_blobs
+from diffprune.io.blob_store import open_blobs
 from diffprune.io.run_lock import refuse_if_held
 from diffprune.job import settings
 from diffprune.job.job import Job
@@ -196,7 +196,7 @@ class PipelineRun:
         found = searching.search(options, asked, store, self.provenance, workers=self.job.workers, address=self.address)
         winners = [found[method] for method in options.recipe.pruners]
         told = {"pruners": [str(trial.recipe.pruners[0]) for trial in winners], "methods": [trial.winner for trial in winners]}
-        LocalBlobs(self.plan.folder).replace("winners.json", (json.dumps(told, indent=1) + "\n").encode())
+        open_blobs(self.plan.folder).replace("winners.json", (json.dumps(told, indent=1) + "\n").encode())
         print(f"search: the winners, as a job file's Recipe names them\n{spelled(winners)}", flush=True)
 
     def train(self) -> None:

@@ -18,7 +18,7 @@ from diffprune.core.vlm import VLM
 from diffprune.embedded.world import SPLITS, WORLD_VERSION
 from diffprune.evaluate import grading
 from diffprune.evaluate.cells import cells as evaluation_cells
-from diffprune.io.blob_store import open_blobs, remote
+from diffprune.io.blob_store import absolute, open_blobs
 from diffprune.job import overlap, preflight
 from diffprune.job.job import Job
 from diffprune.measure import measure
@@ -31,7 +31,6 @@ from diffprune.vlm.load import load
 from diffprune.vlm.meta_model import configuration
 
 CELLS = ("tune", "evaluate", "measure")  # stages that ask cells of a model
-OWN_FILES = ("search", "train", "tune")  # stages that keep files of their own in the run's folder while at work
 NUM_SCENES = 4  # pictures in the report
 UNTRAINED = "untrained, seed"  # in place of the hash of weights that are not there yet
 
@@ -72,7 +71,7 @@ class Plan:
         first = [spec for spec in ready if not (self.job.train and spec.place("weights"))]
         for (spec, seed), place in self.job.scorers(self.folder).items():
             if (spec, seed) not in waiting and self._wanted(stage, spec, seed):
-                ready.append(spec.at(weights=place.absolute()))
+                ready.append(spec.at(weights=absolute(place)))
                 first += ready[-1:] if self._first(seed) else []
         found = self._asked(stage, ready, first)
         for spec, seed in self.job.scorers(self.folder):
@@ -146,7 +145,7 @@ class Plan:
         self.vlm = self.vlm or load(job.model)
         budget, names = job.budgets[:3][-1], tuple(map(str, SPLITS["test"][:NUM_SCENES]))
         first = [
-            spec.at(weights=place.absolute())
+            spec.at(weights=absolute(place))
             for (spec, seed), place in job.scorers(self.folder).items()
             if seed == job.train.seeds[0]
         ]
@@ -163,11 +162,6 @@ class Plan:
             ValueError: names what is wrong.
         """
         needs = [stage for stage in stages if stage in CELLS]
-        if (own := [stage for stage in stages if stage in OWN_FILES]) and remote(self.folder):
-            told = f"{' and '.join(own)} {'keeps' if len(own) == 1 else 'keep'} files of their own while at work"
-            raise ValueError(
-                f"{told}, which needs a folder: name one that all hosts share with --out, not {open_blobs(self.folder)}"
-            )
         for stage in needs:
             if not self.cells(stage):
                 raise ValueError(f"nothing to {stage}: name at least one method other than unpruned, as in --pruner attention")
@@ -194,7 +188,7 @@ class Plan:
             asked: Questions = subject.settings.questions[0] if isinstance(subject, TuneSpec) else subject.questions
             waiting = set(self.untrained())
             trained = [
-                spec if (spec, seed) in waiting else spec.at(weights=place.absolute())
+                spec if (spec, seed) in waiting else spec.at(weights=absolute(place))
                 for (spec, seed), place in self.job.scorers(self.folder).items()
             ]
             preflight.check(self.vlm, [*self.job.baselines, *trained], asked, self.job.budgets)

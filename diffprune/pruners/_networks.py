@@ -167,6 +167,6 @@ class Networks(TrainablePruner):
         files.load_into(networks, {key: value for key, value in tensors.items() if key not in ("mean", "spread")}, path)
         self.standardise_by(tensors["mean"].float(), tensors["spread"].float())
         networks.eval().requires_grad_(False)
-        self.weights_sha256 = files.sha256(path)[:20]
+        self.weights_sha256 = config[files.CHECKSUM][:20]
         self.trained_on, self.recipe, self.trained_seed = trained_on(config, folder / files.CONFIG)
         self.facts = config.get("facts", {})

@@ -154,7 +154,7 @@ class Btp(FittedPruner):
                 f"{folder / files.FILE}: tensor 'after' is {after}, but must be four depths in order, below the decoder's"
             )
         self.layers, self.after, self.shift = deep, tuple(after), tensors.get("shift", torch.zeros(0))
-        self.weights_sha256 = files.sha256(folder / files.FILE)[:20]
+        self.weights_sha256 = config[files.CHECKSUM][:20]
         self.trained_on, self.recipe, self.trained_seed = trained_on(config, folder / files.CONFIG)
 
 

@@ -96,7 +96,7 @@ class PoRe(FittedPruner, ScorePruner):
         if sigma is None or sigma.numel() != 1 or not sigma.is_floating_point():
             raise ValueError(f"{folder / files.FILE}: tensor 'sigma' is missing or no single floating-point number")
         self.sigma = float(sigma)
-        self.weights_sha256 = files.sha256(folder / files.FILE)[:20]
+        self.weights_sha256 = config[files.CHECKSUM][:20]
         self.trained_on, self.recipe, self.trained_seed = trained_on(config, folder / files.CONFIG)
         self.facts = config.get("facts", {})
 

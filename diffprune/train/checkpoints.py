@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,10 +21,10 @@ import torch
 
 from diffprune.core.records import Step
 from diffprune.io.attempts import Attempt, Attempts
-from diffprune.io.blob_store import Blobs, LocalBlobs, named, open_blobs
+from diffprune.io.blob_store import Blobs, open_blobs, remote
 from diffprune.io.json_object import parsed
+from diffprune.train import step_log
 
-STEPS = "steps.jsonl"
 STATES = "states"
 STOPPED = "stopped"
 ENDING = "ending"
@@ -45,9 +44,7 @@ def claim(folder: Blobs | Path | str) -> Attempt:
 class Files:
     """States and step log of one attempt.
 
-    folder: of this machine or shared by all; the step log lies in it, as it grows by a line per step: a local append, since blobs
-            are written whole. Where workers share no folder, each `save` would publish the lines since the one before as a blob
-            `steps/<attempt>-<step>`, and `read_steps` read these in order.
+    folder: of this machine or shared by all, or of a bucket; the step log lies in it.
     attempt: from `claim`.
     storage: where states and attempts are; the folder itself if not given.
     """
@@ -59,11 +56,26 @@ class Files:
     @cached_property
     def blobs(self) -> Blobs:
         """Where states and attempts are."""
-        return self.storage or LocalBlobs(self.folder)
+        return self.storage or open_blobs(self.folder)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the folder is a bucket's."""
+        return remote(self.folder) is not None
+
+    @cached_property
+    def log(self) -> step_log.StepLog:
+        """The step log, to be appended to."""
+        return step_log.opened(self.folder, self.attempt)
 
     def check(self) -> None:
         """Raises Fenced when a newer attempt has claimed the folder."""
         attempts_at(self.blobs).check(self.attempt)
+
+    def shared(self) -> bool:
+        """Whether this process sees what stands in the blob of the attempt, or that a newer one has taken over."""
+        attempts = attempts_at(self.blobs)
+        return attempts.newest() > self.attempt or attempts.note(self.attempt) == getattr(self.attempt, "note", None)
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Publish a state under a name; the one before it is kept, so that a crash at any point leaves at least one."""
@@ -109,17 +121,7 @@ class Files:
 
     def append(self, line: Mapping[str, Any], durable: bool = False) -> None:
         """Add a line to the step log; `durable` waits until it and all before it are on the disk."""
-        path = self.folder / STEPS
-        try:
-            with path.open("ab+", buffering=0) as stream:
-                whole = stream.tell() == 0 or (stream.seek(-1, os.SEEK_END) and stream.read(1) == b"\n")
-                left = memoryview(("" if whole else "\n").encode() + signed(line) + b"\n")
-                while left:  # a disk that is almost full takes a part without a word
-                    left = left[stream.write(left) :]
-                if durable:
-                    os.fsync(stream.fileno())
-        except OSError as error:
-            raise named(error, path) from error
+        self.log.append(signed(line) + b"\n", durable)
 
 
 def load_state(blobs: Blobs, prefix: str, device: torch.device) -> dict[str, Any] | None:
@@ -158,12 +160,11 @@ def as_step(line: Mapping[str, Any]) -> tuple[str, Step] | None:
     return values.pop("scorer"), Step(**values)
 
 
-def read_steps(folder: Path) -> dict[str, list[Step]]:
+def read_steps(folder: Path | str) -> dict[str, list[Step]]:
     """The step records in a folder by scorer: each step once, as it was last run; what is torn or damaged is left out
     (`damaged_lines` counts it)."""
-    path = folder / STEPS
     found: dict[str, dict[int, Step]] = {}
-    for text in path.read_bytes().split(b"\n") if path.is_file() else []:
+    for text in step_log.opened(folder).read().split(b"\n"):
         line = verified(text)
         if line is None:
             continue
@@ -175,7 +176,6 @@ def read_steps(folder: Path) -> dict[str, list[Step]]:
     return {scorer: list(rows.values()) for scorer, rows in found.items()}
 
 
-def damaged_lines(folder: Path) -> int:
+def damaged_lines(folder: Path | str) -> int:
     """Lines of the step log that are torn or damaged, which a killed run may leave one of."""
-    path = folder / STEPS
-    return sum(bool(text) and verified(text) is None for text in path.read_bytes().split(b"\n")) if path.is_file() else 0
+    return sum(bool(text) and verified(text) is None for text in step_log.opened(folder).read().split(b"\n"))

@@ -1,10 +1,10 @@
 """Execution context of a training loop: rank and device, reductions over workers, storage of states and step records.
 
 The training loop knows a `Context` and nothing else, so it runs the same alone (`LocalContext`) and on a cluster
-(`diffprune/distributed/train.py`). Everything is written under one folder that all workers can read:
+(`diffprune/distributed/train.py`). Everything is written under one folder, or address of a bucket, that all workers can read:
 
     attempts/<number>                            the newest run on this folder; an older one may not write any more
-    steps.jsonl                                  one line per training step, redone steps later
+    steps.jsonl                                  one line per training step, redone steps later; in a bucket pieces of it
     stopped/<attempt>-<rank>                     why a worker cannot go on
     ending/<attempt>                             all workers are to save and end
     states/<name>/<attempt>-<step>-<sha256>.pt   what a loop needs to go on: the newest state and the one before
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from diffprune.core.records import Step
 from diffprune.train.checkpoints import Files, claim
 
+LOOK_S = 1.0  # between looks whether all are to end: each is a request where states lie in a bucket
+
 
 class Ended(Exception):
     """Training was asked to end before it was done; what is needed to go on is saved."""
@@ -41,6 +43,7 @@ class Context(ABC):
     world: int
     device: torch.device
     files: Files
+    _looked, _asked = -math.inf, False
 
     @abstractmethod
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -73,7 +76,9 @@ class Context(ABC):
 
     def ending(self) -> bool:
         """Whether all workers are to save and end, on all or on none; every worker must ask."""
-        return bool(self.sum(torch.tensor(float(self.files.ending()), device=self.device)) > 0)
+        if (now := time.monotonic()) - self._looked >= (LOOK_S if self.files.remote else 0):
+            self._looked, self._asked = now, self.files.ending()
+        return bool(self.sum(torch.tensor(float(self._asked), device=self.device)) > 0)
 
     def load(self, name: str) -> dict[str, Any] | None:
         """The newest state saved under a name by this or an earlier run."""

@@ -100,7 +100,7 @@ def _others_done(recipe: Recipe, context: Context, apart: list[tuple[Spec, int]]
     Through the folder they share, not by a collective operation: these give up after a time that one training may well exceed.
     """
     places = scorers(recipe, context.files.folder)
-    while not all(checkpoint.is_complete(places[key]) for key in apart):
+    while apart := [key for key in apart if not checkpoint.is_complete(places[key])]:
         if context.files.stopped() or context.files.ending():
             return False
         time.sleep(POLL_S)
@@ -126,6 +126,7 @@ class Run:
         """Train to the end, going on where an earlier run stopped, and save."""
         trainer = ScorerTrainer(self.context, self.vlm, self.recipe, pruner, self.seed, self.known)
         _steps(trainer)
+        self.context.files.log.flush()
         broken = self.context.sum(torch.tensor(float(trainer.tally.broken), device=self.context.device))
         trainer.networks.eval()
         artifact = self.save(pruner, **_facts(trainer, int(broken)) if self.context.rank == 0 else {})

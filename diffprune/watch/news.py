@@ -16,7 +16,8 @@ from diffprune.statistics import speedup
 from diffprune.store import Store
 from diffprune.store.manifest import BUNDLES, MANIFESTS
 from diffprune.track.tracker import Scalars
-from diffprune.train.checkpoints import STEPS, as_step, verified
+from diffprune.train.checkpoints import as_step, verified
+from diffprune.train.step_log import opened
 from diffprune.watch.snapshot import Curve, Failure, Point
 
 BINS = 120  # points of a loss curve
@@ -33,7 +34,7 @@ class News:
     def __init__(self, folder: Path, steps: Mapping[str, int]) -> None:
         self.folder, self.steps = folder, dict(steps)
         self.store, self.statuses = Store(folder / "store"), dict[str, str]()
-        self._place, self._listed = 0, tuple[int, ...]()
+        self._steps_log, self._place, self._listed = opened(folder), None, tuple[int, ...]()
         self._log: dict[str, dict[int, Step]] = {}
         self._accuracy: dict[str, dict[str, Any]] = {}  # by cell to evaluate
         self._speedup: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -46,14 +47,7 @@ class News:
     # -- the step log ------------------------------------------------------------------------------------------------
 
     def _steps(self) -> Iterator[Scalars]:
-        path = self.folder / STEPS
-        if not path.is_file() or path.stat().st_size <= self._place:
-            return
-        with path.open("rb") as stream:
-            stream.seek(self._place)
-            text = stream.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._place += len(whole)
+        whole, self._place = self._steps_log.newer(self._place)
         for line in filter(None, map(verified, whole.splitlines())):
             if "begin" in line:  # what an earlier process did from here on is done again
                 scorer, start = line["begin"]

@@ -24,7 +24,7 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
     8: ("a job's supervisor is killed, the job is sent again", ("test_submit: test_ids_say_run_and_attempt_and_are_unique",)),
     9: ("the driver of a tuning is killed", (
         "test_tune: test_a_tuning_that_was_interrupted_repeats_nothing",
-        "test_termination: test_folders_of_earlier_attempts_at_tuning_are_swept",
+        "test_termination: test_folders_of_dead_drivers_are_swept_and_no_others",
     )),
     10: ("calls fail and workers are killed while answering", ("test_sweep: test_a_killed_worker_costs_one_batch",)),
     11: ("SIGTERM with ten seconds of grace", (
@@ -58,7 +58,9 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
         "test_lease: test_a_lost_host_is_taken_over_after_its_lease", "test_lease: test_a_lock_removed_by_hand_shuts_its_owner_out",
         "test_s3: test_two_writers_one_killed_and_one_that_takes_over",
     )),
-    19: ("a broken snapshot of Ray's", ("test_train_ray: test_a_sound_snapshot_stays_and_others_are_put_aside",)),
+    19: ("a broken snapshot of Ray's: none is kept", (
+        "test_train_ray: test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve",
+    )),
     20: ("a damaged or hostile scorer", (
         "test_own_files: test_a_hostile_configuration_is_refused_before_anything_is_allocated",
         "test_own_files: test_weights_that_cannot_be_right_are_refused",
