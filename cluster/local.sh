@@ -45,9 +45,12 @@ print(*(s.getsockname()[1] for s in held))
 PY
 }
 
+free() { "$PYTHON" -c 'import socket, sys; socket.create_server(("127.0.0.1", int(sys.argv[1])))' "$1" 2>/dev/null; }
+
 start() {
   if running; then echo "a head is running already (process $(cat "$pidfile"), $DIFFPRUNE_HEAD)" >&2; exit 1; fi
   if [ "$PORT" -ge 10002 ] && [ "$PORT" -le 19999 ]; then echo "PORT $PORT is among Ray's worker ports (10002 to 19999): choose another" >&2; exit 2; fi
+  if ! free "$PORT"; then echo "port $PORT is taken by another program: set PORT to another one" >&2; exit 1; fi
   (cd "$here" && "$PYTHON" -c "from diffprune.distributed.cluster import secure; secure()")
   read -r gcs agent agent_grpc environment metrics client <<<"$(free_ports 6)"
   local options=(--head --block --disable-usage-stats --node-ip-address 127.0.0.1 --port "$gcs"

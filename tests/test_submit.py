@@ -479,6 +479,15 @@ def test_stop_ends_no_process_that_is_not_the_head(own_folder: Path) -> None:
     assert done.returncode == 2 and "worker ports" in done.stderr
 
 
+def test_a_port_of_another_program_is_named_at_once(own_folder: Path) -> None:
+    """Ray would take half a minute to say so, or somebody else's head would seem to be ours."""
+    with socket.create_server(("", 0)) as server:
+        own = {"DIFFPRUNE_HEAD": str(own_folder / "place"), "PYTHON": sys.executable, "PORT": str(port := server.getsockname()[1])}
+        done = subprocess.run([LOCAL, "start"], env=os.environ | own, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr == f"port {port} is taken by another program: set PORT to another one\n"
+    assert [path.name for path in (own_folder / "place").iterdir()] == []
+
+
 # --- a real head ------------------------------------------------------------------------------------------------------
 
 

@@ -170,6 +170,32 @@ def test_two_workers_share_one_cell_to_its_end(session: None, asked: list[Cell],
     assert outcomes[["status", "reason", "rows"]].values.tolist() == [["ok", "3 of 30 answers failed", 30]]
 
 
+def test_a_place_where_every_process_dies_while_loading_is_left_out(
+    session: None, asked: list[Cell], own_folder: Path, monkeypatch, capsys
+) -> None:
+    """The other one works on; where none is left, the run ends."""
+
+    class Unlucky(Sleepy):
+        """Dies while it loads, but for one process, which is ready last."""
+
+        def prepare(self, model: Spec, methods: Sequence[Spec]) -> int:
+            try:
+                (own_folder / "lucky").touch(exist_ok=False)
+            except FileExistsError:
+                (own_folder / f"dead-{os.getpid()}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            while len(list(own_folder.glob("dead-*"))) < 3:
+                time.sleep(0.01)
+            return os.getpid()
+
+    monkeypatch.setattr(sweep, "Worker", Unlucky)
+    found = sweep.sweep([asked[0]], own_folder / "store", PROVENANCE, workers=2, model=EMBEDDED)
+    assert (found.done, found.deaths, len(found.busy_s)) == (1, 3, 1)
+    assert "a worker is left out, its process died 3 times while it loaded" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="workers die while they load embedded"):
+        sweep.sweep([asked[1]], own_folder / "store", PROVENANCE, workers=1, model=EMBEDDED)
+
+
 def test_a_cell_that_kills_or_fails_does_not_stop_the_others(
     session: None, asked: list[Cell], own_folder: Path, monkeypatch
 ) -> None:
@@ -326,27 +352,34 @@ def test_exclusive_has_the_host_to_itself(session: None) -> None:
 def test_measuring_goes_on_where_its_process_died(
     session: None, own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was timed before is in the store, and is not timed again; deaths in a row without anything timed end it."""
+    """What was timed before is in the store, and is not timed again; cells of which every process dies are given up, and not those
+    after them. Where every process dies before it can time anything, the run ends."""
     cells = [measure_cell(batch=size) for size in (1, 2, 3)]
     marks = own_folder / "marks"
     marks.mkdir()
 
     def dying(model: Spec, left: list[Cell], options: Measurement) -> Iterator[dict[Cell, Measured]]:
+        if model.name != "none":
+            yield {}
         for one in left:
-            if one.columns().batch == 2 and len(list(marks.iterdir())) < int(model.name):
+            if one.columns().batch == 2 and len(list(marks.iterdir())) < dict(model.options).get("deaths", 99):
                 (marks / f"{time.time_ns()}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             yield {one: Measured([], [], Outcome("ok", "", 0, float(os.getpid())))}
 
     monkeypatch.setattr(measuring, "timed", dying)
     store = Store(own_folder / "store")
-    measuring.measure(cells, Measurement(), store, PROVENANCE, model=Spec("2"))
+    measuring.measure(cells, Measurement(), store, PROVENANCE, model=Spec("mortal", (("deaths", 2),)))
     assert store.done() == {one.key for one in cells} and len(list(marks.iterdir())) == 2
     spent = store.read("outcomes")["seconds"].tolist()
     assert len(spent) == 3 and len(set(spent)) == 2, "the first by the first process, the rest by the last"
-    assert capsys.readouterr().out.count("another measures the 2 cells left") == 2
+    assert capsys.readouterr().out.count("another measures the") == 2
+    other = Store(own_folder / "other")
+    with pytest.raises(sweep.SweepFailed, match=r"1 of 3 cells could not be measured; first .* died 3 times in a row"):
+        measuring.measure(cells, Measurement(), other, PROVENANCE, model=Spec("mortal"))
+    assert other.done() == {cells[0].key, cells[2].key}
     with pytest.raises(RuntimeError, match="died 3 times in a row"):
-        measuring.measure(cells[1:], Measurement(), store, PROVENANCE, model=Spec("99"))
+        measuring.measure(cells[1:], Measurement(), store, PROVENANCE, model=Spec("none"))
 
 
 def test_every_port_listens_on_loopback_only(session: None) -> None:

@@ -1,17 +1,18 @@
 """Measuring as Ray work: one process has a host to itself; what it has timed together is published before the next begins.
 
-A process that dies costs what it was timing, not what it had timed: another takes up the rest.
+A process that dies costs what it was timing, not what it had timed: another takes up the rest. Cells of which one process after the
+other dies are given up, and the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ray.exceptions import RayError
 
 from diffprune.core.cell import Cell
 from diffprune.core.errors import first_line
-from diffprune.core.records import Provenance
+from diffprune.core.records import Outcome, Provenance
 from diffprune.core.spec import Spec
 from diffprune.distributed import metrics
 from diffprune.distributed.cluster import connect
@@ -23,8 +24,10 @@ from diffprune.vlm.load import load
 
 
 def timed(model: Spec, cells: Sequence[Cell], options: Measurement) -> Iterator[dict[Cell, timing.Measured]]:
-    """What is found about the cells of each session, in the process that asks, which loads the model itself."""
+    """What is found about the cells of each session, in the process that asks, which loads the model itself; nothing, as soon as it
+    has."""
     vlm = load(model)
+    yield {}
     for group in timing.together(cells):
         yield timing.measure(vlm, group, options)
 
@@ -36,28 +39,37 @@ def measure(
 
     Raises:
         SweepFailed: some cells could not be timed; the others are in the store, and so are the reasons (`outcomes`).
-        RuntimeError: the process died again and again without timing anything.
+        RuntimeError: the process died again and again while it loaded the model.
         ValueError: as `timing.measure`, or the model cannot be loaded.
     """
-    left, failed, deaths = list(cells), list[str](), 0
+    left, failed, deaths, loaded = list(cells), list[str](), 0, False
+
+    def publish(found: Mapping[Cell, timing.Measured]) -> None:
+        nonlocal left
+        for cell, one in found.items():
+            store.publish(one.tables, cell=cell, provenance=provenance)
+            metrics.CELLS.add(1, provenance.run, "measure", one.outcome.status)
+            if one.outcome.status != "ok":
+                failed.append(f"{cell.method.label} {cell.columns().budget}: {one.outcome.reason}")
+        left = [cell for cell in left if cell not in found]
+
     with connect(address):
         while left:
             try:
                 for found in exclusive(timed, model, left, options, address=address):
-                    deaths = 0
-                    for cell, one in found.items():
-                        store.publish(one.tables, cell=cell, provenance=provenance)
-                        metrics.CELLS.add(1, provenance.run, "measure", one.outcome.status)
-                        if one.outcome.status != "ok":
-                            failed.append(f"{cell.method.label} {cell.columns().budget}: {one.outcome.reason}")
-                    left = [cell for cell in left if cell not in found]
+                    loaded, deaths = True, 0 if found else deaths
+                    publish(found)
             except RayError as error:
-                deaths += 1
-                metrics.worker_lost(provenance.run, "measure", first_line(error))
-                if deaths == TRIES:
-                    raise RuntimeError(
-                        f"the process that measures died {TRIES} times in a row, last: {first_line(error)}"
-                    ) from error
-                print(f"measure: its process died ({first_line(error)}); another measures the {len(left)} cells left", flush=True)
+                deaths, reason = deaths + 1, first_line(error)
+                metrics.worker_lost(provenance.run, "measure", reason)
+                if deaths < TRIES:
+                    print(f"measure: its process died ({reason}); another measures the {len(left)} cells left", flush=True)
+                    continue
+                told = f"the process that measures died {TRIES} times in a row, last: {reason}"
+                if not loaded:
+                    raise RuntimeError(told) from error
+                lost = timing.Measured([], [], Outcome("failed", told, 0, 0.0))
+                publish(dict.fromkeys(timing.together(left)[0], lost))  # those it was at: they are timed in this order
+                deaths = 0
     if failed:
         raise SweepFailed(f"{len(failed)} of {len(cells)} cells could not be measured; first {failed[0]}")

@@ -262,7 +262,7 @@ def _verdict(head: Head, name: str) -> int:
     if info.status == JobStatus.STOPPED:
         print(f"{name} was stopped", file=sys.stderr)
         return STOPPED
-    reason = (info.message or "no reason given").partition(", last available logs")[0]
+    reason = (info.message or "no reason given").partition(", last available logs")[0].splitlines()[0]
     print(f"{name} failed: {reason:.300}", file=sys.stderr)
     return info.driver_exit_code or 1
 

@@ -32,8 +32,7 @@ from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
 from diffprune.store import Store
 from diffprune.store.writer import Writer
 
-TRIES = 3  # deaths of a worker that one batch may cause
-LOADING = "loading"
+TRIES = 3  # deaths of a worker that one batch may cause, and deaths in a row while one place loads
 IDLE_S = 5.0  # between two looks at how idle workers are
 T = TypeVar("T")
 
@@ -115,13 +114,19 @@ def _most(cells: Sequence[Cell]) -> float:
 @dataclass(eq=False)
 class _Slot:
     """A worker's place. asked: what it is at and what comes next, (reference, piece), None while it loads; since: when it had the
-    model; busy_s: time it worked."""
+    model; busy_s: time it worked; deaths: of its processes in a row while they loaded."""
 
     number: int
     actor: Any = None
     asked: deque[tuple[Any, ListBatches | Batch | None]] = field(default_factory=deque)
     since: float = 0.0
     busy_s: float = 0.0
+    deaths: int = 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it gets no other process: Ray would put that where the last ones died, as other hosts are taken."""
+        return self.deaths >= TRIES
 
 
 @dataclass
@@ -176,7 +181,7 @@ class _Run:
     def _give(self, slot: _Slot) -> None:
         """Something to do, if there is any; a process first where there is none."""
         if slot.actor is None:
-            if self.work.waiting:
+            if self.work.waiting and not slot.given_up:
                 slot.actor = self.kind.remote()
                 self._ask(slot, None, slot.actor.prepare.remote(self.model, self.methods))
             return
@@ -208,7 +213,7 @@ class _Run:
             self.last = time.perf_counter()
             if piece is None:
                 slot.since = slot.since or self.last
-                self.tries[LOADING] = 0  # deaths in a row count: over a long run some host is always lost
+                slot.deaths = 0  # over a long run some host is always lost
                 return
             slot.busy_s += found[1]
             self._found(slot, piece, *found)
@@ -260,16 +265,22 @@ class _Run:
             assert later is not None, "nothing is asked before loading"
             self.work.returned(slot.number, later)
         slot.asked.clear()
-        what = piece.name if piece else LOADING
-        self.tries[what] += 1
-        if piece:
-            self.work.returned(slot.number, piece)
-            if self.tries[what] >= TRIES:
-                self._fail(piece, f"the worker died {TRIES} times, last: {reason}")
-        elif self.tries[what] >= TRIES:
-            raise RuntimeError(f"workers die while they load {self.model}: {reason}")
         ray.kill(slot.actor)
         slot.actor = None
+        if piece is None:
+            return self._unloaded(slot, reason)
+        self.tries[piece.name] += 1
+        self.work.returned(slot.number, piece)
+        if self.tries[piece.name] >= TRIES:
+            self._fail(piece, f"the worker died {TRIES} times, last: {reason}")
+
+    def _unloaded(self, slot: _Slot, reason: str) -> None:
+        """A process died while it loaded. A host on which all do costs its place, not the run, as long as others work."""
+        slot.deaths += 1
+        if all(one.given_up for one in self.slots):
+            raise RuntimeError(f"workers die while they load {self.model}: {reason}")
+        if slot.given_up:
+            print(f"evaluate: a worker is left out, its process died {TRIES} times while it loaded: {reason}", flush=True)
 
     def _fail(self, piece: ListBatches | Batch, reason: str) -> None:
         for cell in self.work.given_up(piece):
