@@ -444,6 +444,24 @@ def test_the_folder_of_a_verbs_own_ray_lies_in_a_closed_one() -> None:
         assert stat.S_IMODE(Path(folder).parent.stat().st_mode) == 0o700 and Path(folder).parent.stat().st_uid == os.geteuid()
 
 
+STARTING = "import os, sys, time\nwhile True: os.makedirs(sys.argv[1], exist_ok=True); time.sleep(0.01)"
+
+
+def test_an_agent_that_is_starting_does_not_make_the_folder_anew_when_all_is_over() -> None:
+    """As Ray's do on a busy machine: open to every user, and with nothing that says whose it was."""
+    with cluster._one_host() as folder:
+        innocent = subprocess.Popen(["sleep", "60"])
+        agent = subprocess.Popen([sys.executable, "-c", STARTING, f"{folder}/session/logs"])
+        until = time.monotonic() + 20
+        while not Path(folder, "session").is_dir() and time.monotonic() < until:
+            time.sleep(0.02)
+    ended, alive = agent.poll() is not None, innocent.poll() is None
+    for process in (agent, innocent):
+        process.kill()
+        process.wait()
+    assert ended and alive and not Path(folder).parent.exists()
+
+
 @pytest.mark.parametrize("spoilt", ["link", "file", "other"])
 def test_a_head_refuses_a_folder_of_somebody_else(spoilt: str, own_folder: Path) -> None:
     place, target = own_folder / "place", own_folder / "target"

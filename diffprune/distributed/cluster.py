@@ -20,6 +20,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_constants
 from ray._raylet import Config  # type: ignore[attr-defined]
@@ -35,6 +36,7 @@ PREFIX = "dp-ray-"  # of a folder for one local cluster
 OWNER = "owner"  # its file that says which process that is of
 MOST_TMPDIR = 25  # bytes: a socket's path has 107, of which Ray's folders below take 82
 MOST_TOKEN = 4096  # bytes that are looked at
+GONE_S = 5.0  # for a process that was killed to be gone
 REACH_S = 10.0  # for a cluster to take a connection
 STORE_BYTES = 256 * 2**20  # of a local object store: rows and small tensors pass through it, never a model
 
@@ -211,7 +213,21 @@ def private_folder() -> Iterator[str]:
         (folder := Path(private) / "r").mkdir(mode=0o700)
         yield str(folder)
     finally:
-        shutil.rmtree(private, ignore_errors=True)
+        _end_agents(private)
+        shutil.rmtree(Path(private) / "r", ignore_errors=True)
+        shutil.rmtree(private, ignore_errors=True)  # the owner last: what cannot be removed now is swept by the next start
+
+
+def _end_agents(folder: str) -> None:
+    """End what Ray's shutdown has left of a cluster: agents live on for seconds, and one that was starting makes its folder anew,
+    open to every user and nobody's."""
+    left = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(f"{folder}/" in part for part in process.cmdline()):
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, GONE_S)
 
 
 @contextmanager
