@@ -26,6 +26,7 @@ from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation
 from diffprune.embedded import questions, world
 from diffprune.embedded import vlm as embedded
+from diffprune.job.configure import configure
 from diffprune.pruners.diffprune import DiffPrune
 from diffprune.train import loop, recipe
 from diffprune.train.checkpoints import read_steps
@@ -75,6 +76,15 @@ def rows(folder: str) -> list[dict[str, Any]]:
 # --- the recipe ------------------------------------------------------------------------------------------------------
 
 
+def test_a_range_of_workers_is_two_settings_and_no_part_of_the_key() -> None:
+    made, fixed = Recipe(**SMALL | {"workers": "1-2"}), Recipe(**SMALL | {"workers": 2})
+    assert (made.min_workers, made.workers, made.fewest) == (1, 2, 1) and (fixed.min_workers, fixed.fewest) == (None, 2)
+    (method,) = made.pruners
+    assert made.key(method) == fixed.key(method) and made.of(method).fewest == 1
+    job = configure("train", None, None, {}, {"train.workers": "1-4"})
+    assert job.train is not None and (job.train.fewest, job.train.workers) == (1, 4)
+
+
 def test_temperature_is_the_cosine_of_the_paper_then_constant() -> None:
     annealing = Annealing(2.0, 0.1, 0.5)
     cosine, geometric = (registry.load("pruners", name).temperature for name in ("diffprune", "gumbel_keepdrop"))
@@ -114,6 +124,15 @@ def test_every_budget_is_drawn_and_no_arm_or_worker_changes_the_draw() -> None:
         ({"steps": "many"}, "steps: .*integer"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"images": 1, "workers": 2}, "each of the 2 workers needs one"),
+        ({"images": 1, "workers": "1-2"}, "each of the 2 workers needs one"),
+        ({"workers": "4-1"}, "min_workers is 4, but must be at least 1 and at most workers=1"),
+        ({"workers": "0-2"}, "min_workers is 0"),
+        ({"workers": "two"}, "the fewest and the most, as in 1-4"),
+        ({"workers": "1-2-3"}, "the fewest and the most, as in 1-4"),
+        (
+            {"workers": "1-4", "images": 4, "validation_images": 4, "shard": True, "dtype": "bfloat16"},
+            "shard=True spreads a model over workers",
+        ),
         ({"step": 3}, "did you mean 'steps'"),
     ],
 )

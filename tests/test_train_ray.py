@@ -239,6 +239,24 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, un
     assert {path.name for path in folder.iterdir()} <= KEPT, "nothing of Ray's"
 
 
+def test_a_group_that_fails_is_started_again_while_it_comes_further(
+    monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three hosts are lost, each after another state was saved; the fourth loss follows no progress and ends the run."""
+    tries: list[int] = []
+
+    def lost(config: dict[str, Any], workers: Any) -> str:
+        tries.append(len(tries))
+        if len(tries) < 4:
+            Files(tmp_path, config["attempt"]).save("diffprune-0", {"step": len(tries)})
+        raise RuntimeError(f"host {len(tries)} was lost")
+
+    monkeypatch.setattr(on_ray, "_fit", lost)
+    with pytest.raises(RuntimeError, match=r"^host 4 was lost$"):
+        on_ray.train(recipe(model), tmp_path)
+    assert "train: host 3 was lost: it had come further, so it goes on by itself" in capsys.readouterr().out
+
+
 def test_a_host_that_cannot_see_the_folder_is_named(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the driver has noted is elsewhere: the attempt's number is there, by chance, and its note is another's."""
     monkeypatch.setattr(on_ray, "SEEN_S", 0.6)

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from diffprune import data as training
 from diffprune.core import registry, termination
 from diffprune.core.cell import Cell, TrainSpec, describe
+from diffprune.core.errors import first_line
 from diffprune.core.records import Outcome, Provenance, Step
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
@@ -38,7 +39,7 @@ from diffprune.io.blob_store import absolute
 from diffprune.io.checkpoint import is_complete, read_config
 from diffprune.store import Store
 from diffprune.train import step_log
-from diffprune.train.checkpoints import Files, as_step, claim, damaged_lines, read_steps, verified
+from diffprune.train.checkpoints import STATES, Files, as_step, claim, damaged_lines, read_steps, verified
 from diffprune.train.context import Context, Ended
 from diffprune.train.loop import line, missing, scorers
 from diffprune.train.loop import train as train_here
@@ -46,6 +47,9 @@ from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import BadData, Diverged
 from diffprune.vlm.load import load
 
+START_S = 180  # for a group to start: a busy machine needs long
+ELASTIC_START_S = 45  # for one that may be smaller: what a lost host had is still on offer for a while, and waited for in vain
+RESIZE_S = 30.0  # between looks whether there are hosts for more workers
 SEEN_S = 30.0  # after which a network file system shows what was written on another host
 
 
@@ -154,7 +158,7 @@ def train(recipe: Recipe, folder: Path | str, store: Store | None = None, proven
         config = {"recipe": recipe, "folder": str(folder), "attempt": files.attempt}
         print(f"train: the first example is {training.first_example(recipe.data)}", flush=True)
         with Follower(recipe, folder, store, provenance, files), termination.saving(files.ask_to_end):
-            reason = _fit(config, recipe.workers)
+            reason = _until_stuck(recipe, files, config)
         if reason:
             publish(recipe, folder, store, provenance)
             raise RuntimeError(reason)
@@ -162,27 +166,47 @@ def train(recipe: Recipe, folder: Path | str, store: Store | None = None, proven
     return list(scorers(recipe, folder).values())
 
 
-def _fit(config: dict[str, Any], workers: int) -> str:
+def _until_stuck(recipe: Recipe, files: Files, config: dict[str, Any]) -> str:
+    """`_fit`, again as long as a group that failed had come further than the one before: hosts that come and go, over days, wear
+    out none of its tries, and what fails at the same place again and again ends it."""
+    workers = recipe.workers if recipe.fewest == recipe.workers else (recipe.fewest, recipe.workers)
+    while True:
+        before = missing(recipe, files.folder), files.blobs.list(STATES)
+        try:
+            return _fit(config, workers)
+        except RuntimeError as error:
+            files.check()
+            if (missing(recipe, files.folder), files.blobs.list(STATES)) == before:
+                raise
+            print(f"train: {first_line(error)}: it had come further, so it goes on by itself", flush=True)
+
+
+def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:
     """Run the worker group; returns why training cannot succeed, or "".
+
+    workers: two numbers for a group that shrinks to the first where hosts are lost, and grows to the second as they come. Each
+             time it starts again from the last state; every example has noise and place of its own, whoever works on it, so that
+             the curve is that of a group of fixed size but for the order of sums.
 
     Raises:
         RuntimeError: the group failed more often than it may, or its controller died.
     """
-    # The controller inherits these. Every report waits for its poll, of two seconds unless told otherwise; and a busy machine
-    # may need longer than a minute to start workers.
+    # The controller inherits these. It hears of an end, or a death, when it polls, every two seconds unless told otherwise.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
+    elastic = isinstance(workers, tuple)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ELASTIC_START_S if elastic else START_S)
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= workers
+    most = workers[1] if isinstance(workers, tuple) else workers
+    gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= most
     with private_folder() as own:
         trainer = TorchTrainer(
             _work,
             train_loop_config=config,
             torch_config=OwnInterface(),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), elastic_resize_monitor_interval_s=RESIZE_S),
             run_config=RunConfig(
                 name="train",
                 storage_path=own,
@@ -248,7 +272,9 @@ class Follower(threading.Thread):
 
     def __enter__(self) -> Follower:
         left = len(missing(self.recipe, self.folder))
-        print(f"train: starting {self.recipe.workers} workers, {left} scorers to train", flush=True)
+        few, most = self.recipe.fewest, self.recipe.workers
+        workers = f"{few} to {most} workers" if few < most else f"{most} workers"
+        print(f"train: starting {workers}, {left} scorers to train", flush=True)
         self.start()
         return self
 

@@ -69,7 +69,9 @@ class Recipe(BaseModel):
     micro_images: per worker that are in memory at once; a step adds up gradients over such parts, 0: all of its share at once.
     checkpointing: decoder layers are computed again in the backward pass instead of stored.
     shard:      the frozen decoder's layers are spread over the workers and gathered one by one; for models too large for one.
-    workers:    processes; they share out whole scorers where there are enough (`split`), else the images of every step.
+    workers:    processes; they share out whole scorers where there are enough (`split`), else the images of every step. "1-4" sets
+                both numbers: training runs with as many of them as there are at the time, and what it finds is the same.
+    min_workers: with how few it starts, and goes on where others are lost, until they are back; None: with `workers` alone.
     methods:    settings in which single methods differ; those of methods that are not trained have no effect.
     """
 
@@ -105,6 +107,7 @@ class Recipe(BaseModel):
     validate_every: int = 50
     grad_cosine_every: int = 50
     workers: int = 2
+    min_workers: int | None = None
     methods: tuple[MethodSettings, ...] = ()
 
     def __init__(self, **options: Any) -> None:
@@ -118,6 +121,18 @@ class Recipe(BaseModel):
             where = ".".join(str(part) for part in first["loc"])
             reason = str(first.get("ctx", {}).get("error", first["msg"]))
             raise ValueError(f"recipe, {where}: {reason}" if where else f"recipe: {reason}") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _range(cls, given: Any) -> Any:
+        """`workers="1-4"` as two numbers."""
+        asked = given.get("workers") if isinstance(given, dict) else None
+        if not isinstance(asked, str) or asked.isdecimal():
+            return given
+        low, dash, high = asked.partition("-")
+        if not (dash and low.isdecimal() and high.isdecimal()):
+            raise ValueError(f"workers is {asked!r:.40}, but must be a number, or the fewest and the most, as in 1-4")
+        return {**given, "min_workers": int(low), "workers": int(high)}
 
     @field_validator("pruners")
     @classmethod
@@ -168,7 +183,9 @@ class Recipe(BaseModel):
         for name in ("images", "validation_images"):
             if getattr(self, name) < self.workers:
                 raise ValueError(f"{name}={getattr(self, name)}, but each of the {self.workers} workers needs one")
-        if self.shard and self.workers < 2:
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, but must be at least 1 and at most workers={self.workers}")
+        if self.shard and self.fewest < 2:
             raise ValueError("shard=True spreads a model over workers; give workers=2 or more, or shard=False")
         if self.shard and self.dtype == "auto":
             raise ValueError("shard=True loads the model on the CPU first, so its type must be said: dtype='bfloat16'")
@@ -178,6 +195,11 @@ class Recipe(BaseModel):
         for pruner in given:
             self.of(pruner)
         return self
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which training waits."""
+        return self.workers if self.min_workers is None else self.min_workers
 
     def of(self, pruner: Spec) -> Recipe:
         """The recipe of one method alone, with the settings in which it differs.
@@ -202,6 +224,7 @@ class Recipe(BaseModel):
             "methods",
             "seeds",
             "workers",
+            "min_workers",
             "checkpoint_every",
             "validate_every",
             "grad_cosine_every",
