@@ -12,32 +12,46 @@ TESTS = Path(__file__).parents[1]
 # number: (what is injected, "file: test" each; or why nothing stands for it)
 TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
     1: ("a train worker is killed", ("test_train_ray: test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve",)),
-    2: ("a worker dies at every attempt", "only tried by hand, as it takes five minutes"),
+    2: ("a worker dies at every attempt", ("trials/test_trainings: test_a_worker_that_dies_at_every_attempt_ends_the_run",)),
     3: ("the driver is killed", (
         "test_train_ray: test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve",
         "test_termination: test_folders_of_dead_drivers_are_swept_and_no_others",
+        "trials/test_drivers: test_nothing_outlives_a_killed_driver_and_its_folder_is_swept",
     )),
-    4: ("the controller of training is killed", "only tried by hand"),
-    5: ("a raylet is killed", "not tried: needs hosts of their own"),
-    6: ("a raylet is frozen and wakes", ("test_lease: test_a_process_frozen_beyond_its_lease_is_shut_out_when_it_wakes",)),
-    7: ("the head's control store is killed", "not tried: needs hosts of their own"),
-    8: ("a job's supervisor is killed, the job is sent again", ("test_submit: test_ids_say_run_and_attempt_and_are_unique",)),
+    4: ("training's controller is killed", ("trials/test_trainings: test_a_killed_controller_is_an_error_and_the_run_goes_on",)),
+    5: ("a raylet is killed", ("trials/test_hosts: test_a_lost_host_costs_its_batch",)),
+    6: ("a raylet is frozen and wakes", (
+        "test_lease: test_a_process_frozen_beyond_its_lease_is_shut_out_when_it_wakes",
+        "trials/test_hosts: test_a_frozen_host_is_done_without_and_may_wake",
+    )),
+    7: ("the head's control store is killed", ("trials/test_hosts: test_a_lost_head_ends_the_run_and_another_cluster_goes_on",)),
+    8: ("a job's supervisor is killed, the job is sent again", (
+        "test_submit: test_ids_say_run_and_attempt_and_are_unique",
+        "trials/test_drivers: test_a_job_whose_supervisor_is_killed_fails_and_is_resumed",
+    )),
     9: ("the driver of a tuning is killed", (
         "test_tune: test_a_tuning_that_was_interrupted_repeats_nothing",
         "test_termination: test_folders_of_dead_drivers_are_swept_and_no_others",
     )),
-    10: ("calls fail and workers are killed while answering", ("test_sweep: test_a_killed_worker_costs_one_batch",)),
+    10: ("calls fail and workers are killed while answering", (
+        "test_sweep: test_a_killed_worker_costs_one_batch",
+        "trials/test_hosts: test_workers_killed_every_few_seconds_while_calls_fail",
+    )),
     11: ("SIGTERM with ten seconds of grace", (
         "test_termination: test_training_saves_where_it_is_and_goes_on_from_there",
-        "trials/test_ends: test_a_run_that_is_asked_to_end_saves_and_goes_on",
+        "trials/test_trainings: test_a_training_that_is_asked_to_end_saves_and_goes_on",
+        "trials/test_drivers: test_a_sweep_that_is_asked_to_end_does_so",
     )),
     12: ("a worker sleeps for ever, is frozen, or skips a report", (
         "test_termination: test_a_frozen_worker_is_named_within_a_minute",
         "test_termination: test_a_worker_asleep_is_named_and_not_those_that_wait_for_it",
         "test_termination: test_of_workers_that_wait_for_each_other_the_odd_one_is_named",
-        "trials/test_ends: test_a_frozen_worker_is_named_and_the_group_starts_again",
+        "trials/test_trainings: test_a_frozen_worker_is_named_and_the_group_starts_again",
     )),
-    13: ("another cluster is on the host", ("test_sweep: test_an_address_in_the_shell_is_not_obeyed",)),
+    13: ("another cluster is on the host", (
+        "test_sweep: test_an_address_in_the_shell_is_not_obeyed", "test_submit: test_a_port_of_another_program_is_named_at_once",
+        "trials/test_drivers: test_strangers_on_rays_ports_are_left_alone",
+    )),
     14: ("the disk is full", (
         "test_store: test_a_full_disk_names_the_blob_and_hurts_nothing", "test_own_files: test_a_full_disk_leaves_no_stub",
         "test_disks: test_training_on_a_disk_that_fills_up_stops_with_a_sentence_and_goes_on_with_more",

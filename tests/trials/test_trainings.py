@@ -1,0 +1,107 @@
+"""Trials of training: workers and the controller are killed, a worker is frozen, the run is asked to end; losses are those of a run
+left alone."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from scenario import Run, Scene, losses
+
+pytestmark = pytest.mark.trial
+RUN = Path("runs/tried")
+
+
+def train(*, workers: int = 1, checkpoint_every: int = 1000) -> tuple[str, ...]:
+    """Arguments for thirty short steps of one scorer."""
+    short = {
+        "seeds": [0], "workers": workers, "images": 2, "questions": 1, "calibration_images": 2, "validation_images": 2,
+        "checkpoint_every": checkpoint_every, "validate_every": 0,
+    }  # fmt: skip
+    pairs = (text for key, value in short.items() for text in ("--set", f"train.{key}={value}"))
+    return ("train", "--name", "tried", "--scorer", "diffprune", "--steps", "30", *pairs)
+
+
+def training(scene: Scene, *, workers: int = 1, checkpoint_every: int = 1000) -> Run:
+    """A training that has done three steps."""
+    run = scene.diffprune("runs", *train(workers=workers, checkpoint_every=checkpoint_every))
+    run.until(lambda: len(losses(RUN)) >= 3, 120)
+    return run
+
+
+@pytest.fixture(scope="module")
+def curve(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], float]:
+    """Losses where nothing happens."""
+    made = Scene(out := tmp_path_factory.mktemp("undisturbed"))
+    try:
+        run = made.diffprune(str(out / "runs"), *train())
+        assert run.wait(120) == 0, run.text
+        made.assert_clean(out / RUN)
+    finally:
+        made.end()
+    found = losses(out / RUN)
+    assert len(found) == 30
+    return found
+
+
+def ends_as(curve: dict[tuple[str, int], float], scene: Scene, workers: int = 1) -> None:
+    """The same command goes on to the end, and leaves the undisturbed curve and nothing else."""
+    run = scene.diffprune("runs", *train(workers=workers))
+    assert run.wait(120) == 0, run.text
+    assert losses(RUN) == pytest.approx(curve, rel=1e-4)
+    scene.assert_clean(RUN)
+
+
+@pytest.mark.trial(2)
+def test_a_worker_that_dies_at_every_attempt_ends_the_run(scene: Scene, curve: dict[tuple[str, int], float]) -> None:
+    run, killed, done = training(scene, checkpoint_every=2), set[int](), 0
+    while run.process.poll() is None and len(killed) < 9:
+        if len(losses(RUN)) > done or not killed:  # each attempt trains, and dies
+            for one in scene.processes("RayTrainWorker"):
+                if one.pid not in killed:
+                    killed.add(one.pid)
+                    done = len(losses(RUN))
+                    one.kill()
+    assert run.wait(60) == 1, run.text
+    assert 2 <= len(killed) < 9
+    assert "Traceback" not in run.text and "training stopped" in run.text.splitlines()[-1]
+    assert list(RUN.glob("states/*/*.pt"))
+    ends_as(curve, scene)
+
+
+@pytest.mark.trial(4)
+def test_a_killed_controller_is_an_error_and_the_run_goes_on(scene: Scene, curve: dict[tuple[str, int], float]) -> None:
+    run = training(scene)
+    for one in scene.processes("ray::TrainController"):
+        one.kill()
+    assert run.wait(60) == 1, run.text
+    assert "Traceback" not in run.text and "run the same command again" in run.text.splitlines()[-1]
+    ends_as(curve, scene)
+
+
+@pytest.mark.trial(11)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_training_that_is_asked_to_end_saves_and_goes_on(scene: Scene, curve: dict[tuple[str, int], float], workers: int) -> None:
+    run = training(scene, workers=workers)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(12) == 143, run.text
+    done = len(losses(RUN))
+    assert "diffprune: terminated; what was finished is kept" in run.text and "Traceback" not in run.text
+    (state,) = (path.name for path in RUN.glob("states/*/*.pt"))
+    assert 3 <= int(state.split("-")[1]) >= done - 1, "saved where it was, though no state was due"
+    ends_as(curve, scene, workers)
+
+
+@pytest.mark.trial(12)
+def test_a_frozen_worker_is_named_and_the_group_starts_again(scene: Scene, curve: dict[tuple[str, int], float]) -> None:
+    run = training(scene, workers=2)
+    frozen: psutil.Process = scene.processes("RayTrainWorker")[-1]
+    frozen.suspend()
+    run.until(lambda: "hangs: no sign of life" in run.text, 60)
+    assert f"process {frozen.pid} on" in run.text
+    ends = run.wait(120)
+    assert ends == 0, run.text
+    assert losses(RUN) == pytest.approx(curve, rel=1e-4)
+    scene.assert_clean(RUN)
