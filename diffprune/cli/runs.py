@@ -45,7 +45,7 @@ def export(run: Path, out: Path) -> None:
     write = f"`diffprune report {run}`"
     if not (run / "report" / "report.html").is_file():
         raise ValueError(f"{run} has no report: write it with {write}")
-    if _newer(run / "store" / "manifests", run / "report" / "report.html"):
+    if any(_newer(run / "store" / folder, run / "report" / "report.html") for folder in ("manifests", "bundles")):
         raise ValueError(f"{run}: its store has records that its report has not seen: write it anew with {write}")
     Store(run / "store").compact(out / "store")
     readme.write(out / "store")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ class Prediction:
     def answered(self) -> Answered:
         """The answer alone. An error where tokens were generated is the grader's."""
         error = "" if self.generated_tokens else self.error
-        return Answered(**{f.name: getattr(self, f.name) for f in fields(Answered)} | {"error": error})
+        return Answered(
+            self.sample, self.group, self.category, self.question_type, self.question, self.answer, self.visual_total,
+            self.visual_kept, self.text_tokens, self.generated_tokens, error,
+        )  # fmt: skip
 
     def credited(self, grader: str) -> Credited:
         """The grade alone."""

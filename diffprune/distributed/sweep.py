@@ -8,9 +8,11 @@ what is missing.
 from __future__ import annotations
 
 import math
+import queue
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,8 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from diffprune.core import registry
+from diffprune.core.benchmark import Benchmark
 from diffprune.core.cell import Cell
 from diffprune.core.errors import first_line, with_class
 from diffprune.core.records import Outcome, Prediction, Provenance
@@ -113,12 +117,12 @@ def _most(cells: Sequence[Cell]) -> float:
 
 @dataclass(eq=False)
 class _Slot:
-    """A worker's place. asked: what it is at and what comes next, (reference, piece), None while it loads; since: when it had the
+    """A worker's place. asked: what it is at and what comes next, (future, piece), None while it loads; since: when it had the
     model; busy_s: time it worked; deaths: of its processes in a row while they loaded."""
 
     number: int
     actor: Any = None
-    asked: deque[tuple[Any, ListBatches | Batch | None]] = field(default_factory=deque)
+    asked: deque[tuple[Future[Any], ListBatches | Batch | None]] = field(default_factory=deque)
     since: float = 0.0
     busy_s: float = 0.0
     deaths: int = 0
@@ -139,9 +143,12 @@ class _Run:
     progress: SweepProgress
     writer: Writer
     slots: list[_Slot] = field(default_factory=list)
-    running: dict[Any, _Slot] = field(default_factory=dict)
+    running: dict[Future[Any], _Slot] = field(default_factory=dict)
+    ended: queue.SimpleQueue[Future[Any]] = field(default_factory=queue.SimpleQueue)  # as Ray tells of each that it is there
+    resting: dict[_Slot, None] = field(default_factory=dict)  # slots that found nothing to do, those with a model first
     tries: Counter[object] = field(default_factory=Counter)
-    seconds: defaultdict[Cell, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    benchmarks: dict[Spec, Benchmark] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     done: int = 0
     deaths: int = 0
@@ -157,21 +164,30 @@ class _Run:
         resources = ray.cluster_resources()
         workers = int(min(self.workers, max(1, resources.get("CPU", 1))))  # one that finds no CPU would be waited for without end
         gpus = min(1.0, resources.get("GPU", 0) / workers)
-        self.kind = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
+        self.over(workers, ray.remote(num_cpus=1, num_gpus=gpus)(Worker).remote, ray.kill)
+
+    def over(self, workers: int, start: Callable[[], Any], stop: Callable[[Any], None]) -> None:
+        """The same with workers that are started and stopped by these, as `jobs/studies/sweep_scale.py` does without Ray."""
+        self.start = start
         self.work = Work(self.todo, workers)
         self.methods = list(dict.fromkeys(evaluated(cell).pruner for cell in self.todo))
         self.slots = [_Slot(number) for number in range(workers)]
         try:
+            for slot in self.slots:
+                self._give(slot)
             while self.work.unfinished:
-                for slot in sorted(self.slots, key=lambda one: (one.actor is None, len(one.asked))):  # a process for what is left
-                    self._give(slot)
-                (ref,), _ = ray.wait(list(self.running))
-                self._collect(self.running[ref])
+                answer = self.ended.get()
+                while at := self.running.get(answer):  # none: it was asked of a worker that died
+                    self._collect(at)
+                    self._give(at)
+                    self._give(at)  # one ahead, if there is plenty
+                while self.resting and self.work.waiting:
+                    self._give(next((slot for slot in self.resting if slot.actor), next(iter(self.resting))))
             self._share()
         finally:
             for slot in self.slots:
                 if slot.actor:
-                    ray.kill(slot.actor)
+                    stop(slot.actor)
 
     def times(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(idle, busy) seconds of each worker that had the model."""
@@ -180,10 +196,15 @@ class _Run:
 
     def _give(self, slot: _Slot) -> None:
         """Something to do, if there is any; a process first where there is none."""
+        self.resting.pop(slot, None)
         if slot.actor is None:
-            if self.work.waiting and not slot.given_up:
-                slot.actor = self.kind.remote()
+            if slot.given_up:
+                return
+            if self.work.waiting:
+                slot.actor = self.start()
                 self._ask(slot, None, slot.actor.prepare.remote(self.model, self.methods))
+            else:
+                self.resting[slot] = None
             return
         if slot.asked and (len(slot.asked) > 1 or not isinstance(slot.asked[0][1], Batch) or not self.work.plenty):
             return
@@ -192,17 +213,21 @@ class _Run:
             self._ask(slot, piece, slot.actor.answer.remote(piece.cell, piece.index))
         elif piece:
             self._ask(slot, piece, slot.actor.batches.remote(piece.cell))
+        elif not slot.asked:
+            self.resting[slot] = None
 
     def _ask(self, slot: _Slot, piece: ListBatches | Batch | None, ref: Any) -> None:
-        slot.asked.append((ref, piece))
-        self.running[ref] = slot
+        answer = ref.future()
+        slot.asked.append((answer, piece))
+        self.running[answer] = slot
+        answer.add_done_callback(self.ended.put)
 
     def _collect(self, slot: _Slot) -> None:
         """The oldest piece of a worker: they end in the order they were asked, so it has ended if any has."""
-        ref, piece = slot.asked.popleft()
-        del self.running[ref]
+        answer, piece = slot.asked.popleft()
+        del self.running[answer]
         try:
-            found = ray.get(ref)
+            found = answer.result()
         except RayTaskError as error:  # the same work gives the same error, so it is not tried again
             if piece is None:
                 raise error.cause from None
@@ -224,7 +249,7 @@ class _Run:
             self.work.listed(piece, found)
             self.progress.listed(piece.cell, sum(map(len, found)))
             return
-        self.seconds[piece.cell] += seconds
+        self.seconds[piece.cell.key] += seconds
         complete = self.work.answered(piece, found)
         self._give(slot)  # before writing: the worker need not wait for it
         self.progress.batch(piece.cell, len(found))
@@ -249,8 +274,11 @@ class _Run:
             return self._failed(cell, f"RuntimeError: {first_line(error)}")
         broken = sum(bool(row.error) for row in rows)
         reason = f"{broken} of {len(rows)} answers failed" if broken else ""
-        outcome = Outcome("ok", reason, len(rows), self.seconds.pop(cell))
-        figures = [main_figure(evaluated(cell).questions, answered(rows))]
+        outcome = Outcome("ok", reason, len(rows), self.seconds.pop(cell.key))
+        asked = evaluated(cell).questions
+        if asked.benchmark not in self.benchmarks:
+            self.benchmarks[asked.benchmark] = registry.make("benchmarks", asked.benchmark)
+        figures = [main_figure(asked, answered(rows), self.benchmarks[asked.benchmark])]
         self.writer.publish(cell, {"predictions": rows, "figures": figures, "outcomes": [outcome]})
         self.done += 1
         self.progress.cell(cell)
@@ -260,8 +288,8 @@ class _Run:
         """A worker died: what it was at, and what it had not begun, is for others, and its place gets a new process."""
         self.deaths += 1
         metrics.worker_lost(self.run, "evaluate", reason)
-        for ref, later in reversed(slot.asked):
-            del self.running[ref]
+        for answer, later in reversed(slot.asked):
+            del self.running[answer]
             assert later is not None, "nothing is asked before loading"
             self.work.returned(slot.number, later)
         slot.asked.clear()

@@ -16,9 +16,9 @@ def answered(rows: Sequence[Prediction]) -> list[Graded]:
     return [Graded(row.group, row.category, row.credit, row.parsed, row.target) for row in rows if not row.error]
 
 
-def main_figure(questions: Questions, graded: Sequence[Graded]) -> Figure:
-    """What the benchmark's own code makes of the answers that did not fail."""
-    benchmark: Benchmark = registry.make("benchmarks", questions.benchmark)
+def main_figure(questions: Questions, graded: Sequence[Graded], made: Benchmark | None = None) -> Figure:
+    """What the benchmark's own code makes of the answers that did not fail. made: the benchmark, where it is there already."""
+    benchmark: Benchmark = made or registry.make("benchmarks", questions.benchmark)
     try:
         name, value = next(iter(benchmark.aggregate(graded).items()))
     except ValueError:  # an incomplete group: the benchmark refuses its own figure

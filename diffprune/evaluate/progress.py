@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -14,6 +14,23 @@ from diffprune.evaluate.schedule import NOMINAL_QUESTIONS, QuestionSet, question
 
 LINE_S = 5.0  # at most one line in this time where the output is no terminal
 BAR_S = 0.5  # and the bar is drawn anew at most once in this
+
+
+@dataclass
+class _Set:
+    """Cells that ask the same questions: how many, and the sum of their rates."""
+
+    questions: int
+    rate: float = 0.0
+
+
+@dataclass
+class _Cell:
+    """One that is not finished. rate: its weight for one question; answered: questions."""
+
+    rate: float
+    asked: _Set
+    answered: int = 0
 
 
 class SweepProgress:
@@ -25,10 +42,16 @@ class SweepProgress:
     def __init__(self, todo: Sequence[Cell], skipped: int, tell: Callable[[str], None] | None = None) -> None:
         self.tell = tell
         self.skipped, self.batches = skipped, 0
-        self.rates = {cell: weight(cell, 1) for cell in todo}
-        self.sizes: dict[QuestionSet, int] = {}
-        self.answered: Counter[Cell] = Counter()
-        self.finished: set[Cell] = set()
+        self.cells, self.finished = len(todo), 0
+        self.total = self.past = 0.0  # questions times the rates of their cells, counted as they come
+        self.open: dict[str, _Cell] = {}
+        self.sets: dict[QuestionSet, _Set] = {}
+        for cell in todo:
+            asked, rate = question_set(cell), weight(cell, 1)
+            here = self.sets.setdefault(asked, _Set(asked.questions.limit or NOMINAL_QUESTIONS))
+            here.rate += rate
+            self.total += rate * here.questions
+            self.open[cell.key] = _Cell(rate, here)
         self.start = self.shown = time.perf_counter()
         self.first: tuple[float, float] | None = None  # (time, share) of the first batch: before it, workers load the model
         self.bar = Progress(
@@ -49,35 +72,36 @@ class SweepProgress:
 
     def listed(self, cell: Cell, questions: int) -> None:
         """The cells of this one's question set have so many questions."""
-        self.sizes[question_set(cell)] = questions
+        here = self.sets[question_set(cell)]
+        self.total += here.rate * (questions - here.questions)
+        here.questions = questions
 
     def batch(self, cell: Cell, questions: int) -> None:
         """A batch of so many questions was answered."""
         self.batches += 1
-        self.answered[cell] += questions
+        if mine := self.open.get(cell.key):
+            mine.answered += questions
+            self.past += mine.rate * questions
         self.first = self.first or (time.perf_counter(), self.share())
         self._show()
 
     def cell(self, cell: Cell) -> None:
-        """A cell is in the store, or is given up."""
-        self.finished.add(cell)
+        """A cell was found, or is given up."""
+        if mine := self.open.pop(cell.key, None):
+            self.past += mine.rate * (mine.asked.questions - mine.answered)
+            self.finished += 1
         self._show()
 
     def share(self) -> float:
         """Of all the work, weights of cells considered; benchmarks nobody has opened yet are guessed."""
-        total = past = 0.0
-        for cell, rate in self.rates.items():
-            size = self.sizes.get(asked := question_set(cell), asked.questions.limit or NOMINAL_QUESTIONS)
-            total += rate * size
-            past += rate * (size if cell in self.finished else self.answered[cell])
-        return past / total
+        return self.past / self.total
 
     def _show(self) -> None:
-        now, terminal, last = time.perf_counter(), not self.bar.disable, len(self.finished) == len(self.rates)
+        now, terminal, last = time.perf_counter(), not self.bar.disable, self.finished == self.cells
         if now - self.shown < (BAR_S if terminal else LINE_S) and not last:
             return
         self.shown, share = now, self.share()
-        text = f"{self.skipped + len(self.finished)}/{self.skipped + len(self.rates)} cells, {self.batches} batches"
+        text = f"{self.skipped + self.finished}/{self.skipped + self.cells} cells, {self.batches} batches"
         if self.tell:
             self.tell(text + self.left(now))
         if terminal:

@@ -7,9 +7,13 @@ is left, at the end a single batch of a single cell. Pure bookkeeping: it knows 
 
 from __future__ import annotations
 
-from collections import deque
+import contextlib
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush, heapreplace
+from itertools import count
+from typing import Generic, Protocol, TypeVar
 
 from diffprune.core.budget import Above
 from diffprune.core.cell import Cell, Questions
@@ -77,6 +81,39 @@ class Batch:
         return self.cell.key, self.number
 
 
+class _Counted(Protocol):
+    @property
+    def left(self) -> int: ...
+
+
+C = TypeVar("C", bound=_Counted)
+
+
+class _MostLeft(Generic[C]):
+    """Things by how much is left of each, without looking at all: a heap whose entries may be larger than the truth, never smaller.
+
+    What becomes less is looked at when it comes up, so whoever makes one more has to `put` it again.
+    """
+
+    def __init__(self) -> None:
+        self._heap, self._number = list[tuple[int, int, C]](), count()
+
+    def put(self, one: C) -> None:
+        heappush(self._heap, (-one.left, next(self._number), one))
+
+    def most(self) -> C | None:
+        """The one with most left; None where nothing is left of any."""
+        while self._heap:
+            said, number, one = self._heap[0]
+            if -said == one.left > 0:
+                return one
+            if one.left:
+                heapreplace(self._heap, (-one.left, number, one))
+            else:
+                heappop(self._heap)
+        return None
+
+
 @dataclass(eq=False)
 class _BatchQueue:
     """A batch that has been begun, and the cells that still ask it."""
@@ -84,99 +121,127 @@ class _BatchQueue:
     number: int
     cells: deque[Cell]
 
+    @property
+    def left(self) -> int:
+        """Cells that ask it."""
+        return len(self.cells)
+
 
 @dataclass(eq=False)
 class _Queue:
-    """Cells that ask the same questions. waiting: not begun; group: those under way together; fresh: batches nobody has begun."""
+    """Cells that ask the same questions. waiting: not begun; group: those under way together, by key; fresh: batches nobody has
+    begun; left: batches that can be handed out, over all cells."""
 
     waiting: deque[Cell]
     batches: list[list[int]] | None = None
     questions: int = 0
     listing: int = 0  # workers that are finding out the batches
-    group: list[Cell] = field(default_factory=list)
+    group: dict[str, Cell] = field(default_factory=dict)
     fresh: deque[int] = field(default_factory=deque)
-    sheets: list[_BatchQueue] = field(default_factory=list)
-
-    @property
-    def left(self) -> int:
-        """Batches that can be handed out, over all cells."""
-        begun = len(self.fresh) * len(self.group) + sum(len(sheet.cells) for sheet in self.sheets)
-        return begun + len(self.waiting) * len(self.batches or ())
+    sheets: dict[int, _BatchQueue] = field(default_factory=dict)
+    order: _MostLeft[_BatchQueue] = field(default_factory=lambda: _MostLeft[_BatchQueue]())
+    left: int = 0
 
     def sheet(self, most: int) -> _BatchQueue:
         """One to work at: a fresh one, else the one of another with most to do; a group ends before the next `most` cells begin."""
         assert self.batches is not None and self.left
         if not self.fresh and not self.sheets:
-            self.group = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+            begun = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+            self.group = {cell.key: cell for cell in begun}
             self.fresh = deque(reversed(range(len(self.batches))))  # the longest questions first
         if self.fresh:
-            self.sheets.append(_BatchQueue(self.fresh.popleft(), deque(self.group)))
-            return self.sheets[-1]
-        return max(self.sheets, key=lambda sheet: len(sheet.cells))
+            return self._begun(self.fresh.popleft(), deque(self.group.values()))
+        found = self.order.most()
+        assert found is not None
+        return found
+
+    def _begun(self, number: int, more: deque[Cell]) -> _BatchQueue:
+        """The batch is to be asked for more cells; those of an earlier group may have come back from a worker that was lost."""
+        sheet = self.sheets.setdefault(number, _BatchQueue(number, deque()))
+        sheet.cells.extend(more)
+        self.order.put(sheet)
+        return sheet
 
     def take(self, sheet: _BatchQueue) -> Batch:
         assert self.batches is not None
         cell = sheet.cells.popleft()
-        self._tidy()
+        self.left -= 1
+        if not sheet.cells:
+            del self.sheets[sheet.number]
         return Batch(cell, sheet.number, self.batches[sheet.number])
 
     def back(self, batch: Batch) -> None:
-        for sheet in self.sheets:
-            if sheet.number == batch.number:
-                return sheet.cells.appendleft(batch.cell)
-        self.sheets.append(_BatchQueue(batch.number, deque([batch.cell])))
+        self.left += 1
+        self._begun(batch.number, deque([batch.cell])).cells.rotate(1)  # to the front: its cell waits the longest
 
-    def drop(self, cell: Cell) -> None:
-        for cells in (self.waiting, self.group, *(sheet.cells for sheet in self.sheets)):
-            if cell in cells:
-                cells.remove(cell)
-        self._tidy()
+    def drop(self, cell: Cell) -> int:
+        """Forget a cell that was begun; how many of its batches are not handed out any more."""
+        before = self.left
+        if self.group.pop(cell.key, None) is not None:
+            self.left -= len(self.fresh)
+        for sheet in list(self.sheets.values()):
+            if cell in sheet.cells:
+                sheet.cells.remove(cell)
+                self.left -= 1
+                if not sheet.cells:
+                    del self.sheets[sheet.number]
         if not self.group:
             self.fresh.clear()
+        return before - self.left
 
-    def _tidy(self) -> None:
-        self.sheets = [sheet for sheet in self.sheets if sheet.cells]
+
+@dataclass(eq=False)
+class _Open:
+    """A cell that is not finished: where its questions are, and its answers so far."""
+
+    cell: Cell
+    queue: _Queue
+    found: dict[int, Prediction] = field(default_factory=dict)
 
 
 class Work:
     """The cells of one sweep: what is to be handed out, and the answers to those that are not finished.
+
+    What one call costs depends neither on the workers nor on the cells, and on the number of question sets by its logarithm, but
+    for the cells that are given up.
 
     workers: how many share it; held: answers it may hold, unless a single cell per worker has more.
     """
 
     def __init__(self, cells: Sequence[Cell], workers: int, held: int = HELD_ROWS) -> None:
         self.workers, self.held = workers, held
-        ordered = sorted(cells, key=lambda cell: (-weight(cell), cell.key))
-        self._found: dict[Cell, dict[int, Prediction]] = {cell: {} for cell in ordered}
-        self._sets: dict[QuestionSet, _Queue] = {}
-        for cell in ordered:
-            self._sets.setdefault(question_set(cell), _Queue(deque())).waiting.append(cell)
-        self._sets = dict(sorted(self._sets.items(), key=lambda item: -sum(map(weight, item[1].waiting))))
+        self.held_rows = 0  # answers of unfinished cells
+        self._left = 0  # batches that can be handed out, of all question sets that are listed
+        weights = {cell.key: weight(cell) for cell in cells}
+        every: dict[QuestionSet, _Queue] = {}
+        self._open: dict[str, _Open] = {}
+        totals: dict[QuestionSet, float] = defaultdict(float)
+        for cell in sorted(cells, key=lambda cell: (-weights[cell.key], cell.key)):
+            asked = question_set(cell)
+            totals[asked] += weights[cell.key]
+            queue = every.setdefault(asked, _Queue(deque()))
+            queue.waiting.append(cell)
+            self._open[cell.key] = _Open(cell, queue)
+        order = sorted(every, key=lambda asked: -totals[asked])
+        self._unlisted: deque[_Queue] = deque(every[asked] for asked in order)  # nobody finds out their batches yet
+        self._listing: dict[_Queue, None] = {}  # somebody does
+        self._listed: _MostLeft[_Queue] = _MostLeft()
         self._at: dict[int, tuple[_Queue, _BatchQueue | None]] = {}
 
     @property
     def unfinished(self) -> int:
         """Cells without all their answers."""
-        return len(self._found)
-
-    @property
-    def held_rows(self) -> int:
-        """Answers of unfinished cells."""
-        return sum(map(len, self._found.values()))
+        return len(self._open)
 
     @property
     def waiting(self) -> bool:
         """Whether there is something to hand out."""
-        return any(one.left or (one.batches is None and not one.listing) for one in self._sets.values())
+        return bool(self._left or self._unlisted)
 
     @property
     def plenty(self) -> bool:
         """Whether a worker may have a batch waiting: near the end it would wait behind another one, while somebody rests."""
-        return sum(one.left for one in self._sets.values()) > AHEAD * self.workers
-
-    def questions(self, cell: Cell) -> int:
-        """Of a cell whose question set is listed."""
-        return self._sets[question_set(cell)].questions
+        return self._left > AHEAD * self.workers
 
     def next(self, worker: int) -> ListBatches | Batch | None:
         """The best piece of work for this worker now; None: there is nothing to hand out."""
@@ -187,59 +252,82 @@ class Work:
                 return None
             if here.batches is None:
                 here.listing += 1
+                self._listing[here] = None
                 self._at[worker] = here, None
                 return ListBatches(here.waiting[0])
-            sheet = here.sheet(max(1, self.held // (self.workers * here.questions)))
+            sheet = here.sheet(max(1, self.held // (self.workers * max(1, here.questions))))
         self._at[worker] = here, sheet
+        self._left -= 1
         return here.take(sheet)
 
     def _queue(self, here: _Queue | None) -> _Queue | None:
         """Where a worker goes on: where it is, else a set of its own, else where most is left, else where one is listed."""
         if here is not None and here.left:
             return here
-        queues = self._sets.values()
-        if own := [one for one in queues if one.batches is None and not one.listing]:
-            return own[0]
-        if shared := [one for one in queues if one.left]:
-            return max(shared, key=lambda one: one.left)
-        return next((one for one in queues if one.batches is None), None)  # it will need the questions anyhow
+        if self._unlisted:
+            return self._unlisted.popleft()
+        return self._listed.most() or next(iter(self._listing), None)  # it will need the questions anyhow
 
     def listed(self, listing: ListBatches, batches: list[list[int]]) -> None:
         """The batches of a question set are known. Of several workers that were asked the first counts, as all say the same."""
-        here = self._sets.get(question_set(listing.cell))
+        here = self._where(listing.cell)
         if here is not None and here.batches is None:
             here.batches, here.questions = batches, sum(map(len, batches))
+            here.left = len(batches) * len(here.waiting)
+            self._left += here.left
+            self._listing.pop(here, None)
+            self._listed.put(here)
+
+    def _where(self, cell: Cell) -> _Queue | None:
+        found = self._open.get(cell.key)
+        return found.queue if found else None
 
     def answered(self, batch: Batch, rows: Mapping[int, Prediction]) -> dict[int, Prediction] | None:
         """Keep the answers to a batch; all answers of the cell where it was the last, None before and of a cell given up."""
-        if batch.cell not in self._found:
+        mine = self._open.get(batch.cell.key)
+        if mine is None:
             return None
-        found = self._found[batch.cell]
-        found |= rows
-        if len(found) < self.questions(batch.cell):
+        before = len(mine.found)
+        mine.found.update(rows)
+        self.held_rows += len(mine.found) - before
+        if len(mine.found) < mine.queue.questions:
             return None
-        return self._found.pop(batch.cell)
+        return self._closed(mine)
+
+    def _closed(self, mine: _Open) -> dict[int, Prediction]:
+        del self._open[mine.cell.key]
+        self.held_rows -= len(mine.found)
+        return mine.found
 
     def returned(self, worker: int, piece: ListBatches | Batch) -> None:
         """A worker was lost with this piece of work: it is handed out again, the next time to whoever asks first."""
         self._at.pop(worker, None)
-        here = self._sets.get(question_set(piece.cell))
-        if here is None or piece.cell not in self._found:
+        here = self._where(piece.cell)
+        if here is None:
             return
         if isinstance(piece, Batch):
             here.back(piece)
-        else:
-            here.listing -= 1
+            self._left += 1
+            self._listed.put(here)
+            return
+        here.listing -= 1
+        if not here.listing and here.batches is None:
+            self._listing.pop(here, None)
+            self._unlisted.appendleft(here)
 
     def given_up(self, piece: ListBatches | Batch) -> list[Cell]:
         """Forget the cell of this batch, or all cells whose batches cannot be listed; those it meant, each told once."""
-        here = self._sets.get(question_set(piece.cell))
+        here = self._where(piece.cell)
         if here is None or (isinstance(piece, ListBatches) and here.batches is not None):
             return []
-        cells = [piece.cell] if isinstance(piece, Batch) else list(here.waiting)
-        lost = [cell for cell in cells if self._found.pop(cell, None) is not None]
+        if isinstance(piece, Batch):
+            self._left -= here.drop(piece.cell)
+            lost = [piece.cell]
+        else:
+            lost, here.waiting = list(here.waiting), deque()
+            self._listing.pop(here, None)
+            with contextlib.suppress(ValueError):
+                self._unlisted.remove(here)
         for cell in lost:
-            here.drop(cell)
-        if isinstance(piece, ListBatches):
-            del self._sets[question_set(piece.cell)]
+            self._closed(self._open[cell.key])
         return lost

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diffprune.core.cell import Cell
+from diffprune.core.cell import Cell, Questions
 from diffprune.core.records import TABLES, Provenance
 from diffprune.core.registry import nearest
 from diffprune.io import event_log
@@ -106,13 +106,16 @@ class Store:
         """
         fence = partial(self.check_owner, provenance)
         fence()
-        prepared, wrong = dict[str, Prepared](), list[ValueError]()
+        prepared, wrong, graders = dict[str, Prepared](), list[ValueError](), dict[Questions, str]()
         for number, (cell, records) in enumerate(found):
             if cell.key in prepared:  # a bundle holds a cell once
                 self.publish_all(found[:number], provenance)
                 return self.publish_all(found[number:], provenance)
             try:
-                graded_by = grader(cell) if VIEW in records else ""
+                graded_by = ""
+                if VIEW in records and cell.questions:
+                    asked = cell.questions[0]
+                    graded_by = graders[asked] = graders[asked] if asked in graders else grader(cell)
                 prepared[cell.key] = self._prepared(split(records, graded_by), cell, provenance, graded_by)
             except ValueError as error:
                 wrong.append(error)

@@ -6,7 +6,8 @@ import hashlib
 import numbers
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import islice
+from itertools import islice, repeat
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,8 @@ def record_arrays(table: str, rows: Sequence[Any]) -> list[pa.Array]:
     for row in rows:
         if type(row) is not TABLES[table]:
             raise ValueError(f"table {table!r} takes {TABLES[table].__name__} records, got {type(row).__name__}")
-    return [_array(table, column, [getattr(row, column.name) for row in rows]) for column in mine]
+    found = zip(*map(attrgetter(*(column.name for column in mine)), rows), strict=True) if rows else repeat(())
+    return [_array(table, column, list(values)) for column, values in zip(mine, found, strict=bool(rows))]
 
 
 def encode(
