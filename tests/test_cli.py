@@ -34,7 +34,7 @@ def test_help_does_not_wait_for_torch_or_ray() -> None:
     assert "diffprune demo" in done.stdout and "compare_gumbel" in done.stdout
 
 
-@pytest.mark.parametrize("verb", [*commands.HELP, "submit", "jobs", "logs", "stop", "resume", "results"])
+@pytest.mark.parametrize("verb", [*commands.HELP, "plan", "submit", "jobs", "logs", "stop", "resume", "results"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.call([verb, "--help"]) == (0, "")
     assert "--address" in capsys.readouterr().out

@@ -228,6 +228,33 @@ for _one in (*runs.COMMANDS, *remote.COMMANDS):
     app.add_command(_one)
 
 
+def _cost(gpu: str | None, rates: Path | None, **options: Any) -> None:
+    """What JOB would cost on a cluster of --workers: cells, answers, hours, bytes and files that are left.
+
+    Hours come from rates that were measured: --rates names a run or an exported report, the job's own run without it. Whatever is
+    assumed instead is said beside the figure. Nothing is run."""
+    from diffprune.job import cost, pipeline
+
+    if options["job"] is None:
+        raise ValueError("plan needs a job: diffprune plan demo")
+    job = configured("run", options["job"], options)
+    own = options["out"] / job.name
+    known = cost.read(rates or own, gpu) if rates or gpu else cost.own(own)
+    pipeline.run(
+        job, options["out"], workers=options["workers"], dry_run=True,
+        tell=lambda plan, stages: click.echo("\n".join(cost.lines(plan, stages, known))),
+    )  # fmt: skip
+
+
+for _option in (
+    click.option("--rates", type=click.Path(path_type=Path), help="Run or report whose cells tell how long such cells take."),
+    click.option("--gpu", metavar="KIND", help="The GPU whose rates count, as in H100: refused where none was measured."),
+    *reversed(OPTIONS),
+):
+    _cost = _option(_cost)
+app.command("plan", epilog=EPILOGUE)(_cost)
+
+
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a checkpoint; never pickles or code
 
 

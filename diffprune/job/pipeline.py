@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,10 +55,11 @@ def run(
     workers: int | None = None,
     address: str | None = None,
     dry_run: bool = False,
+    tell: Callable[[Plan, Sequence[str]], None] = Plan.show,
 ) -> None:
     """Run the stages of a job that it has a section for; what the store and the folder hold already is not done again.
 
-    out: everything lands in `<out>/<job.name>`: `scorers/`, `store/`, `report/`.
+    out: everything lands in `<out>/<job.name>`: `scorers/`, `store/`, `report/`. tell: what a dry run does with the plan.
 
     Raises:
         ValueError: something the job asks for does not exist or cannot be; nothing has been started then.
@@ -78,7 +79,7 @@ def run(
         described(job.model)
     plan.try_methods(asked)
     if dry_run:
-        plan.show(asked)
+        tell(plan, asked)
         return
     if asked == ["report"]:  # reads alone, so it needs no lock, and a run in a folder that is read-only has a report, too
         plan.report(folder / "report")

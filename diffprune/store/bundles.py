@@ -84,6 +84,12 @@ def due(bundles: Sequence[list[Commit]]) -> list[list[Commit]]:
     return []
 
 
+def files_left(cells: int) -> int:
+    """About so many files are left of so many cells at most, if each comes alone: five to a bundle, three sizes below full ones."""
+    full = math.ceil(cells / (FULL * MOST_CELLS))
+    return 5 * min(cells, full + 3 * TOGETHER)
+
+
 def contained(bundles: Sequence[list[Commit]]) -> list[list[Commit]]:
     """The bundles all of whose commits stand in another one as well: a merge was stopped before it had removed them."""
     owner: dict[str, int] = {}

@@ -321,6 +321,12 @@ class Store:
         """ "ok" or "failed" by cell, from manifests alone. A compacted store, whose one commit holds all cells, has none."""
         return {commit.cell: commit.status for commit in chosen(self._commits.all(), "outcomes") if commit.cell}
 
+    def bytes_of(self, table: str) -> int:
+        """Size of the parts of a table, whether or not all of their rows count."""
+        return sum(
+            {part.key: part.bytes for commit in self._commits.all() for part in commit.parts if part.table == table}.values()
+        )
+
     def compact(self, to: Blobs | Path | str) -> None:
         """Write what counts of every table as one part, under one manifest, into an empty place: small, to be kept beside a report.
 
