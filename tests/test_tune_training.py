@@ -274,7 +274,7 @@ def test_the_key_of_a_trial_names_all_that_shapes_it() -> None:
         assert replace(trial.cell, subject=replace(subject, **change)).key != trial.cell.key
 
 
-@pytest.mark.parametrize("name", ["demo", "compare_gumbel"])
+@pytest.mark.parametrize("name", ["demo", "compare_gumbel", "compare_trained"])
 def test_the_committed_jobs_carry_the_winners_of_the_committed_search(name: str) -> None:
     winners = json.loads((REPOSITORY / "reports" / "tune_training" / "winners.json").read_text())
     found = {str(registry.spec("pruners", own["pruner"])): own for own in winners["methods"]}

@@ -163,7 +163,9 @@ def test_export_puts_the_store_beside_the_page(store: Path) -> None:
     code, sentence = call(["export", "run", "out"])
     assert code == 2 and "has no report" in sentence
     report("run/store", "run/report")
+    Path("run/winners.json").write_text("{}", encoding="utf-8")
     assert call(["export", "run", "out"]) == (0, "")
+    assert Path("out/winners.json").read_text(encoding="utf-8") == "{}"
     assert Path("out/report.html").read_bytes() == Path("run/report/report.html").read_bytes()
     assert not verify("out").differences and not verify("run").differences
     made_up.publish(Store("run/store"), evaluate_cell("grid"), outcomes=[outcome(7)])

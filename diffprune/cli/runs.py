@@ -50,6 +50,8 @@ def export(run: Path, out: Path) -> None:
     Store(run / "store").compact(out / "store")
     readme.write(out / "store")
     shutil.copytree(run / "report", out, dirs_exist_ok=True)
+    if (won := run / "winners.json").is_file():  # of a search
+        shutil.copy(won, out)
     size = sum(path.stat().st_size for path in (out / "store").rglob("*.parquet")) / 2**20
     click.echo(f"{out}: the report and its store, {size:.1f} MiB")
 

@@ -2,13 +2,15 @@
 CREATE OR REPLACE TEMP TABLE published AS
 WITH manifest AS (
     SELECT commit FROM read_json('manifests/*.json', columns = {commit: 'STRUCT(cell VARCHAR, status VARCHAR, published BIGINT,
-        name VARCHAR, answers VARCHAR, parts STRUCT("table" VARCHAR, name VARCHAR)[])'})
+        attempt BIGINT, name VARCHAR, answers VARCHAR, parts STRUCT("table" VARCHAR, name VARCHAR)[])'})
 ), part AS (
-    SELECT commit.cell AS cell, commit.status = 'failed' AS failed, commit.published AS moment, commit.name AS commit_name,
+    SELECT commit.cell AS cell, commit.status = 'failed' AS failed, commit.published AS moment, commit.attempt AS attempt,
+        commit.name AS commit_name,
         coalesce(nullif(commit.answers, ''), commit.name) AS graded, unnest(commit.parts, recursive := true) FROM manifest
 ), own AS (
     SELECT * FROM part WHERE "table" NOT IN ('grades', 'figures')
-    QUALIFY row_number() OVER (PARTITION BY "table", cell ORDER BY failed, if(failed, -moment, moment), commit_name) = 1
+    QUALIFY row_number() OVER (
+        PARTITION BY "table", cell ORDER BY failed, attempt DESC, if(failed, -moment, moment), commit_name) = 1
 ), grading AS (
     SELECT * FROM part WHERE "table" = 'grades'
     AND graded IN (SELECT commit_name FROM own WHERE "table" = 'answers')
