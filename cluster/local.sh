@@ -6,6 +6,7 @@
 # Every port listens on 127.0.0.1, every request needs the token (made once, readable by you alone), nothing is reported home.
 # Change by environment: PYTHON, DIFFPRUNE_HEAD (folder of pid, log and sessions), PORT (dashboard), CPUS, GPUS.
 set -euo pipefail
+umask 077
 here=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=${PYTHON:-$here/.venv/bin/python}
 DIFFPRUNE_HEAD=${DIFFPRUNE_HEAD:-${TMPDIR:-/tmp}/diffprune-head-$(id -u)}

@@ -152,8 +152,17 @@ def resume(name: str, address: str, insecure: bool) -> None:
     It goes on from what is stored. Run it from the folder that you submitted from.
     """
     from diffprune.distributed import submit as jobs
+    from diffprune.io.job_files import find_job
 
-    sys.exit(_send(jobs.request_of(jobs.found(_connected(address, insecure), name)), address, insecure))
+    sent = jobs.found(_connected(address, insecure), name)
+    asked, folder = jobs.request_of(sent), (sent.metadata or {}).get("folder", ".")
+    try:
+        find_job(asked.job)
+    except ValueError as error:
+        if asked.image or Path(folder) == Path.cwd():
+            raise
+        raise ValueError(f"there is no job {asked.job} here: {name} was sent from {folder}, resume it there") from error
+    sys.exit(_send(asked, address, insecure))
 
 
 @click.command("results")

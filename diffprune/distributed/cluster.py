@@ -224,10 +224,17 @@ def _end_agents(folder: str) -> None:
     left = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.pid != os.getpid() and any(f"{folder}/" in part for part in process.cmdline()):
+            if process.pid != os.getpid() and _works_in(process, f"{folder}/"):
                 process.kill()
                 left.append(process)
     psutil.wait_procs(left, GONE_S)
+
+
+def _works_in(process: psutil.Process, folder: str) -> bool:
+    """Whether a process was started with a folder, or has its log there: Ray's take other titles when they run."""
+    with suppress(psutil.Error):
+        return any(folder in part for part in process.cmdline()) or any(f.path.startswith(folder) for f in process.open_files())
+    return False
 
 
 @contextmanager

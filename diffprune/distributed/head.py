@@ -43,8 +43,8 @@ def connect(address: str, insecure: bool = False) -> Head:
         ValueError: a sentence for each way in which that fails.
     """
     _check(address, insecure)
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # which file it sends is said in our words
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # what it sends, and that a head went away, is said in our words
     secure(create=False)
     path = token_path()
     token = os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()

@@ -66,6 +66,7 @@ class Request:
         """What `resume` and `results` need; texts, as Ray wants them. Values of variables are not in it."""
         out = Path(option(self.entrypoint(job, address), "--out") or "")
         told = {"run": self.run, "attempt": str(attempt), "job": self.job, "arguments": json.dumps(self.arguments), "out": str(out)}
+        told["folder"] = str(Path.cwd())
         also = {"image": self.image, "timeout_s": self.timeout_s, "working_dir": self.working_dir}
         return told | {key: str(value) for key, value in also.items() if value}
 
@@ -182,7 +183,7 @@ def found(head: Head, name: str) -> JobDetails:
 
 
 def request_of(job: JobDetails) -> Request:
-    """The request that a job was made from, to send it again.
+    """The request that a job was made from, to send it again: into the same folder, from wherever that is done.
 
     Raises:
         ValueError: it runs still, or was not sent by `diffprune submit`.
@@ -194,8 +195,11 @@ def request_of(job: JobDetails) -> Request:
         raise ValueError(f"{job.submission_id} was not sent by diffprune submit, so nothing tells how to resume it")
     seconds = told.get("timeout_s")
     variables = (job.runtime_env or {}).get("env_vars") or {}
+    arguments = tuple(json.loads(told["arguments"]))
+    if "out" in told and option(arguments, "--out") != told["out"]:
+        arguments += ("--out", told["out"])
     return Request(
-        told["run"], told["job"], tuple(json.loads(told["arguments"])), variables, told.get("image"),
+        told["run"], told["job"], arguments, variables, told.get("image"),
         int(seconds) if seconds else None, told.get("working_dir"),
     )  # fmt: skip
 
@@ -230,13 +234,15 @@ async def _follow(head: Head, name: str) -> None:
             log.show(fresh)
 
     reader = asyncio.create_task(tail())
-    while not (await asyncio.to_thread(head.get_job_status, name)).is_terminal():
-        if reader.done():
-            reader = asyncio.create_task(tail()) if reader.exception() else reader
-        await asyncio.sleep(POLL_S)
-    reader.cancel()
-    with suppress(asyncio.CancelledError, RuntimeError, aiohttp.ClientError):
-        await reader
+    try:
+        while not (await asyncio.to_thread(head.get_job_status, name)).is_terminal():
+            if reader.done():
+                reader = asyncio.create_task(tail()) if reader.exception() else reader
+            await asyncio.sleep(POLL_S)
+    finally:
+        reader.cancel()
+        with suppress(asyncio.CancelledError, RuntimeError, aiohttp.ClientError):
+            await reader
     whole = await asyncio.to_thread(head.get_job_logs, name)
     log.show(whole[log.length :])
     print(log.rest, end="", flush=True)
