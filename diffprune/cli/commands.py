@@ -60,6 +60,9 @@ EPILOGUE = (
 )
 
 
+SHORT = (
+    "model", "scorers", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets", "trackers", "gpus",
+)  # fmt: skip
 MOST_NESTED = 12
 NESTED = "--set: {!r:.60} is nested deeper than any setting"
 
@@ -129,6 +132,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change any setting of the job, e.g. train.steps=50."),
     click.option("--tracker", "trackers", multiple=True, help="Told beside TensorBoard: wandb or mlflow; may be repeated."),
     click.option("--workers", type=click.IntRange(1, 4096), help="Processes that share the work. [default: the job's]"),
+    click.option("--gpus", type=click.FloatRange(0, 64), help="Of every worker; a share, as 0.5, where several use one."),
     click.option("--address", help="Of a running Ray cluster; without it one is started on this machine and stopped at the end."),
     click.option("--tiny", is_flag=True, help="The job on its family's tiny random instance, a few steps: tries the very code."),
     click.option("--dry-run", is_flag=True, help="Print the cells that would be run, and how many are done; run nothing."),
@@ -161,10 +165,7 @@ def configured(verb: str, asked: str | None, options: Mapping[str, Any]) -> Any:
     """
     from diffprune.job.configure import configure
 
-    short = {
-        key: options[key]
-        for key in ("model", "scorers", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets", "trackers")
-    }
+    short = {key: options[key] for key in SHORT}
     return configure(verb, asked, options["name"], short, settings_of(options["pairs"]), options["tiny"])
 
 

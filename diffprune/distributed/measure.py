@@ -33,9 +33,17 @@ def timed(model: Spec, cells: Sequence[Cell], options: Measurement) -> Iterator[
 
 
 def measure(
-    cells: Sequence[Cell], options: Measurement, store: Store, provenance: Provenance, *, model: Spec, address: str | None = None
+    cells: Sequence[Cell],
+    options: Measurement,
+    store: Store,
+    provenance: Provenance,
+    *,
+    model: Spec,
+    address: str | None = None,
+    gpus: float = 0.0,
+    accelerator: str = "",
 ) -> None:
-    """Time the cells and publish what is found.
+    """Time the cells and publish what is found. gpus, accelerator: of `sweep.exclusive`.
 
     Raises:
         SweepFailed: some cells could not be timed; the others are in the store, and so are the reasons (`outcomes`).
@@ -56,7 +64,7 @@ def measure(
     with connect(address):
         while left:
             try:
-                for found in exclusive(timed, model, left, options, address=address):
+                for found in exclusive(timed, model, left, options, address=address, gpus=gpus, accelerator=accelerator):
                     loaded, deaths = True, 0 if found else deaths
                     publish(found)
             except RayError as error:

@@ -15,14 +15,13 @@ from dataclasses import asdict, fields, replace
 from functools import cache
 from typing import Any
 
-import ray
 import torch
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
 
 from diffprune.core.records import Outcome, Provenance, SearchLook
 from diffprune.core.spec import Spec
-from diffprune.distributed import metrics
+from diffprune.distributed import metrics, resources
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.trials import failures
 from diffprune.store import Store
@@ -51,8 +50,11 @@ def search(
     *,
     workers: int,
     address: str | None = None,
+    gpus: float = 0.0,
 ) -> dict[Spec, SearchTrial]:
     """Run the trials that the store does not hold; returns the winner of each method. Where nothing is missing, Ray is not started.
+
+    gpus: of each worker.
 
     Raises:
         RuntimeError: some trials failed, the others are in the store; or none of a method's came to the end of its training.
@@ -64,7 +66,7 @@ def search(
             if left := len(mine) - len(known):
                 print(f"search: {method}, {left} of {len(mine)} trials to run", flush=True)
                 stack.enter_context(connect(address, workers))
-                _run(mine, known, store, provenance, workers, options.halvings)
+                _run(mine, known, store, provenance, workers, options.halvings, gpus)
     winners = best(asked, stored(store, asked))
     for method in options.recipe.pruners:
         if method not in winners:
@@ -72,12 +74,14 @@ def search(
     return winners
 
 
-def _run(asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance, workers: int, halvings: int) -> None:
+def _run(
+    asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance, workers: int, halvings: int, gpus: float
+) -> None:
     """All trials of one method, those that are known told again."""
-    gpus = ray.cluster_resources().get("GPU", 0)
+    resources.awaited(workers, 1, gpus)
     failed, reason = failures(
         ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known)), len(asked),
-        _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": min(1.0, gpus / workers)}, max_concurrent_trials=workers,
+        _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": gpus}, max_concurrent_trials=workers,
         scheduler=ASHAScheduler("look", "validation_hard", "min", max_t=2**halvings, grace_period=1, reduction_factor=2),
     )  # fmt: skip
     if failed:

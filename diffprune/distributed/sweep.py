@@ -26,7 +26,7 @@ from diffprune.core.cell import Cell
 from diffprune.core.errors import first_line, with_class
 from diffprune.core.records import Outcome, Prediction, Provenance
 from diffprune.core.spec import Spec
-from diffprune.distributed import metrics
+from diffprune.distributed import metrics, resources
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.worker import Worker
 from diffprune.evaluate.evaluator import evaluated, gathered
@@ -73,11 +73,12 @@ def sweep(
     resume: bool = True,
     address: str | None = None,
     tell: Callable[[str], None] | None = None,
+    gpus: float = 0.0,
 ) -> Summary:
     """Evaluate the cells that the store does not have yet; publish them, many at a time, within seconds.
 
     Where nothing is missing, neither Ray nor a model is started. address: of a running cluster; None starts a local one, unless
-    this process is in a Ray session or a submitted job already. tell: hears how far it is.
+    this process is in a Ray session or a submitted job already. tell: hears how far it is. gpus: of each worker.
 
     Raises:
         ValueError: a cell that is not one to evaluate, no worker, or a model that cannot be loaded.
@@ -96,7 +97,7 @@ def sweep(
         print(f"evaluate: all {skipped} cells are in the store already", flush=True)
         return Summary(0, skipped, time.perf_counter() - start)
     with connect(address, workers), SweepProgress(todo, skipped, tell) as progress, Writer(store, provenance) as writer:
-        run = _Run(model, todo, min(workers, _most(todo)), progress, writer)
+        run = _Run(model, todo, min(workers, _most(todo)), progress, writer, gpus)
         run.go()
     summary = Summary(run.done, skipped, time.perf_counter() - start, *run.times(), run.deaths)
     idle = ", ".join(f"{share:.1%}" for share in summary.idle_shares)
@@ -142,6 +143,7 @@ class _Run:
     workers: int | float
     progress: SweepProgress
     writer: Writer
+    gpus: float = 0.0
     slots: list[_Slot] = field(default_factory=list)
     running: dict[Future[Any], _Slot] = field(default_factory=dict)
     ended: queue.SimpleQueue[Future[Any]] = field(default_factory=queue.SimpleQueue)  # as Ray tells of each that it is there
@@ -161,10 +163,9 @@ class _Run:
 
     def go(self) -> None:
         """Until every cell is published or given up."""
-        resources = ray.cluster_resources()
-        workers = int(min(self.workers, max(1, resources.get("CPU", 1))))  # one that finds no CPU would be waited for without end
-        gpus = min(1.0, resources.get("GPU", 0) / workers)
-        self.over(workers, ray.remote(num_cpus=1, num_gpus=gpus)(Worker).remote, ray.kill)
+        workers = int(self.workers)  # all are asked for; those without a node yet join when it comes
+        resources.awaited(workers, 1, self.gpus)
+        self.over(workers, ray.remote(num_cpus=1, num_gpus=self.gpus)(Worker).remote, ray.kill)
 
     def over(self, workers: int, start: Callable[[], Any], stop: Callable[[Any], None]) -> None:
         """The same with workers that are started and stopped by these, as `jobs/studies/sweep_scale.py` does without Ray."""
@@ -321,19 +322,22 @@ class _Run:
         metrics.CELLS.add(1, self.run, "evaluate", "failed")
 
 
-def exclusive(fn: Callable[..., Iterator[T]], *args: Any, address: str | None = None, **kwargs: Any) -> Iterator[T]:
-    """What the generator `fn(*args, **kwargs)` yields, as it comes, in a process of Ray's that has every CPU and GPU of one host to
-    itself: for measuring time.
+def exclusive(
+    fn: Callable[..., Iterator[T]], *args: Any, address: str | None = None, gpus: float = 0.0, accelerator: str = "", **kwargs: Any
+) -> Iterator[T]:
+    """What the generator `fn(*args, **kwargs)` yields, as it comes, in a process of Ray's that has every CPU of one host to itself,
+    and every GPU where it asks for any: for measuring time. accelerator: the host's kind of GPU.
 
     Raises whatever `fn` raises; RayError where its process dies. It waits until the host is free, so no sweep may be running in the
     same session.
     """
     with connect(address):
-        hosts = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        host = max(hosts, key=lambda resources: (resources.get("GPU", 0), resources["CPU"]))
-        alone = ray.remote(num_cpus=host["CPU"], num_gpus=host.get("GPU", 0), max_retries=0)(fn)
-        try:
-            for found in alone.options(num_returns="streaming").remote(*args, **kwargs):
-                yield ray.get(found)
-        except RayTaskError as error:
-            raise error.cause from error
+        resources.awaited(1, 1, resources.whole(gpus))
+        host = resources.whole_host(gpus, accelerator)
+        with resources.reserved(host) as place:
+            alone = ray.remote(num_cpus=host["CPU"], num_gpus=host.get("GPU", 0), max_retries=0, scheduling_strategy=place)(fn)
+            try:
+                for found in alone.options(num_returns="streaming").remote(*args, **kwargs):
+                    yield ray.get(found)
+            except RayTaskError as error:
+                raise error.cause from error

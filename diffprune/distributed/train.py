@@ -31,7 +31,7 @@ from diffprune.core.errors import first_line
 from diffprune.core.records import Outcome, Provenance, Step
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
-from diffprune.distributed import metrics, watchdog
+from diffprune.distributed import metrics, resources, watchdog
 from diffprune.distributed.cluster import private_folder
 from diffprune.distributed.fsdp import spread
 from diffprune.distributed.interface import OwnInterface
@@ -142,11 +142,13 @@ def _work(config: dict[str, Any]) -> str:
     return context.files.stopped()
 
 
-def train(recipe: Recipe, folder: Path | str, store: Store | None = None, provenance: Provenance | None = None) -> list[Path]:
+def train(
+    recipe: Recipe, folder: Path | str, store: Store | None = None, provenance: Provenance | None = None, *, gpus: float = 0.0
+) -> list[Path]:
     """Train what `folder` does not hold yet on the connected Ray; returns the scorers' folders in recipe order.
 
     The same call goes on where an earlier one stopped, and does nothing when all is there. Step records go to the step log
-    in the folder while training and to the store whenever a scorer is finished.
+    in the folder while training and to the store whenever a scorer is finished. gpus: of each worker, which shares none.
 
     Raises:
         ValueError: the folder holds another recipe's scorer, or the data cannot be read.
@@ -155,7 +157,7 @@ def train(recipe: Recipe, folder: Path | str, store: Store | None = None, proven
     folder = absolute(folder)
     if missing(recipe, folder):
         files = Files(folder, claim(folder))
-        config = {"recipe": recipe, "folder": str(folder), "attempt": files.attempt}
+        config = {"recipe": recipe, "folder": str(folder), "attempt": files.attempt, "gpus": resources.whole(gpus)}
         print(f"train: the first example is {training.first_example(recipe.data)}", flush=True)
         with Follower(recipe, folder, store, provenance, files), termination.saving(files.ask_to_end):
             reason = _until_stuck(recipe, files, config)
@@ -193,20 +195,25 @@ def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:
     """
     # The controller inherits these. It hears of an end, or a death, when it polls, every two seconds unless told otherwise.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    elastic = isinstance(workers, tuple)
+    elastic, gpus = isinstance(workers, tuple), config.get("gpus", 0.0)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ELASTIC_START_S if elastic else START_S)
-    import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    most = workers[1] if isinstance(workers, tuple) else workers
-    gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= most
+    fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
+    if most:  # 0 is Ray's local mode
+        resources.awaited(most, fewest, gpus)
     with private_folder() as own:
         trainer = TorchTrainer(
             _work,
             train_loop_config=config,
             torch_config=OwnInterface(),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), elastic_resize_monitor_interval_s=RESIZE_S),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus > 0,
+                resources_per_worker=resources.bundle(gpus),
+                elastic_resize_monitor_interval_s=RESIZE_S,
+            ),
             run_config=RunConfig(
                 name="train",
                 storage_path=own,

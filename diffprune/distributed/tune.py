@@ -26,7 +26,7 @@ from diffprune.core.evidence import Evidence
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Choice, CurvePoint, Provenance, Timing
 from diffprune.core.spec import Spec
-from diffprune.distributed import metrics
+from diffprune.distributed import metrics, resources
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import TRIES, SweepFailed
 from diffprune.distributed.trials import failures
@@ -170,10 +170,12 @@ def tune(
     *,
     model: Spec,
     address: str | None = None,
+    gpus: float = 0.0,
 ) -> list[Choice]:
     """Answer the cells of `diffprune.tune.cells` that the store has no answer to; returns the answers to all of them.
 
     Where nothing is missing, neither Ray nor a model is started. address: of a running cluster; None starts a local one.
+    gpus: of the process that times, which shares none.
 
     Raises:
         ValueError: no method that could be tuned, or the model cannot be loaded.
@@ -186,7 +188,7 @@ def tune(
         raise ValueError("nothing to tune: name at least one method other than unpruned")
     if todo:
         with connect(address, 2):
-            search = _searched(todo, options, store, provenance, model)
+            search = _searched(todo, options, store, provenance, model, resources.whole(gpus))
         if search.failed:
             cell, reason = next(iter(search.failed.items()))
             what = f"{len(search.failed)} of {len(todo)} cells could not be tuned and will be tried again by the next run"
@@ -194,13 +196,13 @@ def tune(
     return answers(store, asked)
 
 
-def _searched(todo: Sequence[Cell], options: Tuning, store: Store, provenance: Provenance, model: Spec) -> Search:
+def _searched(todo: Sequence[Cell], options: Tuning, store: Store, provenance: Provenance, model: Spec, gpus: float) -> Search:
     """Answer the cells by a resident process; where it dies, another goes on from what is in the store.
 
     Raises:
         RuntimeError: it died again and again.
     """
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    resources.awaited(1, 1, gpus)
     for deaths in range(1, TRIES + 1):
         actor = ray.remote(num_cpus=1, num_gpus=gpus)(Resident).remote()
         try:

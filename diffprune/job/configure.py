@@ -130,6 +130,7 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: b
         "steps": f"{recipe}.steps",
         "targets": "tune.targets",
         "trackers": "trackers",
+        "gpus": "gpus",
     }
     found += [(path, given[key]) for key, path in paths.items() if key in given]
     idle = [path for path, _ in found if fresh and path.partition(".")[0] in SECTIONS and path.partition(".")[0] != verb]

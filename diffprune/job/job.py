@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec, Seed, Workers
 from diffprune.core import registry
@@ -49,6 +49,9 @@ class Job(BaseModel):
                are left out for this method; else the job is refused.
     seed:      of the job's provenance; training seeds are `train.seeds`.
     workers:   processes that share the cells (training has `train.workers`).
+    gpus:      of every worker: 1, or a share, as 0.5, for two workers on one (to train and time a whole one). None: none, and
+               a cluster that has some is refused, as nothing says whether to use them.
+    accelerator: kind of GPU to time on, as Ray names it (H100), where a cluster has several.
     family:    of the model, for `--tiny`: the same job on that family's tiny random instance, which needs no download.
     tiny:      settings (dotted, as for `--set`) that `--tiny` changes beside those it always does (`tiny_settings`).
     config:    what config.json of the model says, so that `--dry-run` can tell memory and time without a network.
@@ -74,6 +77,8 @@ class Job(BaseModel):
     leave_out: bool = False
     seed: Seed = 0
     workers: Workers = 2
+    gpus: float | None = Field(None, ge=0, le=64)
+    accelerator: str = Field("", max_length=60)
     family: str = ""
     tiny: dict[str, Any] = {}
     config: dict[str, Any] = {}

@@ -24,6 +24,7 @@ from diffprune.core.records import KeptToken, Outcome, Provenance
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.vlm import VLM
 from diffprune.distributed import measure as measuring
+from diffprune.distributed import resources
 from diffprune.distributed import search as searching
 from diffprune.distributed import train as training
 from diffprune.distributed import tune as tuning
@@ -129,6 +130,7 @@ class PipelineRun:
     stack: contextlib.ExitStack
     began: float = field(default_factory=time.monotonic)
     connected: bool = False
+    gpus: float = 0.0
 
     def __post_init__(self) -> None:
         self.observer = _observer(self.job, self.plan.folder, self.provenance.attempt)
@@ -183,7 +185,7 @@ class PipelineRun:
         """Ray from here to the end of the run, so that it is started once."""
         if not self.connected:
             self.stack.enter_context(connect(self.address, max(self.job.workers, self.job.train.workers if self.job.train else 1)))
-            self.connected = True
+            self.connected, self.gpus = True, resources.each(self.job.gpus)
 
     def search(self) -> None:
         """Trials that are missing; the winners as text for a job file, and in `winners.json` as arguments of a recipe."""
@@ -194,7 +196,9 @@ class PipelineRun:
             print(f"search: all {len(asked)} trials are in the store already", flush=True)
         else:
             self.ray()
-        found = searching.search(options, asked, store, self.provenance, workers=self.job.workers, address=self.address)
+        found = searching.search(
+            options, asked, store, self.provenance, workers=self.job.workers, address=self.address, gpus=self.gpus
+        )
         winners = [found[method] for method in options.recipe.pruners]
         told = {"pruners": [str(trial.recipe.pruners[0]) for trial in winners], "methods": [trial.winner for trial in winners]}
         open_blobs(self.plan.folder).replace("winners.json", (json.dumps(told, indent=1) + "\n").encode())
@@ -209,7 +213,7 @@ class PipelineRun:
             self.ray()
         else:
             print(f"train: all {len(recipe.pruners) * len(recipe.seeds)} scorers are there already", flush=True)
-        training.train(recipe, self.plan.folder, Store(self.plan.store_root), self.provenance)
+        training.train(recipe, self.plan.folder, Store(self.plan.store_root), self.provenance, gpus=self.gpus)
 
     def tune(self) -> None:
         """Thresholds and counts for the targets."""
@@ -217,7 +221,7 @@ class PipelineRun:
         if left := self.todo("tune"):
             self.ray()
             assert self.job.tuning is not None
-            tuning.tune(left, self.job.tuning, self.plan.store_root, self.provenance, model=self.job.model)
+            tuning.tune(left, self.job.tuning, self.plan.store_root, self.provenance, model=self.job.model, gpus=self.gpus)
 
     def todo(self, stage: str) -> list[Cell]:
         """Cells of a stage that the store does not have; says so where it has all."""
@@ -238,7 +242,7 @@ class PipelineRun:
             self.ray()
             sweep(
                 left, self.plan.store_root, self.provenance, workers=self.job.workers, model=self.job.model, address=self.address,
-                tell=partial(self.observer.note, "evaluate"),
+                tell=partial(self.observer.note, "evaluate"), gpus=self.gpus,
             )  # fmt: skip
 
     def measure(self) -> None:
@@ -250,7 +254,16 @@ class PipelineRun:
             return
         print(f"measure: {len(left)} cells next to each other, {options.rounds} rounds", flush=True)
         self.ray()
-        measuring.measure(left, options, store, self.provenance, model=self.job.model, address=self.address)
+        measuring.measure(
+            left,
+            options,
+            store,
+            self.provenance,
+            model=self.job.model,
+            address=self.address,
+            gpus=self.gpus,
+            accelerator=self.job.accelerator,
+        )
 
     def report(self) -> None:
         """What is kept of the pictures on the page, where the store does not say; page and tables; the short table."""

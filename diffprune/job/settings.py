@@ -12,7 +12,7 @@ from diffprune.io.json_object import parsed
 from diffprune.job.job import SECTIONS, Job
 
 FILE = "job.json"
-SILENT = ("title", "workers", "config", "assumed", "tiny", "report", "trackers")  # which change no result
+SILENT = ("title", "workers", "gpus", "accelerator", "config", "assumed", "tiny", "report", "trackers")  # which change no result
 
 
 def keep(job: Job, folder: Path, stages: Sequence[str]) -> None:
