@@ -651,6 +651,19 @@ def test_scorers_of_two_recipes_or_of_none_that_is_known_are_two_methods(recipe:
     assert found == {f"DiffPrune (recipe {x * 6})": 100 * credit for x, credit in made.items()}
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_method_that_is_there_with_options_alone_is_a_rival(plain: bool, tmp_path: Path) -> None:
+    won = "learnpruner(diversity=0.2)"
+    for name in ("diffprune", won, *(["learnpruner"] if plain else [])):
+        for seed in range(3):
+            cell = evaluate_cell(name, weights=str(seed) * 20, recipe=name, seed=seed)
+            publish(Store(tmp_path), cell, predictions=[prediction(n, 0.5) for n in range(4)])
+    (chapter,) = chapters(read(tmp_path))
+    stands, varied = "LearnPruner (stage 1)", "LearnPruner (stage 1), diversity 0.2"
+    assert verdicts.rivals(chapter) == [stands if plain else varied]
+    assert {label for label, _ in verdicts.variants(chapter)} == ({varied} if plain else set())
+
+
 def test_answers_of_different_length_or_batch_are_different_chapters(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for changed in ({}, {"answer_tokens": 2}, {"limit": 5}, {"batch": 8}):

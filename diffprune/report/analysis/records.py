@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -47,9 +47,14 @@ class Records:
 
     @cached_property
     def methods(self) -> dict[str, Method]:
-        """Every method of the store by label, in the order of tables; diagnostics are left out."""
+        """Every method of the store by label, in the order of tables; diagnostics are left out.
+
+        A trained method that is there with options alone, as a search has chosen them, is no variant: it stands for its method.
+        """
         rows = self.cells[~self.cells["replaced"].astype(bool) & (self.cells["label"] != "")].drop_duplicates("label")
         found = [labels.of_row(row, str(row["label"])) for row in rows.to_dict("records")]
+        plain = {labels.SUBJECT, *(method.label for method in found)}
+        found = [method if method.base in plain else replace(method, base=method.label) for method in found]
         return {method.label: method for method in labels.ordered(found)}
 
     @cached_property
