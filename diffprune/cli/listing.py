@@ -108,7 +108,7 @@ def _options(plugin: Callable[..., Any], shared: type | None = None) -> Iterator
     shared: a class whose docstring explains what the plug-in's own does not.
     """
     meanings: dict[str, str] = {}
-    parameters = inspect.signature(plugin).parameters
+    parameters = registry.signature(plugin).parameters
     for parent in (*filter(None, [shared]), *reversed(getattr(plugin, "__mro__", (plugin,)))):
         meanings |= _meanings(parent.__doc__ or "", parameters)
     for name, parameter in parameters.items():

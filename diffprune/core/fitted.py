@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
+from diffprune.core.evidence import QUESTION, Question
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Kind, Pruner, ScorePruner
 from diffprune.core.site import Cut, Plan, Stage
@@ -128,6 +129,16 @@ class FittedPruner(Pruner):
 
     kind = Kind.CALIBRATED
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has what it selects by."""
+        return bool(self.weights_sha256)
+
+    @property
+    def lacking(self) -> str:
+        """A clause for one that is not ready: what to write instead."""
+        return f"train it (diffprune train, or train.pruners in a job), then write {self.spec.with_options(weights='folder')}"
+
     @abstractmethod
     def fit(self, run: FittingRun) -> Artifact:
         """Learn from the run's data and save what was learnt."""
@@ -144,16 +155,65 @@ class TrainablePruner(FittedPruner):
     searched: constructor options that a search of training settings chooses, such as a penalty's weight, and from which values.
     apart: sentences on how its training differs from that of a recipe's other methods, which see the same data, steps, seeds and
            budgets; the report prints them.
+    networks: what `build` made, or the learnt ones; None before.
+
+    untrained: random weights instead of learnt ones, always the same, and features as they come, since what standardises them is
+               learnt too; a control.
     """
 
     kind = Kind.TRAINED
     attention_implementation: ClassVar[str | None] = None
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     apart: ClassVar[tuple[str, ...]] = ()
+    shared_options = {"untrained": False}
+    networks: torch.nn.ModuleDict | None = None
+    _untrained = False
+    _drawn = (0, 0)  # widths that random weights were drawn for
+
+    @property
+    def untrained(self) -> bool:
+        """Whether random weights are asked for.
+
+        Raises:
+            ValueError: beside learnt ones, or by anything but True or False.
+        """
+        return self._untrained
+
+    @untrained.setter
+    def untrained(self, asked: bool) -> None:
+        if not isinstance(asked, bool):
+            raise ValueError(f"{self.label}: untrained is True or False, not {asked!r:.60}")
+        if asked and self.weights_sha256:
+            raise ValueError(f"{self.label} is asked for with weights and with untrained=True: give one of the two")
+        self._untrained = asked
+        self.kind = Kind.CONTROL if asked else type(self).kind  # type: ignore[misc]
+
+    @property
+    def ready(self) -> bool:
+        return super().ready or self.untrained or self.networks is not None
+
+    @property
+    def lacking(self) -> str:
+        return f"{super().lacking}, or, for random weights, {self.spec.with_options(untrained=True)}"
+
+    def draw(self, features: int, text: int) -> None:
+        """Random weights, from a fixed seed, for tokens and words of these widths, unless they are there.
+
+        They are built on two tokens with a mean of 0 and a standard deviation of 1, so that standardising by these changes nothing.
+        """
+        if self._drawn == (features, text):
+            return
+        self._drawn = features, text
+        pair = torch.tensor([0.5, -0.5]).div(0.5**0.5)[None, :, None].expand(1, 2, features)
+        words = Question(torch.zeros(1, 1, text), torch.ones(1, 1, dtype=torch.bool))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.networks = self.build(VisualTokens(pair, torch.ones(1, 2, dtype=torch.bool), evidence={QUESTION: words}))
+        self.networks.eval().requires_grad_(False)
 
     @abstractmethod
     def build(self, tokens: VisualTokens) -> torch.nn.ModuleDict:
-        """Make the networks for the widths of `tokens` and standardise on these calibration images; returns what trains."""
+        """Make `networks` for the widths of `tokens` and standardise on these calibration images; returns what trains."""
 
     @abstractmethod
     def outline(self, features: int, text: int | None = None) -> torch.nn.ModuleDict:

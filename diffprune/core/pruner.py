@@ -53,6 +53,7 @@ class Pruner(ABC):
     label:     name in tables and figures; the file's name unless a class says another.
     kind, reference: what it is and the paper it comes from.
     option_labels: words for options in a label, where their own names would read wrong.
+    shared_options: options, and their defaults, that all classes below this one take beside their constructor's, as attributes.
     replicate_options: options that give another replicate of the same method, such as a seed, not another method.
     needs:     evidence that it looks at beside the features.
     inner:     the method that a wrapper holds; tables tell wrappers by it.
@@ -63,6 +64,7 @@ class Pruner(ABC):
     kind: ClassVar[Kind] = Kind.RULE
     reference: ClassVar[Reference] = Reference()
     option_labels: ClassVar[Mapping[str, str]] = {}
+    shared_options: ClassVar[Mapping[str, Any]] = {}
     replicate_options: ClassVar[frozenset[str]] = frozenset()
     needs: frozenset[Evidence] = frozenset()
     inner: Pruner | None = None

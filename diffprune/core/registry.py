@@ -136,7 +136,17 @@ def spec(kind: str, text: str | Call | Spec) -> Spec:
     if not isinstance(text, str | Call):
         raise ValueError(f"a {kind.rstrip('s')} is named by a text (diffprune list {kind} has them), not by {f'{text!r}':.80}")
     call = parse(text) if isinstance(text, str) else text
-    return bound(call, inspect.signature(find(kind, call.name)), lambda inner: spec(kind, inner), CONTRACTS.get(kind, ""))
+    return bound(call, signature(find(kind, call.name)), lambda inner: spec(kind, inner), CONTRACTS.get(kind, ""))
+
+
+def signature(plugin: Any) -> inspect.Signature:
+    """What a plug-in can be given: parameters of its constructor, and the options that all of its kind take (`shared_options`)."""
+    own = inspect.signature(plugin)
+    shared = {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=type(value).__name__)
+        for name, value in getattr(plugin, "shared_options", {}).items()
+    }
+    return own.replace(parameters=list((dict(own.parameters) | shared).values()))
 
 
 def bound(call: Call, signature: inspect.Signature, inner: Any = None, contract: str = "") -> Spec:
@@ -195,7 +205,10 @@ def make(kind: str, asked: Spec) -> Any:
     """
     plugin, options = find(kind, asked.name), dict(asked.options)
     inner = {key: make(kind, value) for key, value in options.items() if isinstance(value, Spec)}
+    shared = {key: options.pop(key) for key in getattr(plugin, "shared_options", {}) if key in options}
     made = plugin(**options | inner | {key: Path(place) for key, place in asked.places})
+    for key, value in shared.items():
+        setattr(made, key, value)
     weights: str = getattr(made, "weights_sha256", "")
     if asked.weights_sha256 and weights != asked.weights_sha256:
         raise ValueError(f"the weights of {asked} have changed: {asked.weights_sha256} were asked for, found {weights or 'none'}")

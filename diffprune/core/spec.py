@@ -60,8 +60,9 @@ class Spec:
         return replace(self, places=tuple(sorted((dict(self.places) | {k: str(v) for k, v in places.items()}).items())))
 
     def without_places(self) -> Spec:
-        """The same plug-in, not saying where anything lies."""
-        return replace(self, places=())
+        """The same plug-in, not saying where anything lies, nor of what it wraps."""
+        inner = {key: value.without_places() for key, value in self.options if isinstance(value, Spec)}
+        return replace(self.with_options(**inner), places=())
 
 
 class Name(str):

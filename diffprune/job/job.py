@@ -112,9 +112,7 @@ class Job(BaseModel):
     def _ready(cls, found: tuple[Spec, ...]) -> tuple[Spec, ...]:
         """Methods that can run without training by this job; weights they name need not be there yet."""
         for spec in found:
-            made = registry.make("pruners", spec.without_places())
-            if isinstance(made, FittedPruner) and not spec.place("weights"):
-                raise ValueError(f"{spec} is not trained: add it to train.pruners, or write {spec.name}(weights='folder')")
+            _refuse_without_weights(spec)
         return tuple({(spec, spec.places): spec for spec in found}.values())
 
     @model_validator(mode="after")
@@ -166,6 +164,16 @@ class Job(BaseModel):
     def scorers(self, folder: Path) -> dict[tuple[Spec, int], Path]:
         """Where the scorer of each method and seed is, or will be, saved."""
         return scorers(self.train, folder) if self.train else {}
+
+
+def _refuse_without_weights(spec: Spec) -> None:
+    """Raises ValueError: a method, or one inside it, that has neither learnt anything nor names its weights."""
+    made = registry.make("pruners", spec.without_places())
+    if isinstance(made, FittedPruner) and not made.ready and not spec.place("weights"):
+        raise ValueError(f"{spec} is not trained: {made.lacking}")
+    for _, value in spec.options:
+        if isinstance(value, Spec):
+            _refuse_without_weights(value)
 
 
 def explain(error: ValidationError) -> str:

@@ -56,7 +56,7 @@ def _try(vlm: VLM, pruner: Pruner, shown: tuple[list[Any], str], budgets: Sequen
     images, question = shown
     tokens = vlm.encode(vlm.pixels(images), pruner.needs)
     prompts = vlm.prompts([question], tokens.present.sum(1).tolist(), tokens.layout, [len(images)])
-    if isinstance(pruner, FittedPruner) and not pruner.weights_sha256:
+    if isinstance(pruner, FittedPruner) and not pruner.ready:
         return
     for budget in budgets[:1]:
         packed = pruning.shrink(vlm, prompts, tokens, pruner, budget)

@@ -19,7 +19,7 @@ from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.records import Cost, Outcome, Timing
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
-from diffprune.pruning.pretrained import check_model
+from diffprune.pruning.pretrained import check_model, make_ready
 from diffprune.timing import cuda_graph, eager
 from diffprune.timing.clock import Clock, clocks
 from diffprune.timing.eager import Inputs, Mode
@@ -124,6 +124,7 @@ def method(vlm: VLM, cell: Cell) -> tuple[Pruner, Budget]:
         wanted = f"the cell asks for {cell.model.weights_sha256}, {vlm.spec.weights_sha256} is loaded"
         raise ValueError(f"the weights of {cell.model} have changed: {wanted}")
     pruner: Pruner = registry.make("pruners", spec.pruner)
+    make_ready(pruner, vlm)
     return pruner, spec.budget
 
 

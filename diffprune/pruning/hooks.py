@@ -29,7 +29,7 @@ from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning._arguments import budget_of, pruner_of
 from diffprune.pruning.decoder_cuts import DecoderCuts, Inside, check_positions
-from diffprune.pruning.pretrained import check_model
+from diffprune.pruning.pretrained import make_ready
 from diffprune.vlm.family import refuse_videos
 from diffprune.vlm.load import wrap
 from diffprune.vlm.windows import Windows
@@ -292,7 +292,7 @@ def pruned(
     vlm = model if isinstance(model, VLM) else wrap(getattr(model, "_orig_mod", model))  # of torch.compile
     model = vlm.model
     vlm.check_evidence(pruner.needs)
-    check_model(pruner, vlm)
+    make_ready(pruner, vlm)
     if positions not in pruning.POSITIONS:
         raise ValueError(f"positions is {positions!r}; it is one of {', '.join(pruning.POSITIONS)}")
     if model in _active:

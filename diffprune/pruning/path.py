@@ -28,7 +28,7 @@ from diffprune.core.vlm import VLM, Prompts
 from diffprune.io.image import open_image
 from diffprune.pruning._arguments import budget_of, pruner_of, rows_of_questions
 from diffprune.pruning.decoder_cuts import DecoderCuts, Inside
-from diffprune.pruning.pretrained import check_model
+from diffprune.pruning.pretrained import make_ready
 from diffprune.pruning.rows import cut, embedded_question, rows_of_images
 from diffprune.pruning.selection import applied
 from diffprune.vlm.windows import Windows, packed_mask
@@ -117,9 +117,9 @@ def select(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, bud
     tokens: of the rows' images in order (`VisualTokens.__getitem__` repeats shared encodings).
 
     Raises:
-        ValueError: a budget or a cut that `plan_of` refuses, or a scorer of another model.
+        ValueError: a budget or a cut that `plan_of` refuses, or a method that `make_ready` refuses.
     """
-    check_model(pruner, vlm)
+    make_ready(pruner, vlm)
     if QUESTION in pruner.needs:
         tokens = with_question(vlm, prompts, tokens)
     for step in plan_of(vlm, pruner, budget):
@@ -306,8 +306,8 @@ def generate(
     pruner: a method or its spelling. budget: a budget or its spelling; a whole number is a count of tokens.
 
     Raises:
-        ValueError: an image that cannot be read, different numbers of images and questions, a question without an image, or an
-            argument of another kind.
+        ValueError: an image that cannot be read, different numbers of images and questions, a question without an image, an
+            argument of another kind, or a method that is not trained, or on another model.
     """
     if not isinstance(vlm, VLM):
         raise ValueError(f"generate takes a model as diffprune.load gives it, not {type(vlm).__name__}")
@@ -315,6 +315,7 @@ def generate(
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}; it is a whole number of at least 1")
     pruner, budget = pruner_of(pruner), budget_of(budget)
     shown, asked = rows_of_questions(images, questions)
+    make_ready(pruner, vlm)
     tokens = vlm.encode(vlm.pixels([open_image(image) for row in shown for image in row]), pruner.needs)
     prompts = vlm.prompts(asked, tokens.present.sum(1).tolist(), tokens.layout, [len(row) for row in shown])
     return answer(vlm, shrink(vlm, prompts, tokens, pruner, budget, positions), max_new_tokens)[0]

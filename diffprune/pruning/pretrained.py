@@ -10,12 +10,15 @@ from weakref import WeakKeyDictionary
 import torch
 
 from diffprune.core import registry
-from diffprune.core.fitted import FittedPruner
+from diffprune.core.budget import Share
+from diffprune.core.fitted import FittedPruner, TrainablePruner
 from diffprune.core.pruner import Pruner, TrainedOn
+from diffprune.core.site import PROJECTED
 from diffprune.core.vlm import VLM
 from diffprune.io.checkpoint import CONFIG, read_config
 from diffprune.io.hub import scorer_folder, upload
 from diffprune.io.scorer_card import card
+from diffprune.vlm.meta_model import projector_input_width
 from diffprune.vlm.tokenize import weights_hash
 
 _hashes: WeakKeyDictionary[torch.nn.Module, tuple[Any, dict[str, str]]] = WeakKeyDictionary()
@@ -76,6 +79,32 @@ def check_model(pruner: Pruner | None, vlm: VLM) -> None:
                 f"this is {vlm.name} with other ones ({vlm.dtype}); train it on this model, or write other_model=True"
             )
         pruner = pruner.inner
+
+
+def make_ready(pruner: Pruner, vlm: VLM) -> None:
+    """Refuse a method, or one inside a wrapper, that cannot select on this model; random weights are made where they are asked for.
+
+    Raises:
+        ValueError: it has learnt nothing, with what to write instead; or as in `check_model`.
+    """
+    check_model(pruner, vlm)
+    inside: Pruner | None = pruner
+    while inside is not None:
+        if isinstance(inside, FittedPruner) and not inside.ready:
+            raise ValueError(f"{inside.spec} is not trained: {inside.lacking}")
+        if isinstance(inside, TrainablePruner):
+            _made_for(inside, vlm)
+        inside = inside.inner
+
+
+def _made_for(pruner: TrainablePruner, vlm: VLM) -> None:
+    """Random weights of the model's widths where they are asked for; networks where the model is."""
+    if pruner.untrained:
+        before = pruner.cuts(Share(1.0), vlm.shape)[0].site < PROJECTED
+        pruner.draw(projector_input_width(vlm) if before else vlm.shape.width, vlm.shape.width)
+    found = None if pruner.networks is None else next(pruner.networks.parameters(), None)
+    if pruner.networks is not None and found is not None and found.device != vlm.device:
+        pruner.networks.to(vlm.device)
 
 
 def is_trained_on(vlm: VLM, told: TrainedOn) -> bool:

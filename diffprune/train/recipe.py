@@ -140,7 +140,8 @@ class Recipe(BaseModel):
         for spec in found:
             if not issubclass(registry.find("pruners", spec.name), FittedPruner):
                 raise ValueError(f"{str(spec)!r} learns nothing and cannot be trained; 'diffprune' can")
-            registry.make("pruners", spec)
+            if getattr(registry.make("pruners", spec), "untrained", False):
+                raise ValueError(f"{spec} cannot be trained: untrained=True says that it stays as it is; leave it out")
         return found
 
     @field_validator("budgets")

@@ -162,7 +162,7 @@ class ScorerTrainer:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             seen = calibration_tokens(context, vlm, recipe, pruner, recipe.calibration_images, self.tally)
-            networks = pruner.build(seen)
+            networks = pruner.networks = pruner.build(seen)
         self.width = seen.features.shape[-1]
         self.networks = networks.train()
         self.module = context.wrap(Objective(pruner, networks))
