@@ -4,15 +4,15 @@
 
 A budget is the average over layers, so what a late cut leaves is far less: a third of the tokens on average is a ninth behind a cut
 after one of four layers. ATP-LLaVA is there twice, with counts of each image's own and with exact ones. Settings are the
-winners of jobs/tune_training.py where that search has been run.
+winners of jobs/tune_training.py.
 """
 
-from _winners import winners
+from _winners import spelled, winners
 
 from diffprune.job import Evaluation, Job, Recipe
 
 BUDGETS = ("Share(1/2)", "Share(1/3)")
-METHODS = ("diffprune", "learnpruner", "atp", "atp(slack=1.0)", "dynamic_llava")
+METHODS = spelled("diffprune", "learnpruner", "atp", "atp(slack=1.0)", "dynamic_llava")
 
 job = Job(
     name="compare_inside",

@@ -2,16 +2,16 @@
 
     diffprune run compare_trained
 
-Settings of each are the winners of jobs/tune_training.py where that search has been run; the page says how the trainings differ.
+Settings and options of each are the winners of jobs/tune_training.py; the page says how the trainings differ.
 Methods that cut inside the decoder stand in jobs/compare_inside.py: the first layer of the embedded one alone is a quarter of it.
 """
 
-from _winners import winners
+from _winners import spelled, winners
 
 from diffprune.job import Evaluation, Job, Recipe
 
 BUDGETS = ("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)")
-METHODS = ("diffprune", "gumbel_topk", "gumbel_keepdrop(offset=True)", "learnpruner", "visionselector", "ocvtp")
+METHODS = spelled("diffprune", "gumbel_topk", "gumbel_keepdrop", "learnpruner", "visionselector", "ocvtp")
 
 job = Job(
     name="compare_trained",
@@ -28,7 +28,7 @@ job = Job(
         methods=winners(*METHODS),
     ),
     evaluate=Evaluation(limit=80),
-    baselines=("unpruned", "random", "grid", "attention"),
+    baselines=("unpruned", "random", "attention", "divprune"),
     budgets=BUDGETS,
     workers=2,
 )

@@ -5,14 +5,14 @@
 Which methods there are is read from `pruners/`, so a new file is part of the zoo by itself: run again, and only its cells are
 missing. Wrappers are asked for by name. Methods that cut inside the decoder meet a budget as the average over layers; what the
 layers before their first cut see alone is a quarter of the tokens in a decoder this shallow, so smaller budgets are left out for
-them. The trained ones take 400 images each, with the settings of one equal search where there was one (jobs/tune_training.py).
-About twenty minutes on two cores; interrupted, the same command resumes. The catalogue of README has its figures from here:
-`diffprune list pruners --readme README.md`.
+them. The trained ones take 400 images each, with the settings and options of one equal search where there
+was one (jobs/tune_training.py). About twenty minutes on two cores; interrupted, the same command resumes. The catalogue of README
+has its figures from here: `diffprune list pruners --readme README.md`.
 """
 
 import inspect
 
-from _winners import winners
+from _winners import spelled, winners
 
 from diffprune.core import registry
 from diffprune.core.fitted import FittedPruner
@@ -35,7 +35,7 @@ job = Job(
     name="zoo",
     title="All methods on the embedded model",
     train=Recipe(
-        pruners=(*methods(fitted=True), *WRAPPED),
+        pruners=(*spelled(*methods(fitted=True)), *WRAPPED),
         seeds=(0, 1, 2),
         steps=100,
         images=4,
