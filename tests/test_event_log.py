@@ -121,7 +121,7 @@ def test_the_attempt_after_a_killed_one_says_so(stages: dict[str, Any]) -> None:
         assert commands.call(["run", "mine.py"]) == (0, "")
     taken = [one for one in events() if one["event"] == "took_over"]
     assert [(one["attempt"], one["from_attempt"]) for one in taken] == [(2, 1)], "the second ended by itself"
-    assert event_log.restarts(events()) == "begun 3 times, once after one that died; training restarted never; workers lost: 0"
+    assert event_log.restarts(events()) == "interrupted once, once without a word; training restarted never; workers lost: 0"
 
 
 def test_who_was_taken_over_says_that_it_failed_and_a_vanished_store_is_not_made_anew(own_folder: Path) -> None:
@@ -183,9 +183,12 @@ def test_a_group_that_begins_again_is_told_once_each(capsys: pytest.CaptureFixtu
 
 
 def test_report_and_terminal_say_how_often_it_was_interrupted(stages: dict[str, Any], tmp_path: Path) -> None:
-    for _ in range(2):
+    stages["error"] = OSError("no space left")
+    assert commands.call(["run", "mine.py"])[0] != 0
+    stages.clear()
+    for _ in range(2):  # what ends well, and is asked for again, was not interrupted
         assert commands.call(["run", "mine.py"]) == (0, "")
-    store, says = Store("runs/mine/store"), "begun twice; training restarted never; workers lost: 0"
+    store, says = Store("runs/mine/store"), "interrupted once; training restarted never; workers lost: 0"
     shown = io.StringIO()
     Console(file=shown, width=200).print(screen(Path("runs/mine"), read(Path("runs/mine"))))
     assert says in shown.getvalue() and says in Path("runs/mine/live.html").read_text()

@@ -108,6 +108,11 @@ class Pruner(ABC):
 class ScorePruner(Pruner):
     """A method that only ranks tokens by a score; the budget picks the best."""
 
+    @property
+    def by_score_alone(self) -> bool:
+        """Whether the budget and the scores decide everything, so that choosing can be part of a CUDA graph."""
+        return type(self).select is ScorePruner.select
+
     @abstractmethod
     def score(self, tokens: VisualTokens) -> Tensor:
         """Scores [B N] float: higher is kept first. Values at padding are ignored."""

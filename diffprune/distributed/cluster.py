@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import ray
 from ray._private import ray_constants
-from ray._raylet import Config  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from diffprune.core import termination
 from diffprune.core.errors import first_line
@@ -71,6 +71,7 @@ def secure(create: bool = True) -> None:
     os.environ.setdefault(FOLDER, str(Path.cwd()))  # workers may run elsewhere, and find the plug-ins of this folder
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray runs workers at 15 otherwise, so any other process slows a measurement
     Config.initialize("")  # Ray has read its environment when it was imported; read it again
+    AuthenticationTokenLoader.instance().reset_cache()  # and keeps the first token it saw, which may be that of another cluster
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         if not token.strip():
             raise ValueError("RAY_AUTH_TOKEN is blank: put a token into it, or unset it")

@@ -132,8 +132,9 @@ def restarts(events: Sequence[Event] | None = None) -> str:
         return ""
     kinds = Counter(str(one["event"]) for one in events)
     lost, again = _told(events, "worker_lost"), _told(events, "restarted")
-    died = f", {_times(kinds['took_over'])} after one that died" if kinds["took_over"] else ""
-    return f"begun {_times(kinds['started'])}{died}; training restarted {_times(again)}; workers lost: {lost}"
+    cut = kinds["took_over"] + sum(one["event"] == "ended" and bool(one.get("exit_code")) for one in events)
+    died = f", {_times(kinds['took_over'])} without a word" if kinds["took_over"] else ""
+    return f"interrupted {_times(cut)}{died}; training restarted {_times(again)}; workers lost: {lost}"
 
 
 def _told(events: Sequence[Event], event: Kind) -> int:

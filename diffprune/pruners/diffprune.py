@@ -105,13 +105,17 @@ class DiffPrune(Learned):
             other_model=other_model,
         )  # fmt: skip
 
+    @property
+    def by_score_alone(self) -> bool:
+        return not self.diversity and not self.sinks
+
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         """The best by score; with the tokens that are always kept, and those unlike them.
 
         Raises:
             ValueError: a score is NaN; or a threshold where parts of a count are asked for.
         """
-        if not self.diversity and not self.sinks:
+        if self.by_score_alone:
             return super().select(tokens, cut)
         scores, valid, counts = self.ordered(tokens).float(), tokens.valid, cut.budget.counts(tokens.counts)
         unlike = self._unlike(counts)

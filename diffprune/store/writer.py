@@ -26,7 +26,7 @@ class Writer:
     def __init__(self, store: Store, provenance: Provenance, every_s: float = EVERY_S) -> None:
         self.store, self.provenance, self.every_s = store, provenance, every_s
         self._waiting, self._rows, self._since = list[tuple[Cell, Mapping[str, Sequence[Any]]]](), 0, 0.0
-        self._writing = self._closing = False
+        self._closing = False
         self._error: BaseException | None = None
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -34,7 +34,7 @@ class Writer:
     def publish(self, cell: Cell, records: Mapping[str, Sequence[Any]]) -> None:
         """Hand over; waits only where the disk is two bundles behind."""
         with self._change:
-            self._change.wait_for(lambda: self._error or not (self._full and self._writing))
+            self._change.wait_for(lambda: self._error or not self._full)
             if self._error:
                 raise self._error
             self._since = self._since if self._waiting else time.monotonic()
@@ -58,9 +58,7 @@ class Writer:
                     self._error = self._error or error
                     if isinstance(error, OSError) and not self._closing:  # tried once more at the end: the disk may have room then
                         self._waiting[:0] = some
-            with self._change:
-                self._writing = False
-                self._change.notify_all()
+                    self._change.notify_all()
 
     def _due(self) -> list[tuple[Cell, Mapping[str, Sequence[Any]]]]:
         """What is to be published now; waits for it. Nothing: the block has ended."""
@@ -71,7 +69,7 @@ class Writer:
                     break
                 self._change.wait(left)
             some, self._waiting, self._rows = self._waiting, [], 0
-            self._writing = bool(some)
+            self._change.notify_all()
             return some
 
     def __enter__(self) -> Writer:

@@ -328,7 +328,7 @@ def _check_served(pruner: Pruner, plan: Cuts) -> None:
     needs, sites = pruner.needs, [cut.site for cut in plan]
     before = sites == [ENCODED] and not needs - {IDENTITY}
     inside = plan == pruning.inside_decoder(plan) and all(key.from_decoder and key.queries in ("", "last") for key in needs)
-    if getattr(type(pruner), "select", None) is not ScorePruner.select or not (before or inside):
+    if not (isinstance(pruner, ScorePruner) and pruner.by_score_alone and (before or inside)):
         raise ValueError(
             f"{pruner.spec.name or type(pruner).__name__}: mode graph serves methods that score the encoder's tokens by their "
             "features, in one cut, or tokens inside the decoder by their states or the prompt's last token; use mode eager"
