@@ -359,7 +359,7 @@ def test_measuring_goes_on_where_its_process_died(
     marks = own_folder / "marks"
     marks.mkdir()
 
-    def dying(model: Spec, left: list[Cell], options: Measurement) -> Iterator[dict[Cell, Measured]]:
+    def dying(model: Spec, left: list[Cell], options: Measurement, storage: None) -> Iterator[dict[Cell, Measured]]:
         if model.name != "none":
             yield {}
         for one in left:
