@@ -1,14 +1,20 @@
-"""A DiffPrune scorer for LLaVA-1.5-7B, as the paper trains it (arXiv 2605.28051).
+"""DiffPrune scorers for LLaVA-1.5-7B, as the paper trains them (arXiv 2605.28051), and its trained rivals on the same data.
 
     diffprune run train_llava15_7b --dry-run     # memory and hours, from the numbers below; needs no download
     diffprune run train_llava15_7b --tiny        # the same code on a tiny random LLaVA, in seconds
-    diffprune run train_llava15_7b               # one GPU; resumes where it stopped
+    diffprune run train_llava15_7b --scorer diffprune    # one GPU; resumes where it stopped
+    diffprune run train_llava15_7b               # all methods that `table_llava15_7b.py` compares, eight times as long
 
 Data: captions of ImageNet-1K-VL-Enriched, whose training split is expected below data/ (1.28 M images, of which a run reads a
 random tenth, each once):
 
     hf download visual-layer/imagenet-1k-vl-enriched --repo-type dataset --include "data/train-*" \\
         --local-dir data/imagenet-1k-vl-enriched
+
+The rivals see the same images, steps, budgets and seeds; of what a method's own paper states otherwise, `_printed.py` has the rate
+of VisionSelector and OC-VTP, and the weight decay and first temperature of Dynamic-LLaVA. ATP-LLaVA and Dynamic-LLaVA look at the
+question, which is one and the same request for captions here; their papers train on conversations, as below. BTP and the curve of
+PoRe are fitted to 64 of the images, without steps.
 
 A question-aware arm needs questions, which captions have none of; conversations of LLaVA-665K have them:
 
@@ -26,6 +32,8 @@ run all steps, as the rate ends at zero, and log the loss on 32 held-out images 
 A GPU of 48 GB holds a micro-batch of 8 images without checkpointing too (`--set train.checkpointing=False`), which saves a third
 of the time. Models that fit no GPU: `--set train.shard=True --set train.workers=4`.
 """
+
+from _printed import CALIBRATED, SETTINGS, TRAINED
 
 from diffprune.job import Job, Recipe
 
@@ -49,7 +57,7 @@ job = Job(
     },
     train=Recipe(
         model=MODEL,
-        pruners=("diffprune",),
+        pruners=(*TRAINED, *CALIBRATED),
         seeds=(0, 1, 2),
         data="parquet('data/imagenet-1k-vl-enriched', answer='caption_enriched', prompt='Describe the image.')",
         steps=4000,
@@ -74,8 +82,10 @@ job = Job(
         validate_every=250,
         grad_cosine_every=0,
         workers=1,
+        methods=SETTINGS,
     ),
     baselines=("unpruned",),
     budgets=("Keep(192)", "Keep(128)", "Keep(64)"),
     report=False,
+    tiny={"train.budgets": ("Share(2/3)", "Share(1/3)")},
 )  # fmt: skip

@@ -1,15 +1,18 @@
-"""A DiffPrune scorer for Qwen2.5-VL-7B, as the paper trains it (arXiv 2605.28051).
+"""DiffPrune scorers for Qwen2.5-VL-7B, as the paper trains them (arXiv 2605.28051), and its trained rivals on the same data.
 
     diffprune run train_qwen25_vl_7b --dry-run       # memory and hours, from the numbers below; needs no download
     diffprune run train_qwen25_vl_7b --tiny          # the same code on a tiny random Qwen2.5-VL, in seconds
-    diffprune run train_qwen25_vl_7b                 # one GPU; resumes where it stopped
+    diffprune run train_qwen25_vl_7b --scorer diffprune      # one GPU; resumes where it stopped
+    diffprune run train_qwen25_vl_7b                 # all methods that `table_qwen25_vl_7b.py` compares
 
-Data, optimizer, schedule and our choices are those of `train_llava15_7b.py`: the paper reuses them unchanged. What differs: the
-number of visual tokens follows the image's size, so budgets are shares: 66.7, 77.8 and 88.9 % removed. The paper prunes before the
-language model without saying where; we score what enters the 2 x 2 merger, four patches side by side per token (5,120 wide, read
-by the scorer through a matrix to 1,024), so that only survivors are merged. The denoiser works at that width and holds most of the
-trained parameters; it is gone after training.
+Data, optimizer, schedule, our choices and the rivals are those of `train_llava15_7b.py`: the paper reuses them unchanged. What
+differs: the number of visual tokens follows the image's size, so budgets are shares: 66.7, 77.8 and 88.9 % removed. The paper
+prunes before the language model without saying where; we score what enters the 2 x 2 merger, four patches side by side per token
+(5,120 wide, read by the scorer through a matrix to 1,024), so that only survivors are merged. The denoiser works at that width
+and holds most of the trained parameters; it is gone after training.
 """
+
+from _printed import CALIBRATED, SETTINGS, TRAINED
 
 from diffprune.job import Job, Recipe
 from diffprune.train.estimate import Assumed
@@ -36,7 +39,7 @@ job = Job(
     assumed=Assumed(visual=240),  # an ImageNet picture of about 470 x 390 px, 28 x 28 px per token
     train=Recipe(
         model=MODEL,
-        pruners=("diffprune",),
+        pruners=(*TRAINED, *CALIBRATED),
         seeds=(0, 1, 2),
         data="parquet('data/imagenet-1k-vl-enriched', answer='caption_enriched', prompt='Describe the image.')",
         steps=4000,
@@ -61,8 +64,10 @@ job = Job(
         validate_every=250,
         grad_cosine_every=0,
         workers=1,
+        methods=SETTINGS,
     ),
     baselines=("unpruned",),
     budgets=BUDGETS,
     report=False,
+    tiny={"train.budgets": ("Share(2/3)", "Share(1/3)")},
 )  # fmt: skip

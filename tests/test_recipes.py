@@ -53,7 +53,8 @@ def test_a_recipe_runs_on_its_tiny_family(name: str, monkeypatch: pytest.MonkeyP
     fit = on_ray._fit
     monkeypatch.setattr(on_ray, "_fit", lambda config, workers: fit(config, 0))
     monkeypatch.setattr(pipeline.PipelineRun, "ray", lambda self: None)
-    assert commands.call(["run", name, "--tiny"]) == (0, ""), "the same recipe, in bfloat16 and with recomputed layers"
+    line = ["run", name, "--tiny", "--scorer", "diffprune"]
+    assert commands.call(line) == (0, ""), "the same recipe, in bfloat16 and with recomputed layers"
     folder = Path("runs") / f"{name}-tiny"
     places = sorted((folder / "scorers").iterdir())
     assert [p.name for p in places] == ["diffprune-0"]
@@ -66,7 +67,7 @@ def test_a_recipe_runs_on_its_tiny_family(name: str, monkeypatch: pytest.MonkeyP
     )
     assert len(diffprune.generate(vlm, [picture], ["what?"], pruner=pruner, budget=diffprune.Share(0.3), max_new_tokens=2)) == 1
     assert facts["features"] == vlm.encode(vlm.pixels([picture])).features.shape[-1]
-    assert commands.call(["run", name, "--tiny"]) == (0, "") and "all 1 scorers are there already" in capsys.readouterr().out
+    assert commands.call(line) == (0, "") and "all 1 scorers are there already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_recipe_runs_on_its_tiny_family(name: str, monkeypatch: pytest.MonkeyP
     [("train_llava15_7b", 7_063_427_072), ("train_llava_next_7b", 7_063_431_168), ("train_qwen25_vl_7b", 8_292_166_656)],
 )
 def test_a_dry_run_tells_memory_and_time_without_a_model(name: str, parameters: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.call(["run", name, "--dry-run"]) == (0, "")
+    assert commands.call(["run", name, "--scorer", "diffprune", "--dry-run"]) == (0, "")
     out = capsys.readouterr().out
     assert "train: 3 scorers of 4000 steps, 3 to do" in out and f"frozen   {parameters:,} parameters" in out
     assert "1 x H200" in out and not list(Path.cwd().iterdir())
@@ -86,7 +87,7 @@ def test_the_estimate_is_what_the_paper_needed() -> None:
     """About 10 hours of one RTX A6000 (48 GB) for 4,000 steps of 32 images; nothing there says that layers were recomputed."""
     job = load_job("train_llava15_7b")
     assert job.train
-    recipe = job.train.model_copy(update={"checkpointing": False})
+    recipe = job.train.model_copy(update={"checkpointing": False, "pruners": (Spec("diffprune"),)})
     (found,) = estimate.estimate(recipe, job.config, job.assumed)
     hours = found.step_flops * recipe.steps / (estimate.SHARE * estimate.GPUS["RTX A6000"]) / 3600
     assert 8 < hours < 12 and 30 < found.peak / estimate.GIB < 0.9 * 48 * 1e9 / estimate.GIB

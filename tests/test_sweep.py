@@ -32,6 +32,7 @@ from diffprune.evaluate.cells import Evaluation, cells
 from diffprune.evaluate.evaluator import Evaluator, evaluated
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, weight
 from diffprune.evaluate.transformers_backend import TransformersBackend
+from diffprune.io.shared_storage import Proof
 from diffprune.measure.measure import Measured
 from diffprune.store import Store
 from diffprune.timing.options import Measurement
@@ -139,7 +140,7 @@ def row(number: int, error: str = "") -> Prediction:
 class Sleepy:
     """No model: questions of very unequal length, known in advance."""
 
-    def prepare(self, model: Spec, methods: Sequence[Spec]) -> int:
+    def prepare(self, model: Spec, methods: Sequence[Spec], storage: Proof | None = None) -> int:
         return os.getpid()
 
     def batches(self, cell: Cell) -> tuple[list[list[int]], float]:
@@ -157,7 +158,7 @@ def test_two_workers_share_one_cell_to_its_end(session: None, asked: list[Cell],
     class Punctual(Sleepy):
         """Is ready when the other one is, however long processes take to start."""
 
-        def prepare(self, model: Spec, methods: Sequence[Spec]) -> int:
+        def prepare(self, model: Spec, methods: Sequence[Spec], storage: Proof | None = None) -> int:
             (own_folder / f"ready-{os.getpid()}").touch()
             while len(list(own_folder.glob("ready-*"))) < 2:
                 time.sleep(0.01)
@@ -178,7 +179,7 @@ def test_a_place_where_every_process_dies_while_loading_is_left_out(
     class Unlucky(Sleepy):
         """Dies while it loads, but for one process, which is ready last."""
 
-        def prepare(self, model: Spec, methods: Sequence[Spec]) -> int:
+        def prepare(self, model: Spec, methods: Sequence[Spec], storage: Proof | None = None) -> int:
             try:
                 (own_folder / "lucky").touch(exist_ok=False)
             except FileExistsError:
@@ -320,7 +321,7 @@ def test_an_image_stays_with_the_worker_that_encoded_it() -> None:
 
 def test_a_user_s_mistake_comes_back_as_itself(session: None, asked: list[Cell], own_folder: Path, monkeypatch) -> None:
     class Picky:
-        def prepare(self, model: Spec, methods: Sequence[Spec]) -> int:
+        def prepare(self, model: Spec, methods: Sequence[Spec], storage: Proof | None = None) -> int:
             raise ValueError(f"no model {str(model)!r}")
 
     monkeypatch.setattr(sweep, "Worker", Picky)
@@ -358,7 +359,7 @@ def test_measuring_goes_on_where_its_process_died(
     marks = own_folder / "marks"
     marks.mkdir()
 
-    def dying(model: Spec, left: list[Cell], options: Measurement) -> Iterator[dict[Cell, Measured]]:
+    def dying(model: Spec, left: list[Cell], options: Measurement, storage: None) -> Iterator[dict[Cell, Measured]]:
         if model.name != "none":
             yield {}
         for one in left:

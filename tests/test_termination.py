@@ -264,3 +264,30 @@ def test_folders_of_dead_drivers_are_swept_and_no_others(tmp_path: Path, monkeyp
         assert Path(folder).is_dir(), "one's own is not dead"
     assert {"dp-ray-dead", "dp-ray-reused"}.isdisjoint(kept)
     assert {"dp-ray-alive", "dp-ray-elsewhere", "dp-ray-half", "dp-ray-unnamed", "dp-ray-link"} <= kept
+
+
+KILLED = """
+import os, signal, subprocess, sys
+from diffprune.distributed.cluster import private_folder
+with private_folder() as folder:
+    log, quiet = open(f"{folder}/log", "w"), subprocess.DEVNULL
+    writing = subprocess.Popen(["sleep", "60"], stdout=log, stderr=log, start_new_session=True).pid
+    reading = subprocess.Popen(["tail", "-f", log.name], stdout=quiet, stderr=quiet).pid
+    print(folder, writing, reading, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_driver_started_ends_with_it_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who writes into its folder, and neither who reads there nor another driver's."""
+    monkeypatch.setattr(cluster, "_short_folder", lambda: str(tmp_path))
+    with cluster.private_folder() as mine, Path(mine, "log").open("w") as log:
+        innocent = subprocess.Popen(["sleep", "60"], stdout=log)
+        killed = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False)
+        began, (theirs, writing, reading) = time.monotonic(), killed.stdout.split()
+        while (start_ticks(int(writing)) or Path(theirs).parent.exists()) and time.monotonic() - began < 10:
+            time.sleep(0.02)
+        assert killed.returncode == -signal.SIGKILL and not start_ticks(int(writing)) and not Path(theirs).parent.exists()
+        assert start_ticks(int(reading)) and innocent.poll() is None and Path(mine).is_dir()
+    os.kill(int(reading), signal.SIGKILL)
+    assert innocent.wait(10) == -signal.SIGKILL and not Path(mine).parent.exists(), "at the end of one's own"

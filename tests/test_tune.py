@@ -8,16 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import RayActorError
 
 from diffprune.core import registry
 from diffprune.core.budget import Above, Budget, Keep, Share, parse, standardise
 from diffprune.core.cell import CalibrateSpec, Cell, EvaluateSpec, TuneKind
-from diffprune.core.records import CurvePoint, HeldOut, Timing
+from diffprune.core.records import CurvePoint, HeldOut, Outcome, Provenance, Timing
 from diffprune.core.spec import Spec
 from diffprune.distributed import tune as running
 from diffprune.embedded import vlm as embedded
@@ -425,6 +427,34 @@ def test_a_method_without_scores_has_no_threshold_and_no_answer(tmp_path: Path) 
 
 
 # --- with Ray --------------------------------------------------------------------------------------------------------
+
+
+class Fragile:
+    """A search that answers one cell, if any is to be answered before it ends, and whose process dies then."""
+
+    def __init__(self, todo: Sequence[Cell], options: Tuning, store: Store, made: Provenance, *rest: Any) -> None:
+        self.todo, self.store, self.made, self.failed = todo, store, made, dict[Cell, str]()
+
+    def go(self) -> None:
+        if self.todo and self.made.run != "stuck":
+            self.store.publish({"outcomes": [Outcome("ok", "", 0, 0.0)]}, cell=self.todo[0], provenance=self.made)
+        if self.todo:
+            raise RayActorError
+
+
+def test_only_deaths_in_a_row_end_a_tuning(tiny: Llava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that finds something before it dies may die as often as it likes."""
+    started: list[int] = []
+    actors = SimpleNamespace(remote=lambda **_: lambda _: SimpleNamespace(remote=lambda: started.append(1)), kill=lambda _: None)
+    for name, value in {"ray": actors, "Search": Fragile, "_ready": lambda *_: None}.items():
+        monkeypatch.setattr(running, name, value)
+    monkeypatch.setattr(running.resources, "awaited", lambda *_: None)
+    asked = cells(tiny, [Spec("attention")], Tuning(targets=(1.2, 1.3, 1.4), batch=1, calibration=1, held_out=1))
+    assert len(asked) > running.TRIES
+    running._searched(asked, Tuning(), Store(tmp_path / "store"), provenance(), Spec("embedded"), 0.0)
+    assert len(started) == len(asked) + 1
+    with pytest.raises(RuntimeError, match="died 3 times in a row"):
+        running._searched(asked, Tuning(), Store(tmp_path / "other"), provenance(run="stuck"), Spec("embedded"), 0.0)
 
 
 def test_trials_share_one_model_and_ctrl_c_stays_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import socket
 import stat
 import sys
@@ -20,7 +19,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -28,6 +26,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from diffprune.core import termination
 from diffprune.core.errors import first_line
 from diffprune.core.registry import FOLDER
+from diffprune.distributed.reaper import clear, reaped
 from diffprune.io.run_lock import machine, start_ticks
 
 INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by the Jobs API for the process it starts, together with RAY_ADDRESS
@@ -36,7 +35,6 @@ PREFIX = "dp-ray-"  # of a folder for one local cluster
 OWNER = "owner"  # its file that says which process that is of
 MOST_TMPDIR = 25  # bytes: a socket's path has 107, of which Ray's folders below take 82
 MOST_TOKEN = 4096  # bytes that are looked at
-GONE_S = 5.0  # for a process that was killed to be gone
 REACH_S = 10.0  # for a cluster to take a connection
 STORE_BYTES = 256 * 2**20  # of a local object store: rows and small tensors pass through it, never a model
 
@@ -205,37 +203,14 @@ def _on_loopback() -> Iterator[None]:
 @contextmanager
 def private_folder() -> Iterator[str]:
     """A folder of this machine for what Ray notes while at work: below one that is ours and stays 0700, named by its owner, and
-    removed in the end, or by the next run where this process was killed."""
+    removed in the end with the processes that still write there, be it that this process was killed."""
     place = _short_folder()
     sweep_leftovers(Path(place))
     private = tempfile.mkdtemp(prefix=PREFIX, dir=place)
     (Path(private) / OWNER).write_text(f"{machine()} {os.getpid()} {start_ticks(os.getpid())}")
-    try:
+    with reaped(private):
         (folder := Path(private) / "r").mkdir(mode=0o700)
         yield str(folder)
-    finally:
-        _end_agents(private)
-        shutil.rmtree(Path(private) / "r", ignore_errors=True)
-        shutil.rmtree(private, ignore_errors=True)  # the owner last: what cannot be removed now is swept by the next start
-
-
-def _end_agents(folder: str) -> None:
-    """End what Ray's shutdown has left of a cluster: agents live on for seconds, and one that was starting makes its folder anew,
-    open to every user and nobody's."""
-    left = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and _works_in(process, f"{folder}/"):
-                process.kill()
-                left.append(process)
-    psutil.wait_procs(left, GONE_S)
-
-
-def _works_in(process: psutil.Process, folder: str) -> bool:
-    """Whether a process was started with a folder, or has its log there: Ray's take other titles when they run."""
-    with suppress(psutil.Error):
-        return any(folder in part for part in process.cmdline()) or any(f.path.startswith(folder) for f in process.open_files())
-    return False
 
 
 @contextmanager
@@ -249,13 +224,14 @@ def _one_host() -> Iterator[str]:
 
 
 def sweep_leftovers(place: Path) -> None:
-    """Remove what killed drivers of ours have left in a folder: those whose owner is known to have ended on this machine."""
+    """Remove what drivers of ours have left that were killed together with their reapers: folders whose owner is known to have
+    ended on this machine, and processes that write there."""
     for left in place.glob(f"{PREFIX}*"):
         try:
             where, pid, ticks = (left / OWNER).read_text().split(" ")
             ended = where == machine() and str(start_ticks(int(pid))) != ticks
             if ended and not left.is_symlink() and left.stat().st_uid == os.geteuid():
-                shutil.rmtree(left, ignore_errors=True)
+                clear(str(left))
         except (OSError, ValueError):  # another's, or one that is being made
             continue
 

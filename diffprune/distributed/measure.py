@@ -17,15 +17,20 @@ from diffprune.core.spec import Spec
 from diffprune.distributed import metrics
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.sweep import TRIES, SweepFailed, exclusive
+from diffprune.io.shared_storage import Proof, proof
 from diffprune.measure import measure as timing
 from diffprune.store import Store
 from diffprune.timing.options import Measurement
 from diffprune.vlm.load import load
 
 
-def timed(model: Spec, cells: Sequence[Cell], options: Measurement) -> Iterator[dict[Cell, timing.Measured]]:
+def timed(
+    model: Spec, cells: Sequence[Cell], options: Measurement, storage: Proof | None = None
+) -> Iterator[dict[Cell, timing.Measured]]:
     """What is found about the cells of each session, in the process that asks, which loads the model itself; nothing, as soon as it
-    has."""
+    has. storage: of the run, which this host has to see."""
+    if storage:
+        storage.check()
     vlm = load(model)
     yield {}
     for group in timing.together(cells):
@@ -47,10 +52,11 @@ def measure(
 
     Raises:
         SweepFailed: some cells could not be timed; the others are in the store, and so are the reasons (`outcomes`).
-        RuntimeError: the process died again and again while it loaded the model.
+        RuntimeError: the process died, or hung, again and again while it loaded the model, or its host does not see the storage.
         ValueError: as `timing.measure`, or the model cannot be loaded.
     """
     left, failed, deaths, loaded = list(cells), list[str](), 0, False
+    storage = proof(store.blobs, provenance.run, provenance.attempt)
 
     def publish(found: Mapping[Cell, timing.Measured]) -> None:
         nonlocal left
@@ -64,7 +70,7 @@ def measure(
     with connect(address):
         while left:
             try:
-                for found in exclusive(timed, model, left, options, address=address, gpus=gpus, accelerator=accelerator):
+                for found in exclusive(timed, model, left, options, storage, address=address, gpus=gpus, accelerator=accelerator):
                     loaded, deaths = True, 0 if found else deaths
                     publish(found)
             except RayError as error:

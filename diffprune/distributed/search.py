@@ -24,6 +24,7 @@ from diffprune.core.spec import Spec
 from diffprune.distributed import metrics, resources
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.trials import failures
+from diffprune.io.shared_storage import Proof, proof
 from diffprune.store import Store
 from diffprune.train.search import Bench, Search, SearchTrial, best, mean_hard, state
 from diffprune.vlm.load import load
@@ -79,8 +80,9 @@ def _run(
 ) -> None:
     """All trials of one method, those that are known told again."""
     resources.awaited(workers, 1, gpus)
+    storage = proof(store.blobs, provenance.run, provenance.attempt)
     failed, reason = failures(
-        ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known)), len(asked),
+        ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known), storage=storage), len(asked),
         _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": gpus}, max_concurrent_trials=workers,
         scheduler=ASHAScheduler("look", "validation_hard", "min", max_t=2**halvings, grace_period=1, reduction_factor=2),
     )  # fmt: skip
@@ -91,8 +93,10 @@ def _run(
         )
 
 
-def _trial(config: dict[str, Any], asked: Sequence[SearchTrial], known: Known) -> None:
-    """The trainable: what each look finds of one configuration."""
+def _trial(config: dict[str, Any], asked: Sequence[SearchTrial], known: Known, storage: Proof | None) -> None:
+    """The trainable: what each look finds of one configuration. storage: of the run, which its host has to see."""
+    if storage:
+        storage.check()
     trial = asked[config["index"]]
     told = known.get(trial.cell.key)
     for number, rows in enumerate(_again(told) if told else _bench(trial.recipe.model, trial.recipe.dtype).looks(trial)):

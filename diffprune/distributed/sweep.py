@@ -28,11 +28,13 @@ from diffprune.core.records import Outcome, Prediction, Provenance
 from diffprune.core.spec import Spec
 from diffprune.distributed import metrics, resources
 from diffprune.distributed.cluster import connect
+from diffprune.distributed.liveness import LOOK_S, QUIET_S, Watch, watched
 from diffprune.distributed.worker import Worker
 from diffprune.evaluate.evaluator import evaluated, gathered
 from diffprune.evaluate.main_figure import answered, main_figure
 from diffprune.evaluate.progress import SweepProgress
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
+from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store
 from diffprune.store.writer import Writer
 
@@ -83,6 +85,7 @@ def sweep(
     Raises:
         ValueError: a cell that is not one to evaluate, no worker, or a model that cannot be loaded.
         SweepFailed: some cells failed; the others are in the store, and so are the reasons (`outcomes`).
+        RuntimeError: no host sees the run's storage, or on all of them workers die, or hang, while they load.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}: a sweep needs at least 1")
@@ -97,7 +100,8 @@ def sweep(
         print(f"evaluate: all {skipped} cells are in the store already", flush=True)
         return Summary(0, skipped, time.perf_counter() - start)
     with connect(address, workers), SweepProgress(todo, skipped, tell) as progress, Writer(store, provenance) as writer:
-        run = _Run(model, todo, min(workers, _most(todo)), progress, writer, gpus)
+        storage = proof(store.blobs, provenance.run, provenance.attempt)
+        run = _Run(model, todo, min(workers, _most(todo)), progress, writer, gpus, storage)
         run.go()
     summary = Summary(run.done, skipped, time.perf_counter() - start, *run.times(), run.deaths)
     idle = ", ".join(f"{share:.1%}" for share in summary.idle_shares)
@@ -118,15 +122,21 @@ def _most(cells: Sequence[Cell]) -> float:
 
 @dataclass(eq=False)
 class _Slot:
-    """A worker's place. asked: what it is at and what comes next, (future, piece), None while it loads; since: when it had the
-    model; busy_s: time it worked; deaths: of its processes in a row while they loaded."""
+    """A worker's place. asked: what it is at and what comes next, (future, piece), None while it loads; heard: when it was asked
+    or answered last; since: when it had the model; busy_s: time it worked; deaths: of its processes in a row while they loaded."""
 
     number: int
     actor: Any = None
     asked: deque[tuple[Future[Any], ListBatches | Batch | None]] = field(default_factory=deque)
+    heard: float = 0.0
     since: float = 0.0
     busy_s: float = 0.0
     deaths: int = 0
+
+    @property
+    def loading(self) -> bool:
+        """Whether its process has no model yet."""
+        return bool(self.asked) and self.asked[0][1] is None
 
     @property
     def given_up(self) -> bool:
@@ -144,6 +154,7 @@ class _Run:
     progress: SweepProgress
     writer: Writer
     gpus: float = 0.0
+    storage: Proof | None = None
     slots: list[_Slot] = field(default_factory=list)
     running: dict[Future[Any], _Slot] = field(default_factory=dict)
     ended: queue.SimpleQueue[Future[Any]] = field(default_factory=queue.SimpleQueue)  # as Ray tells of each that it is there
@@ -156,6 +167,7 @@ class _Run:
     deaths: int = 0
     last: float = 0.0
     shared: float = 0.0
+    looked: float = 0.0
 
     @property
     def run(self) -> str:
@@ -165,11 +177,11 @@ class _Run:
         """Until every cell is published or given up."""
         workers = int(self.workers)  # all are asked for; those without a node yet join when it comes
         resources.awaited(workers, 1, self.gpus)
-        self.over(workers, ray.remote(num_cpus=1, num_gpus=self.gpus)(Worker).remote, ray.kill)
+        self.over(workers, ray.remote(num_cpus=1, num_gpus=self.gpus)(Worker).remote, ray.kill, Watch())
 
-    def over(self, workers: int, start: Callable[[], Any], stop: Callable[[Any], None]) -> None:
-        """The same with workers that are started and stopped by these, as `jobs/studies/sweep_scale.py` does without Ray."""
-        self.start = start
+    def over(self, workers: int, start: Callable[[], Any], stop: Callable[[Any], None], watch: Watch) -> None:
+        """The same with workers that are started, stopped and watched by these: `jobs/studies/sweep_scale.py` has none of Ray's."""
+        self.start, self.watch = start, watch
         self.work = Work(self.todo, workers)
         self.methods = list(dict.fromkeys(evaluated(cell).pruner for cell in self.todo))
         self.slots = [_Slot(number) for number in range(workers)]
@@ -177,8 +189,8 @@ class _Run:
             for slot in self.slots:
                 self._give(slot)
             while self.work.unfinished:
-                answer = self.ended.get()
-                while at := self.running.get(answer):  # none: it was asked of a worker that died
+                answer = self._next()
+                while answer and (at := self.running.get(answer)):  # none: it was asked of a worker that died
                     self._collect(at)
                     self._give(at)
                     self._give(at)  # one ahead, if there is plenty
@@ -189,6 +201,30 @@ class _Run:
             for slot in self.slots:
                 if slot.actor:
                     stop(slot.actor)
+
+    def _next(self) -> Future[Any] | None:
+        """What has ended next. None: nothing for a while; who is quiet was looked at meanwhile, and what hung was replaced."""
+        now = time.perf_counter()
+        if now - self.looked > LOOK_S:
+            self.looked = now
+            self._look(now)
+        try:
+            return self.ended.get(timeout=LOOK_S)
+        except queue.Empty:
+            return None
+
+    def _look(self, now: float) -> None:
+        """Processes that hang are as good as dead."""
+        quiet = {slot.actor: slot for slot in self.slots if slot.asked and now - slot.heard > QUIET_S}
+        loading = [actor for actor, slot in quiet.items() if slot.loading]
+        working = [actor for actor, slot in quiet.items() if not slot.loading]
+        patient = any(slot.actor and not slot.loading for slot in self.slots)
+        for actor, reason in self.watch.look(working, loading, patient):
+            slot = quiet[actor]
+            answer, piece = slot.asked.popleft()
+            del self.running[answer]
+            self._lost(slot, piece, reason)
+            self._give(slot)
 
     def times(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(idle, busy) seconds of each worker that had the model."""
@@ -203,7 +239,7 @@ class _Run:
                 return
             if self.work.waiting:
                 slot.actor = self.start()
-                self._ask(slot, None, slot.actor.prepare.remote(self.model, self.methods))
+                self._ask(slot, None, slot.actor.prepare.remote(self.model, self.methods, self.storage))
             else:
                 self.resting[slot] = None
             return
@@ -219,6 +255,7 @@ class _Run:
 
     def _ask(self, slot: _Slot, piece: ListBatches | Batch | None, ref: Any) -> None:
         answer = ref.future()
+        slot.heard = time.perf_counter()
         slot.asked.append((answer, piece))
         self.running[answer] = slot
         answer.add_done_callback(self.ended.put)
@@ -230,13 +267,15 @@ class _Run:
         try:
             found = answer.result()
         except RayTaskError as error:  # the same work gives the same error, so it is not tried again
+            if piece is None and isinstance(error.cause, Unseen):
+                return self._left_out(slot, str(error.cause))
             if piece is None:
                 raise error.cause from None
             self._fail(piece, with_class(error.cause))
         except RayError as error:
             self._lost(slot, piece, first_line(error))
         else:
-            self.last = time.perf_counter()
+            self.last = slot.heard = time.perf_counter()
             if piece is None:
                 slot.since = slot.since or self.last
                 slot.deaths = 0  # over a long run some host is always lost
@@ -311,6 +350,15 @@ class _Run:
         if slot.given_up:
             print(f"evaluate: a worker is left out, its process died {TRIES} times while it loaded: {reason}", flush=True)
 
+    def _left_out(self, slot: _Slot, reason: str) -> None:
+        """A host that does not see the run's storage costs its places, not the run, as long as others do."""
+        metrics.worker_lost(self.run, "evaluate", reason)
+        ray.kill(slot.actor)
+        slot.actor, slot.deaths = None, TRIES
+        if all(one.given_up for one in self.slots):
+            raise RuntimeError(reason)
+        print(f"evaluate: a worker is left out: {reason}", flush=True)
+
     def _fail(self, piece: ListBatches | Batch, reason: str) -> None:
         for cell in self.work.given_up(piece):
             self._failed(cell, reason)
@@ -328,16 +376,27 @@ def exclusive(
     """What the generator `fn(*args, **kwargs)` yields, as it comes, in a process of Ray's that has every CPU of one host to itself,
     and every GPU where it asks for any: for measuring time. accelerator: the host's kind of GPU.
 
-    Raises whatever `fn` raises; RayError where its process dies. It waits until the host is free, so no sweep may be running in the
-    same session.
+    Raises whatever `fn` raises; RayError where its process dies, or hangs. It waits until the host is free, so no sweep may be
+    running in the same session.
     """
     with connect(address):
         resources.awaited(1, 1, resources.whole(gpus))
         host = resources.whole_host(gpus, accelerator)
         with resources.reserved(host) as place:
-            alone = ray.remote(num_cpus=host["CPU"], num_gpus=host.get("GPU", 0), max_retries=0, scheduling_strategy=place)(fn)
+            alone = ray.remote(num_cpus=host["CPU"], num_gpus=host.get("GPU", 0), scheduling_strategy=place)(_Alone).remote()
             try:
-                for found in alone.options(num_returns="streaming").remote(*args, **kwargs):
-                    yield ray.get(found)
+                with watched(alone):
+                    for found in alone.run.options(num_returns="streaming").remote(fn, args, kwargs):
+                        yield ray.get(found)
             except RayTaskError as error:
                 raise error.cause from error
+            finally:
+                ray.kill(alone)
+
+
+class _Alone:
+    """The process of `exclusive`: an actor, so that it can be told where it runs."""
+
+    def run(self, fn: Callable[..., Iterator[T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[T]:
+        """Of `fn`."""
+        yield from fn(*args, **kwargs)

@@ -28,10 +28,12 @@ from diffprune.core.records import Choice, CurvePoint, Provenance, Timing
 from diffprune.core.spec import Spec
 from diffprune.distributed import metrics, resources
 from diffprune.distributed.cluster import connect
+from diffprune.distributed.liveness import watched
 from diffprune.distributed.sweep import TRIES, SweepFailed
 from diffprune.distributed.trials import failures
 from diffprune.evaluate.evaluator import Evaluator
 from diffprune.evaluate.transformers_backend import TransformersBackend
+from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store
 from diffprune.timing.clock import clocks
 from diffprune.timing.machine import steady
@@ -47,8 +49,10 @@ from diffprune.vlm.load import load
 class Resident:
     """One process with the model, the encoded images and the scores (`search.Probes`). Ray makes it an actor."""
 
-    def prepare(self, model: Spec, pruners: Sequence[Spec], options: Tuning) -> None:
-        """Load the model and encode calibration and held-out images once."""
+    def prepare(self, model: Spec, pruners: Sequence[Spec], options: Tuning, storage: Proof | None) -> None:
+        """Load the model and encode calibration and held-out images once. storage: of the run, which this host has to see."""
+        if storage:
+            storage.check()
         self.options = options
         self.vlm = load(model)
         self.evaluator = Evaluator(TransformersBackend(self.vlm))
@@ -117,7 +121,8 @@ class _Remote:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def asked(*args: Any) -> Any:
             try:
-                return ray.get(getattr(self.actor, name).remote(*args))
+                with watched(self.actor):
+                    return ray.get(getattr(self.actor, name).remote(*args))
             except RayTaskError as error:
                 raise Failed(with_class(error.cause)) from error
 
@@ -138,7 +143,8 @@ class _Tell(ray_tune.Callback):
 
 def _trial(config: dict[str, Any], actor: Any, candidates: Sequence[Candidate]) -> None:
     """The trainable: no model of its own, one question to the resident one."""
-    found: Accuracy = ray.get(actor.accuracy.remote(*candidates[config["index"]]))
+    with watched(actor):
+        found: Accuracy = ray.get(actor.accuracy.remote(*candidates[config["index"]]))
     ray_tune.report({"accuracy": found.mean, "low": found.low, "high": found.high})
 
 
@@ -197,16 +203,18 @@ def tune(
 
 
 def _searched(todo: Sequence[Cell], options: Tuning, store: Store, provenance: Provenance, model: Spec, gpus: float) -> Search:
-    """Answer the cells by a resident process; where it dies, another goes on from what is in the store.
+    """Answer the cells by a resident process; where it dies, or hangs, another goes on from what is in the store.
 
     Raises:
-        RuntimeError: it died again and again.
+        RuntimeError: it died again and again, and found nothing in between; or its host does not see the run's storage.
     """
     resources.awaited(1, 1, gpus)
-    for deaths in range(1, TRIES + 1):
+    deaths, done = 0, store.done()
+    storage = proof(store.blobs, provenance.run, provenance.attempt)
+    while True:
         actor = ray.remote(num_cpus=1, num_gpus=gpus)(Resident).remote()
         try:
-            _ready(actor, model, list(dict.fromkeys(tuned(cell).pruner for cell in todo)), options)
+            _ready(actor, model, list(dict.fromkeys(tuned(cell).pruner for cell in todo)), options, storage)
             search = Search(todo, options, store, provenance, cast(Probes, _Remote(actor)), partial(_trials, actor))
             search.go()
             metrics.CELLS.add(len(todo) - len(search.failed), provenance.run, "tune", "ok")
@@ -215,22 +223,23 @@ def _searched(todo: Sequence[Cell], options: Tuning, store: Store, provenance: P
         except Failed as error:
             raise SweepFailed(f"prefill could not be timed: {error}") from error
         except RayActorError as error:
-            metrics.worker_lost(provenance.run, "tune", first_line(error))
+            reason, before, done = first_line(error), done, store.done()
+            deaths = 1 if done > before else deaths + 1
+            metrics.worker_lost(provenance.run, "tune", reason)
             if deaths == TRIES:
-                raise RuntimeError(f"the process that tunes died {TRIES} times, last: {first_line(error)}") from error
-            print(f"tune: its process died ({first_line(error)}); another goes on from what it had found", flush=True)
+                raise RuntimeError(f"the process that tunes died {TRIES} times in a row, last: {reason}") from error
+            print(f"tune: its process died ({reason}); another goes on from what it had found", flush=True)
         finally:
             ray.kill(actor)
-        done = store.done()
         todo = [cell for cell in todo if cell.key not in done]
-    raise AssertionError("the last turn returns or raises")
 
 
-def _ready(actor: Any, model: Spec, pruners: list[Spec], options: Tuning) -> None:
-    """Load the model in the actor; a user's mistake comes back as itself."""
+def _ready(actor: Any, model: Spec, pruners: list[Spec], options: Tuning, storage: Proof | None) -> None:
+    """Load the model in the actor; a user's mistake, and a host that does not see the run's storage, come back as themselves."""
     try:
-        ray.get(actor.prepare.remote(model, pruners, options))
+        with watched(actor):
+            ray.get(actor.prepare.remote(model, pruners, options, storage))
     except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
+        if isinstance(error.cause, ValueError | Unseen):
             raise error.cause from None
         raise

@@ -12,6 +12,7 @@ from diffprune.core.spec import Spec
 from diffprune.distributed import metrics
 from diffprune.evaluate.evaluator import Evaluator
 from diffprune.evaluate.transformers_backend import TransformersBackend
+from diffprune.io.shared_storage import Proof
 from diffprune.vlm.load import load
 
 
@@ -22,11 +23,17 @@ class Worker:
     backend: TransformersBackend
     counted: Mapping[str, tuple[int, int]]
 
-    def prepare(self, model: Spec, methods: Sequence[Spec] = ()) -> int:
+    def prepare(self, model: Spec, methods: Sequence[Spec] = (), storage: Proof | None = None) -> int:
         """Load the model; not in the constructor, so that a user's mistake comes back as itself. Returns the process id.
 
-        methods: that will be asked about, so that a picture is encoded once with what all of them look at.
+        methods: that will be asked about, so that a picture is encoded once with what all of them look at; storage: of the run,
+        which this host has to see.
+
+        Raises:
+            ValueError: the model cannot be loaded. Unseen: see `Proof.check`.
         """
+        if storage:
+            storage.check()
         self.backend = backend = TransformersBackend(load(model))
         self.evaluator, self.counted = Evaluator(backend), backend.looked_up()
         backend.encodings.expect(self.evaluator.needs(methods))

@@ -191,7 +191,7 @@ class Plan:
                 spec if (spec, seed) in waiting else spec.at(weights=absolute(place))
                 for (spec, seed), place in self.job.scorers(self.folder).items()
             ]
-            preflight.check(self.vlm, [*self.job.baselines, *trained], asked, self.job.budgets)
+            preflight.check(self.vlm, [*self.job.baselines, *trained], asked, self.job.budgets, self.job.leave_out)
 
     def report(self, out: Path) -> None:
         """Page and tables in the folder `out`, from the records alone; then the short table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,11 @@ from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 
 
-def check(vlm: VLM, methods: Sequence[Spec], asked: Questions, budgets: Sequence[Budget]) -> None:
+def check(vlm: VLM, methods: Sequence[Spec], asked: Questions, budgets: Sequence[Budget], leave_out: bool = False) -> None:
     """Try every method on the first question that is asked. Of one that is not trained yet only what it needs beside the
     features is looked at.
+
+    leave_out: of the budgets, look at those that a method can meet in this model.
 
     Raises:
         ValueError: a method cannot run on this model, with the reason, and how the job does without it.
@@ -32,13 +35,23 @@ def check(vlm: VLM, methods: Sequence[Spec], asked: Questions, budgets: Sequence
     for pruner in [registry.make("pruners", spec) for spec in methods]:
         try:
             if pruner.kind is not Kind.BOUND:
-                _try(vlm, pruner, shown, budgets)
+                _try(vlm, pruner, shown, _met(vlm, pruner, budgets) if leave_out else budgets)
         except Exception as error:  # whatever a method or a model raises is the reason
             said = str(error) if isinstance(error, ValueError) else with_class(error)
             raise ValueError(
                 f"{describe(pruner).label} cannot run on {vlm.name}: {' '.join(said.split()).rstrip('.')}; do without it, as in "
                 '--set \'baselines=["unpruned", "random"]\''
             ) from error
+
+
+def _met(vlm: VLM, pruner: Pruner, budgets: Sequence[Budget]) -> list[Budget]:
+    """The budgets that a method can meet in this model."""
+    found = []
+    for budget in budgets:
+        with contextlib.suppress(ValueError):
+            pruner.cuts(budget, vlm.shape)
+            found.append(budget)
+    return found
 
 
 def _first_question(asked: Questions) -> tuple[list[Any], str] | None:

@@ -31,6 +31,7 @@ from diffprune.core.cell import Cell, EvaluateSpec, Method, Questions
 from diffprune.core.records import Prediction
 from diffprune.core.spec import Spec
 from diffprune.distributed import sweep
+from diffprune.distributed.liveness import Watch
 from diffprune.evaluate.progress import SweepProgress
 from diffprune.store import Store
 from diffprune.store.provenance import collect
@@ -81,7 +82,7 @@ class Fleet:
     def put(self, ended: Future[Any]) -> None:
         """What the loop asks to be called when something ends: it is told by `get`."""
 
-    def get(self) -> Future[Any]:
+    def get(self, timeout: float) -> Future[Any]:
         """The next that ends; then it is that late."""
         self.now, _, future, value = heapq.heappop(self.pending)
         future.set_result(value)
@@ -106,7 +107,7 @@ class Simulated:
         self.free = self.fleet.asked(max(self.fleet.now, self.free), seconds, value)
         return self.fleet.last
 
-    def _prepare(self, model: Spec, methods: Sequence[Spec]) -> Future[Any]:
+    def _prepare(self, model: Spec, methods: Sequence[Spec], storage: None) -> Future[Any]:
         return self.take(10.0, 1)
 
     def _batches(self, cell: Cell) -> Future[Any]:
@@ -116,6 +117,14 @@ class Simulated:
     def _answer(self, cell: Cell, index: Sequence[int]) -> Future[Any]:
         seconds = len(index) / self.fleet.rate
         return self.take(seconds, ({i: self.fleet.rows[i] for i in index}, seconds))
+
+
+class Awake(Watch):
+    """Nobody hangs."""
+
+    def look(self, *asked: object) -> list[tuple[Any, str]]:
+        """No process to look at."""
+        return []
 
 
 @dataclass
@@ -146,7 +155,7 @@ def simulated(number: int, workers: int, questions: int, batch: int, rate: float
     with SweepProgress(todo, 0) as progress, Writer(store, made) as writer:
         run = sweep._Run(Spec("embedded"), todo, workers, progress, writer)
         run.ended = fleet  # type: ignore[assignment]
-        run.over(workers, lambda: Simulated(fleet), lambda actor: None)
+        run.over(workers, lambda: Simulated(fleet), lambda actor: None, Awake())
     swept = time.process_time()
     assert len(store.done()) == number == run.done
     known, reader = time.process_time(), Store(place)
@@ -167,7 +176,7 @@ def simulated(number: int, workers: int, questions: int, batch: int, rate: float
 class Instant:
     """No model: answers at once, what a worker on a Ray of this machine says."""
 
-    def prepare(self, model: Spec, methods: Sequence[Spec] = ()) -> int:
+    def prepare(self, model: Spec, methods: Sequence[Spec], storage: None) -> int:
         """Nothing to load."""
         return 0
 

@@ -43,16 +43,16 @@ def ends_as(undisturbed: Tables, scene: Scene) -> None:
 
 
 @pytest.mark.trial(3)
-def test_nothing_outlives_a_killed_driver_and_its_folder_is_swept(scene: Scene, undisturbed: Tables) -> None:
+def test_nothing_outlives_a_killed_driver_by_ten_seconds(scene: Scene, undisturbed: Tables) -> None:
     run = sweeping(scene)
     run.process.kill()
     run.process.wait()
     began = time.monotonic()
-    while (left := scene.processes()) and time.monotonic() - began < SLACK * 10:
+    while (left := scene.processes()) and time.monotonic() - began < 10:
         time.sleep(0.1)
     assert not left, [" ".join(one.cmdline())[:200] for one in left]
     print(f"the last process ended after {time.monotonic() - began:.1f} s")
-    assert list(scene.temporary.glob("dp-ray-*")), "nobody was there to remove it"
+    assert not list(scene.temporary.glob("dp-ray-*"))
     ends_as(undisturbed, scene)
 
 

@@ -16,7 +16,8 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
     3: ("the driver is killed", (
         "test_train_ray: test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve",
         "test_termination: test_folders_of_dead_drivers_are_swept_and_no_others",
-        "trials/test_drivers: test_nothing_outlives_a_killed_driver_and_its_folder_is_swept",
+        "test_termination: test_what_a_killed_driver_started_ends_with_it_and_nothing_else",
+        "trials/test_drivers: test_nothing_outlives_a_killed_driver_by_ten_seconds",
     )),
     4: ("training's controller is killed", ("trials/test_trainings: test_a_killed_controller_is_an_error_and_the_run_goes_on",)),
     5: ("a raylet is killed", ("trials/test_hosts: test_a_lost_host_costs_its_batch",)),

@@ -28,7 +28,7 @@ MODELS = {  # the last part of a checkpoint's name -> what papers call it
     r"llava-v1\.6-vicuna-7b(-hf)?": "LLaVA-NeXT-7B",
     r"qwen2\.5-vl-7b(-instruct)?": "Qwen2.5-VL-7B",
 }
-SAME = {"pdrop": "pyramiddrop", "gumbeltopk": "gumbeldiffprune"}  # our names -> the papers'
+SAME = {"pdrop": "pyramiddrop", "gumbeltopk": "gumbeldiffprune", "atp": "atpllava"}  # our names -> the papers'
 
 
 @dataclass(frozen=True)
