@@ -48,7 +48,7 @@ def asked(family: str, seed: int = 0) -> Inputs:
 def made(spelling: str, vlm: Any) -> Pruner:
     pruner: Any = registry.load("pruners", spelling)
     if spelling.startswith("pore"):
-        pruner.sigma = 1.0
+        pruner.sigma, pruner.weights_sha256 = 1.0, "0" * 20
     if spelling == "dynamic_llava":
         chance = torch.Generator().manual_seed(5)
         states = torch.randn(2, 16, vlm.shape.width, generator=chance)
@@ -125,6 +125,7 @@ def test_a_prefill_with_cuts_asks_the_device_for_nothing(family: str, spelling: 
     inputs, pruner = asked(family), made(spelling, deep(family))
     mode = Graphs(deep(family), 8, Replayed)
     ready = mode.shrink(deep(family), inputs, pruner, Share(0.6), Clock())[0]
+    packed = pruning.shrink(deep(family), inputs.prompts, inputs.tokens, pruner, Share(0.6))
     vlm = deep.__wrapped__(family)
     vlm.model.to("meta")
     if hasattr(pruner, "networks"):
@@ -133,7 +134,6 @@ def test_a_prefill_with_cuts_asks_the_device_for_nothing(family: str, spelling: 
     valueless = Graphs(vlm, 8, Valueless)
     with pytest.raises(Done):
         valueless.prefill(vlm, ready, Clock())
-    packed = pruning.shrink(deep(family), inputs.prompts, inputs.tokens, pruner, Share(0.6))
     with pytest.raises((RuntimeError, NotImplementedError)):  # the exact path does ask
         Stage.entering(packed.prompts.to("meta"), packed.inside.tokens.map(lambda value: value.to("meta")))
 

@@ -19,7 +19,7 @@ from diffprune.core.tokens import VisualTokens, means
 from diffprune.pruners import sparsevlm
 from tests.test_core import WRAPPERS, site
 from tests.test_cost import QWEN, SEVEN
-from tests.test_decoder_cuts import MODES, batch, entering, generate, whole
+from tests.test_decoder_cuts import MODES, batch, deep, entering, generate, whole
 from tests.test_families import own
 
 LLAVA = replace(SEVEN, visual_tokens=576)
@@ -61,12 +61,11 @@ def test_a_budget_is_the_average_over_layers(name: str, shape: object) -> None:
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_budgets_that_cannot_be_met_are_refused(name: str) -> None:
-    vlm, prompts, _, tokens = batch("llava")
-    method = registry.load("pruners", name)
+    vlm, method = deep("llava"), registry.load("pruners", name)
     with pytest.raises(ValueError, match="this method needs a count, as in Keep"):
-        pruning.shrink(vlm, prompts, tokens, method, Above(0.5))
+        pruning.plan_of(vlm, method, Above(0.5))
     with pytest.raises(ValueError, match=r"cannot be met by a cut after layer 1, as the layers before it alone make 25\.0%"):
-        pruning.shrink(vlm, prompts, tokens, method, Share(0.1))
+        pruning.plan_of(vlm, method, Share(0.1))
 
 
 @pytest.mark.parametrize("text", ["fastv(after=-1)", "pyramiddrop(stages=0)", "dart(image=0)", "dart(text=-1)"])
