@@ -17,7 +17,7 @@ from diffprune.report.analysis.comparison import chapters
 from diffprune.store import Store
 
 STUDY = Path(__file__).parents[1] / "jobs" / "studies" / "training_length.py"
-RIGHT = {"diffprune": (0.4, 0.9), "gumbel_keepdrop(offset=True)": (0.7, 0.7)}  # share of right answers, short and long
+RIGHT = {"diffprune": (0.4, 0.9), "gumbel_keepdrop": (0.7, 0.7)}  # share of right answers, short and long
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,8 @@ from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.render.lines import Line, lines
 from diffprune.statistics.verdict import judged
 from diffprune.store.provenance import collect
-from diffprune.train.recipe import MethodSettings
 
-OURS, RIVALS = Spec("diffprune"), (Spec("gumbel_keepdrop", (("offset", True),)), Spec("learnpruner"))
+OURS, RIVALS = Spec("diffprune"), (Spec("gumbel_keepdrop"), Spec("learnpruner", (("diversity", 0.2),)))
 BUDGETS = ("Share(1/9)", "Share(1/20)")
 
 
@@ -39,7 +38,7 @@ def job(times: int, seeds: int, limit: int) -> Job:
     assert recipe, "the comparison trains"
     methods = []
     for spec in (OURS, *RIVALS):
-        own = next((one for one in recipe.methods if one.pruner == spec), MethodSettings(pruner=spec))
+        (own,) = (one for one in recipe.methods if one.pruner == spec)
         methods.append(own.model_copy(update={"steps": times * recipe.of(spec).steps}))
     changed = {"pruners": (OURS, *RIVALS), "seeds": tuple(range(seeds)), "methods": tuple(methods)}
     return Job(
