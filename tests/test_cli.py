@@ -113,7 +113,7 @@ def test_a_method_of_three_seeds_has_three_times_the_cells_before_it_is_trained(
     cells = plan.cells("evaluate")
     assert len({cell.key for cell in cells}) == len(cells) == 10 + 10 + 3 * 4 * 10, "unpruned, without pictures, three seeds"
     assert {(cell.method.label, cell.columns().weights_sha256) for cell in cells} == {
-        ("Unpruned", ""), ("No image", ""), *(("DiffPrune", f"untrained, seed {seed}") for seed in range(3)),
+        ("Unpruned", ""), ("No image", ""), *(("DiffPrune", f"to be trained, seed {seed}") for seed in range(3)),
     }  # fmt: skip
     plan = Plan(asked("run", "demo", only | {"replaced": ["diffprune"]}), Path("runs/demo"), load("embedded"))
     assert len(plan.cells("evaluate")) == len(cells) + 4 * 10, "replaced: the first seed"

@@ -32,7 +32,7 @@ from diffprune.vlm.meta_model import configuration
 
 CELLS = ("tune", "evaluate", "measure")  # stages that ask cells of a model
 NUM_SCENES = 4  # pictures in the report
-UNTRAINED = "untrained, seed"  # in place of the hash of weights that are not there yet
+UNTRAINED = "to be trained, seed"  # in place of the hash of weights that are not there yet
 
 
 @dataclass
