@@ -1,8 +1,8 @@
 """Cells over workers: each holds the model and takes the next batch when it is free; the driver alone writes.
 
-Everything here may happen more than once: a cell is published whole under its key, so a worker that dies costs the batch it was
-at, a driver the cells under way (`schedule.HELD_ROWS`) and those of the last seconds (`writer.EVERY_S`), and the next run asks for
-what is missing.
+Everything here may happen more than once: a cell is published whole under its key, and answers of cells that take long are kept
+meanwhile (`store.unfinished`), so a worker that dies costs the batch it was at, a driver the answers of the last seconds (`KEEP_S`,
+`writer.EVERY_S`), and the next run asks for what is missing.
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ from diffprune.evaluate.progress import SweepProgress
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
 from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store
+from diffprune.store.unfinished import Kept
 from diffprune.store.writer import Writer
 
 TRIES = 3  # deaths of a worker that one batch may cause, and deaths in a row while one place loads
 IDLE_S = 5.0  # between two looks at how idle workers are
+KEEP_S = (
+    10.0  # between two looks for answers to keep: one is durable at the second, and costs nothing if its cell is finished by then
+)
 T = TypeVar("T")
 
 
@@ -161,6 +165,7 @@ class _Run:
     resting: dict[_Slot, None] = field(default_factory=dict)  # slots that found nothing to do, those with a model first
     tries: Counter[object] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    told: dict[str, float] = field(default_factory=dict)  # of these seconds, those of answers that are kept
     benchmarks: dict[Spec, Benchmark] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     done: int = 0
@@ -168,6 +173,7 @@ class _Run:
     last: float = 0.0
     shared: float = 0.0
     looked: float = 0.0
+    kept: float = 0.0
 
     @property
     def run(self) -> str:
@@ -185,6 +191,7 @@ class _Run:
         self.work = Work(self.todo, workers)
         self.methods = list(dict.fromkeys(evaluated(cell).pruner for cell in self.todo))
         self.slots = [_Slot(number) for number in range(workers)]
+        self._resume()
         try:
             for slot in self.slots:
                 self._give(slot)
@@ -201,6 +208,24 @@ class _Run:
             for slot in self.slots:
                 if slot.actor:
                     stop(slot.actor)
+            self._keep(last=True)
+
+    def _resume(self) -> None:
+        """Go on from the answers that an earlier run has kept."""
+        for key, kept in self.writer.unfinished.load(self.todo, self.writer.store.done()).items():
+            self.work.resumed(key, kept.rows)
+            self.progress.resumed(key, len(kept.rows))
+            self.seconds[key] = self.told[key] = kept.seconds
+
+    def _keep(self, last: bool = False) -> None:
+        """Answers of cells that take long; in the end all of them."""
+        found = []
+        for cell, rows in self.work.unkept(last):
+            seconds = self.seconds[cell.key] - self.told.get(cell.key, 0.0)
+            self.told[cell.key] = self.seconds[cell.key]
+            found.append((cell, Kept(rows, seconds)))
+        if found:
+            self.writer.keep(found)
 
     def _next(self) -> Future[Any] | None:
         """What has ended next. None: nothing for a while; who is quiet was looked at meanwhile, and what hung was replaced."""
@@ -208,6 +233,9 @@ class _Run:
         if now - self.looked > LOOK_S:
             self.looked = now
             self._look(now)
+        if now - self.kept > KEEP_S:
+            self.kept = now
+            self._keep()
         try:
             return self.ended.get(timeout=LOOK_S)
         except queue.Empty:
@@ -286,8 +314,9 @@ class _Run:
     def _found(self, slot: _Slot, piece: ListBatches | Batch, found: Any, seconds: float) -> None:
         """A worker's answer is kept, and the cell written where it was the last one."""
         if isinstance(piece, ListBatches):
-            self.work.listed(piece, found)
             self.progress.listed(piece.cell, sum(map(len, found)))
+            for cell, rows in self.work.listed(piece, found):
+                self._complete(cell, rows)
             return
         self.seconds[piece.cell.key] += seconds
         complete = self.work.answered(piece, found)
@@ -314,6 +343,7 @@ class _Run:
             return self._failed(cell, f"RuntimeError: {first_line(error)}")
         broken = sum(bool(row.error) for row in rows)
         reason = f"{broken} of {len(rows)} answers failed" if broken else ""
+        self.told.pop(cell.key, None)
         outcome = Outcome("ok", reason, len(rows), self.seconds.pop(cell.key))
         asked = evaluated(cell).questions
         if asked.benchmark not in self.benchmarks:

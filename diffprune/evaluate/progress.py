@@ -76,12 +76,17 @@ class SweepProgress:
         self.total += here.rate * (questions - here.questions)
         here.questions = questions
 
+    def resumed(self, key: str, questions: int) -> None:
+        """So many questions of a cell were answered by an earlier run."""
+        mine = self.open[key]
+        mine.answered += questions
+        self.past += mine.rate * questions
+
     def batch(self, cell: Cell, questions: int) -> None:
         """A batch of so many questions was answered."""
         self.batches += 1
-        if mine := self.open.get(cell.key):
-            mine.answered += questions
-            self.past += mine.rate * questions
+        if cell.key in self.open:
+            self.resumed(cell.key, questions)
         self.first = self.first or (time.perf_counter(), self.share())
         self._show()
 

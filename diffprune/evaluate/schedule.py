@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
-from itertools import count
+from itertools import count, islice
 from typing import Generic, Protocol, TypeVar
 
 from diffprune.core.budget import Above
@@ -20,7 +20,7 @@ from diffprune.core.cell import Cell, Questions
 from diffprune.core.records import Prediction
 from diffprune.evaluate.evaluator import evaluated
 
-HELD_ROWS = 200_000  # answers of unfinished cells in the driver, some 700 bytes each: what it holds, and what its death costs
+HELD_ROWS = 200_000  # answers of unfinished cells in the driver, some 700 bytes each
 AHEAD = 16  # batches left per worker from which on each has its next one before it is done, so that it need not ask
 NOMINAL_TOKENS = 576  # of an unpruned image, to compare counts with shares when cells are put in order
 NOMINAL_QUESTIONS = 1000  # of a benchmark nobody has opened yet
@@ -130,7 +130,8 @@ class _BatchQueue:
 @dataclass(eq=False)
 class _Queue:
     """Cells that ask the same questions. waiting: not begun; group: those under way together, by key; fresh: batches nobody has
-    begun; left: batches that can be handed out, over all cells."""
+    begun; known: batches of cells, by (key, number), that an earlier run has answered; left: batches that can be handed out, over
+    all cells."""
 
     waiting: deque[Cell]
     batches: list[list[int]] | None = None
@@ -138,6 +139,7 @@ class _Queue:
     listing: int = 0  # workers that are finding out the batches
     group: dict[str, Cell] = field(default_factory=dict)
     fresh: deque[int] = field(default_factory=deque)
+    known: set[tuple[str, int]] = field(default_factory=set)
     sheets: dict[int, _BatchQueue] = field(default_factory=dict)
     order: _MostLeft[_BatchQueue] = field(default_factory=lambda: _MostLeft[_BatchQueue]())
     left: int = 0
@@ -145,15 +147,23 @@ class _Queue:
     def sheet(self, most: int) -> _BatchQueue:
         """One to work at: a fresh one, else the one of another with most to do; a group ends before the next `most` cells begin."""
         assert self.batches is not None and self.left
-        if not self.fresh and not self.sheets:
-            begun = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
-            self.group = {cell.key: cell for cell in begun}
-            self.fresh = deque(reversed(range(len(self.batches))))  # the longest questions first
-        if self.fresh:
-            return self._begun(self.fresh.popleft(), deque(self.group.values()))
-        found = self.order.most()
-        assert found is not None
-        return found
+        while True:
+            if not self.fresh and not self.sheets:
+                begun = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+                self.group = {cell.key: cell for cell in begun}
+                self.fresh = deque(reversed(range(len(self.batches))))  # the longest questions first
+            while self.fresh:
+                number = self.fresh.popleft()
+                if more := self._asking(number):
+                    return self._begun(number, more)
+            if found := self.order.most():
+                return found
+
+    def _asking(self, number: int) -> deque[Cell]:
+        """The cells of the group that ask a batch nobody has begun."""
+        if not self.known:
+            return deque(self.group.values())
+        return deque(cell for key, cell in self.group.items() if (key, number) not in self.known)
 
     def _begun(self, number: int, more: deque[Cell]) -> _BatchQueue:
         """The batch is to be asked for more cells; those of an earlier group may have come back from a worker that was lost."""
@@ -178,7 +188,7 @@ class _Queue:
         """Forget a cell that was begun; how many of its batches are not handed out any more."""
         before = self.left
         if self.group.pop(cell.key, None) is not None:
-            self.left -= len(self.fresh)
+            self.left -= sum((cell.key, number) not in self.known for number in self.fresh)
         for sheet in list(self.sheets.values()):
             if cell in sheet.cells:
                 sheet.cells.remove(cell)
@@ -192,11 +202,14 @@ class _Queue:
 
 @dataclass(eq=False)
 class _Open:
-    """A cell that is not finished: where its questions are, and its answers so far."""
+    """A cell that is not finished: where its questions are, and its answers so far, in the order they came; kept: how many of
+    them are durable; seen: how many were there at the last look."""
 
     cell: Cell
     queue: _Queue
     found: dict[int, Prediction] = field(default_factory=dict)
+    kept: int = 0
+    seen: int = 0
 
 
 class Work:
@@ -215,6 +228,7 @@ class Work:
         weights = {cell.key: weight(cell) for cell in cells}
         every: dict[QuestionSet, _Queue] = {}
         self._open: dict[str, _Open] = {}
+        self._begun: dict[str, _Open] = {}  # those that have answers
         totals: dict[QuestionSet, float] = defaultdict(float)
         for cell in sorted(cells, key=lambda cell: (-weights[cell.key], cell.key)):
             asked = question_set(cell)
@@ -268,15 +282,33 @@ class Work:
             return self._unlisted.popleft()
         return self._listed.most() or next(iter(self._listing), None)  # it will need the questions anyhow
 
-    def listed(self, listing: ListBatches, batches: list[list[int]]) -> None:
-        """The batches of a question set are known. Of several workers that were asked the first counts, as all say the same."""
+    def resumed(self, key: str, rows: Mapping[int, Prediction]) -> None:
+        """Answers of a cell that an earlier run has kept; to be told before anything is handed out."""
+        mine = self._begun[key] = self._open[key]
+        mine.found |= rows
+        mine.kept = mine.seen = len(mine.found)
+        self.held_rows += len(mine.found)
+
+    def listed(self, listing: ListBatches, batches: list[list[int]]) -> list[tuple[Cell, dict[int, Prediction]]]:
+        """The batches of a question set are known. Of several workers that were asked the first counts, as all say the same.
+        Returns cells, with all their answers, of which an earlier run had kept every one."""
         here = self._where(listing.cell)
-        if here is not None and here.batches is None:
-            here.batches, here.questions = batches, sum(map(len, batches))
-            here.left = len(batches) * len(here.waiting)
-            self._left += here.left
-            self._listing.pop(here, None)
-            self._listed.put(here)
+        if here is None or here.batches is not None:
+            return []
+        here.batches, here.questions = batches, sum(map(len, batches))
+        begun = [mine for cell in here.waiting if (mine := self._begun.get(cell.key))] if self._begun else []
+        complete = [mine for mine in begun if len(mine.found) >= here.questions]
+        for mine in complete:
+            here.waiting.remove(mine.cell)
+        for mine in begun:
+            if len(mine.found) < here.questions:
+                whole = [number for number, index in enumerate(batches) if mine.found.keys() >= set(index)]
+                here.known.update((mine.cell.key, number) for number in whole)
+        here.left = len(batches) * len(here.waiting) - len(here.known)
+        self._left += here.left
+        self._listing.pop(here, None)
+        self._listed.put(here)
+        return [(mine.cell, self._closed(mine)) for mine in complete]
 
     def _where(self, cell: Cell) -> _Queue | None:
         found = self._open.get(cell.key)
@@ -287,6 +319,7 @@ class Work:
         mine = self._open.get(batch.cell.key)
         if mine is None:
             return None
+        self._begun[mine.cell.key] = mine
         before = len(mine.found)
         mine.found.update(rows)
         self.held_rows += len(mine.found) - before
@@ -296,8 +329,21 @@ class Work:
 
     def _closed(self, mine: _Open) -> dict[int, Prediction]:
         del self._open[mine.cell.key]
+        self._begun.pop(mine.cell.key, None)
         self.held_rows -= len(mine.found)
         return mine.found
+
+    def unkept(self, last: bool = False) -> list[tuple[Cell, dict[int, Prediction]]]:
+        """Answers to keep of cells that are not finished: those that were there at the look before this one, so that short cells
+        cost nothing, or all at the `last` look. Each is given once."""
+        found = []
+        for mine in self._begun.values():
+            until = len(mine.found) if last else mine.seen
+            if mine.kept < until:
+                found.append((mine.cell, dict(islice(mine.found.items(), mine.kept, until))))
+                mine.kept = until
+            mine.seen = len(mine.found)
+        return found
 
     def returned(self, worker: int, piece: ListBatches | Batch) -> None:
         """A worker was lost with this piece of work: it is handed out again, the next time to whoever asks first."""

@@ -1,8 +1,9 @@
 """The Parquet store: records are published whole, found through manifests, and checked bit by bit when read.
 
 Blobs: `parts/<table>/<cell>-<sha256>.parquet`, `manifests/<cell>-<content>.json`, `quarantine/` for what cannot be used,
-`locks/<run>/<attempt>`, `events/<run>/<attempt>.jsonl`. Parts are written first, the manifest last; what has no manifest does not
-exist. The cells of a sweep are published many at a time: `parts/<table>/<bundle>-<sha256>.parquet`, `bundles/<bundle>.json`.
+`locks/<run>/<attempt>`, `events/<run>/<attempt>.jsonl`, `unfinished/<run>/` for answers that are no records yet. Parts are written
+first, the manifest last; what has no manifest does not exist. The cells of a sweep are published many at a time:
+`parts/<table>/<bundle>-<sha256>.parquet`, `bundles/<bundle>.json`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from diffprune.core.cell import Cell
 from diffprune.core.records import Provenance
 from diffprune.store.bundles import MOST_CELLS
 from diffprune.store.parquet import Store
+from diffprune.store.unfinished import Kept, Unfinished
 
 EVERY_S = 10.0  # the longest a cell waits for others; what the death of this process costs is this, and one write
 MOST_WAITING = MOST_CELLS // 4, 100_000  # cells and rows that do not wait for others
@@ -25,6 +26,8 @@ class Writer:
 
     def __init__(self, store: Store, provenance: Provenance, every_s: float = EVERY_S) -> None:
         self.store, self.provenance, self.every_s = store, provenance, every_s
+        self.unfinished = Unfinished(store.blobs, provenance.run)
+        self._keeping = list[tuple[Cell, Kept]]()
         self._waiting, self._rows, self._since = list[tuple[Cell, Mapping[str, Sequence[Any]]]](), 0, 0.0
         self._closing = False
         self._error: BaseException | None = None
@@ -43,15 +46,28 @@ class Writer:
             if len(self._waiting) == 1 or self._full:
                 self._change.notify_all()
 
+    def keep(self, found: Sequence[tuple[Cell, Kept]]) -> None:
+        """Hand over new answers of cells that are not finished; see `Unfinished`. They are forgotten when the cell is published."""
+        with self._change:
+            self._keeping += found
+            self._change.notify_all()
+
     @property
     def _full(self) -> bool:
         return len(self._waiting) >= MOST_WAITING[0] or self._rows >= MOST_WAITING[1]
 
     def _run(self) -> None:
-        while some := self._due():
+        while any(due := self._due()):
+            some, kept = due
             try:
-                self.store.publish_all(some, self.provenance)
-                if not self._closing:
+                if some:
+                    self.store.publish_all(some, self.provenance)
+                    self.unfinished.forget(cell.key for cell, _ in some)
+                published = {cell.key for cell, _ in some}
+                if kept := [(cell, found) for cell, found in kept if cell.key not in published]:
+                    self.store.check_owner(self.provenance)
+                    self.unfinished.keep(kept)
+                if some and not self._closing:
                     self.store.merge(self.provenance)
             except BaseException as error:  # told where it can be raised
                 with self._change:
@@ -60,17 +76,20 @@ class Writer:
                         self._waiting[:0] = some
                     self._change.notify_all()
 
-    def _due(self) -> list[tuple[Cell, Mapping[str, Sequence[Any]]]]:
-        """What is to be published now; waits for it. Nothing: the block has ended."""
+    def _due(self) -> tuple[list[tuple[Cell, Mapping[str, Sequence[Any]]]], list[tuple[Cell, Kept]]]:
+        """What is to be published and what to be kept now; waits for it. Nothing: the block has ended."""
         with self._change:
-            while not self._closing and (self._error or not self._full):
+            while not self._closing and (self._error or not (self._full or self._keeping)):
                 left = self._since + self.every_s - time.monotonic() if self._waiting and not self._error else None
                 if left is not None and left <= 0:
                     break
                 self._change.wait(left)
+            kept, self._keeping = self._keeping, []
+            if kept and not (self._closing or self._full or time.monotonic() - self._since >= self.every_s):
+                return [], kept
             some, self._waiting, self._rows = self._waiting, [], 0
             self._change.notify_all()
-            return some
+            return some, kept
 
     def __enter__(self) -> Writer:
         self._thread.start()
