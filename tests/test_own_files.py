@@ -7,12 +7,15 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from PIL import Image, PngImagePlugin
+from ray.exceptions import RaySystemError
 from safetensors.torch import load_file, save_file
 
 from diffprune.core import registry
@@ -319,6 +322,15 @@ def test_a_temporary_folder_too_long_for_sockets_is_not_used(own_folder: Path, m
     with cluster._one_host() as folder:
         assert len(folder) <= cluster.MOST_TMPDIR + 18 and not folder.startswith(str(long)) and Path(folder).is_dir()
     assert not Path(folder).exists()
+
+
+def test_no_call_starts_a_ray_of_its_own() -> None:
+    ray.shutdown()  # what tests before this one may have left
+    cluster.secure()
+    for call in (ray.nodes, ray.get_runtime_context):
+        with suppress(RaySystemError):
+            call()
+        assert not ray.is_initialized(), "one in a folder that is open to every user"
 
 
 def test_a_home_that_cannot_be_written_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import auto_init_hook, ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from diffprune.core import termination
@@ -68,6 +68,7 @@ def secure(create: bool = True) -> None:
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine needs more than Ray's 30 s
     os.environ.setdefault(FOLDER, str(Path.cwd()))  # workers may run elsewhere, and find the plug-ins of this folder
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray runs workers at 15 otherwise, so any other process slows a measurement
+    auto_init_hook.enable_auto_connect = False  # else any call starts a Ray of its own, in a folder that is open to every user
     Config.initialize("")  # Ray has read its environment when it was imported; read it again
     AuthenticationTokenLoader.instance().reset_cache()  # and keeps the first token it saw, which may be that of another cluster
     if token := os.environ.get("RAY_AUTH_TOKEN"):

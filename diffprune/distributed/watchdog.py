@@ -63,7 +63,7 @@ class Speaker(threading.Thread):
         super().__init__(daemon=True, name="watchdog")
         self.blobs, self.key, self.rank, self.steps = blobs, f"{PREFIX}/{int(attempt)}-{rank}", rank, 0
         self.watched = threading.get_ident()
-        self.node = ray.get_runtime_context().get_node_id()
+        self.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # Ray Train's local mode has none
         self.start()
 
     def run(self) -> None:
