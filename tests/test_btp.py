@@ -33,7 +33,7 @@ from diffprune.train.context import LocalContext
 from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.recipe import Recipe
 from diffprune.vlm.load import load
-from tests.test_core import Calibration
+from tests.contracts import Calibration
 from tests.test_decoder_cuts import MODES, batch, entering, generate, whole
 from tests.test_families import own
 from tests.test_measure import TIMED, Fake, slowed, tiny  # noqa: F401

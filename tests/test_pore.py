@@ -29,7 +29,7 @@ from diffprune.train.context import LocalContext
 from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.recipe import Recipe
 from diffprune.vlm.load import load
-from tests.test_core import SHAPE, tokens
+from tests.contracts import SHAPE, tokens
 
 
 @pytest.mark.parametrize("sigma", [2.3, 0.0, -1.2, 8.0])

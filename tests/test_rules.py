@@ -21,7 +21,7 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.site import PROJECTED, Cut
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.pruners import _greedy, _quotas, vispruner
-from tests.test_core import SHAPE
+from tests.contracts import SHAPE
 from tests.test_families import FAMILIES, pictures, tiny
 
 Array = NDArray[np.float64]

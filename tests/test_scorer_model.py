@@ -13,7 +13,7 @@ from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.vlm import VLM
 from diffprune.pruners.replaced import Replaced
-from diffprune.pruning.pretrained import check_model, from_pretrained
+from diffprune.pruning.pretrained import check_model, from_pretrained, make_ready
 from diffprune.vlm.tokenize import weights_hash
 from tests.test_families import pictures, tiny
 
@@ -51,6 +51,19 @@ def test_another_model_of_the_same_width_is_refused_everywhere(tmp_path: Path) -
         ask(other, Replaced(method))
     with pytest.raises(ValueError, match=sentence):
         ask(other, f"diffprune(weights='{folder}')")
+
+
+@pytest.mark.parametrize("name", ["diffprune", "atp"])
+def test_what_was_loaded_follows_the_model_to_its_device(name: str, tmp_path: Path) -> None:
+    """To torch's meta device, which stands for one that is not the CPU; `atp` looks at no features that it could follow."""
+    vlm = model(0)
+    method = registry.load("pruners", name)
+    method.build(vlm.encode(vlm.pixels(pictures())))
+    method.save_pretrained(tmp_path / "scorer")
+    vlm.device = torch.device("meta")
+    for loaded in (from_pretrained(tmp_path / "scorer"), registry.load("pruners", f"{name}(untrained=True)")):
+        make_ready(Replaced(loaded), vlm)
+        assert all(p.is_meta for p in loaded.networks.parameters())  # type: ignore[attr-defined]
 
 
 def test_its_user_may_say_so_and_the_spelling_says_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from diffprune.core.evidence import QUESTION, Question, decoder_attention, decod
 from diffprune.core.site import Cut, Site, Stage, tokens_per_layer
 from diffprune.core.tokens import VisualTokens, means
 from diffprune.pruners import sparsevlm
-from tests.test_core import WRAPPERS, site
+from tests.contracts import site, spellings
 from tests.test_cost import QWEN, SEVEN
 from tests.test_decoder_cuts import MODES, batch, deep, entering, generate, whole
 from tests.test_families import own
@@ -25,7 +25,7 @@ from tests.test_families import own
 LLAVA = replace(SEVEN, visual_tokens=576)
 STAGED = ("fastv", "pyramiddrop", "sparsevlm", "dart")  # ready as they are
 PLANNED = tuple(
-    name for name in registry.names("pruners") if name not in WRAPPERS and site(registry.load("pruners", name)).layer
+    name for name in registry.names("pruners") if spellings()[name] == (name,) and site(registry.load("pruners", name)).layer
 )  # fmt: skip
 
 
