@@ -29,6 +29,7 @@ from diffprune.vlm import tiny
 class LlavaOnevision(Anyres):
     """`LlavaOnevisionForConditionalGeneration`; N of the default 2304 x 2304 px is 7,290 and 81 newlines."""
 
+    projects = True
     encoder_inputs = ("pixel_values", "image_sizes", "batch_num_images")
 
     @classmethod
@@ -73,7 +74,7 @@ class LlavaOnevision(Anyres):
         return self._pack(tiles, pixels["image_sizes"], values.new_zeros(values.shape[-1]))
 
     def _tokens(self, captured: Tensor, output: Any, pixels: dict[str, Tensor], needs: frozenset[Evidence]) -> VisualTokens:
-        return replace(self._lined(output.pooler_output, pixels, needs, self._orders(pixels)), projected=True)
+        return replace(self._lined(output.pooler_output, pixels, needs, self._orders(pixels)), projected=self.projects)
 
 
 def part_of_groups(groups: Tensor, start: int, stop: int) -> Tensor:

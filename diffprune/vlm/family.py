@@ -70,6 +70,7 @@ class Family(VLM):
     """A conditional-generation model: vision encoder, projector, decoder, and `mm_encoder_outputs` in its forward.
 
     projector_input:       dotted path below `model.model` of the module whose input is one row per visual token.
+    projects:       what it encodes are features behind the projector already, in the decoder's width.
     encoder_inputs: are keyword arguments of `get_image_features` too.
     token_types:    name of the input that is 1 at visual tokens and 0 at text; "" where there is none.
     stacked:        its forward wants the rows of all images as one tensor, not a list of them.
@@ -77,6 +78,7 @@ class Family(VLM):
     """
 
     projector_input: ClassVar[str] = "multi_modal_projector"
+    projects: ClassVar[bool] = False
     token_types: ClassVar[str] = ""
     stacked: ClassVar[bool] = False
     summary: bool = False

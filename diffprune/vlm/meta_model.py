@@ -59,7 +59,9 @@ def configuration(asked: Spec) -> dict[str, Any] | None:
 
 
 def projector_input_width(vlm: VLM) -> int:
-    """D of `VLM.encode` without running it: the width of what the projector's first matrix reads."""
+    """D of `VLM.encode` without running it: the width of what the projector's first matrix reads, or of what it gives."""
+    if getattr(vlm, "projects", False):
+        return vlm.shape.width
     model = vlm.model.model
     projector_input: nn.Module = model.get_submodule(getattr(vlm, "projector_input", ""))
     linear = next((m for m in projector_input.modules() if isinstance(m, nn.Linear)), None)
