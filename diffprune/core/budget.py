@@ -31,10 +31,13 @@ def standardise(scores: Tensor, valid: Tensor) -> Tensor:
 def top(scores: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     """Mask [B N] of the `count` [B] largest valid scores; ties go to the earlier token, so equal inputs prune equally."""
     scores = scores.float().where(valid, -math.inf)
-    if scores.is_cpu and (most := int(count.max()) if len(count) else 0):  # where asking is cheap, no sort unless the edge is a tie
-        edge = scores.topk(most, dim=1).values.gather(1, count[:, None].clamp_min(1).long() - 1)
+    asked = count.tolist() if scores.is_cpu else []  # where asking is cheap, no sort unless the edge is a tie
+    if most := max(asked, default=0):
+        even = min(asked) == most
+        best = scores.topk(most, dim=1, sorted=not even).values
+        edge = best.amin(1, keepdim=True) if even else best.gather(1, count[:, None].clamp_min(1).long() - 1)
         kept = (scores >= edge).logical_and_(valid)
-        if torch.equal(kept.sum(1), count):
+        if kept.sum(1).tolist() == asked:
             return kept
     order = scores.argsort(dim=1, descending=True, stable=True)
     ranked = torch.arange(order.shape[1], device=order.device) < count[:, None]

@@ -45,15 +45,17 @@ def max_min(distance: Tensor, valid: Tensor, steps: int) -> Tensor:
     """
     batch, num, _ = distance.shape
     padding, own = hidden(valid), distance.diagonal(dim1=1, dim2=2)
-    distance += padding[:, None]
+    if not valid.is_cpu or not bool(valid.all()):  # asked where that is cheap
+        distance += padding[:, None]
     own.fill_(math.inf)
     chosen = [(distance.amin(2) - padding).argmax(1)]
     own.fill_(-math.inf)  # nothing is nearer to a chosen token than itself
     rows, base = distance.view(batch * num, num), torch.arange(batch, device=distance.device) * num
     left = rows.index_select(0, chosen[0] + base).masked_fill_(~valid, -math.inf)
+    new = torch.empty_like(left)
     for _ in range(steps - 1):
-        chosen.append(left.argmax(1))
-        torch.minimum(left, rows.index_select(0, chosen[-1] + base), out=left)
+        chosen.append(left.max(1).indices)  # a third faster than argmax on a CPU, and the first of equals, too
+        torch.minimum(left, torch.index_select(rows, 0, chosen[-1] + base, out=new), out=left)
     return torch.stack(chosen, 1)
 
 
@@ -66,21 +68,20 @@ def most_volume(kernel: Tensor, valid: Tensor, steps: int) -> Tensor:
     batch, num, _ = kernel.shape
     rows, base = kernel.reshape(batch * num, num), torch.arange(batch, device=kernel.device) * num
     left = kernel.diagonal(dim1=1, dim2=2).clone()  # squared length that is orthogonal to the chosen
-    rounding, nothing = EPSILON * left, torch.zeros_like(left)
-    out = -hidden(valid)  # -inf at padding and at chosen tokens
+    rounding, least = EPSILON * left, -hidden(valid)  # least: what it may fall to, -inf at padding and at chosen tokens
+    left += least
     basis = kernel.new_zeros(batch, steps, num)  # rows of the Cholesky factor of the chosen
     chosen = []
     for step in range(steps):
-        length, pick = (left + out).max(1, keepdim=True)
+        length, pick = left.max(1, keepdim=True)
         chosen.append(pick[:, 0])
         own = basis[:, :step].gather(2, pick[:, None].expand(-1, step, -1))
         row = rows.index_select(0, chosen[-1] + base)
         new = torch.baddbmm(row[:, None], own.transpose(1, 2), basis[:, :step], alpha=-1)[:, 0]
         new *= length.masked_fill(length <= 0, math.inf).rsqrt()
         basis[:, step] = new
-        left.addcmul_(new, new, value=-1)
-        left = torch.where(left > rounding, left, nothing)
-        out.scatter_(1, pick, -math.inf)
+        least.scatter_(1, pick, -math.inf)
+        left = torch.where(left.addcmul_(new, new, value=-1) > rounding, left, least)
     return torch.stack(chosen, 1)
 
 

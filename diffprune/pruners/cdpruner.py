@@ -43,11 +43,14 @@ class CDPruner(Pruner):
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         counts, num = cut.budget.counts(tokens.counts), tokens.valid.shape[1]
-        kernel = cosines(tokens.features, tokens.valid)
-        if self.question:
-            weight = relevance(tokens)
-            kernel = weight[:, :, None] * kernel * weight[:, None]
-        return Selection(first(most_volume(kernel, tokens.valid, cut.budget.count(num)), counts, num))
+        found = kernel(tokens) if self.question else cosines(tokens.features, tokens.valid)
+        return Selection(first(most_volume(found, tokens.valid, cut.budget.count(num)), counts, num))
+
+
+def kernel(tokens: VisualTokens) -> Tensor:
+    """[B N N]: r_i cos(x_i, x_j) r_j with the relevance r of `relevance`."""
+    weight = relevance(tokens)
+    return cosines(tokens.features, tokens.valid).mul_(weight[:, :, None]).mul_(weight[:, None])
 
 
 def relevance(tokens: VisualTokens) -> Tensor:

@@ -41,13 +41,9 @@ class VisionZip(Pruner):
         dominant = top(tokens.given(encoder_attention()), valid, counts - num_targets)
         rest = valid & ~dominant
         targets = evenly(rest, num_targets)
-        key = normalize(tokens.given(encoder_keys()).float().mean(2), dim=-1)
-        likeness = (key @ key.transpose(1, 2)).masked_fill(~targets[:, None], -math.inf)
-        into = likeness.argmax(2)
-        keep = dominant | targets
-        return Selection(
-            keep, with_means(keep, rest & ~targets & targets.any(1, keepdim=True), into, cut.budget.count(valid.shape[1]))
-        )
+        keep, most = dominant | targets, cut.budget.count(valid.shape[1])
+        into = nearest(tokens.given(encoder_keys()), targets, int(most * self.contextual + 0.5))
+        return Selection(keep, with_means(keep, rest & ~targets & targets.any(1, keepdim=True), into, most))
 
 
 def evenly(among: Tensor, counts: Tensor) -> Tensor:
@@ -55,6 +51,16 @@ def evenly(among: Tensor, counts: Tensor) -> Tensor:
     place, total = among.cumsum(1) - 1, among.sum(1)
     stride = (total // counts.clamp_min(1)).clamp_min(1)[:, None]
     return among & (place % stride == 0) & (place // stride < counts[:, None])
+
+
+def nearest(keys: Tensor, targets: Tensor, most: int) -> Tensor:
+    """[B N] int: of the `targets` [B N], at most `most` of them, the one whose key [B N H d], mean over heads, is most like each
+    token's; ties go to the earlier."""
+    key = normalize(keys.float().mean(2), dim=-1)
+    place = targets.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, most)]
+    theirs = key.gather(1, place[..., None].expand(-1, -1, key.shape[2]))
+    likeness = (key @ theirs.transpose(1, 2)).masked_fill_(~targets.gather(1, place)[:, None], -math.inf)
+    return place.gather(1, likeness.argmax(2))
 
 
 def with_means(keep: Tensor, moves: Tensor, into: Tensor, most: int) -> Tensor:

@@ -12,7 +12,7 @@ from diffprune.core.evidence import encoder_attention
 from diffprune.core.pruner import Pruner, Reference
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
-from diffprune.pruners._greedy import cosines, first, hidden
+from diffprune.pruners._greedy import cosines, first
 
 STEP = 8  # duplicates removed in a round
 HALVINGS = 3  # rounds more than one in `STEP` that a list can need which is to get shorter than `STEP`
@@ -59,8 +59,8 @@ def rounds(length: int, left: int) -> int:
 def distinct(likeness: Tensor, scores: Tensor, among: Tensor, counts: Tensor, longest: int, most: int) -> Tensor:
     """Mask [B N] of `counts` [B] tokens of `among` [B N] that are left when near-duplicates are dropped round by round.
 
-    likeness: [B N N]. scores: [B N], by which the list is ordered at first. longest, most: the list of the largest image and what
-    is left of it, from which the rounds follow without asking the device.
+    likeness: [B N N], symmetric. scores: [B N], by which the list is ordered at first. longest, most: the list of the largest image
+    and what is left of it, from which the rounds follow without asking the device.
     """
     batch, num = among.shape
     if not most:
@@ -73,9 +73,9 @@ def distinct(likeness: Tensor, scores: Tensor, among: Tensor, counts: Tensor, lo
         step = (length - counts).clamp_max(STEP).minimum((length + 1) // 2)
         listed = torch.arange(longest, device=order.device) < length[:, None]
         one, two = order[:, 0::2], order[:, 1::2]
-        second = torch.zeros_like(among).scatter_(1, two, listed[:, 1::2])
-        pairs = torch.index_select(rows, 0, (one + base).flatten(), out=work[: one.numel()]).view(batch, -1, num)
-        nearest = pairs.sub_(hidden(second)[:, None]).amax(2).clamp_min(-2.0)  # below any cosine where the second half is empty
+        again = two.where(listed[:, 1::2], two[:, :1])  # behind the end of a list its first once more, which changes no maximum
+        pairs = torch.index_select(rows, 0, (again + base).flatten(), out=work[: two.numel()]).view(batch, -1, num)
+        nearest = pairs.amax(1).gather(1, one)
         gone = torch.cat([top(nearest, listed[:, 0::2], step) | ~listed[:, 0::2], ~listed[:, 1::2]], 1)
         longest = max(longest - min(STEP, (longest + 1) // 2), most, 2)
         order = torch.cat([one, two], 1).gather(1, gone.int().argsort(dim=1, stable=True))[:, :longest]

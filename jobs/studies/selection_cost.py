@@ -6,9 +6,15 @@ Random features as wide as those of LLaVA-1.5-7B (1,024 before the projector, 4,
 turns; milliseconds are the processor time of that thread, which other work on the machine moves less than the clock on the wall.
 `scorer` is what the method computes before it chooses: scores, cosines, principal components. `bare` is the least a choice of its
 kind takes: one top-64 of scores and its mask, for a greedy method as many argmaxes, one after the other, as it takes steps (of
-VisPruner: its rounds, over pairs of tokens). `over` is the whole selection in units of what it may take: twice scorer and bare for
-methods that score, scorer and three times bare for greedy ones. What the vision encoder's evidence costs and what merging costs
+VisPruner: its rounds, over pairs of tokens). `choice` is what a greedy method does behind its scorer, timed by itself, as a
+difference of two selections would drown in them. `over` is the whole selection in units of what it may take: twice scorer and bare
+for methods that score, scorer and three times bare for greedy ones. What the vision encoder's evidence costs and what merging costs
 are not in it.
+
+What cannot be had: a step of CDPruner's determinantal point process takes the product of a row with all that was chosen before,
+which is several times an argmax over 576 numbers. A round of VisPruner compares one half of a list with the other, and the next
+list is in another order, so that the rows of one half have to be brought together first, with all their columns; `bare` has them
+side by side.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ import pandas as pd
 import torch
 
 from diffprune.core import registry
-from diffprune.core.budget import Keep
+from diffprune.core.budget import Keep, top
 from diffprune.core.evidence import IDENTITY, QUESTION, Evidence, Question, encoder_attention, encoder_keys
 from diffprune.core.pruner import Pruner
 from diffprune.core.site import PROJECTED, Cut
@@ -70,7 +76,7 @@ def scorer(name: str, seen: VisualTokens, kept: int) -> Callable[[], Any]:
 
     def mean_keys() -> torch.Tensor:
         key = torch.nn.functional.normalize(seen.given(encoder_keys()).mean(2), dim=-1)
-        return key @ key.transpose(1, 2)
+        return key @ key[:, : kept * 5 // 32].transpose(1, 2)
 
     def stretches() -> torch.Tensor:
         return holov.stretch_scores(seen, seen.given(encoder_attention()), *holov.stretches(seen.valid, counts))
@@ -79,15 +85,33 @@ def scorer(name: str, seen: VisualTokens, kept: int) -> Callable[[], Any]:
         found = prunesid.components(seen, counts // 4, max(1, kept // 4), 0)
         return found, _greedy.cosines(seen.features, seen.valid)
 
-    def relevant() -> Any:
-        return cdpruner.relevance(seen), _greedy.cosines(seen.features, seen.valid)
-
     found: dict[str, Callable[[], Any]] = {
         "random": lambda: registry.load("pruners", "random").score(seen), "visionzip": mean_keys, "prumerge": unit_keys,
-        "holov": stretches, "divprune": lambda: _greedy.cosines(seen.features, seen.valid), "cdpruner": relevant,
-        "vispruner": lambda: _greedy.cosines(seen.features, seen.valid), "prunesid": groups,
+        "holov": stretches, "divprune": lambda: _greedy.cosines(seen.features, seen.valid),
+        "cdpruner": lambda: cdpruner.kernel(seen), "vispruner": lambda: _greedy.cosines(seen.features, seen.valid),
+        "prunesid": groups,
     }  # fmt: skip
     return found.get(name, lambda: None)
+
+
+def choice(name: str, seen: VisualTokens, kept: int) -> Callable[[], Any]:
+    """What a greedy method does behind its scorer; nothing of others."""
+    num, counts = seen.valid.shape[1], torch.full((BATCH,), kept)
+    if name not in GREEDY:
+        return lambda: None
+    if name == "cdpruner":
+        kernel = cdpruner.kernel(seen)
+        return lambda: _greedy.first(_greedy.most_volume(kernel, seen.valid, kept), counts, num)
+    likeness = _greedy.cosines(seen.features, seen.valid)
+    if name == "divprune":
+        return lambda: _greedy.first(_greedy.max_min(likeness.neg_(), seen.valid, kept), counts, num)
+    scores, left = seen.given(encoder_attention()), kept - kept // 2
+
+    def prune() -> torch.Tensor:
+        rest = ~top(scores, seen.valid, counts // 2)
+        return vispruner.distinct(likeness, scores, rest, counts - counts // 2, num - kept // 2, left)
+
+    return prune
 
 
 def bare(name: str, num: int, kept: int) -> Callable[[], Any]:
@@ -122,6 +146,7 @@ def measure(rounds: int, warmup: int, side: int, widths: tuple[int, int]) -> pd.
         own, name = seen[cut.site == PROJECTED], method.spec.name
         calls[text, "select"] = partial(method.select, own, cut)
         calls[text, "scorer"], calls[text, "bare"] = scorer(name, own, kept), bare(name, side * side, kept)
+        calls[text, "choice"] = choice(name, own, kept)
     found: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     order = random.Random(0)
     for turn in range(warmup + rounds):
@@ -131,12 +156,12 @@ def measure(rounds: int, warmup: int, side: int, widths: tuple[int, int]) -> pd.
                 found[key].append(took)
     rows = []
     for text in METHODS:
-        select, scored, least = (float(pd.Series(found[text, part]).median()) for part in ("select", "scorer", "bare"))
+        parts = ("select", "scorer", "choice", "bare")
+        select, scored, chose, least = (float(pd.Series(found[text, part]).median()) for part in parts)
         greedy = text in GREEDY
         may = scored + GREEDY_LIMIT * least if greedy else SCORING_LIMIT * (scored + least)
-        rows.append(
-            {"method": text, "greedy": greedy, "select_ms": select, "scorer_ms": scored, "bare_ms": least, "over": select / may}
-        )
+        told = {"method": text, "greedy": greedy, "select_ms": select, "scorer_ms": scored}
+        rows.append(told | {"choice_ms": chose if greedy else float("nan"), "bare_ms": least, "over": select / may})
     return pd.DataFrame(rows)
 
 
@@ -146,12 +171,14 @@ def page(table: pd.DataFrame, origin: str) -> str:
         "# What choosing costs, method by method", "", (__doc__ or "").split("\n\n", 2)[2].strip(), "",
         f"Targets: at most {SCORING_LIMIT:g} times scorer and bare together, of greedy methods scorer and {GREEDY_LIMIT:g} times "
         f"bare; an `over` up to 1 meets its target. {origin}", "",
-        "| method | kind | selection ms | scorer ms | bare ms | over |", "|---|---|---|---|---|---|",
+        "| method | kind | selection ms | scorer ms | choice ms | bare ms | over |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for _, row in table.iterrows():
         kind, mark = "greedy" if row.greedy else "by score", "" if row.over <= 1 else " (above)"
+        chose = f"{row.choice_ms:.2f}" if row.greedy else ""
         lines.append(
-            f"| {row.method} | {kind} | {row.select_ms:.2f} | {row.scorer_ms:.2f} | {row.bare_ms:.3f} | {row.over:.2f}{mark} |"
+            f"| {row.method} | {kind} | {row.select_ms:.2f} | {row.scorer_ms:.2f} | {chose} | {row.bare_ms:.3f} | "
+            f"{row.over:.2f}{mark} |"
         )
     return "\n".join(lines) + "\n"
 
