@@ -25,26 +25,26 @@ FULL = 0.75  # of `MOST_CELLS` or `MOST_BYTES`, from which on a bundle stays as 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What one commit is to hold. commit: without its parts; about: its cell; arrays: columns of its records by table."""
+    """What one commit is to hold. commit: without its parts; about: its cell; records: by table."""
 
     commit: Commit
     about: CellColumns
-    arrays: dict[str, list[pa.Array]]
+    records: dict[str, pa.RecordBatch]
 
     @property
     def rows(self) -> dict[str, int]:
         """How many by table."""
-        return {table: len(columns[0]) for table, columns in self.arrays.items()}
+        return {table: records.num_rows for table, records in self.records.items()}
 
 
 def parts(prefix: str, several: Sequence[Prepared], provenance: Provenance) -> dict[Part, bytes]:
     """One part per table of what one or several commits hold, in their order. prefix: what the names of the parts begin with."""
     found = {}
     for table in TABLES:
-        mine = [one for one in several if table in one.arrays]
+        mine = [one for one in several if table in one.records]
         if mine:
             cells = [(one.commit.cell, one.about) for one in mine]
-            data = encode(table, [one.arrays[table] for one in mine], cells, provenance)
+            data = encode(table, [one.records[table] for one in mine], cells, provenance)
             found[part(table, prefix, sum(one.rows[table] for one in mine), data)] = data
     return found
 

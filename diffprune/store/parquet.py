@@ -9,8 +9,9 @@ first, the manifest last; what has no manifest does not exist. The cells of a sw
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,11 +31,12 @@ from diffprune.store.bundles import Prepared
 from diffprune.store.columns import columns
 from diffprune.store.commits import Commits, chosen, gradings
 from diffprune.store.manifest import COMPACTED, Commit, Damaged, Part, bundled, sha256
-from diffprune.store.parts import check, compacted, decode, digest, record_arrays
+from diffprune.store.parts import Columns, check, compacted, decode, digest, record_batch
 from diffprune.store.predictions import VIEW, grader, joined, needed, split
 from diffprune.store.to_pandas import frame, listed, origin_frame, origins, told
 
 T = TypeVar("T")
+STATUS = [field.name for field in fields(TABLES["outcomes"])].index("status")
 
 
 class Store:
@@ -96,7 +98,7 @@ class Store:
         if len(rows) != answers.span("answers")[1]:
             raise ValueError(f"cell {cell.key} has {answers.span('answers')[1]} answers, and {len(rows)} grades were given")
         if old.grader != graded_by:
-            self._publish(grades, cell, provenance, graded_by, (answers, old))
+            self._publish(split(grades, graded_by), cell, provenance, graded_by, (answers, old))
 
     def publish_all(self, found: Sequence[tuple[Cell, Mapping[str, Sequence[Any]]]], provenance: Provenance) -> None:
         """Make the rows of many cells visible together or not at all, in a twentieth of the time and a hundredth of the files that
@@ -107,20 +109,22 @@ class Store:
         """
         fence = partial(self.check_owner, provenance)
         fence()
-        prepared, wrong, graders = dict[str, Prepared](), list[ValueError](), dict[Questions, str]()
+        values, wrong, graders = dict[Cell, tuple[dict[str, Columns], str]](), list[ValueError](), dict[Questions, str]()
         for number, (cell, records) in enumerate(found):
-            if cell.key in prepared:  # a bundle holds a cell once
+            if cell in values:  # a bundle holds a cell once
                 self.publish_all(found[:number], provenance)
                 return self.publish_all(found[number:], provenance)
+            graded_by = ""
+            if VIEW in records and cell.questions:
+                asked = cell.questions[0]
+                graded_by = graders[asked] = graders[asked] if asked in graders else grader(cell)
             try:
-                graded_by = ""
-                if VIEW in records and cell.questions:
-                    asked = cell.questions[0]
-                    graded_by = graders[asked] = graders[asked] if asked in graders else grader(cell)
-                prepared[cell.key] = self._prepared(split(records, graded_by), cell, provenance, graded_by)
+                values[cell] = split(records, graded_by), graded_by
             except ValueError as error:
                 wrong.append(error)
-        if new := [one for one in prepared.values() if one.arrays]:
+        each = zip(values.items(), _batches([mine for mine, _ in values.values()], wrong), strict=True)
+        prepared = [self._prepared(mine, batch, cell, provenance, by) for (cell, (mine, by)), batch in each if batch is not None]
+        if new := [one for one in prepared if one.records]:
             name = bundles.name_of([one.commit for one in new])
             made = bundles.parts(name, new, provenance)
             self._commits.add(bundled(name, list(made), [(one.commit, one.rows) for one in new]), made, fence)
@@ -156,30 +160,30 @@ class Store:
                 self._commits.remove(some)
 
     def _publish(
-        self, records: Mapping[str, Sequence[Any]], cell: Cell, provenance: Provenance, graded_by: str,
+        self, records: Mapping[str, Columns], cell: Cell, provenance: Provenance, graded_by: str,
         before: tuple[Commit, Commit] | None = None,
     ) -> None:  # fmt: skip
         """before: the answers that are graded again, and the grading that counted."""
         fence = partial(self.check_owner, provenance)
         fence()
-        one = self._prepared(records, cell, provenance, graded_by, before)
-        if one.arrays and not self._commits.holds(one.commit.name):
+        batches = {table: record_batch(table, values) for table, values in records.items()}
+        one = self._prepared(records, batches, cell, provenance, graded_by, before)
+        if one.records and not self._commits.holds(one.commit.name):
             made = bundles.parts(cell.key, [one], provenance)
             self._commits.add([replace(one.commit, parts=tuple(made))], made, fence)
 
     def _prepared(
-        self, records: Mapping[str, Sequence[Any]], cell: Cell, provenance: Provenance, graded_by: str,
-        before: tuple[Commit, Commit] | None = None,
+        self, columns: Mapping[str, Columns], records: dict[str, pa.RecordBatch], cell: Cell, provenance: Provenance,
+        graded_by: str, before: tuple[Commit, Commit] | None = None,
     ) -> Prepared:  # fmt: skip
-        """The commit, without parts, of these rows of a cell."""
+        """The commit, without parts, of these rows of a cell. columns, records: the same, by table."""
         owner = cell.key
-        arrays = {table: record_arrays(table, rows) for table, rows in records.items()}
-        name = f"{owner}-{digest(arrays, owner if before is None else f'{owner} {before[0].name} {before[1].name}')}"
-        outcomes = {row.status for row in records.get("outcomes", ())}
+        name = f"{owner}-{digest(columns, owner if before is None else f'{owner} {before[0].name} {before[1].name}')}"
+        outcomes = set(columns["outcomes"][STATUS]) if "outcomes" in columns else set()
         status = "" if not outcomes else "ok" if outcomes == {"ok"} else "failed"
         about = (graded_by if "grades" in records else "", before[0].name if before else "")
         commit = Commit(name, owner, provenance.run, provenance.attempt, status, self._commits.moment(), (), *about)
-        return Prepared(commit, cell.columns(), arrays)
+        return Prepared(commit, cell.columns(), records)
 
     def read(
         self, table: str, names: Sequence[str] | None = None, *, cells: Collection[str] | None = None, coded: bool = False
@@ -353,6 +357,29 @@ class Store:
         event_log.copy(self.blobs, other.blobs)
         run = max(commits, key=lambda commit: commit.published)
         other._commits.add([Commit(name, "", run.run, run.attempt, "ok", run.published, tuple(data))], data, lambda: None)
+
+
+def _batches(found: Sequence[dict[str, Columns]], wrong: list[ValueError]) -> list[dict[str, pa.RecordBatch] | None]:
+    """Records of each cell, converted for all cells at once. None: a value of that cell is wrong, and is told of in `wrong`."""
+    if not found:
+        return []
+    try:
+        batches: list[dict[str, pa.RecordBatch] | None] = [{} for _ in found]
+        for table in dict.fromkeys(chain.from_iterable(found)):
+            mine = [(number, values[table]) for number, values in enumerate(found) if table in values]
+            whole = record_batch(table, [list(chain.from_iterable(same)) for same in zip(*(c for _, c in mine), strict=True)])
+            start = 0
+            for number, values in mine:
+                batch = batches[number]
+                assert batch is not None
+                batch[table] = whole.slice(start, len(values[0]))
+                start += len(values[0])
+        return batches
+    except ValueError as error:
+        if len(found) == 1:
+            wrong.append(error)
+            return [None]
+        return [batch for one in found for batch in _batches([one], wrong)]
 
 
 def _part(table: str, commit: Commit) -> Part:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import numbers
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import islice, repeat
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -16,13 +17,14 @@ import pyarrow.parquet as pq
 
 from diffprune.core.cell import CellColumns
 from diffprune.core.errors import first_line
-from diffprune.core.records import TABLES, Provenance
+from diffprune.core.records import Provenance
 from diffprune.store.columns import VERSION, Column, columns
 from diffprune.store.manifest import Damaged
 
 TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 TAKES: dict[type, Any] = {str: str, int: numbers.Integral, float: numbers.Real, bool: (bool, np.bool_)}  # of Python and numpy alike
 LONG = ("versions", "hardware")  # the same long text in all rows
+Columns = list[list[Any]]  # values of records, column by column
 SMALL = 1_000_000  # bytes of a part that one thread reads sooner than several
 
 
@@ -58,29 +60,34 @@ def _array(table: str, column: Column, values: list[Any]) -> pa.Array:
         raise ValueError(f"table {table!r}, column {column.name!r}: {error}, expected {wanted}") from None
 
 
-def record_arrays(table: str, rows: Sequence[Any]) -> list[pa.Array]:
-    """The columns of the records themselves.
+def record_columns(table: str, rows: Sequence[Any]) -> Columns:
+    """The values of the records themselves, column by column."""
+    names = [column.name for column in columns(table) if column.owner == "record"]
+    values = map(attrgetter(*names), rows)
+    found = zip(*values, strict=True) if len(names) > 1 else [values]
+    return list(map(list, found)) if rows else [[] for _ in names]
+
+
+def record_batch(table: str, values: Columns) -> pa.RecordBatch:
+    """Records from their columns.
 
     Raises:
-        ValueError: a wrong record or value; names the column.
+        ValueError: a wrong value; names the column.
     """
     mine = [column for column in columns(table) if column.owner == "record"]
-    for row in rows:
-        if type(row) is not TABLES[table]:
-            raise ValueError(f"table {table!r} takes {TABLES[table].__name__} records, got {type(row).__name__}")
-    found = zip(*map(attrgetter(*(column.name for column in mine)), rows), strict=True) if rows else repeat(())
-    return [_array(table, column, list(values)) for column, values in zip(mine, found, strict=bool(rows))]
+    arrays = [_array(table, column, one) for column, one in zip(mine, values, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, names=[str(i) for i in range(len(mine))])
 
 
 def encode(
-    table: str, records: Sequence[list[pa.Array]], cells: Sequence[tuple[str, CellColumns]], provenance: Provenance
+    table: str, records: Sequence[pa.RecordBatch], cells: Sequence[tuple[str, CellColumns]], provenance: Provenance
 ) -> bytes:
     """One part: Parquet with dictionaries, zstd and a checksum per page.
 
-    records: the columns of each cell's rows; cells: the key of each, and what else the store keeps of it.
+    records: of each cell; cells: the key of each, and what else the store keeps of it.
     """
-    owner = pa.array(np.repeat(np.arange(len(cells)), [len(mine[0]) for mine in records]))
-    whole = [pa.concat_arrays(mine) for mine in zip(*records, strict=True)]
+    owner = pa.array(np.repeat(np.arange(len(cells)), [mine.num_rows for mine in records]))
+    whole = [column.combine_chunks() for column in pa.Table.from_batches(records).columns]
     for column in columns(table)[len(whole) :]:
         if column.owner == "provenance":
             values = [getattr(provenance, column.name)] * len(cells)
@@ -102,13 +109,10 @@ def compacted(table: str, parts: Sequence[pa.Table], level: int | None = 15) -> 
     return _written(pa.concat_tables(parts).cast(schema(table)), level)
 
 
-def digest(arrays: Mapping[str, list[pa.Array]], salt: str) -> str:
+def digest(records: Mapping[str, Columns], salt: str) -> str:
     """16 hexadecimal digits of what was found, whoever wrote it: the same work done twice gets the same manifest."""
-    digest = hashlib.sha256(salt.encode())
-    for table in sorted(arrays):
-        batch = pa.RecordBatch.from_arrays(arrays[table], names=[str(i) for i in range(len(arrays[table]))])
-        digest.update(table.encode() + batch.serialize().to_pybytes())
-    return digest.hexdigest()[:16]
+    found = json.dumps([(table, records[table]) for table in sorted(records)], default=np.generic.item, separators=(",", ":"))
+    return hashlib.sha256(f"{salt}{found}".encode()).hexdigest()[:16]
 
 
 def check(table: str, data: bytes) -> int:

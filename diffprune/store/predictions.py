@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 
 from diffprune.core import registry
 from diffprune.core.cell import Cell
-from diffprune.core.records import Answered, Credited, Prediction
+from diffprune.core.records import TABLES, VIEWS, Answered, Credited, Prediction
+from diffprune.store.columns import columns
 from diffprune.store.manifest import Damaged
-from diffprune.store.parts import read_schema
+from diffprune.store.parts import Columns, read_schema, record_columns
 
 VIEW = "predictions"
+OF_VIEW = tuple(f.name for f in fields(Prediction))
 OF_GRADES = tuple({f.name for f in fields(Prediction)} - {f.name for f in fields(Answered)})
 
 
@@ -27,22 +29,33 @@ def grader(cell: Cell) -> str:
         return ""
 
 
-def split(records: Mapping[str, Sequence[Any]], graded_by: str) -> dict[str, Sequence[Any]]:
-    """Rows by table, those of the view as rows of its two tables.
+def split(records: Mapping[str, Sequence[Any]], graded_by: str) -> dict[str, Columns]:
+    """Columns of records by table, those of the view as columns of its two tables.
 
     Raises:
-        ValueError: what stands under the view's name is something else.
+        ValueError: no such table, or a record of another.
     """
-    found: dict[str, Sequence[Any]] = {}
+    found: dict[str, Columns] = {}
     for table, rows in records.items():
-        if table != VIEW:
-            found[table] = rows
-            continue
-        if wrong := [row for row in rows if type(row) is not Prediction]:
-            raise ValueError(f"view {VIEW!r} takes Prediction records, got {type(wrong[0]).__name__}")
-        found["answers"] = [row.answered for row in rows]
-        found["grades"] = [row.credited(graded_by) for row in rows]
+        columns(table)
+        kind = (TABLES | VIEWS)[table]
+        if wrong := set(map(type, rows)) - {kind}:
+            raise ValueError(f"table {table!r} takes {kind.__name__} records, got {wrong.pop().__name__}")
+        if table == VIEW:
+            found["answers"], found["grades"] = _halves(rows, graded_by)
+        else:
+            found[table] = record_columns(table, rows)
     return found
+
+
+def _halves(rows: Sequence[Prediction], graded_by: str) -> tuple[Columns, Columns]:
+    """Columns of answers and of their grades. An error where tokens were generated is the grader's: see `Prediction.answered` and
+    `Prediction.credited`, which say the same row by row."""
+    known = dict(zip(OF_VIEW, record_columns(VIEW, rows), strict=True))
+    pairs = list(zip(known["error"], known["generated_tokens"], strict=True))
+    answers = known | {"error": ["" if tokens else error for error, tokens in pairs]}
+    grades = known | {"grade_error": [error if tokens else "" for error, tokens in pairs], "grader": [graded_by] * len(rows)}
+    return [answers[f.name] for f in fields(Answered)], [grades[f.name] for f in fields(Credited)]
 
 
 def needed(names: Sequence[str]) -> tuple[list[str], list[str]]:

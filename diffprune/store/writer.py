@@ -9,12 +9,12 @@ from typing import Any
 
 from diffprune.core.cell import Cell
 from diffprune.core.records import Provenance
-from diffprune.store.bundles import MOST_CELLS
+from diffprune.store.bundles import FULL, MOST_CELLS
 from diffprune.store.parquet import Store
 from diffprune.store.unfinished import Kept, Unfinished
 
-EVERY_S = 10.0  # the longest a cell waits for others; what the death of this process costs is this, and one write
-MOST_WAITING = MOST_CELLS // 4, 100_000  # cells and rows that do not wait for others
+EVERY_S = 15.0  # the longest a cell waits for others; what the death of this process costs is this, and one write
+MOST_WAITING = int(FULL * MOST_CELLS), 200_000  # cells and rows that do not wait for others: so many need no merging
 
 
 class Writer:
