@@ -333,6 +333,26 @@ def test_no_call_starts_a_ray_of_its_own() -> None:
         assert not ray.is_initialized(), "one in a folder that is open to every user"
 
 
+def test_a_start_that_a_busy_machine_misses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives its node half a minute, whatever one sets, and raises nothing more special than this."""
+    folders: list[str] = []
+
+    def missed(where: str, _temp_dir: str, **_: object) -> None:
+        folders.append(_temp_dir)
+        if len(folders) != 3:
+            raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(cluster.ray, "init", missed)
+    with cluster.connect():
+        assert len(set(folders)) == 3 and [Path(one).is_dir() for one in folders] == [False, False, True]
+    with (
+        pytest.raises(RuntimeError, match="did not start in 4 tries of half a minute: is the machine too busy"),
+        cluster.connect(),
+    ):
+        pass
+    assert len(folders) == 7 and not any(Path(one).exists() for one in folders)
+
+
 def test_a_home_that_cannot_be_written_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/proc/nobody/token")

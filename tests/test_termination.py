@@ -25,7 +25,7 @@ from diffprune.distributed import cluster, watchdog
 from diffprune.distributed.watchdog import Watchdog, Word
 from diffprune.io.run_lock import machine, start_ticks
 from diffprune.train import loop
-from diffprune.train.checkpoints import Files
+from diffprune.train.checkpoints import Files, claim
 from diffprune.train.context import Ended, LocalContext
 from diffprune.train.recipe import Recipe
 from diffprune.vlm.load import load
@@ -123,6 +123,27 @@ def test_training_saves_where_it_is_and_goes_on_from_there() -> None:
     assert len(curves[0]) == 6 and curves[0] == curves[1]
 
 
+def test_notes_of_workers_go_with_them_and_what_a_run_goes_on_from_stays(tmp_path: Path) -> None:
+    files = Files(tmp_path, claim(tmp_path))
+
+    def noted() -> None:
+        files.ask_to_end()
+        files.stop(0, "why")
+        files.blobs.replace(f"workers/{int(files.attempt)}-0", b"{}")
+
+    noted()
+    files.save("a", {"step": 1})
+    files.save("b", {"step": 1})
+    files.discard("b")
+    files.tidy()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attempts", "states"]
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["a"] and files.load("a", torch.device("cpu"))
+    noted()
+    claim(tmp_path)
+    files.tidy()
+    assert {"ending", "stopped", "workers"} <= {path.name for path in tmp_path.iterdir()}, "a newer attempt is at work there"
+
+
 # --- workers that hang -----------------------------------------------------------------------------------------------
 
 WORK = Word(0, "host", "node", 100, 7, 0, 0.0, 1, "matmul in loop.py:1 train", False)
@@ -207,8 +228,6 @@ def test_the_next_process_of_a_rank_is_another(monkeypatch: pytest.MonkeyPatch) 
     for damage in (b"", b"[]", b'{"rank": 0}'):
         group.blobs.replace("workers/1-0", damage)
         group.pass_by(1)
-    group.dog.end()
-    assert group.blobs.list() == {}
 
 
 def test_where_a_thread_is_and_whether_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ OPTIONS: dict[str, Any] = {
 THREE: dict[str, Any] = {  # scorers for two workers, with a ratio loss over uneven shares of the images
     "seeds": (0, 1, 2), "steps": 3, "images": 3, "pruners": ("gumbel_keepdrop",),
 }  # fmt: skip
-KEPT = {"attempts", "scorers", "states", "steps.jsonl", "workers"}
+KEPT = {"attempts", "scorers", "steps.jsonl"}
 SPREAD = OPTIONS | {"model": "tiny(llava)", "steps": 3, "micro_images": 1, "checkpointing": True, "validate_every": 3}
 
 

@@ -35,6 +35,7 @@ PREFIX = "dp-ray-"  # of a folder for one local cluster
 OWNER = "owner"  # its file that says which process that is of
 MOST_TMPDIR = 25  # bytes: a socket's path has 107, of which Ray's folders below take 82
 MOST_TOKEN = 4096  # bytes that are looked at
+STARTS = 4  # of a local cluster, on a busy machine
 REACH_S = 10.0  # for a cluster to take a connection
 STORE_BYTES = 256 * 2**20  # of a local object store: rows and small tensors pass through it, never a model
 
@@ -155,6 +156,16 @@ def connect(address: str | None = None, workers: int = 1) -> Iterator[None]:
         return
     where = joined(address)
     secure(create=where == "local")
+    with _started(where, workers):
+        yield
+
+
+def _started(where: str, workers: int, tries: int = STARTS) -> ExitStack:
+    """Start or join a cluster; returns what undoes that.
+
+    Raises:
+        ValueError: see `connect`. RuntimeError: the machine is too busy to start one.
+    """
     with ExitStack() as undo:
         folder = undo.enter_context(_one_host()) if where == "local" else None
         if folder is None:
@@ -164,9 +175,16 @@ def connect(address: str | None = None, workers: int = 1) -> Iterator[None]:
         try:
             with termination.kept():
                 ray.init(where, **_options(folder, workers))
+            return undo.pop_all()
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"Ray does not start or answer at {where}: {first_line(error)}") from error
-        yield
+        except Exception as error:  # of just this class, where a node was not there after 30 s, which no setting changes
+            if type(error) is not Exception:
+                raise
+            late = error
+    if tries > 1:
+        return _started(where, workers, tries - 1)
+    raise RuntimeError(f"Ray did not start in {STARTS} tries of half a minute: is the machine too busy?") from late
 
 
 def _reached(where: str) -> str:

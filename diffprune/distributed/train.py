@@ -49,6 +49,7 @@ from diffprune.vlm.load import load
 
 START_S = 180  # for a group to start: a busy machine needs long
 ELASTIC_START_S = 45  # for one that may be smaller: what a lost host had is still on offer for a while, and waited for in vain
+ABORT_S = 3.0  # for the workers of a run that is interrupted to be gone
 RESIZE_S = 30.0  # between looks whether there are hosts for more workers
 SEEN_S = 30.0  # after which a network file system shows what was written on another host
 
@@ -159,8 +160,11 @@ def train(
         files = Files(folder, claim(folder))
         config = {"recipe": recipe, "folder": str(folder), "attempt": files.attempt, "gpus": resources.whole(gpus)}
         print(f"train: the first example is {training.first_example(recipe.data)}", flush=True)
-        with Follower(recipe, folder, store, provenance, files), termination.saving(files.ask_to_end):
-            reason = _until_stuck(recipe, files, config)
+        try:
+            with Follower(recipe, folder, store, provenance, files), termination.saving(files.ask_to_end):
+                reason = _until_stuck(recipe, files, config)
+        finally:
+            files.tidy()
         if reason:
             publish(recipe, folder, store, provenance)
             raise RuntimeError(reason)
@@ -222,16 +226,22 @@ def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:
             ),
         )
         # Ctrl-C stays ours: Ray's handler ends the process with exit code 0, and is left in place for whatever runs afterwards.
-        trainer._register_sigint_handler = lambda controller: None
-        return _fitted(trainer)
+        controllers: list[Any] = []
+        trainer._register_sigint_handler = controllers.append
+        return _fitted(trainer, controllers)
 
 
-def _fitted(trainer: Any) -> str:
-    """See `_fit`."""
+def _fitted(trainer: Any, controllers: list[Any]) -> str:
+    """See `_fit`. controllers: the one of the run, once it has begun."""
     import ray
 
     try:
         return trainer.fit().return_value or ""
+    except KeyboardInterrupt:
+        for controller in controllers:
+            with suppress(ray.exceptions.RayError):
+                ray.get(controller.abort.remote(), timeout=ABORT_S)
+        raise
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failures = getattr(error, "worker_failures", {})
         first = next((f"worker {rank}: {failure}" for rank, failure in failures.items()), str(error)).strip()
@@ -288,8 +298,6 @@ class Follower(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.join()
-        if self.watchdog:
-            self.watchdog.end()
         for scorer, step in self._newest():
             print(line(scorer, step, self.steps[scorer]), flush=True)
 

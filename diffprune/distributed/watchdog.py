@@ -25,8 +25,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from diffprune.io.blob_store import Blobs
 from diffprune.io.json_object import parsed
 from diffprune.io.run_lock import start_ticks
+from diffprune.train.checkpoints import WORKERS
 
-PREFIX = "workers"
 BEAT_S = 3.0  # between two words of a worker
 HANG_S = 40.0  # without a word, or without work
 BUSY = 0.02  # of the time on a processor: more is work; saying where one is takes less
@@ -61,7 +61,7 @@ class Speaker(threading.Thread):
 
     def __init__(self, blobs: Blobs, attempt: int, rank: int) -> None:
         super().__init__(daemon=True, name="watchdog")
-        self.blobs, self.key, self.rank, self.steps = blobs, f"{PREFIX}/{int(attempt)}-{rank}", rank, 0
+        self.blobs, self.key, self.rank, self.steps = blobs, f"{WORKERS}/{int(attempt)}-{rank}", rank, 0
         self.watched = threading.get_ident()
         self.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # Ray Train's local mode has none
         self.start()
@@ -121,8 +121,8 @@ class Watchdog:
 
     def _words(self) -> list[Word]:
         found = []
-        for key in self.blobs.list(PREFIX):
-            if key.startswith(f"{PREFIX}/{int(self.attempt)}-"):
+        for key in self.blobs.list(WORKERS):
+            if key.startswith(f"{WORKERS}/{int(self.attempt)}-"):
                 with suppress(OSError, ValueError, TypeError):
                     found.append(Word(**parsed(self.blobs.read(key))))
         return found
@@ -150,11 +150,6 @@ class Watchdog:
             rarest, count = places.most_common()[-1]
             asleep = [one for one in idle if one.word.place == rarest][-1:] if len(places) > 1 and count < len(idle) else []
         return [(one, f"idle for {now - one.idle_since:.0f} s at {one.word.place}") for one in asleep]
-
-    def end(self) -> None:
-        """Remove the last words."""
-        for key in self.blobs.list(PREFIX):
-            self.blobs.delete(key)
 
 
 def kill(word: Word) -> bool:

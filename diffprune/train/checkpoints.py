@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from diffprune.core.records import Step
-from diffprune.io.attempts import Attempt, Attempts
+from diffprune.io.attempts import Attempt, Attempts, Fenced
 from diffprune.io.blob_store import Blobs, open_blobs, remote
 from diffprune.io.json_object import parsed
 from diffprune.train import step_log
@@ -28,6 +28,8 @@ from diffprune.train import step_log
 STATES = "states"
 STOPPED = "stopped"
 ENDING = "ending"
+WORKERS = "workers"
+NOTES = (STOPPED, ENDING, WORKERS)  # for the length of a run
 
 
 def attempts_at(folder: Blobs | Path | str) -> Attempts:
@@ -118,6 +120,18 @@ class Files:
     def ending(self) -> bool:
         """Whether the workers were asked to."""
         return self.blobs.version(f"{ENDING}/{int(self.attempt)}") is not None
+
+    def tidy(self) -> None:
+        """Remove what this attempt's workers noted for the driver and each other, and empty folders, now that none is at work;
+        nothing where a newer attempt is."""
+        with suppress(OSError, Fenced):
+            self.check()
+            for key in [key for prefix in NOTES for key in self.blobs.list(prefix)]:
+                self.blobs.delete(key)
+            for prefix in () if self.remote else (*NOTES, STATES):
+                for folder in sorted((self.folder / prefix).glob("**/"), reverse=True):
+                    with suppress(OSError):  # it is not empty
+                        folder.rmdir()
 
     def append(self, line: Mapping[str, Any], durable: bool = False) -> None:
         """Add a line to the step log; `durable` waits until it and all before it are on the disk."""

@@ -7,6 +7,7 @@ The training loop knows a `Context` and nothing else, so it runs the same alone 
     steps.jsonl                                  one line per training step, redone steps later; in a bucket pieces of it
     stopped/<attempt>-<rank>                     why a worker cannot go on
     ending/<attempt>                             all workers are to save and end
+    workers/<attempt>-<rank>                     where a worker is (on a cluster)
     states/<name>/<attempt>-<step>-<sha256>.pt   what a loop needs to go on: the newest state and the one before
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenario import EVALUATE, Scene, Tables, answers
+from scenario import EVALUATE, Curve, Scene, Tables, answers, losses, train
 
 
 @pytest.fixture
@@ -29,6 +29,21 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     finally:
         made.end()
     return answers(out / "runs" / "tried")
+
+
+@pytest.fixture(scope="session")
+def curve(tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    """Losses of `train` where nothing happens."""
+    made = Scene(out := tmp_path_factory.mktemp("undisturbed"))
+    try:
+        run = made.diffprune(str(out / "runs"), *train())
+        assert run.wait(120) == 0, run.text
+        made.assert_clean(out / "runs" / "tried")
+    finally:
+        made.end()
+    found = losses(out / "runs" / "tried")
+    assert len(found) == 30
+    return found
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,7 +20,7 @@ import psutil
 from diffprune.io.blob_store import TEMPORARY
 from diffprune.io.run_lock import holder
 from diffprune.store import Store
-from diffprune.train.checkpoints import read_steps
+from diffprune.train.checkpoints import NOTES, read_steps
 
 HOUSE = Path(__file__).parents[2]
 SLACK = float(os.environ.get("TRIAL_SLACK", "5"))  # limits are what an idle machine needs, times this
@@ -30,6 +30,7 @@ EVALUATE = (
 )  # fmt: skip
 TORCH = "torchinductor_"  # torch's cache, one folder for every run of a user
 Tables = dict[tuple[str, str], tuple[Any, ...]]
+Curve = dict[tuple[str, int], float]
 
 
 @dataclass
@@ -99,6 +100,7 @@ class Scene:
         assert not files, files[:20]
         for run in runs:
             assert holder(run / "store", run.name) is None
+            assert not [name for name in NOTES if (run / name).exists()]
             assert not list((run / "store").glob("beats/*/*")) and not list(run.rglob(f".*{TEMPORARY}"))
 
     def end(self) -> None:
@@ -122,6 +124,16 @@ def answers(run: Path) -> Tables:
     return {(cell, sample): tuple(rest) for cell, sample, *rest in rows}
 
 
-def losses(run: Path) -> dict[tuple[str, int], float]:
+def train(*, workers: int | str = 1, checkpoint_every: int = 1000) -> tuple[str, ...]:
+    """Arguments for thirty short steps of one scorer."""
+    short = {
+        "seeds": [0], "workers": workers, "images": 2, "questions": 1, "calibration_images": 2, "validation_images": 2,
+        "checkpoint_every": checkpoint_every, "validate_every": 0,
+    }  # fmt: skip
+    pairs = (text for key, value in short.items() for text in ("--set", f"train.{key}={value}"))
+    return ("train", "--name", "tried", "--scorer", "diffprune", "--steps", "30", *pairs)
+
+
+def losses(run: Path) -> Curve:
     """Losses of a run by (scorer, step)."""
     return {(scorer, row.step): row.loss for scorer, rows in read_steps(run).items() for row in rows}

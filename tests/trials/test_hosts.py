@@ -1,4 +1,5 @@
-"""Trials over several hosts: one is lost, one is frozen and wakes, the head goes, workers are killed while calls fail."""
+"""Trials over several hosts, of a sweep and of a training: one is lost, one is frozen and wakes, the head goes, workers are killed
+while calls fail."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 from hosts import Hosts
-from scenario import EVALUATE, Run, Scene, Tables, answered, answers
+from scenario import EVALUATE, Curve, Run, Scene, Tables, answered, answers, losses, train
+
+from diffprune.train.checkpoints import read_steps
 
 pytestmark = pytest.mark.trial
 RUN = Path("runs/tried")
@@ -62,6 +65,55 @@ def test_a_lost_head_ends_the_run_and_another_cluster_goes_on(scene: Scene, undi
     again = scene.diffprune("runs", *EVALUATE, "--workers", "1")
     assert again.wait(120) == 0, again.text
     assert answers(RUN) == undisturbed
+    scene.assert_clean(RUN)
+
+
+def training(scene: Scene, hosts: Hosts) -> Run:
+    """A training over two hosts, which together have done three steps. It may go on with one of them."""
+    asked = train(workers="1-2", checkpoint_every=2)
+    run = scene.diffprune("runs", *asked, "--address", hosts.address, through=hosts.through(0), **hosts.environment)
+    run.until(lambda: len(losses(RUN)) >= 3, 120)
+    assert {row.workers for rows in read_steps(RUN).values() for row in rows} == {2}
+    return run
+
+
+@pytest.mark.trial(5)
+def test_a_training_goes_on_without_a_lost_host(scene: Scene, curve: Curve) -> None:
+    with Hosts(scene, 2) as hosts:
+        run = training(scene, hosts)
+        hosts.process(2, "raylet").kill()
+        assert run.wait(180) == 0, run.text
+    assert losses(RUN) == pytest.approx(curve, rel=1e-3)
+    scene.assert_clean(RUN)
+
+
+@pytest.mark.trial(6)
+def test_a_training_goes_on_without_a_frozen_host_that_wakes(scene: Scene, curve: Curve) -> None:
+    with Hosts(scene, 2) as hosts:
+        run = training(scene, hosts)
+        frozen = hosts.process(2, "raylet")
+        family = [frozen, *frozen.children(recursive=True)]
+        for one in family:
+            one.suspend()
+        assert run.wait(300) == 0, run.text
+        for one in family:
+            if one.is_running():
+                one.resume()
+        time.sleep(5)
+    assert losses(RUN) == pytest.approx(curve, rel=1e-3)
+    scene.assert_clean(RUN)
+
+
+@pytest.mark.trial(7)
+def test_a_training_whose_head_is_lost_ends_and_goes_on_elsewhere(scene: Scene, curve: Curve) -> None:
+    with Hosts(scene, 2) as hosts:
+        run = training(scene, hosts)
+        hosts.process(0, "gcs_server").kill()
+        assert run.wait(90) != 0, run.text
+        assert "Traceback" not in run.text
+    again = scene.diffprune("runs", *train())
+    assert again.wait(120) == 0, again.text
+    assert losses(RUN) == pytest.approx(curve, rel=1e-3)
     scene.assert_clean(RUN)
 
 

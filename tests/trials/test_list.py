@@ -20,12 +20,19 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
         "trials/test_drivers: test_nothing_outlives_a_killed_driver_by_ten_seconds",
     )),
     4: ("training's controller is killed", ("trials/test_trainings: test_a_killed_controller_is_an_error_and_the_run_goes_on",)),
-    5: ("a raylet is killed", ("trials/test_hosts: test_a_lost_host_costs_its_batch",)),
+    5: ("a raylet is killed", (
+        "trials/test_hosts: test_a_lost_host_costs_its_batch", "trials/test_hosts: test_a_training_goes_on_without_a_lost_host",
+        "trials/test_elastic: test_two_workers_then_one_then_two",
+    )),
     6: ("a raylet is frozen and wakes", (
         "test_lease: test_a_process_frozen_beyond_its_lease_is_shut_out_when_it_wakes",
         "trials/test_hosts: test_a_frozen_host_is_done_without_and_may_wake",
+        "trials/test_hosts: test_a_training_goes_on_without_a_frozen_host_that_wakes",
     )),
-    7: ("the head's control store is killed", ("trials/test_hosts: test_a_lost_head_ends_the_run_and_another_cluster_goes_on",)),
+    7: ("the head's control store is killed", (
+        "trials/test_hosts: test_a_lost_head_ends_the_run_and_another_cluster_goes_on",
+        "trials/test_hosts: test_a_training_whose_head_is_lost_ends_and_goes_on_elsewhere",
+    )),
     8: ("a job's supervisor is killed, the job is sent again", (
         "test_submit: test_ids_say_run_and_attempt_and_are_unique",
         "trials/test_drivers: test_a_job_whose_supervisor_is_killed_fails_and_is_resumed",
