@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from diffprune.benchmarks.world import World
 from diffprune.cli import commands
+from diffprune.core.benchmark import Sample
 from diffprune.core.cell import Cell
 from diffprune.core.records import Outcome
 from diffprune.core.spec import Spec
+from diffprune.evaluate import cells as evaluation
 from diffprune.job import cost
+from diffprune.job.files import load_job
+from diffprune.job.plan import Plan
+from diffprune.measure import measure as measuring
 from diffprune.store import Store
+from diffprune.vlm.load import load
 from tests.records import evaluate_cell, measure_cell, prediction, provenance
 
 H100, A100 = (json.dumps({"cpu": "x", "gpus": [f"NVIDIA {kind}"]}) for kind in ("H100 80GB", "A100"))
@@ -34,7 +42,7 @@ def timed(root: Path, hardware: str, seconds: dict[tuple[str, int], tuple[int, f
 def plan(root: Path, cells: list[Cell], workers: int = 4, timings: int = 0) -> Any:
     job = SimpleNamespace(name="look", workers=workers, train=None, search=None)
     stages = {"evaluate": cells, "measure": [measure_cell(batch=1 + i) for i in range(timings)], "tune": []}
-    return SimpleNamespace(job=job, store_root=root, cells=lambda stage: stages[stage])
+    return SimpleNamespace(job=job, store=Store(root), cells=lambda stage: stages[stage])
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +98,22 @@ def test_rates_are_of_one_machine_and_say_which(tmp_path: Path) -> None:
 def test_mistakes_are_one_sentence(line: list[str], says: str) -> None:
     code, text = commands.call(line)
     assert code == 2 and says in text and "Traceback" not in text
+
+
+def test_data_are_looked_at_once_however_many_methods_are_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan asks for the cells of every method and seed that is still to be trained; opening data for each took minutes."""
+    looked: Counter[str] = Counter()
+    samples = World.samples
+
+    def counted(world: World, split: str, limit: int | None = None, protocol: str = "llava") -> list[Sample]:
+        looked[world.like] += 1
+        return samples(world, split, limit, protocol)
+
+    monkeypatch.setattr(World, "samples", counted)
+    monkeypatch.setattr(Plan, "untrained", lambda plan: [(spec, seed) for (spec, seed), _ in plan.job.scorers(plan.folder).items()])
+    evaluation._check_split.cache_clear()
+    measuring._check.cache_clear()
+    job = load_job("zoo")
+    plan = Plan(job, tmp_path / "zoo", load(job.model))
+    assert job.evaluate and len(plan.cells("evaluate")) > 1000 and len(plan.cells("measure")) > 50
+    assert looked.total() <= 2 and len(plan.untrained()) > 20

@@ -37,6 +37,7 @@ from diffprune.measure.measure import Measured
 from diffprune.store import Store
 from diffprune.timing.options import Measurement
 from diffprune.vlm.load import load
+from tests.blob_stores import MemoryBlobs
 from tests.records import evaluate_cell, measure_cell, prediction, provenance
 
 METRICS_MS = "RAY_metrics_report_interval_ms"
@@ -387,6 +388,28 @@ def test_every_port_listens_on_loopback_only(session: None) -> None:
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = {c.laddr.ip.removeprefix("::ffff:") for p in family for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert found == {"127.0.0.1"}
+
+
+def test_a_store_that_is_open_is_not_read_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who has asked what is done hands the store on: nothing is read twice, and what was published since is read alone."""
+
+    class Counting(MemoryBlobs):
+        reads = 0
+
+        def read(self, key: str) -> bytes:
+            self.reads += 1
+            return super().read(key)
+
+    blobs = Counting()
+    cells = [about("one", asked=f"random(seed={seed})") for seed in range(4)]
+    other, mine = Store(blobs), Store(blobs)
+    for cell in cells[:3]:
+        other.publish({"outcomes": [Outcome("ok", "", 1, 0.0)]}, cell=cell, provenance=PROVENANCE)
+    blobs.reads = 0
+    assert len(mine.done()) == 3 and blobs.reads == 6, "three manifests and their parts"
+    assert sweep.sweep(cells[:3], mine, PROVENANCE, workers=1, model=EMBEDDED).skipped == 3 and blobs.reads == 6
+    other.publish({"outcomes": [Outcome("ok", "", 1, 0.0)]}, cell=cells[3], provenance=PROVENANCE)
+    assert sweep.sweep(cells, mine, PROVENANCE, workers=1, model=EMBEDDED).skipped == 4 and blobs.reads == 8
 
 
 def test_the_longest_cells_come_first(asked: list[Cell]) -> None:

@@ -35,7 +35,7 @@ from diffprune.evaluate.main_figure import answered, main_figure
 from diffprune.evaluate.progress import SweepProgress
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
 from diffprune.io.shared_storage import Proof, Unseen, proof
-from diffprune.store import Store
+from diffprune.store import Store, opened
 from diffprune.store.unfinished import Kept
 from diffprune.store.writer import Writer
 
@@ -71,7 +71,7 @@ class Summary:
 
 def sweep(
     cells: Sequence[Cell],
-    store_root: Path | str,
+    place: Store | Path | str,
     provenance: Provenance,
     *,
     workers: int,
@@ -95,7 +95,7 @@ def sweep(
         raise ValueError(f"workers is {workers}: a sweep needs at least 1")
     if wrong := [cell.verb for cell in cells if cell.verb != "evaluate"]:
         raise ValueError(f"a sweep takes cells to evaluate, not to {wrong[0]}: those run alone on a host")
-    start, store = time.perf_counter(), Store(store_root)
+    start, store = time.perf_counter(), opened(place)
     done = store.done() if resume else set()
     asked = {cell.key: cell for cell in cells}
     todo = [cell for key, cell in asked.items() if key not in done]

@@ -34,7 +34,7 @@ from diffprune.distributed.trials import failures
 from diffprune.evaluate.evaluator import Evaluator
 from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.io.shared_storage import Proof, Unseen, proof
-from diffprune.store import Store
+from diffprune.store import Store, opened
 from diffprune.timing.clock import clocks
 from diffprune.timing.machine import steady
 from diffprune.tune.calibration import Scored, scored
@@ -171,7 +171,7 @@ def _trials(actor: Any, candidates: Sequence[Candidate], found: Callable[[Candid
 def tune(
     asked: Sequence[Cell],
     options: Tuning,
-    store_root: Path | str,
+    place: Store | Path | str,
     provenance: Provenance,
     *,
     model: Spec,
@@ -187,7 +187,7 @@ def tune(
         ValueError: no method that could be tuned, or the model cannot be loaded.
         SweepFailed: some cells failed; the others are in the store, and so are the reasons (`outcomes`).
     """
-    store = Store(store_root)
+    store = opened(place)
     done = store.done()
     todo = [cell for cell in asked if cell.key not in done]
     if not asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,7 +62,7 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
     sources: list[Benchmark] = [registry.make("benchmarks", one) for one in options.benchmarks]
     for source in {source.revision: source for source in sources}.values():
         source.check_asked(options.protocol, options.limit)
-        source.samples(options.split, 1, options.protocol)  # refuses an unknown split; once per data set, as it takes time
+        _check_split(source.spec, source.revision, options.split, options.protocol)
     found: dict[Cell, None] = {}
     for benchmark in sources:
         for method in methods:
@@ -72,6 +73,13 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
             assert isinstance(full.subject, EvaluateSpec)
             found[replace(full, subject=replace(full.subject, blind=True), method=BLIND)] = None
     return list(found)
+
+
+@lru_cache(maxsize=64)
+def _check_split(benchmark: Spec, revision: str, split: str, protocol: str) -> None:
+    """Refuse an unknown split; once per data set and process, as it takes time, and a plan asks for every method that is not
+    trained yet."""
+    registry.make("benchmarks", benchmark).samples(split, 1, protocol)
 
 
 def _cell(vlm: VLM, method: Pruner, budget: Budget, benchmark: Benchmark, options: Evaluation) -> Cell:

@@ -79,7 +79,7 @@ def machine(hardware: str) -> str:
 
 def lines(plan: Plan, stages: Sequence[str], rates: Rates | None) -> list[str]:
     """What is left of a job, stage by stage."""
-    done, workers = Store(plan.store_root).done(), plan.job.workers
+    done, workers = plan.store.done(), plan.job.workers
     found = [f"plan: {plan.job.name} on {workers} workers, one {_unit(rates)} each"]
     if rates is None:
         found.append("no rates: name a run with --rates, and hours are told as well")

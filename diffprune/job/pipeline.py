@@ -38,7 +38,7 @@ from diffprune.io.run_lock import refuse_if_held
 from diffprune.job import settings
 from diffprune.job.job import Job
 from diffprune.job.plan import CELLS, Plan
-from diffprune.store import Store, lock, readme
+from diffprune.store import lock, readme
 from diffprune.store.provenance import collect
 from diffprune.train.search import spelled
 from diffprune.vlm.load import described, load
@@ -161,7 +161,7 @@ class PipelineRun:
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Say when a stage begins, and how long it took where it came to its end, if with cells that have no result."""
-        Store(self.plan.store_root).check_owner(self.provenance)
+        self.plan.store.check_owner(self.provenance)
         start = time.monotonic()
         print(f"[{start - self.began:6.1f} s] {stage}", flush=True)
         self.observer.begins(stage)
@@ -189,7 +189,7 @@ class PipelineRun:
 
     def search(self) -> None:
         """Trials that are missing; the winners as text for a job file, and in `winners.json` as arguments of a recipe."""
-        options, asked, store = self.job.search, self.plan.trials(), Store(self.plan.store_root)
+        options, asked, store = self.job.search, self.plan.trials(), self.plan.store
         assert options is not None
         self.observer.expects("search", [trial.cell.key for trial in asked])
         if not {trial.cell.key for trial in asked} - store.done():
@@ -213,7 +213,7 @@ class PipelineRun:
             self.ray()
         else:
             print(f"train: all {len(recipe.pruners) * len(recipe.seeds)} scorers are there already", flush=True)
-        training.train(recipe, self.plan.folder, Store(self.plan.store_root), self.provenance, gpus=self.gpus)
+        training.train(recipe, self.plan.folder, self.plan.store, self.provenance, gpus=self.gpus)
 
     def tune(self) -> None:
         """Thresholds and counts for the targets."""
@@ -221,11 +221,11 @@ class PipelineRun:
         if left := self.todo("tune"):
             self.ray()
             assert self.job.tuning is not None
-            tuning.tune(left, self.job.tuning, self.plan.store_root, self.provenance, model=self.job.model, gpus=self.gpus)
+            tuning.tune(left, self.job.tuning, self.plan.store, self.provenance, model=self.job.model, gpus=self.gpus)
 
     def todo(self, stage: str) -> list[Cell]:
         """Cells of a stage that the store does not have; says so where it has all."""
-        cells, done = self.plan.cells(stage), Store(self.plan.store_root).done()
+        cells, done = self.plan.cells(stage), self.plan.store.done()
         self.observer.expects(stage, [cell.key for cell in cells])
         left = [cell for cell in cells if cell.key not in done]
         if not left:
@@ -234,14 +234,14 @@ class PipelineRun:
 
     def evaluate(self) -> None:
         """Grades that a changed grader made stale, without the model; then answers to every question of cells that are missing."""
-        store = Store(self.plan.store_root)
+        store = self.plan.store
         if stale := grading.stale(self.plan.cells("evaluate"), store):
             print(f"evaluate: the answers of {len(stale)} cells are graded again, as their grader has changed", flush=True)
             grading.grade_again(stale, store, self.provenance)
         if left := self.todo("evaluate"):
             self.ray()
             sweep(
-                left, self.plan.store_root, self.provenance, workers=self.job.workers, model=self.job.model, address=self.address,
+                left, self.plan.store, self.provenance, workers=self.job.workers, model=self.job.model, address=self.address,
                 tell=partial(self.observer.note, "evaluate"), gpus=self.gpus,
             )  # fmt: skip
 
@@ -249,7 +249,7 @@ class PipelineRun:
         """Timings of every cell that is missing, by one process that has a host to itself."""
         options = self.job.measurement
         assert options is not None
-        left, store = self.todo("measure"), Store(self.plan.store_root)
+        left, store = self.todo("measure"), self.plan.store
         if not left:
             return
         print(f"measure: {len(left)} cells next to each other, {options.rounds} rounds", flush=True)
@@ -267,7 +267,7 @@ class PipelineRun:
 
     def report(self) -> None:
         """What is kept of the pictures on the page, where the store does not say; page and tables; the short table."""
-        store = Store(self.plan.store_root)
+        store = self.plan.store
         done = store.done()
         for cell in self.plan.pictures():
             if cell.key not in done:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class Plan:
     def store_root(self) -> Path:
         """Where the records are."""
         return self.folder / "store"
+
+    @cached_property
+    def store(self) -> Store:
+        """The records: one object for the whole run, so that each manifest is read, and each part looked at, once."""
+        return Store(self.store_root)
 
     def untrained(self) -> list[tuple[Spec, int]]:
         """Methods and seeds without a scorer yet."""
@@ -181,7 +187,7 @@ class Plan:
             ValueError: names it, with the reason.
         """
         needs = [stage for stage in stages if stage in CELLS]
-        done = Store(self.store_root).done() if needs else set()
+        done = self.store.done() if needs else set()
         left = [cell for stage in needs for cell in self.cells(stage) if cell.key not in done]
         if left and self.vlm is not None:
             subject: Any = left[0].subject
@@ -215,7 +221,7 @@ class Plan:
 
     def show(self, stages: Sequence[str]) -> None:
         """Print what would be run, one line per method and budget, and how much of it is done."""
-        done = Store(self.store_root).done()
+        done = self.store.done()
         if "search" in stages and (options := self.job.search):
             asked = self.trials()
             todo = sum(trial.cell.key not in done for trial in asked)
@@ -232,7 +238,7 @@ class Plan:
         for stage in CELLS:
             if stage in stages:
                 cells = self.cells(stage)
-                _show(stage, cells, done, len(grading.stale(cells, Store(self.store_root))) if stage == "evaluate" else 0)
+                _show(stage, cells, done, len(grading.stale(cells, self.store)) if stage == "evaluate" else 0)
 
 
 def _planned(cell: Cell, scorer: str) -> Cell:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
     benchmark: Benchmark = registry.make("benchmarks", options.benchmark or EMBEDDED)
     questions = Questions(benchmark.spec, benchmark.revision, options.protocol, options.split, options.limit)
     benchmark.check_asked(options.protocol, options.limit)
-    _enough(benchmark, questions, max(options.batches))
+    _check(questions, max(options.batches))
     methods: list[Pruner] = [m for m in (registry.make("pruners", one) for one in pruners) if m.kind is not Kind.BOUND]
     for one in methods:
         check_model(one, vlm)
@@ -101,6 +102,12 @@ def batches(vlm: VLM, cell: Cell, number: int, needs: frozenset[Evidence]) -> li
         chosen = samples[start : start + spec.batch]
         made.append(eager.prepare(vlm, [benchmark.image(s) for s in chosen], [s.question for s in chosen], needs))
     return made
+
+
+@lru_cache(maxsize=64)
+def _check(asked: Questions, batch: int) -> None:
+    """`_enough` once in a process, as a plan asks for every method that is not trained yet."""
+    _enough(registry.make("benchmarks", asked.benchmark), asked, batch)
 
 
 def _enough(benchmark: Benchmark, asked: Questions, batch: int) -> list[Sample]:

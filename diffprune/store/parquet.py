@@ -50,6 +50,7 @@ class Store:
         self.blobs = open_blobs(place)
         self._commits = Commits(self.blobs, check)
         self._tidied = False  # whether what a stopped merge left was looked for
+        self._done: dict[str, tuple[list[Commit], set[str]]] = {}  # by table: the commits it was counted from
         self._origins: dict[str, list[dict[str, Any]]] = {}  # by name of a commit, of a compacted one and of the table
 
     @property
@@ -314,13 +315,17 @@ class Store:
         columns(table)
         table = "answers" if table == VIEW else table
         wanted = {"ok"} if table == "outcomes" else {"ok", ""}
-        picked = chosen(self._commits.all(), table)
+        commits = self._commits.all()
+        if table in self._done and self._done[table][0] is commits:  # nothing was published since
+            return set(self._done[table][1])
+        picked = chosen(commits, table)
         found = {commit.cell for commit in picked if commit.cell and commit.status in wanted}
         if any(not commit.cell for commit in picked):
             outcomes = self.read("outcomes", ["cell", "status"])
             failed = set(outcomes.loc[outcomes["status"] != "ok", "cell"])
             found |= set(self.read(table, ["cell"])["cell"]) - failed
-        return found
+        self._done[table] = commits, found
+        return set(found)
 
     def statuses(self) -> dict[str, str]:
         """ "ok" or "failed" by cell, from manifests alone. A compacted store, whose one commit holds all cells, has none."""
@@ -357,6 +362,11 @@ class Store:
         event_log.copy(self.blobs, other.blobs)
         run = max(commits, key=lambda commit: commit.published)
         other._commits.add([Commit(name, "", run.run, run.attempt, "ok", run.published, tuple(data))], data, lambda: None)
+
+
+def opened(place: Store | Blobs | Path | str) -> Store:
+    """The store at a place, or one that is open already: what it has read it need not read again."""
+    return place if isinstance(place, Store) else Store(place)
 
 
 def _batches(found: Sequence[dict[str, Columns]], wrong: list[ValueError]) -> list[dict[str, pa.RecordBatch] | None]:
