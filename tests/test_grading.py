@@ -169,9 +169,9 @@ job = Job(name="small", model="tiny(llava)", budgets=("Keep(4)",), baselines=("g
 FIRST = BENCHMARK.replace("CREDIT", "0.25")
 
 
-def alone(cells: list[Cell], root: Path, provenance: Provenance, *, model: Spec, **_: Any) -> None:
+def alone(cells: list[Cell], store: Store, provenance: Provenance, *, model: Spec, **_: Any) -> None:
     """A sweep in this process."""
-    evaluator, store = Evaluator(TransformersBackend(load(model))), Store(root)
+    evaluator = Evaluator(TransformersBackend(load(model)))
     for cell in cells:
         rows = evaluator.run(cell)
         store.publish({"predictions": rows, "outcomes": [outcome(len(rows))]}, cell=cell, provenance=provenance)

@@ -38,9 +38,9 @@ ONE = ("--benchmark", "mme(main='total', folder='fixture')")
 NOT_OURS = {"vocollama", "vtw", "hired", "himap", "illava", "tokencarve"}
 
 
-def alone(cells: list[Cell], root: Path, provenance: Provenance, *, model: Spec, **_: Any) -> None:
+def alone(cells: list[Cell], store: Store, provenance: Provenance, *, model: Spec, **_: Any) -> None:
     """A sweep without a cluster."""
-    evaluator, store = Evaluator(TransformersBackend(load(model))), Store(root)
+    evaluator = Evaluator(TransformersBackend(load(model)))
     for cell in cells:
         rows = evaluator.run(cell)
         store.publish({"predictions": rows, "outcomes": [outcome(len(rows))]}, cell=cell, provenance=provenance)

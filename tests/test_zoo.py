@@ -89,10 +89,10 @@ def test_budgets_that_a_method_cannot_meet_are_left_out_for_it_alone_or_refused(
             Plan(strict, tmp_path, vlm).cells(stage)
 
 
-def alone(cells: list[Cell], root: Path, provenance: Provenance, *, model: Spec, **_: Any) -> None:
+def alone(cells: list[Cell], store: Store, provenance: Provenance, *, model: Spec, **_: Any) -> None:
     """A sweep in this process, cell by cell as one worker goes through them."""
     backend = TransformersBackend(load(model))
-    evaluator, store = Evaluator(backend), Store(root)
+    evaluator = Evaluator(backend)
     backend.encodings.expect(evaluator.needs([evaluated(cell).pruner for cell in cells]))
     for cell in cells:
         rows = evaluator.run(cell)
