@@ -86,11 +86,13 @@ class VLM(ABC):
     position_offset: what the family's own `forward` expects positions to start at (its `generate` counts from 0).
     encoder_inputs: keyword arguments that carry pictures, by the names the family's processor gives them, pixel values first.
     packs:     many questions about an image can share one training row (the decoder takes a [B 1 S S] mask as it is).
+    joins_deepstack: features of inner encoder layers join the first decoder layers.
     """
 
     position_offset: int = 0
     encoder_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     packs: bool = True
+    joins_deepstack: ClassVar[bool] = False
 
     model: Any
     processor: Any

@@ -26,6 +26,8 @@ from diffprune.vlm import tiny
 class Qwen3VL(Qwen):
     """`Qwen3VLForConditionalGeneration`."""
 
+    joins_deepstack = True
+
     @classmethod
     def tiny(cls, seed: int = 0) -> Qwen3VL:
         parts = tiny_parts()

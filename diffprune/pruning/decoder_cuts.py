@@ -28,6 +28,7 @@ from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning.decoder_evidence import evidence_of, layer_of, of_states
 from diffprune.pruning.layer_arguments import Given, LayerArguments
+from diffprune.pruning.rows import taken
 from diffprune.pruning.selection import applied
 from diffprune.pruning.stages import Length, Stage
 from diffprune.vlm.activation_checkpointing import decoder_layers
@@ -93,7 +94,9 @@ class DecoderCuts:
         self._entered: Stage | None = None  # the rows of this forward pass, whole
         self._found: dict[tuple[Evidence, int], Tensor | Question] = {}
         self._held = 0  # tokens in the cache before this forward pass
-        self._arguments = self._arguments_of(torch.ones(0, 0))
+        self._arguments: LayerArguments  # of a forward pass, made where it begins
+        deepest_first = sorted(self.cuts, reverse=True)
+        self._behind = [[cut for cut in deepest_first if cut <= number] for number in range(len(self.layers))]  # cuts, by layer
 
     def expect(self, prompts: Prompts | None, tokens: VisualTokens | None = None, again: bool = False) -> None:
         """The rows that enter the decoder next, and the tokens in their slots; None for rows without pictures.
@@ -122,7 +125,7 @@ class DecoderCuts:
                 if number >= first or number in enter:
                     before = self._before(number)
                     hooks.callback(layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
-                if number >= first:
+                if number >= first and self.vlm.joins_deepstack:
                     hooks.callback(layer.register_forward_hook(self._after(number)).remove)
             hooks.callback(model.get_decoder().norm.register_forward_pre_hook(self._leave).remove)
             yield
@@ -154,7 +157,8 @@ class DecoderCuts:
         self.stages, self._found = {}, {}
 
     def _arguments_of(self, later: Tensor) -> LayerArguments:
-        return LayerArguments(str(self.vlm.model.config.get_text_config()._attn_implementation), later)
+        layer: Any = self.layers[0]
+        return LayerArguments(str(layer.self_attn.config._attn_implementation), later)
 
     @property
     def _whole(self) -> Stage:
@@ -163,8 +167,10 @@ class DecoderCuts:
 
     def _stage(self, number: int) -> Stage:
         """The rows that layer `number` works on."""
-        layers = [layer for layer in self.stages if layer <= number]
-        return self.stages[max(layers)] if layers else self._whole
+        for cut in self._behind[number] if self.stages and number >= 0 else ():
+            if cut in self.stages:
+                return self.stages[cut]
+        return self._whole
 
     def _before_cut(self, number: int) -> Stage:
         """The rows that enter layer `number`, before the cut there; also when activation checkpointing runs a layer again."""
@@ -184,7 +190,7 @@ class DecoderCuts:
                 return args, {**given, "attention_mask": self._arguments.step(self._stage(number), states, length)}
             rows = self._before_cut(number)
             if rows is not self._entered and self._restores(number - 1):
-                states = _gathered(states, rows.order)
+                states = taken(states, rows.order)
             for key, at in self.asked:
                 if of_states(key) and layer_of(key, at) == number and at not in self._chosen:
                     self._found[key, at] = evidence_of(key, states, rows)
@@ -207,9 +213,10 @@ class DecoderCuts:
             states = rows.standing(left.features, states)
         stage, places = rows.cut(left, self.lengths.get(number))
         self.stages[number] = stage
-        if stage.prompts.index is not None:
+        if self.windows.window is not None:
+            assert stage.prompts.index is not None, "rows that got shorter know their places"
             self.windows.cut_from(number, stage.prompts.index, stage.order)
-        return _gathered(states, places)
+        return taken(states, places)
 
     def _restores(self, number: int) -> bool:
         """Whether rows leave layer `number` as long as they entered the decoder, since DeepStack features join behind it."""
@@ -234,12 +241,19 @@ class DecoderCuts:
         stage, entered = self._stage(number), self._whole
         if stage is entered:
             return states
-        full = states.new_zeros(*entered.order.shape, states.shape[2])
-        return full.scatter(1, _wide(stage.order, states), states.masked_fill(~stage.real[..., None], 0))
+        (batch, length), width = entered.order.shape, states.shape[2]
+        places = stage.order + torch.arange(batch, device=states.device)[:, None] * length
+        if not stage.whole:  # padding goes to a place of its own
+            places = places.masked_fill_(~stage.real, batch * length)
+        full = states.new_zeros(batch * length + 1, width).index_copy_(0, places.flatten(), states.flatten(0, 1))
+        return full[:-1].view(batch, length, width)
 
     def _short(self, number: int, given: Given) -> Given:
         """The arguments of layer `number` in prefill, for the rows that are left."""
-        return self._arguments.prefill(given, self._stage(number)) if any(layer <= number for layer in self.stages) else given
+        stage = self._stage(number)
+        if stage is self._entered:
+            return given
+        return self._arguments.prefill(given, stage)
 
     # -- what a method looks at ----------------------------------------------------------------------------------------
 
@@ -278,12 +292,3 @@ def _longer(prompts: Prompts, later: Tensor) -> Prompts:
         functional.pad(prompts.question, (0, more)),
         index=torch.cat([prompts.index, prompts.index[:, -1:] + steps], 1),
     )
-
-
-def _wide(order: Tensor, values: Tensor) -> Tensor:
-    return order[..., None].expand(-1, -1, values.shape[2])
-
-
-def _gathered(values: Tensor, order: Tensor) -> Tensor:
-    """[B S D] at the places [B S'] -> [B S' D]."""
-    return values.gather(1, _wide(order, values))

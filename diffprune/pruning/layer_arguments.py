@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffprune.pruning.rows import taken
 from diffprune.pruning.stages import Stage
 
 Given = dict[str, Any]
@@ -22,17 +23,24 @@ class LayerArguments:
 
     def __init__(self, implementation: str, later: Tensor) -> None:
         self.implementation, self.later = implementation, later
-        self._made: dict[tuple[int, int], tuple[Any, Any]] = {}  # what it is made of, held so that ids stay its own; what is made
+        self._made: dict[tuple[int, ...], tuple[Any, Any]] = {}  # what it is made of, held so that ids stay its own; what is made
 
     def prefill(self, given: Given, stage: Stage) -> Given:
         """The arguments of a layer in prefill, which the model made for whole rows, for the rows that are left."""
+        whole = (given["position_embeddings"], given.get("attention_mask"), given.get("position_ids"))
+        key = (id(stage), *map(id, whole))
+        if key not in self._made:  # one look-up a layer
+            self._made[key] = (stage, whole), self._short(stage, *whole)
+        return {**given, **self._made[key][1]}
+
+    def _short(self, stage: Stage, embeddings: Any, mask: Tensor | None, ids: Tensor | None) -> Given:
         short = {
-            "position_embeddings": self._once(stage, given["position_embeddings"], lambda pair: _turned(pair, stage.order)),
-            "attention_mask": self._once(stage, given.get("attention_mask"), lambda mask: self._mask(mask, stage)),
+            "position_embeddings": self._once(stage, embeddings, lambda pair: _turned(pair, stage.order)),
+            "attention_mask": self._once(stage, mask, lambda mask: self._mask(mask, stage)),
         }
-        if given.get("position_ids") is not None:  # tells sequences apart, so without gaps
-            short["position_ids"] = self._once(stage, given["position_ids"], lambda _: _counted(stage.real))
-        return {**given, **short}
+        if ids is not None:  # tells sequences apart, so without gaps
+            short["position_ids"] = self._once(stage, ids, lambda _: _counted(stage.real))
+        return short
 
     def step(self, stage: Stage, states: Tensor, length: int) -> Tensor | None:
         """The mask of a step after prefill, of `states` [B new D], over the `length` tokens that a layer has cached."""
@@ -57,8 +65,8 @@ class LayerArguments:
         own = torch.eye(real.shape[1], dtype=torch.bool, device=real.device) & ~real[:, None, :, None]  # padding sees itself
         if mask is None:
             return real[:, None, None, :] & torch.ones_like(own).tril() | own
-        rows = torch.arange(len(real), device=real.device)[:, None, None]
-        short = mask.expand(len(real), -1, -1, -1)[rows, 0, stage.order[:, :, None], stage.order[:, None, :]][:, None]
+        queries = taken(mask[:, 0], stage.order)
+        short = queries.gather(2, stage.order[:, None].expand(-1, queries.shape[1], -1))[:, None]
         if mask.dtype == torch.bool:
             return short & real[:, None, None, :] | own
         return short.masked_fill(~real[:, None, None, :], torch.finfo(mask.dtype).min)

@@ -49,6 +49,13 @@ def places_left(live: Tensor, length: int | None = None) -> tuple[Tensor, Tensor
     return order, live.gather(1, order)
 
 
+def taken(values: Tensor, order: Tensor) -> Tensor:
+    """[B S D], or [1 S D] for all rows, at the places `order` [B S'] -> [B S' D]: whole vectors are copied, where `gather` on a CPU
+    looks up each number."""
+    start = torch.arange(len(values), device=order.device)[:, None] * values.shape[1]
+    return values.flatten(0, 1).index_select(0, (order + start).flatten()).view(*order.shape, values.shape[2])
+
+
 def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original") -> Prompts:
     """The rows at the positions that are left [B S] bool, padded on the left.
 
@@ -62,12 +69,18 @@ def cut(prompts: Prompts, live: Tensor, pad: int = 0, positions: str = "original
     return at_places(prompts, *places_left(live), pad, positions)
 
 
-def at_places(prompts: Prompts, order: Tensor, rows: Tensor, pad: int = 0, positions: str = "original") -> Prompts:
-    """The rows at the places `order` [B S'], of which those that are `rows` [B S'] are real and the others become padding."""
+def at_places(
+    prompts: Prompts, order: Tensor, rows: Tensor, pad: int = 0, positions: str = "original", whole: bool = False
+) -> Prompts:
+    """The rows at the places `order` [B S'], of which those that are `rows` [B S'] are real and the others become padding.
+
+    whole: it is known that all are real.
+    """
     gone = ~rows
 
     def at(values: Tensor, fill: int | bool) -> Tensor:
-        return values.gather(1, order).masked_fill_(gone, fill)
+        found = values.gather(1, order)
+        return found if whole else found.masked_fill_(gone, fill)
 
     where = prompts.position_ids
     if positions == "compact" or where.ndim == 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -25,18 +26,20 @@ class Length(NamedTuple):
 class Stage:
     """Rows between two cuts.
 
-    order [B S']: places in the rows that entered the decoder. prompts: what is left of them; its mask says what is padding.
-    tokens: those left. token [B S']: which of all I * N tokens stands at a place; I * N at text and padding. owner [I]: the row of
-    each image. whole: no row is padded. weight [I N]: how far each token is there; None where that is all or nothing.
+    order [B S']: places in the rows that entered the decoder. entered: those rows. real [B S'] bool: not padding. tokens: those
+    left. token [B S']: which of all I * N tokens stands at a place; I * N at text and padding. owner [I]: the row of each image.
+    whole: no row is padded. weight [I N]: how far each token is there; None where that is all or nothing.
     """
 
     order: Tensor
-    prompts: Prompts
+    entered: Prompts
+    real: Tensor
     tokens: VisualTokens
     token: Tensor
     owner: Tensor
     whole: bool
     weight: Tensor | None = None
+    shorter: bool = False  # than those that entered
 
     @staticmethod
     def entering(prompts: Prompts, tokens: VisualTokens, length: Length | None = None) -> Stage:
@@ -49,34 +52,36 @@ class Stage:
         """
         present, slots = tokens.present.flatten(), prompts.slots
         owner = rows_of_images(prompts, tokens) if length is None else torch.arange(len(slots), device=slots.device)
-        nth = (slots.flatten().cumsum(0) - 1).clamp_min(0)  # slots come in the order of the images and their tokens
-        token = (~present).int().argsort(stable=True).gather(0, nth).view(slots.shape).masked_fill(~slots, len(present))
+        token = torch.full(slots.shape, len(present), device=slots.device)
+        token.masked_scatter_(
+            slots, (~present).int().argsort(stable=True)
+        )  # slots come in the order of the images and their tokens
         places = torch.arange(slots.shape[1], device=slots.device).expand(slots.shape)
         whole = bool(prompts.attention_mask.all()) if length is None else length.whole
-        return Stage(places, prompts, tokens, token, owner, whole)
+        return Stage(places, prompts, prompts.attention_mask.bool(), tokens, token, owner, whole)
 
-    @property
-    def real(self) -> Tensor:
-        """[B S'] bool: not padding."""
-        return self.prompts.attention_mask.bool()
+    @cached_property
+    def prompts(self) -> Prompts:
+        """What is left of the rows, their mask says what is padding; made where somebody asks, as most cuts need nothing of it."""
+        return at_places(self.entered, self.order, self.real, whole=self.whole) if self.shorter else self.entered
 
     def cut(self, left: VisualTokens, length: Length | None = None) -> tuple[Stage, Tensor]:
         """The rows without the places of tokens that are not in `left`, and the places [B S''] in these rows of what they have.
 
         length: see `Length`.
         """
-        gone = (self.tokens.present & ~left.present).flatten()
-        live = self.real & ~torch.cat([gone, gone.new_zeros(1)])[self.token]
+        stays = left.present.flatten()
+        live = self.real & torch.cat([stays, stays.new_ones(1)])[self.token]
         order, real = places_left(live, None if length is None else length.tokens)
-        short = at_places(self.prompts, order, real)
-        token = self.token.gather(1, order).masked_fill(~real, left.valid.numel())
         whole = bool(real.all()) if length is None else length.whole
-        return Stage(self.order.gather(1, order), short, left, token, self.owner, whole), order
+        token = self.token.gather(1, order)
+        token = token if whole else token.masked_fill_(~real, left.valid.numel())
+        return Stage(self.order.gather(1, order), self.entered, real, left, token, self.owner, whole, shorter=True), order
 
     def placed(self, values: Tensor) -> Tensor:
         """[B S' D] at the places of the rows -> [I N D] at the tokens that stand there, zeros elsewhere."""
         num, width = self.tokens.valid.numel(), values.shape[2]
-        flat = values.new_zeros(num + 1, width).index_copy(0, self.token.flatten(), values.flatten(0, 1))
+        flat = values.new_zeros(num + 1, width).index_copy_(0, self.token.flatten(), values.flatten(0, 1))
         return flat[:num].view(*self.tokens.valid.shape, width)
 
     def standing(self, features: Tensor, states: Tensor) -> Tensor:
