@@ -19,8 +19,9 @@ from diffprune.core.cell import Cell
 from diffprune.core.records import Prediction
 from diffprune.core.spec import Spec
 from diffprune.distributed import cluster, liveness, sweep
+from diffprune.distributed.exclusive import exclusive
 from diffprune.io.blob_store import LocalBlobs
-from diffprune.io.run_lock import lock
+from diffprune.io.run_lock import attempts_at, lock
 from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store
 from tests.records import evaluate_cell, prediction, provenance
@@ -130,7 +131,7 @@ def test_what_is_timed_may_hang_as_well(session: None, quick: None) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
         yield 0
 
-    found = sweep.exclusive(frozen)
+    found = exclusive(frozen)
     pid = next(found)
     with pytest.raises(ray.exceptions.RayError):
         next(found)
@@ -175,9 +176,9 @@ def test_a_host_that_does_not_see_the_storage_is_named(
 
 def test_the_note_of_the_lock_is_the_proof(tmp_path: Path) -> None:
     with lock(tmp_path / "store", "made-up") as attempt:
-        found = proof(LocalBlobs(tmp_path / "store"), "made-up", attempt)
+        found = proof(attempts_at(LocalBlobs(tmp_path / "store"), "made-up"), attempt)
         assert found
         found.check(0.0)
         with lock(tmp_path / "other", "made-up"), pytest.raises(Unseen):
-            replace(found, blobs=LocalBlobs(tmp_path / "other")).check(0.0)
-    assert proof(LocalBlobs(tmp_path), "made-up", 1) is None, "without a lock there is nothing to see"
+            replace(found, attempts=attempts_at(LocalBlobs(tmp_path / "other"), "made-up")).check(0.0)
+    assert proof(attempts_at(LocalBlobs(tmp_path), "made-up"), 1) is None, "without a lock there is nothing to see"

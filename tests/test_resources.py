@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from diffprune.distributed import resources
 from diffprune.distributed.cluster import connect
-from diffprune.distributed.sweep import exclusive
+from diffprune.distributed.exclusive import exclusive
 
 KINDS = {"H100": {"accelerator_type:H100": 1.0, "GPU": 8.0}, "L4": {"accelerator_type:L4": 1.0, "GPU": 1.0}, "": {}}
 

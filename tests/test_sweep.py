@@ -26,6 +26,7 @@ from diffprune.core.records import Outcome, Prediction
 from diffprune.core.spec import Spec
 from diffprune.distributed import cluster, sweep
 from diffprune.distributed import measure as measuring
+from diffprune.distributed.exclusive import exclusive
 from diffprune.distributed.worker import Worker
 from diffprune.evaluate import progress
 from diffprune.evaluate.cells import Evaluation, cells
@@ -338,14 +339,14 @@ def test_exclusive_has_the_host_to_itself(session: None) -> None:
     def alone(word: str, *, twice: bool) -> Iterator[tuple[float, int, str]]:
         yield ray.get_runtime_context().get_assigned_resources()["CPU"], os.getpid(), word * (1 + twice)
 
-    ((cores, pid, word),) = sweep.exclusive(alone, "so", twice=True)
+    ((cores, pid, word),) = exclusive(alone, "so", twice=True)
     assert cores == ray.cluster_resources()["CPU"] and pid != os.getpid() and word == "soso"
 
     def broken() -> Iterator[int]:
         yield 1
         yield 1 // 0
 
-    found = sweep.exclusive(broken)
+    found = exclusive(broken)
     assert next(found) == 1
     with pytest.raises(ZeroDivisionError):
         next(found)

@@ -30,6 +30,7 @@ from diffprune.distributed import train as on_ray
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.fsdp import spread
 from diffprune.embedded import vlm as embedded
+from diffprune.io import shared_storage
 from diffprune.io.attempts import Attempt
 from diffprune.store import Store
 from diffprune.train.checkpoints import Files, claim, read_steps
@@ -259,7 +260,7 @@ def test_a_group_that_fails_is_started_again_while_it_comes_further(
 
 def test_a_host_that_cannot_see_the_folder_is_named(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the driver has noted is elsewhere: the attempt's number is there, by chance, and its note is another's."""
-    monkeypatch.setattr(on_ray, "SEEN_S", 0.6)
+    monkeypatch.setattr(shared_storage, "SEEN_S", 0.6)
     claim(tmp_path)
     config = {"recipe": recipe(model, workers=1), "folder": str(tmp_path), "attempt": Attempt.noted(1, b"the driver's")}
     reason = on_ray._fit(config, workers=0)

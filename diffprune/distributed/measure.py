@@ -16,7 +16,9 @@ from diffprune.core.records import Outcome, Provenance
 from diffprune.core.spec import Spec
 from diffprune.distributed import metrics
 from diffprune.distributed.cluster import connect
-from diffprune.distributed.sweep import TRIES, SweepFailed, exclusive
+from diffprune.distributed.exclusive import exclusive
+from diffprune.distributed.sweep import TRIES, SweepFailed
+from diffprune.io.run_lock import attempts_at
 from diffprune.io.shared_storage import Proof, proof
 from diffprune.measure import measure as timing
 from diffprune.store import Store
@@ -48,7 +50,7 @@ def measure(
     gpus: float = 0.0,
     accelerator: str = "",
 ) -> None:
-    """Time the cells and publish what is found. gpus, accelerator: of `sweep.exclusive`.
+    """Time the cells and publish what is found. gpus, accelerator: see `exclusive`.
 
     Raises:
         SweepFailed: some cells could not be timed; the others are in the store, and so are the reasons (`outcomes`).
@@ -56,7 +58,7 @@ def measure(
         ValueError: as `timing.measure`, or the model cannot be loaded.
     """
     left, failed, deaths, loaded = list(cells), list[str](), 0, False
-    storage = proof(store.blobs, provenance.run, provenance.attempt)
+    storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
 
     def publish(found: Mapping[Cell, timing.Measured]) -> None:
         nonlocal left

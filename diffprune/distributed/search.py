@@ -24,6 +24,7 @@ from diffprune.core.spec import Spec
 from diffprune.distributed import metrics, resources
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.trials import failures
+from diffprune.io.run_lock import attempts_at
 from diffprune.io.shared_storage import Proof, proof
 from diffprune.store import Store
 from diffprune.train.search import Bench, Search, SearchTrial, best, mean_hard, state
@@ -80,7 +81,7 @@ def _run(
 ) -> None:
     """All trials of one method, those that are known told again."""
     resources.awaited(workers, 1, gpus)
-    storage = proof(store.blobs, provenance.run, provenance.attempt)
+    storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
     failed, reason = failures(
         ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known), storage=storage), len(asked),
         _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": gpus}, max_concurrent_trials=workers,

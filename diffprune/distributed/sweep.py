@@ -11,11 +11,11 @@ import math
 import queue
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -28,12 +28,13 @@ from diffprune.core.records import Outcome, Prediction, Provenance
 from diffprune.core.spec import Spec
 from diffprune.distributed import metrics, resources
 from diffprune.distributed.cluster import connect
-from diffprune.distributed.liveness import LOOK_S, QUIET_S, Watch, watched
+from diffprune.distributed.liveness import LOOK_S, QUIET_S, Watch
 from diffprune.distributed.worker import Worker
 from diffprune.evaluate.evaluator import evaluated, gathered
 from diffprune.evaluate.main_figure import answered, main_figure
 from diffprune.evaluate.progress import SweepProgress
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
+from diffprune.io.run_lock import attempts_at
 from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store, opened
 from diffprune.store.unfinished import Kept
@@ -41,10 +42,7 @@ from diffprune.store.writer import Writer
 
 TRIES = 3  # deaths of a worker that one batch may cause, and deaths in a row while one place loads
 IDLE_S = 5.0  # between two looks at how idle workers are
-KEEP_S = (
-    10.0  # between two looks for answers to keep: one is durable at the second, and costs nothing if its cell is finished by then
-)
-T = TypeVar("T")
+KEEP_S = 10.0  # between two looks for answers to keep, which are durable at the second, unless their cell is finished by then
 
 
 class SweepFailed(RuntimeError):
@@ -104,7 +102,7 @@ def sweep(
         print(f"evaluate: all {skipped} cells are in the store already", flush=True)
         return Summary(0, skipped, time.perf_counter() - start)
     with connect(address, workers), SweepProgress(todo, skipped, tell) as progress, Writer(store, provenance) as writer:
-        storage = proof(store.blobs, provenance.run, provenance.attempt)
+        storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
         run = _Run(model, todo, min(workers, _most(todo)), progress, writer, gpus, storage)
         run.go()
     summary = Summary(run.done, skipped, time.perf_counter() - start, *run.times(), run.deaths)
@@ -398,35 +396,3 @@ class _Run:
         self.writer.publish(cell, {"outcomes": [Outcome("failed", reason, 0, 0.0)]})
         self.progress.cell(cell)
         metrics.CELLS.add(1, self.run, "evaluate", "failed")
-
-
-def exclusive(
-    fn: Callable[..., Iterator[T]], *args: Any, address: str | None = None, gpus: float = 0.0, accelerator: str = "", **kwargs: Any
-) -> Iterator[T]:
-    """What the generator `fn(*args, **kwargs)` yields, as it comes, in a process of Ray's that has every CPU of one host to itself,
-    and every GPU where it asks for any: for measuring time. accelerator: the host's kind of GPU.
-
-    Raises whatever `fn` raises; RayError where its process dies, or hangs. It waits until the host is free, so no sweep may be
-    running in the same session.
-    """
-    with connect(address):
-        resources.awaited(1, 1, resources.whole(gpus))
-        host = resources.whole_host(gpus, accelerator)
-        with resources.reserved(host) as place:
-            alone = ray.remote(num_cpus=host["CPU"], num_gpus=host.get("GPU", 0), scheduling_strategy=place)(_Alone).remote()
-            try:
-                with watched(alone):
-                    for found in alone.run.options(num_returns="streaming").remote(fn, args, kwargs):
-                        yield ray.get(found)
-            except RayTaskError as error:
-                raise error.cause from error
-            finally:
-                ray.kill(alone)
-
-
-class _Alone:
-    """The process of `exclusive`: an actor, so that it can be told where it runs."""
-
-    def run(self, fn: Callable[..., Iterator[T]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[T]:
-        """Of `fn`."""
-        yield from fn(*args, **kwargs)

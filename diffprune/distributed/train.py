@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -37,9 +36,10 @@ from diffprune.distributed.fsdp import spread
 from diffprune.distributed.interface import OwnInterface
 from diffprune.io.blob_store import absolute
 from diffprune.io.checkpoint import is_complete, read_config
+from diffprune.io.shared_storage import proof, unseen
 from diffprune.store import Store
 from diffprune.train import step_log
-from diffprune.train.checkpoints import STATES, Files, as_step, claim, damaged_lines, read_steps, verified
+from diffprune.train.checkpoints import STATES, Files, as_step, attempts_at, claim, damaged_lines, read_steps, verified
 from diffprune.train.context import Context, Ended
 from diffprune.train.loop import line, missing, scorers
 from diffprune.train.loop import train as train_here
@@ -51,7 +51,6 @@ START_S = 180  # for a group to start: a busy machine needs long
 ELASTIC_START_S = 45  # for one that may be smaller: what a lost host had is still on offer for a while, and waited for in vain
 ABORT_S = 3.0  # for the workers of a run that is interrupted to be gone
 RESIZE_S = 30.0  # between looks whether there are hosts for more workers
-SEEN_S = 30.0  # after which a network file system shows what was written on another host
 
 
 class Refused(RuntimeError):
@@ -91,20 +90,15 @@ class RayContext(Context):
 
     def prove_shared(self) -> None:
         """Raises Refused, on every worker: some host does not see the note of this attempt, which the driver has written."""
-        end = time.monotonic() + SEEN_S
-        while not (seen := self.files.shared()) and time.monotonic() < end:
-            time.sleep(0.5)
+        told = proof(attempts_at(self.files.blobs), self.files.attempt)
         blind: list[str | None] = [None] * self.world
-        mine = None if seen else socket.gethostname()
+        mine = None if told is None or told.seen() else socket.gethostname()
         if self.world > 1:
             group.all_gather_object(blind, mine)
         else:
             blind = [mine]
         if hosts := sorted({host for host in blind if host}):
-            raise Refused(
-                f"{' and '.join(hosts)} cannot see {self.files.blobs}, where the driver has written: "
-                "the run's folder must be one that all hosts share, or a bucket (--out s3://...)"
-            )
+            raise Refused(unseen(hosts, self.files.blobs))
 
     def load_model(self, name: Spec, shard: bool = False, **options: Any) -> VLM:
         """The VLM on this worker's device; shard: its decoder spread over all workers. options: of `load`.

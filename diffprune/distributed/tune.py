@@ -33,6 +33,7 @@ from diffprune.distributed.sweep import TRIES, SweepFailed
 from diffprune.distributed.trials import failures
 from diffprune.evaluate.evaluator import Evaluator
 from diffprune.evaluate.transformers_backend import TransformersBackend
+from diffprune.io.run_lock import attempts_at
 from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store, opened
 from diffprune.timing.clock import clocks
@@ -210,7 +211,7 @@ def _searched(todo: Sequence[Cell], options: Tuning, store: Store, provenance: P
     """
     resources.awaited(1, 1, gpus)
     deaths, done = 0, store.done()
-    storage = proof(store.blobs, provenance.run, provenance.attempt)
+    storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
     while True:
         actor = ray.remote(num_cpus=1, num_gpus=gpus)(Resident).remote()
         try:

@@ -53,9 +53,7 @@ class Stage:
         present, slots = tokens.present.flatten(), prompts.slots
         owner = rows_of_images(prompts, tokens) if length is None else torch.arange(len(slots), device=slots.device)
         token = torch.full(slots.shape, len(present), device=slots.device)
-        token.masked_scatter_(
-            slots, (~present).int().argsort(stable=True)
-        )  # slots come in the order of the images and their tokens
+        token.masked_scatter_(slots, (~present).int().argsort(stable=True))  # slots: in the order of images and their tokens
         places = torch.arange(slots.shape[1], device=slots.device).expand(slots.shape)
         whole = bool(prompts.attention_mask.all()) if length is None else length.whole
         return Stage(places, prompts, prompts.attention_mask.bool(), tokens, token, owner, whole)

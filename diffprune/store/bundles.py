@@ -9,13 +9,14 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import pyarrow as pa
 
 from diffprune.core.cell import CellColumns
 from diffprune.core.records import TABLES, Provenance
 from diffprune.store.manifest import BUNDLE, Commit, Part, sha256
-from diffprune.store.parts import encode
+from diffprune.store.parts import Columns, encode, record_batch
 
 MOST_CELLS = 4096  # of a bundle: what one damaged bit may cost, and DuckDB reads no manifest of more than 16 MB
 MOST_BYTES = 64 << 20  # of its parts: they are held in memory where bundles are merged
@@ -35,6 +36,29 @@ class Prepared:
     def rows(self) -> dict[str, int]:
         """How many by table."""
         return {table: records.num_rows for table, records in self.records.items()}
+
+
+def batches(found: Sequence[dict[str, Columns]], wrong: list[ValueError]) -> list[dict[str, pa.RecordBatch] | None]:
+    """Records of each cell, converted for all cells at once. None: a value of that cell is wrong, and is told of in `wrong`."""
+    if not found:
+        return []
+    try:
+        made: list[dict[str, pa.RecordBatch] | None] = [{} for _ in found]
+        for table in dict.fromkeys(chain.from_iterable(found)):
+            mine = [(number, values[table]) for number, values in enumerate(found) if table in values]
+            whole = record_batch(table, [list(chain.from_iterable(same)) for same in zip(*(c for _, c in mine), strict=True)])
+            start = 0
+            for number, values in mine:
+                batch = made[number]
+                assert batch is not None
+                batch[table] = whole.slice(start, len(values[0]))
+                start += len(values[0])
+        return made
+    except ValueError as error:
+        if len(found) == 1:
+            wrong.append(error)
+            return [None]
+        return [batch for one in found for batch in batches([one], wrong)]
 
 
 def parts(prefix: str, several: Sequence[Prepared], provenance: Provenance) -> dict[Part, bytes]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,7 +122,7 @@ class Store:
                 values[cell] = split(records, graded_by), graded_by
             except ValueError as error:
                 wrong.append(error)
-        each = zip(values.items(), _batches([mine for mine, _ in values.values()], wrong), strict=True)
+        each = zip(values.items(), bundles.batches([mine for mine, _ in values.values()], wrong), strict=True)
         prepared = [self._prepared(mine, batch, cell, provenance, by) for (cell, (mine, by)), batch in each if batch is not None]
         if new := [one for one in prepared if one.records]:
             name = bundles.name_of([one.commit for one in new])
@@ -367,29 +366,6 @@ class Store:
 def opened(place: Store | Blobs | Path | str) -> Store:
     """The store at a place, or one that is open already: what it has read it need not read again."""
     return place if isinstance(place, Store) else Store(place)
-
-
-def _batches(found: Sequence[dict[str, Columns]], wrong: list[ValueError]) -> list[dict[str, pa.RecordBatch] | None]:
-    """Records of each cell, converted for all cells at once. None: a value of that cell is wrong, and is told of in `wrong`."""
-    if not found:
-        return []
-    try:
-        batches: list[dict[str, pa.RecordBatch] | None] = [{} for _ in found]
-        for table in dict.fromkeys(chain.from_iterable(found)):
-            mine = [(number, values[table]) for number, values in enumerate(found) if table in values]
-            whole = record_batch(table, [list(chain.from_iterable(same)) for same in zip(*(c for _, c in mine), strict=True)])
-            start = 0
-            for number, values in mine:
-                batch = batches[number]
-                assert batch is not None
-                batch[table] = whole.slice(start, len(values[0]))
-                start += len(values[0])
-        return batches
-    except ValueError as error:
-        if len(found) == 1:
-            wrong.append(error)
-            return [None]
-        return [batch for one in found for batch in _batches([one], wrong)]
 
 
 def _part(table: str, commit: Commit) -> Part:

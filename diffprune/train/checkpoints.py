@@ -74,11 +74,6 @@ class Files:
         """Raises Fenced when a newer attempt has claimed the folder."""
         attempts_at(self.blobs).check(self.attempt)
 
-    def shared(self) -> bool:
-        """Whether this process sees what stands in the blob of the attempt, or that a newer one has taken over."""
-        attempts = attempts_at(self.blobs)
-        return attempts.newest() > self.attempt or attempts.note(self.attempt) == getattr(self.attempt, "note", None)
-
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Publish a state under a name; the one before it is kept, so that a crash at any point leaves at least one."""
         self.check()

@@ -48,6 +48,7 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
     11: ("SIGTERM with ten seconds of grace", (
         "test_termination: test_training_saves_where_it_is_and_goes_on_from_there",
         "trials/test_trainings: test_a_training_that_is_asked_to_end_saves_and_goes_on",
+        "trials/test_trainings: test_an_interrupted_training_leaves_nothing_at_work",
         "trials/test_drivers: test_a_sweep_that_is_asked_to_end_does_so",
     )),
     12: ("a worker sleeps for ever, is frozen, or skips a report", (
