@@ -1,11 +1,14 @@
 # Two commands a new user needs; both install what is missing first. Only python >= 3.11, git and make are required.
 #   make demo    train -> tune -> evaluate + measure -> report, on a local Ray; everything lands under runs/demo
 #   make test    the tests
-#   make trials  slow fault injections: minutes each
+#   make trials  slow fault injections: half a minute to minutes each
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+
+# Some machines forbid compiled files. Here hundreds of processes are started, and each would compile the house again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test trials lint install clean
 .DEFAULT_GOAL := help
@@ -26,10 +29,10 @@ demo: $(STAMP)
 	$(BIN)/diffprune demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 trials: $(STAMP)
-	$(BIN)/python -m pytest -m trial -rs tests/trials
+	$(BIN)/python -m pytest -m trial -rs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

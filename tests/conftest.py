@@ -22,10 +22,20 @@ import torch
 
 from diffprune.core.registry import FOLDER
 from tests.browser import Browser
+from tests.trials.table import pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; some tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each file is one process's, for its fixtures; those that start Ray are one's together: two Rays at once are in each other's
+    way on two cores, and while one waits for its processes to start, other tests compute."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,8 @@ from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store
 from tests.records import evaluate_cell, prediction, provenance
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 ASKED = [evaluate_cell(f"random(seed={seed})", benchmark="world('pope')") for seed in range(3)]
 
 
@@ -85,6 +87,7 @@ def ended(pid: int) -> bool:
     return True
 
 
+@pytest.mark.trial(12)
 def test_what_hangs_is_replaced_and_what_takes_long_is_not(
     session: None, quick: None, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +153,7 @@ def test_a_host_that_does_not_see_the_storage_is_named(
         def prepare(self, model: Spec, methods: Sequence[Spec], storage: Proof | None) -> int:
             assert storage is not None
             if model.name == "nobody" or first(own_folder / "blind"):
-                storage = replace(storage, blobs=LocalBlobs(own_folder / "other"))
+                storage = replace(storage, attempts=replace(storage.attempts, blobs=LocalBlobs(own_folder / "other")))
             storage.check(0.0)
             while model.name == "one" and not (own_folder / "left_out").exists():
                 time.sleep(0.05)

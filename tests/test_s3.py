@@ -31,6 +31,8 @@ from diffprune.train.recipe import Recipe
 from diffprune.train.step_log import opened
 from tests.records import evaluate_cell, prediction, provenance
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 AWSResponse: Any = pytest.importorskip("botocore.awsrequest", reason="no S3 server: boto3 is missing").AWSResponse
 
 
@@ -268,6 +270,7 @@ TRAINED = """
 """
 
 
+@pytest.mark.trial(3)
 def test_a_killed_training_goes_on_from_the_bucket_and_all_stages_work_there(place: str) -> None:
     """The scorer is, byte for byte, that of a run on a disk that nobody disturbed."""
     folder, states = f"{place}/run", S3Blobs(f"{place}/run")

@@ -36,6 +36,8 @@ from diffprune.io import project, run_archive
 from diffprune.io.job_files import REPOSITORY
 from diffprune.io.project import Project, project_of
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 LOCAL = REPOSITORY / "cluster" / "local.sh"
 JOB = """
 import os, sys
@@ -359,16 +361,17 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it(fake: FakeHead, monkeypat
 
 def test_a_head_that_goes_away_is_told_in_one_sentence(fake: FakeHead, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """The log breaks off with an error of its own, which nobody waits for."""
-    client = head.connect(fake.address)
+    client, gone = head.connect(fake.address), threading.Event()
 
     async def broken(_: str) -> Any:
         yield "half a "
         fake.server.shutdown()
         fake.server.server_close()
+        gone.set()
         raise RuntimeError("WebSocket connection closed unexpectedly")
 
     monkeypatch.setattr(client, "tail_job_logs", broken)
-    monkeypatch.setattr(client, "get_job_status", lambda _: client._do_request("GET", "/api/jobs/x"))
+    monkeypatch.setattr(client, "get_job_status", lambda _: gone.wait(10) and client._do_request("GET", "/api/jobs/x"))
     with pytest.raises(RuntimeError, match="went away while mine-1 ran; resume it"):
         submit.follow(client, "mine-1")
     gc.collect()

@@ -41,6 +41,8 @@ from diffprune.vlm.load import load
 from tests.blob_stores import MemoryBlobs
 from tests.records import evaluate_cell, measure_cell, prediction, provenance
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 METRICS_MS = "RAY_metrics_report_interval_ms"
 PROVENANCE, EMBEDDED = provenance(), Spec("embedded")
 
@@ -173,6 +175,7 @@ def test_two_workers_share_one_cell_to_its_end(session: None, asked: list[Cell],
     assert outcomes[["status", "reason", "rows"]].values.tolist() == [["ok", "3 of 30 answers failed", 30]]
 
 
+@pytest.mark.trial(2)
 def test_a_place_where_every_process_dies_while_loading_is_left_out(
     session: None, asked: list[Cell], own_folder: Path, monkeypatch, capsys
 ) -> None:
@@ -352,6 +355,7 @@ def test_exclusive_has_the_host_to_itself(session: None) -> None:
         next(found)
 
 
+@pytest.mark.trial(10)
 def test_measuring_goes_on_where_its_process_died(
     session: None, own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

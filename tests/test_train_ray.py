@@ -42,6 +42,8 @@ from diffprune.vlm.activation_checkpointing import decoder_layers
 from diffprune.vlm.load import load
 from tests.records import provenance
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 OPTIONS: dict[str, Any] = {
     "pruners": ("diffprune",), "steps": 10, "images": 4, "questions": 2, "workers": 2, "budgets": ("Share(2/3)", "Share(1/3)"),
     "calibration_images": 4, "validation_images": 4, "checkpoint_every": 2, "validate_every": 0, "grad_cosine_every": 0,
@@ -215,6 +217,7 @@ def test_one_ray_worker_equals_no_ray(model: str, alone: list[float], tmp_path: 
     assert losses(tmp_path) == alone
 
 
+@pytest.mark.trial(1)
 def test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve(model: str, undisturbed: list[float], tmp_path: Path) -> None:
     import ray
 
