@@ -29,7 +29,7 @@ demo: $(STAMP)
 	$(BIN)/diffprune demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 trials: $(STAMP)
 	$(BIN)/python -m pytest -m trial -rs

@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # else every 
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,18 +25,25 @@ from diffprune.core.registry import FOLDER
 from tests.browser import Browser
 from tests.trials.table import pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401
 
+START_RAY = "identity installed liveness own_files resources s3 submit sweep train_ray tune tune_training".split()
+
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; some tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Each file is one process's, for its fixtures; those that start Ray are one's together: two Rays at once are in each other's
     way on two cores, and while one waits for its processes to start, other tests compute."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if Path(file).stem.removeprefix("test_") in START_RAY else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -36,8 +36,6 @@ from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.store import Store
 from diffprune.vlm.load import load
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 MODEL = Spec("llava-hf/llava-1.5-7b-hf", (("image_mode", "pad"),), "0123456789abcdef0123", "a1b2c3d4e5f6")

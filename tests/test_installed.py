@@ -13,8 +13,6 @@ import pytest
 
 from diffprune.core import registry
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 HOUSE = Path(__file__).parent.parent
 
 

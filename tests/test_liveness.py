@@ -26,8 +26,6 @@ from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store
 from tests.records import evaluate_cell, prediction, provenance
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 ASKED = [evaluate_cell(f"random(seed={seed})", benchmark="world('pope')") for seed in range(3)]
 
 

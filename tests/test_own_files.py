@@ -47,8 +47,6 @@ from diffprune.train.step_log import STEPS
 from diffprune.vlm.load import load
 from tests.records import provenance
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 NOTHING = [b"", b"[]", b"null", b"{", b"5", b'"x"', b"[" * 100_000, b"\xff\xfe", b"{}"]
 
 

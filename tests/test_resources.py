@@ -14,8 +14,6 @@ from diffprune.distributed import resources
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.exclusive import exclusive
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 KINDS = {"H100": {"accelerator_type:H100": 1.0, "GPU": 8.0}, "L4": {"accelerator_type:L4": 1.0, "GPU": 1.0}, "": {}}
 
 

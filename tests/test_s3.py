@@ -31,8 +31,6 @@ from diffprune.train.recipe import Recipe
 from diffprune.train.step_log import opened
 from tests.records import evaluate_cell, prediction, provenance
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 AWSResponse: Any = pytest.importorskip("botocore.awsrequest", reason="no S3 server: boto3 is missing").AWSResponse
 
 

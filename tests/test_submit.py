@@ -35,8 +35,7 @@ from diffprune.distributed.submit import Request
 from diffprune.io import project, run_archive
 from diffprune.io.job_files import REPOSITORY
 from diffprune.io.project import Project, project_of
-
-pytestmark = pytest.mark.xdist_group("ray")
+from tests.sockets import listening
 
 LOCAL = REPOSITORY / "cluster" / "local.sh"
 JOB = """
@@ -622,19 +621,12 @@ def test_a_running_job_is_stopped(real: dict[str, str], token: None) -> None:
 
 
 def test_the_head_listens_on_loopback_only(real: dict[str, str]) -> None:
-    first, found = psutil.Process(int(real["pid"])), set()
-    for process in [first, *first.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):  # one of the short-lived ones
-            found |= {c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    assert found == {"127.0.0.1"}
+    assert {address for address, _ in listening(psutil.Process(int(real["pid"])))} == {"127.0.0.1"}
 
 
 def test_without_the_token_every_port_of_a_head_is_closed_but_that_of_metrics(real: dict[str, str]) -> None:
     """Of those that speak HTTP; nothing of the token stands in what any of them answers."""
-    first, ports = psutil.Process(int(real["pid"])), set()
-    for process in [first, *first.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            ports |= {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    ports = {port for _, port in listening(psutil.Process(int(real["pid"])))}
     secret, answers = Path(real["RAY_AUTH_TOKEN_PATH"]).read_text(), {}
     for port in ports:
         for header in ({}, {"Authorization": "Bearer " + "wrong" * 8}):

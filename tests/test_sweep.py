@@ -40,8 +40,7 @@ from diffprune.timing.options import Measurement
 from diffprune.vlm.load import load
 from tests.blob_stores import MemoryBlobs
 from tests.records import evaluate_cell, measure_cell, prediction, provenance
-
-pytestmark = pytest.mark.xdist_group("ray")
+from tests.sockets import listening
 
 METRICS_MS = "RAY_metrics_report_interval_ms"
 PROVENANCE, EMBEDDED = provenance(), Spec("embedded")
@@ -390,9 +389,7 @@ def test_measuring_goes_on_where_its_process_died(
 
 
 def test_every_port_listens_on_loopback_only(session: None) -> None:
-    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    found = {c.laddr.ip.removeprefix("::ffff:") for p in family for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    assert found == {"127.0.0.1"}
+    assert {address for address, _ in listening(psutil.Process())} == {"127.0.0.1"}
 
 
 def test_a_store_that_is_open_is_not_read_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,8 +37,6 @@ from diffprune.tune.solver import Accuracy, Latency, MeasuredSpeedup, Solver, Ve
 from diffprune.vlm.load import load
 from tests.records import GQA, curve_point, evaluate_cell, prediction, provenance, timing, tune_cell
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 TOTAL = 40
 
 

@@ -34,8 +34,6 @@ from diffprune.verify import verify
 from diffprune.vlm.load import load
 from tests.records import model, provenance
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 SMALL: dict[str, Any] = {
     "pruners": ("diffprune", "gumbel_keepdrop"), "steps": 6, "images": 2, "questions": 2, "workers": 1, "calibration_images": 4,
 }  # fmt: skip
