@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -213,6 +214,17 @@ def test_one_ray_worker_equals_no_ray(model: str, alone: list[float], tmp_path: 
     config = {"recipe": made, "folder": str(tmp_path), "attempt": claim(tmp_path)}
     assert on_ray._fit(config, workers=0) == ""  # Ray's local mode: in this process, no cluster
     assert losses(tmp_path) == alone
+
+
+def test_who_passes_the_work_on_imports_nothing_of_it() -> None:
+    """Training's controller unpickles what it hands to workers; torch, transformers and the rest would take it seconds."""
+    parcel = pickle.dumps((on_ray.opened, on_ray.packed(on_ray._work, {"recipe": recipe("embedded")})))
+    code = (
+        "import pickle, sys; f, p = pickle.load(sys.stdin.buffer); print(len(p), 'torch' in sys.modules, 'pydantic' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], input=parcel, capture_output=True, check=True)
+    assert found.stdout.split() == [b"1", b"False", b"False"]
+    assert on_ray.opened(on_ray.packed(divmod, 7, 2)) == (3, 1)
 
 
 @pytest.mark.trial(1)

@@ -34,6 +34,7 @@ from diffprune.distributed import metrics, resources, watchdog
 from diffprune.distributed.cluster import private_folder
 from diffprune.distributed.fsdp import spread
 from diffprune.distributed.interface import OwnInterface
+from diffprune.distributed.parcel import opened, packed
 from diffprune.io.blob_store import absolute
 from diffprune.io.checkpoint import is_complete, read_config
 from diffprune.io.shared_storage import proof, unseen
@@ -203,8 +204,8 @@ def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:
         resources.awaited(most, fewest, gpus)
     with private_folder() as own:
         trainer = TorchTrainer(
-            _work,
-            train_loop_config=config,
+            opened,
+            train_loop_config=packed(_work, config),
             torch_config=OwnInterface(),
             scaling_config=ScalingConfig(
                 num_workers=workers,

@@ -45,6 +45,7 @@ SETTINGS = {
 }  # fmt: skip
 SETTLED = 5  # steps of a process that do not count: caches fill, memory grows
 PATIENCE_S = 300.0
+LOOK_S = 0.02
 GOALS: dict[str, tuple[float, bool]] = {  # (goal, whether it is a least)
     "begins_s": (15.0, False), "goes_on_s": (12.0, False), "blocks_ms": (20.0, False), "ray_ratio": (1.05, False),
     "speed_of_two": (1.7, True),
@@ -131,7 +132,7 @@ class Watched:
             now = time.monotonic()
             for line in filter(None, map(verified, whole.splitlines())):
                 self.seen.hear(line, now)
-            time.sleep(0.005)
+            time.sleep(LOOK_S)
 
     def until(self, what: Callable[[], bool]) -> None:
         """Wait for something.
