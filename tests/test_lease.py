@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blob_stores import MemoryBlobs
@@ -194,6 +196,18 @@ def test_start_ticks_are_those_of_the_system() -> None:
     assert run_lock.start_ticks(child.pid) is None, "a zombie has ended"
     child.wait()
     assert run_lock.start_ticks(child.pid) is None
+
+
+def test_who_cannot_look_takes_nobody_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = run_lock.Owner("", run_lock.machine(), os.getpid(), run_lock.start_ticks(os.getpid()) or 0, "")
+    assert not owner.gone
+
+    def refused(*_: Any, **__: Any) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        _ = owner.gone
 
 
 def test_another_container_is_another_machine() -> None:

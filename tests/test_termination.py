@@ -285,6 +285,42 @@ def test_folders_of_dead_drivers_are_swept_and_no_others(tmp_path: Path, monkeyp
     assert {"dp-ray-alive", "dp-ray-elsewhere", "dp-ray-half", "dp-ray-unnamed", "dp-ray-link"} <= kept
 
 
+CARELESS = """
+import os, subprocess, sys
+from diffprune.distributed import reaper
+started = []
+class Kept(subprocess.Popen):
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        started.append(self)
+subprocess.Popen = Kept
+with reaper.reaped(sys.argv[1]):
+    started[0].stdin.close()
+    print(flush=True)
+    sys.stdin.read()
+    os._exit(1)
+"""
+
+
+def test_a_driver_whose_pipe_is_closed_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Nor is a program killed that has joined a Ray of another's, and has but its own log there."""
+    (place := tmp_path / "place").mkdir()
+    with (place / "python-core-driver-01_7.log").open("w") as log, (place / "raylet.out").open("w") as out:
+        joined, raylet = (subprocess.Popen(["sleep", "60"], stdout=file) for file in (log, out))
+    pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", CARELESS, str(place)], **pipe) as driver:
+        assert driver.stdout and driver.stdout.readline() == b"\n"
+        time.sleep(1.0)
+        assert place.is_dir() and raylet.poll() is None and driver.poll() is None
+    assert driver.wait() == 1 and raylet.wait(10) == -signal.SIGKILL
+    began = time.monotonic()
+    while place.exists() and time.monotonic() - began < 10:
+        time.sleep(0.02)
+    assert not place.exists() and joined.poll() is None
+    joined.kill()
+    joined.wait()
+
+
 KILLED = """
 import os, signal, subprocess, sys
 from diffprune.distributed.cluster import private_folder

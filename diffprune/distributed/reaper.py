@@ -1,8 +1,9 @@
 """Reaper of a local Ray: ends its processes and removes its folder when the driver is gone, however that ended.
 
 Ray's own notice a dead driver after up to a minute. This is a small process beside Ray that reads a pipe of which the driver alone
-holds the other end: the system closes it with the driver, so nothing is polled. It is started by its path and imports nothing of
-ours; it leads a session of its own, so that what ends the driver's group (Ctrl-C, a job that is stopped) leaves it alone.
+holds the other end: the system closes it with the driver, so nothing is polled while that lives. It is started by its path and
+imports nothing of ours; it leads a session of its own, so that what ends the driver's group (Ctrl-C, a job that is stopped) leaves
+it alone.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import psutil
 
 GONE_S = 5.0  # for processes that were killed, and those they were about to start, to be gone
 LOOK_S = 0.02  # between looks whether they are
+DRIVERS = "python-core-driver-"  # logs of programs that speak to a Ray, and are none of its processes: whoever joined it lives on
 
 
 def _of(folder: str) -> list[psutil.Process]:
-    """Our processes that have a file in a folder open for writing, as all of a Ray have their logs. Command lines tell less: a
-    worker changes its own, and who reads a log has the folder in his."""
+    """Our processes that have a file in a folder open for writing, as all of a Ray have their logs, but not drivers that only have
+    a driver's. Command lines tell less: a worker changes its own, and who reads a log has the folder in his."""
     found, inside = [], os.path.join(os.path.realpath(folder), "")
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -35,7 +37,8 @@ def _of(folder: str) -> list[psutil.Process]:
 
 def _writes(process: psutil.Process, inside: str) -> bool:
     """Whether a file is open for writing; for anything, where the system does not tell (macOS)."""
-    return any(file.path.startswith(inside) and getattr(file, "mode", "w") != "r" for file in process.open_files())
+    written = (file.path for file in process.open_files() if getattr(file, "mode", "w") != "r")
+    return any(path.startswith(inside) and not os.path.basename(path).startswith(DRIVERS) for path in written)
 
 
 def clear(folder: str) -> None:
@@ -54,7 +57,7 @@ def clear(folder: str) -> None:
 @contextmanager
 def reaped(folder: str) -> Iterator[None]:
     """Clear a folder at the end of the block, or when this process is killed in it."""
-    command = [sys.executable, "-P", str(Path(__file__)), folder]
+    command = [sys.executable, "-P", str(Path(__file__)), str(os.getpid()), folder]
     quiet = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True) as reaper:
         try:
@@ -64,6 +67,23 @@ def reaped(folder: str) -> Iterator[None]:
             reaper.kill()  # nothing is left for it
 
 
+def ended(driver: psutil.Process) -> bool:
+    """Whether a process has, be it that nobody has asked for its exit code yet."""
+    try:
+        return not driver.is_running() or driver.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def await_end(pid: int) -> None:
+    """Wait for the end of the driver that has the other end of our standard input."""
+    with suppress(psutil.NoSuchProcess):
+        driver = psutil.Process(pid)
+        sys.stdin.buffer.read()  # returns when that end is closed; by a mistake somewhere, that may be before
+        while not ended(driver):
+            time.sleep(LOOK_S)
+
+
 if __name__ == "__main__":
-    sys.stdin.buffer.read()  # returns when the driver's end is closed
-    clear(sys.argv[1])
+    await_end(int(sys.argv[1]))
+    clear(sys.argv[2])

@@ -62,7 +62,7 @@ class Speaker(threading.Thread):
     def __init__(self, blobs: Blobs, attempt: int, rank: int) -> None:
         super().__init__(daemon=True, name="watchdog")
         self.blobs, self.key, self.rank, self.steps = blobs, f"{WORKERS}/{int(attempt)}-{rank}", rank, 0
-        self.watched = threading.get_ident()
+        self.watched, self.ticks = threading.get_ident(), start_ticks(os.getpid()) or 0
         self.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # Ray Train's local mode has none
         self.start()
 
@@ -70,7 +70,7 @@ class Speaker(threading.Thread):
         number = 0
         while frame := sys._current_frames().get(self.watched):
             place, waits = where(frame)
-            about = (self.rank, socket.gethostname(), self.node, os.getpid(), start_ticks(os.getpid()) or 0)
+            about = (self.rank, socket.gethostname(), self.node, os.getpid(), self.ticks)
             word = Word(*about, number := number + 1, time.process_time(), self.steps, place, waits)
             with suppress(OSError):
                 self.blobs.replace(self.key, json.dumps(asdict(word)).encode())

@@ -66,10 +66,14 @@ def machine() -> str:
 
 def start_ticks(pid: int) -> int | None:
     """When a process of this machine began, in clock ticks since the machine did, which no correction of the clock changes; None
-    where there is none, or only one that has ended and is not collected yet."""
+    where there is none, or only one that has ended and is not collected yet.
+
+    Raises:
+        OSError: one cannot look, as too many files are open; that tells nothing of the process.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
 
