@@ -55,12 +55,14 @@ def test_ratios_compare_the_same_steps_and_goals_have_a_direction(study: ModuleT
     round_ = {
         "begins_s": [14.0, 16.0], "goes_on_s": 13.0, "noticed_s": 5.0, "loaded_s": 4.0, "blocks_ms": 0.3, "one": one, "plain": one,
         "two": half,
+        "apart": {step: 1.25 * value for step, value in one.items()},
     }  # fmt: skip
     rows = study.table([round_, round_ | {"goes_on_s": 10.0}]).set_index("figure")
     assert rows["met"].to_dict() == {
         "begins_s": "yes", "goes_on_s": "yes", "noticed_s": "", "loaded_s": "", "blocks_ms": "yes", "ray_ratio": "yes",
-        "speed_of_two": "yes",
+        "speed_of_two": "yes", "speed_apart": "",
     }  # fmt: skip
+    assert rows.loc["speed_apart", ["value", "low", "high"]].tolist() == pytest.approx([1.6, 1.6, 1.6]), "2 / 1.25"
     assert rows.loc["goes_on_s", ["value", "low", "high"]].tolist() == [11.5, 10.0, 13.0]
     slow = study.table([round_ | {"two": one, "one": {step: 1.2 * ms for step, ms in one.items()}}]).set_index("figure")
     assert slow.loc[["goes_on_s", "ray_ratio", "speed_of_two"], "met"].tolist() == ["no", "no", "no"]

@@ -1,9 +1,10 @@
 """How long a training takes to begin, and to go on after a worker was killed; what Ray, a report and a second worker cost.
 
-    python jobs/studies/recovery.py --out reports/recovery       less than four minutes on two cores that have nothing else to do
+    python jobs/studies/recovery.py --out reports/recovery       less than five minutes on two cores that have nothing else to do
 
-Each round trains the same scorer three times: `one`, the command with one worker; `plain`, the same recipe in a process without
-Ray; `two`, the command with two workers, of which one is killed. All is seen from outside, by when lines of the step log come; a
+Each round trains the same scorer five times: `one`, the command with one worker; `plain`, the same recipe in a process without
+Ray; `apart`, two of those at once, which know nothing of each other: what the machine's second core is worth; `two`, the command
+with two workers, of which one is killed. All is seen from outside, by when lines of the step log come; a
 time from one step to the next holds all that lies between: drawing pictures, the step, its report, the question whether to end.
 Steps are compared with the same step of the other training. `blocks` is the slowest of 99 % of reports of a step, on this disk.
 """
@@ -55,6 +56,7 @@ WORDS = {
     "noticed_s": "until another group runs", "loaded_s": "until that has loaded model and state",
     "blocks_ms": "a report of a step blocks training", "ray_ratio": "a step with Ray's one worker over one without Ray",
     "speed_of_two": "steps of two workers over those of one, in the same time",
+    "speed_apart": "steps of two processes without Ray, each with all the work, over those of one, in the same time",
 }  # fmt: skip
 
 
@@ -162,6 +164,11 @@ def command(out: Path, name: str, workers: int, steps: int) -> list[str]:
     return [*head, "--steps", str(steps), *pairs]
 
 
+def alone(out: Path, name: str) -> list[str]:
+    """The recipe of `one` without Ray."""
+    return [sys.executable, __file__, "--plain", str(out / name), "--out", str(out / "one")]
+
+
 def kill_one(training: Watched) -> float:
     """Kill a worker; when."""
     family = psutil.Process(training.process.pid).children(recursive=True)
@@ -191,7 +198,8 @@ def once(out: Path, steps: int) -> dict[str, Any]:
     """One round."""
     one = Watched(out / "one", command(out, "one", 1, steps))
     first = one.end()
-    plain = Watched(out / "plain", [sys.executable, __file__, "--plain", str(out / "plain"), "--out", str(out / "one")]).end()
+    plain = Watched(out / "plain", alone(out, "plain")).end()
+    apart = [one.end() for one in [Watched(out / name, alone(out, name)) for name in ("apart-0", "apart-1")]]
     two = Watched(out / "two", command(out, "two", 2, steps))
     two.until(lambda: any(step >= KILLED_AT for _, step in two.seen.steps))
     killed = kill_one(two)
@@ -200,6 +208,7 @@ def once(out: Path, steps: int) -> dict[str, Any]:
     return {
         "begins_s": [watched.seen.steps[0][0] - watched.begun for watched in (one, two)], **phases(second, killed),
         "blocks_ms": reports[int(0.99 * len(reports))], "one": step_ms(first), "plain": step_ms(plain), "two": step_ms(second),
+        "apart": step_ms(apart[0]),
     }  # fmt: skip
 
 
@@ -207,8 +216,10 @@ def table(rounds: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The figures of all rounds: median and ends, or ratio and interval."""
     found = {"begins_s": spread([value for one in rounds for value in one["begins_s"]])}
     found |= {name: spread([one[name] for one in rounds]) for name in ("goes_on_s", "noticed_s", "loaded_s", "blocks_ms")}
-    times = {arm: [one[arm] for one in rounds] for arm in ("one", "plain", "two")}
+    times = {arm: [one[arm] for one in rounds] for arm in ("one", "plain", "two", "apart")}
     found |= {"ray_ratio": ratio(times["one"], times["plain"]), "speed_of_two": ratio(times["one"], times["two"])}
+    value, low, high = (2 * found for found in ratio(times["plain"], times["apart"]))
+    found["speed_apart"] = value, low, high
     rows = []
     for name, (value, low, high) in found.items():
         goal, least = GOALS.get(name, (float("nan"), False))
