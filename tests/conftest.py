@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -44,6 +45,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "ray" if Path(file).stem.removeprefix("test_") in START_RAY else file
 
     return Scheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported now stays, and need not be looked through at every collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

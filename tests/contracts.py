@@ -162,7 +162,7 @@ def made(spelling: str) -> Pruner:
 def built(pruner: TrainablePruner, where: Site, spread: float = 0.0, seed: int = 0) -> None:
     """Random networks; matrices of a standard deviation of `spread`, where it is given, so that scores differ."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         networks = pruner.networks = pruner.build(tokens(8, seed=7, padded=False, projected=where >= PROJECTED)).eval()
         for parameter in networks.parameters() if spread else ():
             torch.nn.init.normal_(parameter, std=spread)
@@ -200,7 +200,7 @@ def shown(pruner: Pruner, dtype: torch.dtype = torch.float32) -> VisualTokens:
 def chosen(pruner: Pruner, seen: VisualTokens, budget: Budget, seed: int = 0) -> Selection:
     """The selection of its first cut. seed: of the global generator, which should not matter."""
     with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return pruner.select(seen, Cut(site(pruner), budget))
 
 
@@ -351,7 +351,7 @@ def deterministic(make: Make) -> None:
     answers = []
     with torch.random.fork_rng():
         for seed in (1, 2):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             pruner = make()
             answers += [chosen(pruner, shown(pruner), Keep(5), seed=10 * seed + turn) for turn in range(2)]
     for other in answers[1:]:
@@ -469,7 +469,7 @@ def gradient(make: Make) -> None:
     assert isinstance(pruner, TrainablePruner)
     trainer = ScorerTrainer(LocalContext("run"), vlm, Recipe(**SMALL), pruner, 0)
     with torch.random.fork_rng():
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         for parameter in trainer.parameters:
             torch.nn.init.normal_(parameter, std=0.2)
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2, packed=vlm.packs and not trainer.aware))
