@@ -254,12 +254,43 @@ def test_where_a_thread_is_and_whether_it_waits(monkeypatch: pytest.MonkeyPatch)
     assert "checkpoints.py" in place and "discard" in place and not waits
 
 
+@pytest.mark.parametrize("instead", [b"", b"theirs"])
+def test_a_worker_that_was_given_up_says_nothing_more(monkeypatch: pytest.MonkeyPatch, instead: bytes) -> None:
+    """One that wakes when the run is over leaves no note behind, nor one in the place of who has its rank now."""
+    monkeypatch.setattr(watchdog, "BEAT_S", 0.01)
+    blobs = MemoryBlobs()
+    speaker = watchdog.Speaker(blobs, 3, 1)
+    key = f"{watchdog.WORKERS}/3-1"
+    until(lambda: key in blobs.list() and json.loads(blobs.read(key))["number"] > 2)
+    before = json.loads(blobs.read(key))
+    assert (before["rank"], before["pid"], before["ticks"]) == (1, os.getpid(), start_ticks(os.getpid())) and speaker.is_alive()
+    told = instead and json.dumps(before | {"pid": before["pid"] + 1}).encode()
+
+    def give_up() -> bool:  # again where it was just about to speak
+        if told:
+            blobs.replace(key, told)
+        elif key in blobs.list():
+            blobs.delete(key)
+        speaker.join(0.1)
+        return not speaker.is_alive()
+
+    until(give_up)
+    assert (blobs.read(key) if key in blobs.list() else b"") == told
+
+
 def test_only_the_very_process_is_killed() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     ticks = start_ticks(child.pid)
     assert ticks and not watchdog.kill_process(child.pid, ticks + 1) and child.poll() is None
     assert watchdog.kill_process(child.pid, ticks) and child.wait() == -signal.SIGKILL
     assert not watchdog.kill_process(child.pid, ticks)
+
+
+def until(what: Callable[[], object]) -> None:
+    end = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 # --- leftovers -------------------------------------------------------------------------------------------------------

@@ -61,20 +61,33 @@ class Speaker(threading.Thread):
 
     def __init__(self, blobs: Blobs, attempt: int, rank: int) -> None:
         super().__init__(daemon=True, name="watchdog")
-        self.blobs, self.key, self.rank, self.steps = blobs, f"{WORKERS}/{int(attempt)}-{rank}", rank, 0
-        self.watched, self.ticks = threading.get_ident(), start_ticks(os.getpid()) or 0
-        self.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # Ray Train's local mode has none
+        self.blobs, self.key, self.steps = blobs, f"{WORKERS}/{int(attempt)}-{rank}", 0
+        self.watched = threading.get_ident()
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # Ray Train's local mode has none
+        self.about = (rank, socket.gethostname(), node, os.getpid(), start_ticks(os.getpid()) or 0)
         self.start()
 
     def run(self) -> None:
-        number = 0
+        number, heard = 0, False
         while frame := sys._current_frames().get(self.watched):
             place, waits = where(frame)
-            about = (self.rank, socket.gethostname(), self.node, os.getpid(), self.ticks)
-            word = Word(*about, number := number + 1, time.process_time(), self.steps, place, waits)
+            word = Word(*self.about, number := number + 1, time.process_time(), self.steps, place, waits)
+            if heard and self._given_up():
+                return
             with suppress(OSError):
                 self.blobs.replace(self.key, json.dumps(asdict(word)).encode())
+                heard = True
             time.sleep(BEAT_S)
+
+    def _given_up(self) -> bool:
+        """Whether our last word is gone, or another process has this rank: while we were frozen, they have done without us."""
+        try:
+            word = Word(**parsed(self.blobs.read(self.key)))
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError, TypeError):
+            return False
+        return (word.rank, word.host, word.node, word.pid, word.ticks) != self.about
 
 
 def where(frame: FrameType | None) -> tuple[str, bool]:
