@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from diffprune.core.budget import Keep
 from diffprune.core.cell import Cell
@@ -31,11 +33,13 @@ from diffprune.distributed.worker import Worker
 from diffprune.evaluate import progress
 from diffprune.evaluate.cells import Evaluation, cells
 from diffprune.evaluate.evaluator import Evaluator, evaluated
+from diffprune.evaluate.progress import SweepProgress
 from diffprune.evaluate.schedule import Batch, ListBatches, Work, weight
 from diffprune.evaluate.transformers_backend import TransformersBackend
 from diffprune.io.shared_storage import Proof
 from diffprune.measure.measure import Measured
 from diffprune.store import Store
+from diffprune.store.writer import Writer
 from diffprune.timing.options import Measurement
 from diffprune.vlm.load import load
 from tests.blob_stores import MemoryBlobs
@@ -311,6 +315,27 @@ def test_nobody_rests_while_a_batch_is_left(workers: int, deadly: bool) -> None:
     assert simulated.most_held <= max(held, workers * 333) + workers * 70
     if not deadly:
         assert max(simulated.busy.values()) - min(simulated.busy.values()) <= 2 * 9.0 + 0.5, "as even as the longest batches allow"
+
+
+def test_only_deaths_count_against_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that does not get through, again and again, is no fault of what it asks; three deaths are."""
+    monkeypatch.setattr(sweep.ray, "kill", lambda _: None)
+    made, calls = [about("a", asked=f"random(seed={seed})", batch=1) for seed in range(2)], list[Any]()
+    with SweepProgress(made, 0) as shown, Writer(Store(tmp_path), PROVENANCE) as writer:
+        going = sweep._Run(EMBEDDED, made, 1, shown, writer)
+        going.work = Work(made, 1)
+        lost = [ActorUnavailableError("no answer", None)] * 9 + [ActorDiedError()] * sweep.TRIES
+        for error in lost:
+            slot, answer = sweep._Slot(0, actor="made up"), Future[Any]()
+            piece = going.work.next(0)
+            answer.set_exception(error)
+            slot.asked.append((answer, piece))
+            going.running[answer] = slot
+            assert not going.failed
+            calls.append(piece)
+            going._collect(slot)
+    assert len({piece.name for piece in calls}) == 1 and going.deaths == len(lost)
+    assert [reason.partition(",")[0] for reason in going.failed.values()] == ["the worker died 3 times"] * 2, "both need its list"
 
 
 def test_an_image_stays_with_the_worker_that_encoded_it() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark
@@ -249,7 +249,7 @@ class _Run:
             slot = quiet[actor]
             answer, piece = slot.asked.popleft()
             del self.running[answer]
-            self._lost(slot, piece, reason)
+            self._lost(slot, piece, reason, dead=True)
             self._give(slot)
 
     def times(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -299,7 +299,7 @@ class _Run:
                 raise error.cause from None
             self._fail(piece, with_class(error.cause))
         except RayError as error:
-            self._lost(slot, piece, first_line(error))
+            self._lost(slot, piece, first_line(error), dead=not isinstance(error, ActorUnavailableError))
         else:
             self.last = slot.heard = time.perf_counter()
             if piece is None:
@@ -352,8 +352,11 @@ class _Run:
         self.progress.cell(cell)
         metrics.CELLS.add(1, self.run, "evaluate", "ok")
 
-    def _lost(self, slot: _Slot, piece: ListBatches | Batch | None, reason: str) -> None:
-        """A worker died: what it was at, and what it had not begun, is for others, and its place gets a new process."""
+    def _lost(self, slot: _Slot, piece: ListBatches | Batch | None, reason: str, dead: bool) -> None:
+        """A worker died: what it was at, and what it had not begun, is for others, and its place gets a new process.
+
+        dead: False where only the call did not get through, for which the piece cannot be to blame.
+        """
         self.deaths += 1
         metrics.worker_lost(self.run, "evaluate", reason)
         for answer, later in reversed(slot.asked):
@@ -365,7 +368,7 @@ class _Run:
         slot.actor = None
         if piece is None:
             return self._unloaded(slot, reason)
-        self.tries[piece.name] += 1
+        self.tries[piece.name] += dead
         self.work.returned(slot.number, piece)
         if self.tries[piece.name] >= TRIES:
             self._fail(piece, f"the worker died {TRIES} times, last: {reason}")

@@ -25,6 +25,9 @@ pytestmark = pytest.mark.trial
 RECIPE = Recipe(
     pruners=("diffprune",), steps=4000, images=2, questions=1, workers="1-2", calibration_images=2, validation_images=2,
     checkpoint_every=5, validate_every=0, grad_cosine_every=0,
+    # Adam makes steps of this size of gradients that are nothing but rounding: with 3e-3 two runs part near step 90. A scorer that
+    # forgets what it learnt is beyond the tolerance ten steps later with this, too.
+    learning_rate=1e-4,
 )  # fmt: skip
 
 
