@@ -214,6 +214,9 @@ def test_one_ray_worker_equals_no_ray(model: str, alone: list[float], tmp_path: 
     config = {"recipe": made, "folder": str(tmp_path), "attempt": claim(tmp_path)}
     assert on_ray._fit(config, workers=0) == ""  # Ray's local mode: in this process, no cluster
     assert losses(tmp_path) == alone
+    assert list((tmp_path / "workers").iterdir())
+    assert on_ray.train(made, tmp_path) == [tmp_path / "scorers" / "diffprune-0"]
+    assert not (tmp_path / "workers").exists(), "what the workers of a driver said that was killed when they were done"
 
 
 def test_who_passes_the_work_on_imports_nothing_of_it() -> None:

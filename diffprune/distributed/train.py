@@ -163,6 +163,8 @@ def train(
         if reason:
             publish(recipe, folder, store, provenance)
             raise RuntimeError(reason)
+    else:  # a driver whose workers were done may have been killed before it could do this
+        Files(folder, attempts_at(folder).newest()).tidy()
     publish(recipe, folder, store, provenance)
     return list(scorers(recipe, folder).values())
 
