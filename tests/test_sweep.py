@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from diffprune.core.budget import Keep
 from diffprune.core.cell import Cell
@@ -317,14 +317,25 @@ def test_nobody_rests_while_a_batch_is_left(workers: int, deadly: bool) -> None:
         assert max(simulated.busy.values()) - min(simulated.busy.values()) <= 2 * 9.0 + 0.5, "as even as the longest batches allow"
 
 
-def test_only_deaths_count_against_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that does not get through, again and again, is no fault of what it asks; three deaths are."""
+UNREACHED, DIED = ActorUnavailableError("no answer", None), ActorDiedError()
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ([UNREACHED] * 7 + [DIED] * sweep.TRIES, "the worker died 3 times"),
+        ([UNREACHED] * 24, "the worker was out of reach again and again"),
+    ],
+)
+def test_deaths_count_against_a_batch_and_calls_that_do_not_get_through_hardly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: list[RayError], words: str
+) -> None:
+    """A call that does not get through is hardly the fault of what it asks, three deaths are; nor is it asked for ever."""
     monkeypatch.setattr(sweep.ray, "kill", lambda _: None)
     made, calls = [about("a", asked=f"random(seed={seed})", batch=1) for seed in range(2)], list[Any]()
     with SweepProgress(made, 0) as shown, Writer(Store(tmp_path), PROVENANCE) as writer:
         going = sweep._Run(EMBEDDED, made, 1, shown, writer)
         going.work = Work(made, 1)
-        lost = [ActorUnavailableError("no answer", None)] * 9 + [ActorDiedError()] * sweep.TRIES
         for error in lost:
             slot, answer = sweep._Slot(0, actor="made up"), Future[Any]()
             piece = going.work.next(0)
@@ -335,7 +346,7 @@ def test_only_deaths_count_against_a_batch(tmp_path: Path, monkeypatch: pytest.M
             calls.append(piece)
             going._collect(slot)
     assert len({piece.name for piece in calls}) == 1 and going.deaths == len(lost)
-    assert [reason.partition(",")[0] for reason in going.failed.values()] == ["the worker died 3 times"] * 2, "both need its list"
+    assert [reason.partition(",")[0] for reason in going.failed.values()] == [words] * 2, "both need its list"
 
 
 def test_an_image_stays_with_the_worker_that_encoded_it() -> None:

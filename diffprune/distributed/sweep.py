@@ -7,10 +7,9 @@ meanwhile (`store.unfinished`), so a worker that dies costs the batch it was at,
 
 from __future__ import annotations
 
-import math
 import queue
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from diffprune.distributed.worker import Worker
 from diffprune.evaluate.evaluator import evaluated, gathered
 from diffprune.evaluate.main_figure import answered, main_figure
 from diffprune.evaluate.progress import SweepProgress
-from diffprune.evaluate.schedule import Batch, ListBatches, Work, question_set
+from diffprune.evaluate.schedule import Batch, ListBatches, Work, most_batches
 from diffprune.io.run_lock import attempts_at
 from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store, opened
@@ -41,6 +40,7 @@ from diffprune.store.unfinished import Kept
 from diffprune.store.writer import Writer
 
 TRIES = 3  # deaths of a worker that one batch may cause, and deaths in a row while one place loads
+UNREACHED = 0.125  # deaths that a call counts which does not get through: hardly its batch's fault, yet not asked for ever
 IDLE_S = 5.0  # between two looks at how idle workers are
 KEEP_S = 10.0  # between two looks for answers to keep, which are durable at the second, unless their cell is finished by then
 
@@ -103,7 +103,7 @@ def sweep(
         return Summary(0, skipped, time.perf_counter() - start)
     with connect(address, workers), SweepProgress(todo, skipped, tell) as progress, Writer(store, provenance) as writer:
         storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
-        run = _Run(model, todo, min(workers, _most(todo)), progress, writer, gpus, storage)
+        run = _Run(model, todo, min(workers, most_batches(todo)), progress, writer, gpus, storage)
         run.go()
     summary = Summary(run.done, skipped, time.perf_counter() - start, *run.times(), run.deaths)
     idle = ", ".join(f"{share:.1%}" for share in summary.idle_shares)
@@ -114,12 +114,6 @@ def sweep(
             f"{len(run.failed)} of {len(todo)} cells failed and will be tried again by the next run; first {name}: {reason}"
         )
     return summary
-
-
-def _most(cells: Sequence[Cell]) -> float:
-    """Batches in all, as far as limits tell: more workers than that would find nothing to do."""
-    asked = [question_set(cell) for cell in cells]
-    return sum(math.ceil(a.questions.limit / a.batch) if a.questions.limit else math.inf for a in asked)
 
 
 @dataclass(eq=False)
@@ -161,7 +155,7 @@ class _Run:
     running: dict[Future[Any], _Slot] = field(default_factory=dict)
     ended: queue.SimpleQueue[Future[Any]] = field(default_factory=queue.SimpleQueue)  # as Ray tells of each that it is there
     resting: dict[_Slot, None] = field(default_factory=dict)  # slots that found nothing to do, those with a model first
-    tries: Counter[object] = field(default_factory=Counter)
+    tries: defaultdict[object, float] = field(default_factory=lambda: defaultdict(float))  # deaths of workers at a piece
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     told: dict[str, float] = field(default_factory=dict)  # of these seconds, those of answers that are kept
     benchmarks: dict[Spec, Benchmark] = field(default_factory=dict)
@@ -355,7 +349,7 @@ class _Run:
     def _lost(self, slot: _Slot, piece: ListBatches | Batch | None, reason: str, dead: bool) -> None:
         """A worker died: what it was at, and what it had not begun, is for others, and its place gets a new process.
 
-        dead: False where only the call did not get through, for which the piece cannot be to blame.
+        dead: False where only the call did not get through.
         """
         self.deaths += 1
         metrics.worker_lost(self.run, "evaluate", reason)
@@ -368,10 +362,10 @@ class _Run:
         slot.actor = None
         if piece is None:
             return self._unloaded(slot, reason)
-        self.tries[piece.name] += dead
+        self.tries[piece.name] += 1.0 if dead else UNREACHED
         self.work.returned(slot.number, piece)
         if self.tries[piece.name] >= TRIES:
-            self._fail(piece, f"the worker died {TRIES} times, last: {reason}")
+            self._fail(piece, f"the worker {f'died {TRIES} times' if dead else 'was out of reach again and again'}, last: {reason}")
 
     def _unloaded(self, slot: _Slot, reason: str) -> None:
         """A process died while it loaded. A host on which all do costs its place, not the run, as long as others work."""

@@ -8,6 +8,7 @@ is left, at the end a single batch of a single cell. Pure bookkeeping: it knows 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,12 @@ def question_set(cell: Cell) -> QuestionSet:
     """The questions a cell asks and how many at a time."""
     spec = evaluated(cell)
     return QuestionSet(spec.questions, spec.batch)
+
+
+def most_batches(cells: Sequence[Cell]) -> float:
+    """Batches in all, as far as limits tell: more workers than that would find nothing to do."""
+    asked = [question_set(cell) for cell in cells]
+    return sum(math.ceil(a.questions.limit / a.batch) if a.questions.limit else math.inf for a in asked)
 
 
 def weight(cell: Cell, questions: int | None = None) -> float:

@@ -41,6 +41,7 @@ def sizes() -> list[int]:
     return [size for size, _ in groupby(row.workers for row in steps("run"))]
 
 
+@pytest.mark.trial(5)
 def test_two_workers_then_one_then_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_ray, "RESIZE_S", 5.0)
     secure()
