@@ -32,7 +32,7 @@ from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.records import read
 from diffprune.report.analysis.scenes import Scene
-from diffprune.report.render import escape, table
+from diffprune.report.render import escape, svg, table
 from diffprune.report.render.scenes import strips
 from diffprune.report.tables.accuracy import per_budget
 from diffprune.statistics import holm
@@ -718,3 +718,9 @@ def test_the_figure_of_variants_draws_the_table_of_variants(made: dict[str, Path
     for tokens, points, verdict in drawn:
         assert float(row[f"{tokens} tokens"]) == pytest.approx(float(points.replace("−", "-")), abs=0.051)
         assert row[f"{tokens} tokens verdict"] == verdict
+
+
+def test_groups_are_closed_as_often_as_they_are_opened() -> None:
+    """Also beside empty ones, in which matplotlib draws nothing."""
+    text = '<svg><g id="a"><g><g/><path d="M 0 0"/></g><g clip-path="b"/><g><g>\n</g></g></g></svg>'
+    assert svg._compact(text) == '<svg><g id="a"><path d="M 0 0"/><g clip-path="b"/></g></svg>'

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pyarrow as pa
@@ -123,6 +124,12 @@ def test_planted_faults_are_listed(faults: dict[str, Callable[[Path], None]], co
 def test_committed_reports_are_what_their_stores_say(folder: Path) -> None:
     found = verify(folder)
     assert not found.differences and found.recomputed, str(found)[:3000]
+
+
+@pytest.mark.parametrize("path", sorted(REPORTS.glob("*/figures/*.svg")), ids=lambda p: f"{p.parts[-3]}-{p.stem}")
+def test_committed_figures_are_read_by_themselves(path: Path) -> None:
+    """A browser forgives a page what it does not forgive a file."""
+    assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
 def test_the_command_says_what_differs_and_fails(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

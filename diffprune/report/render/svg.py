@@ -94,9 +94,9 @@ def _compact(text: str) -> str:
     kept: list[str] = []
     named: list[bool] = []
     for part in re.split(r"(</?g\b[^>]*>)", text):
-        if part.startswith("<g"):
+        if part.startswith("<g") and not part.endswith("/>"):
             named.append(part != "<g>")
-        if part not in ("<g>", "</g>") or (part == "</g>" and named.pop()):
+        if part not in ("<g>", "</g>", "<g/>") or (part == "</g>" and named.pop()):
             kept.append(part)
     return "".join(kept)
 
