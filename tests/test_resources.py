@@ -30,7 +30,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> list[dict[str, Any]]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the autoscaler was told, request by request."""
     told: list[Any] = []
-    monkeypatch.setattr(resources, "request_resources", lambda bundles: told.append(bundles))
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: told.append(bundles))
     return told
 
 

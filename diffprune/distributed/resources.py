@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -60,6 +59,8 @@ def awaited(workers: int, fewest: int, gpus: float) -> None:
     need = bundle(gpus)
     if room(need) >= fewest:
         return
+    from ray.autoscaler.sdk import request_resources  # brings half an autoscaler along
+
     began, told = time.monotonic(), False
     request_resources(bundles=[need] * workers)
     try:

@@ -16,8 +16,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from ray import tune as ray_tune
-from ray.tune.schedulers import ASHAScheduler
 
 from diffprune.core.records import Outcome, Provenance, SearchLook
 from diffprune.core.spec import Spec
@@ -80,6 +78,9 @@ def _run(
     asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance, workers: int, halvings: int, gpus: float
 ) -> None:
     """All trials of one method, those that are known told again."""
+    from ray import tune as ray_tune
+    from ray.tune.schedulers import ASHAScheduler
+
     resources.awaited(workers, 1, gpus)
     storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
     failed, reason = failures(
@@ -96,6 +97,8 @@ def _run(
 
 def _trial(config: dict[str, Any], asked: Sequence[SearchTrial], known: Known, storage: Proof | None) -> None:
     """The trainable: what each look finds of one configuration. storage: of the run, which its host has to see."""
+    from ray import tune as ray_tune
+
     if storage:
         storage.check()
     trial = asked[config["index"]]
@@ -121,32 +124,33 @@ def _again(rows: Sequence[SearchLook]) -> Iterator[list[SearchLook]]:
         yield [row for row in rows if row.training_step == step]
 
 
-class _Publish(ray_tune.Callback):
+class _Publish:
     """Puts each trial that ends into the store, and says how it ended."""
 
     def __init__(self, asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance) -> None:
         self.asked, self.known, self.store, self.provenance = asked, known, store, provenance
         self.rows: dict[int, dict[tuple[int, int], SearchLook]] = {}
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def reported(self, index: int, result: dict[str, Any]) -> None:
+        """Kept until the trial ends."""
         found = [SearchLook(**row) for row in result.get("rows", ())]
-        mine = self.rows.setdefault(trial.config["index"], {})
+        mine = self.rows.setdefault(index, {})
         mine.update({(row.training_step, row.training_seed): row for row in found})
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        index = trial.config["index"]
+    def ended(self, index: int) -> None:
+        """Published."""
         asked, rows = self.asked[index], list(self.rows.get(index, {}).values())
         if asked.cell.key in self.known or not rows:
             return
-        ended = state(asked, rows)
+        how = state(asked, rows)
         seconds = sum(row.spent_s for row in rows)
         tables: dict[str, Sequence[Any]] = {
-            "search": [replace(row, trial_state=ended) for row in rows],
+            "search": [replace(row, trial_state=how) for row in rows],
             "outcomes": [Outcome("ok", "", len(rows), seconds)],
         }
         self.store.publish(tables, cell=asked.cell, provenance=self.provenance)
         metrics.CELLS.add(1, self.provenance.run, "search", "ok")
-        print(_line(asked, rows, ended, seconds), flush=True)
+        print(_line(asked, rows, how, seconds), flush=True)
 
 
 def _line(trial: SearchTrial, rows: Sequence[SearchLook], ended: str, seconds: float) -> str:

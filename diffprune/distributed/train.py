@@ -196,16 +196,16 @@ def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:
     """
     # The controller inherits these. It hears of an end, or a death, when it polls, every two seconds unless told otherwise.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more, for `ray.train.report`, unused here
     elastic, gpus = isinstance(workers, tuple), config.get("gpus", 0.0)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ELASTIC_START_S if elastic else START_S)
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
     if most:  # 0 is Ray's local mode
         resources.awaited(most, fewest, gpus)
     with private_folder() as own:
-        trainer = TorchTrainer(
+        trainer = _trainer()(
             opened,
             train_loop_config=packed(_work, config),
             torch_config=OwnInterface(),
@@ -226,6 +226,18 @@ def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:
         controllers: list[Any] = []
         trainer._register_sigint_handler = controllers.append
         return _fitted(trainer, controllers)
+
+
+def _trainer() -> Any:
+    """`TorchTrainer` without the process that hands out Ray datasets, of which there are none: before it runs, no worker begins."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
+
+    return Trainer
 
 
 def _fitted(trainer: Any, controllers: list[Any]) -> str:

@@ -1,21 +1,40 @@
-"""Trials of Ray Tune over numbers; a callback hears what they report."""
+"""Trials of Ray Tune over numbers, and who hears what they report."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
-
-from ray import tune as ray_tune
+from typing import Any, Protocol
 
 from diffprune.distributed.cluster import private_folder
 
 
-def failures(trial: Callable[..., None], num: int, teller: Any, resources: Mapping[str, float], **options: Any) -> tuple[int, str]:
+class Hearer(Protocol):
+    """Who alone keeps anything of trials, which are told by their numbers."""
+
+    def reported(self, index: int, result: dict[str, Any]) -> None:
+        """A trial has reported this."""
+
+    def ended(self, index: int) -> None:
+        """A trial has come to its end."""
+
+
+def failures(
+    trial: Callable[..., None], num: int, hearer: Hearer, resources: Mapping[str, float], **options: Any
+) -> tuple[int, str]:
     """Run `trial` with {"index": i} for each i below `num`; returns how many failed, and the last line of the first one's reason.
 
-    teller: the callback, which alone keeps anything. resources: of one trial. options: of `ray.tune.TuneConfig`.
+    resources: of one trial. options: of `ray.tune.TuneConfig`.
     """
+    from ray import tune as ray_tune  # to import it takes half a second, of which most commands have no use
+
+    class Callback(ray_tune.Callback):
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+            hearer.reported(trial.config["index"], result)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            hearer.ended(trial.config["index"])
+
     # Ctrl-C stays ours: Ray's handler ends the trials as if they were done, and then swallows one more.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with private_folder() as folder:
@@ -23,7 +42,7 @@ def failures(trial: Callable[..., None], num: int, teller: Any, resources: Mappi
             ray_tune.with_resources(trial, dict(resources)),
             param_space={"index": ray_tune.grid_search(list(range(num)))},
             tune_config=ray_tune.TuneConfig(reuse_actors=True, **options),
-            run_config=ray_tune.RunConfig(name="trials", storage_path=folder, callbacks=[teller], verbose=0),
+            run_config=ray_tune.RunConfig(name="trials", storage_path=folder, callbacks=[Callback()], verbose=0),
         ).fit()
     reason = (str(results.errors[0]).strip().splitlines() or [""])[-1] if results.errors else ""
     return results.num_errors, reason

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray import tune as ray_tune
 from ray.exceptions import RayActorError, RayTaskError
 
 from diffprune.core import registry
@@ -130,20 +129,26 @@ class _Remote:
         return asked
 
 
-class _Tell(ray_tune.Callback):
+class _Tell:
     """Passes on each accuracy that a trial of Ray Tune reports."""
 
     def __init__(self, candidates: Sequence[Candidate], found: Callable[[Candidate, Accuracy], None]) -> None:
         self.candidates, self.found = candidates, found
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def reported(self, index: int, result: dict[str, Any]) -> None:
+        """Pass it on."""
         if "accuracy" in result:
             ends = (float(result[name]) for name in ("accuracy", "low", "high"))
-            self.found(self.candidates[trial.config["index"]], Accuracy(*ends))
+            self.found(self.candidates[index], Accuracy(*ends))
+
+    def ended(self, index: int) -> None:
+        """Nothing: it has reported once."""
 
 
 def _trial(config: dict[str, Any], actor: Any, candidates: Sequence[Candidate]) -> None:
     """The trainable: no model of its own, one question to the resident one."""
+    from ray import tune as ray_tune
+
     with watched(actor):
         found: Accuracy = ray.get(actor.accuracy.remote(*candidates[config["index"]]))
     ray_tune.report({"accuracy": found.mean, "low": found.low, "high": found.high})
@@ -155,6 +160,8 @@ def _trials(actor: Any, candidates: Sequence[Candidate], found: Callable[[Candid
     Raises:
         Failed: a trial failed; the first one's reason. The accuracies of the others have been told.
     """
+    from ray import tune as ray_tune
+
     bound = ray_tune.with_parameters(_trial, actor=actor, candidates=list(candidates))
     failed, reason = failures(
         bound,

@@ -19,7 +19,7 @@ from math import prod
 from zlib import crc32
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from diffprune.statistics.interval import Array, Difference, Interval
 from diffprune.statistics.spread import Part, Spread
@@ -28,7 +28,7 @@ DRAWS = 2000  # of every interval in the project
 BLOCKS = 2000  # more groups than this are first joined at random: the same variance in expectation, bounded time
 PSEUDO_CHANGES = 2  # one each way (Bonett and Price 2012, "Adjusted Wald confidence interval ... paired data")
 MARGIN = 0.01  # of full credit: differences within it are equivalent
-NORMAL = float(stats.norm.ppf(0.975))
+NORMAL = float(special.ndtri(0.975))
 Figure = Callable[[Array], Array]  # sums [... M] -> [...]
 
 

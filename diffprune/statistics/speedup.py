@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from diffprune.core.records import Timing
 from diffprune.statistics.interval import Array, Interval, Range
@@ -62,7 +62,7 @@ def _ranks(num: int) -> tuple[int, float]:
     Of two neighbours the binomial levels enclose 95 %, interpolated as Hettmansperger and Sheather (1986, "Confidence intervals
     based on interpolated order statistics") do.
     """
-    levels = 1 - 2 * stats.binom.cdf(np.arange(num // 2 + 1) - 1, num, 0.5)  # between the k-th value from below and from above
+    levels = 1 - 2 * special.bdtr(np.arange(num // 2 + 1) - 1, num, 0.5)  # between the k-th value from below and from above
     k = int(np.flatnonzero(levels >= LEVEL)[-1])
     assert k > 0, "too few values for an interval"
     step = (levels[k] - LEVEL) / (levels[k] - levels[k + 1])

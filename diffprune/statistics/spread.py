@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from diffprune.statistics.interval import Array
 
@@ -32,7 +32,7 @@ _STEPS = (1, 75)  # of the lattice: which point of the second variable goes with
 def doubts(df: float, variable: int) -> Array:
     """df / chi2(df) at equally likely points [POINTS], in an order of its own for each variable."""
     order = (np.arange(POINTS) * _STEPS[variable]) % POINTS
-    return np.asarray(df / stats.chi2.isf((order + 0.5) / POINTS, df))
+    return np.asarray(df / special.chdtri(df, (order + 0.5) / POINTS))
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from diffprune.report.analysis.records import Records
 from diffprune.report.render.escape import plain
 from diffprune.report.render.svg import INK, NARROW, SHOWN, Plot, axes, plot, styled, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def _smooth(part: pd.DataFrame, column: str, points: int = 120) -> tuple[np.ndarray, np.ndarray]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.speed import Speed
@@ -16,6 +14,10 @@ from diffprune.report.render.escape import plain
 from diffprune.report.render.svg import DPI, HALF, INK, NARROW, SHOWN, WIDTH, Plot, axes, plot, styled, svg
 from diffprune.report.tables.accuracy import kind_curves
 from diffprune.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LONG = 28  # characters of a name beside the end of its line
 MANY = "bound", "trained", "calibrated", "rule", "control"  # kinds in a legend, in this order
@@ -37,6 +39,8 @@ def _legend(chapter: Comparison, figure: Figure, labels: Sequence[str], bound: b
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(chapter.methods[label].kind, []).append(label)
+    from matplotlib.lines import Line2D
+
     handles = [Line2D([], [], color=chapter.style(FULL)[0], label=FULL)] if bound else []
     for kind in sorted(groups, key=lambda k: MANY.index(k) if k in MANY else len(MANY)):
         if len(labels) > SHOWN:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING
 
 from diffprune.report.analysis import verdicts
 from diffprune.report.analysis.comparison import FULL, Comparison
@@ -17,6 +16,9 @@ from diffprune.report.render.escape import plain
 from diffprune.report.render.svg import HALF, INK, SHOWN, Plot, axes, plot, styled, svg
 from diffprune.report.render.table import Number
 from diffprune.statistics.verdict import BETTER, WORSE, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST = 12  # methods in one figure of two runs, or variants; the others are in the table
 COLOR = {BETTER: "#009e73", WORSE: "#d55e00"}

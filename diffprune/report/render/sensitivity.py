@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
 from diffprune.report.analysis.records import Records
 from diffprune.report.analysis.search import COMPLETE, trials
 from diffprune.report.render.escape import plain
 from diffprune.report.render.svg import NARROW, SHOWN, Plot, axes, plot, styled, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SPAN = 10  # a setting whose largest value is so many times its smallest is drawn on a logarithmic scale
 NUM_COLUMNS = 4
@@ -61,4 +63,6 @@ def _axis(ax: Axes, setting: str, values: np.ndarray) -> None:
     if len(values) and values.min() > 0 and values.max() >= SPAN * values.min():
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
+        from matplotlib.ticker import NullFormatter
+
         ax.xaxis.set_minor_formatter(NullFormatter())

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+if TYPE_CHECKING:  # to import it takes most of a second, of which a command that draws nothing has no use
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 INK = "#333333"
@@ -58,6 +58,8 @@ _NO_METADATA = {key: None for key in ("Date", "Creator", "Format", "Type")}
 @contextmanager
 def styled() -> Iterator[None]:
     """matplotlib with this report's style and nothing of the user's."""
+    import matplotlib
+
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # words stay words: the reader's fonts have it
         matplotlib.rcdefaults()
@@ -67,6 +69,9 @@ def styled() -> Iterator[None]:
 
 def axes(width: float, height: float, rows: int = 1, columns: int = 1, share: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure in inches with rows x columns axes, in raster order."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasSVG(figure)
     made = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
