@@ -1,12 +1,13 @@
 """How long a training takes to begin, and to go on after a worker was killed; what Ray, a report and a second worker cost.
 
-    python jobs/studies/recovery.py --out reports/recovery       less than five minutes on two cores that have nothing else to do
+    python jobs/studies/recovery.py --out reports/recovery       seven minutes on two cores that have nothing else to do
 
-Each round trains the same scorer five times: `one`, the command with one worker; `plain`, the same recipe in a process without
-Ray; `apart`, two of those at once, which know nothing of each other: what the machine's second core is worth; `two`, the command
-with two workers, of which one is killed. All is seen from outside, by when lines of the step log come; a
-time from one step to the next holds all that lies between: drawing pictures, the step, its report, the question whether to end.
-Steps are compared with the same step of the other training. `blocks` is the slowest of 99 % of reports of a step, on this disk.
+Each round trains the same scorer five times, with as many images and questions a step as a training has by itself: `one`, the
+command with one worker; `plain`, the same recipe in a process without Ray; `apart`, two of those at once, which know nothing of
+each other: what the machine's second core is worth; `two`, the command with two workers, of which one is killed. All is seen from
+outside, by when lines of the step log come; a time from one step to the next holds all that lies between: drawing pictures, the
+step, its report, the question whether to end. Steps are compared with the same step of the other training. `blocks` is the
+slowest of 99 % of reports of a step, on this disk.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from diffprune.vlm.load import load
 
 STEPS, KILLED_AT, REPORTS = 70, 10, 1000
 SETTINGS = {
-    "seeds": [0], "images": 8, "questions": 2, "calibration_images": 2, "validation_images": 2, "checkpoint_every": 5,
-    "validate_every": 0, "grad_cosine_every": 0,
+    "seeds": [0], "calibration_images": 2, "validation_images": 2, "checkpoint_every": 5, "validate_every": 0,
+    "grad_cosine_every": 0,
 }  # fmt: skip
 SETTLED = 5  # steps of a process that do not count: caches fill, memory grows
 PATIENCE_S = 300.0
