@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
 import torch
 
-from diffprune.core import registry
+from diffprune.core import garbage, registry
 from diffprune.core.budget import Above, Budget, Keep, Share, parse, standardise, top
 from diffprune.core.pruner import Kind, ScorePruner
 from diffprune.core.tokens import VisualTokens
@@ -134,3 +135,11 @@ def test_spelling_is_canonical_and_nothing_is_evaluated() -> None:
     with pytest.raises(ValueError, match="not a plain value"):
         registry.load("pruners", "random(seed=6 * 7)")
     assert str(registry.load("pruners", "replaced(random(3))").spec) == "replaced(method=random(seed=3))"
+
+
+def test_garbage_is_looked_for_as_before_when_a_sweep_has_failed() -> None:
+    before = gc.get_threshold()
+    with pytest.raises(KeyError), garbage.looked_for_seldom():
+        assert gc.get_threshold() == garbage.SELDOM and gc.get_freeze_count() > 0
+        raise KeyError
+    assert gc.get_threshold() == before

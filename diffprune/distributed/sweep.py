@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from diffprune.core import registry
+from diffprune.core import garbage, registry
 from diffprune.core.benchmark import Benchmark
 from diffprune.core.cell import Cell
 from diffprune.core.errors import first_line, with_class
@@ -185,22 +185,26 @@ class _Run:
         self.slots = [_Slot(number) for number in range(workers)]
         self._resume()
         try:
-            for slot in self.slots:
-                self._give(slot)
-            while self.work.unfinished:
-                answer = self._next()
-                while answer and (at := self.running.get(answer)):  # none: it was asked of a worker that died
-                    self._collect(at)
-                    self._give(at)
-                    self._give(at)  # one ahead, if there is plenty
-                while self.resting and self.work.waiting:
-                    self._give(next((slot for slot in self.resting if slot.actor), next(iter(self.resting))))
-            self._share()
+            with garbage.looked_for_seldom():
+                self._until_done()
         finally:
             for slot in self.slots:
                 if slot.actor:
                     stop(slot.actor)
             self._keep(last=True)
+
+    def _until_done(self) -> None:
+        for slot in self.slots:
+            self._give(slot)
+        while self.work.unfinished:
+            answer = self._next()
+            while answer and (at := self.running.get(answer)):  # none: it was asked of a worker that died
+                self._collect(at)
+                self._give(at)
+                self._give(at)  # one ahead, if there is plenty
+            while self.resting and self.work.waiting:
+                self._give(next((slot for slot in self.resting if slot.actor), next(iter(self.resting))))
+        self._share()
 
     def _resume(self) -> None:
         """Go on from the answers that an earlier run has kept."""
