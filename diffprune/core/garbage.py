@@ -12,11 +12,12 @@ SELDOM = (50_000, 20, 100)  # of `gc.set_threshold`: with Python's own, a third 
 @contextmanager
 def looked_for_seldom() -> Iterator[None]:
     """For the length of a block, what is there already is not looked at, and what is made in it seldom."""
-    before = gc.get_threshold()
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
     gc.freeze()
     gc.set_threshold(*SELDOM)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
+        if not frozen:  # else somebody further out wants it so
+            gc.unfreeze()

@@ -13,7 +13,7 @@ from diffprune.core.records import Figure, Prediction
 
 
 def answered(rows: Sequence[Prediction]) -> list[Graded]:
-    """Those that did not fail: a prediction has all that a benchmark's aggregate sees of a row, and millions of copies take time."""
+    """Those that did not fail: a prediction has all that a benchmark's aggregate sees of a row; no copies, which take time."""
     return cast("list[Graded]", [row for row in rows if not row.error])
 
 
