@@ -20,7 +20,7 @@ STUDY = Path(__file__).parents[1] / "jobs" / "studies" / "cut_cost.py"
 
 
 def test_the_table_has_both_plans_with_and_without_padding(tmp_path: Path) -> None:
-    small = ["--rounds", "6", "--warmup", "1", "--side", "4", "--width", "32", "--layers", "8", "--note", "A note."]
+    small = ["--rounds", "6", "--warmup", "1", "--size", "32", "8", "88", "1", "1", "4", "--note", "A note."]
     done = subprocess.run([sys.executable, str(STUDY), "--out", str(tmp_path), *small], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "table.csv")
@@ -40,7 +40,7 @@ def test_a_prediction_is_layers_at_their_lengths_and_the_rest_at_full_length() -
 
 def test_told_tokens_are_removed_where_the_plan_says() -> None:
     made = runpy.run_path(str(STUDY))
-    vlm: Any = made["model"](32, 4, 4)
+    vlm: Any = made["model"](made["Size"](32, 4, 88, 1, 1, 4, (2,), 1))
     given = made["inputs"](vlm, 2, 4)
     plan = registry.load("pruners", "pyramiddrop").cuts(Share(15 / 32), vlm.shape)
     order = torch.rand(2, 16, generator=torch.Generator().manual_seed(0)).argsort(dim=1)

@@ -32,11 +32,10 @@ def top(scores: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     """Mask [B N] of the `count` [B] largest valid scores; ties go to the earlier token, so equal inputs prune equally."""
     scores = scores.float().where(valid, -math.inf)
     asked = count.tolist() if scores.is_cpu else []  # where asking is cheap, no sort unless the edge is a tie
-    if most := max(asked, default=0):
-        even = min(asked) == most
-        best = scores.topk(most, dim=1, sorted=not even).values
-        edge = best.amin(1, keepdim=True) if even else best.gather(1, count[:, None].clamp_min(1).long() - 1)
-        kept = (scores >= edge).logical_and_(valid)
+    if 0 < (most := max(asked, default=0)) < scores.shape[1]:
+        best = scores.topk(most, dim=1).values
+        edge = best[:, -1:] if min(asked) == most else best.gather(1, count[:, None].clamp_min(1).long() - 1)
+        kept = scores >= edge  # padding is not, or there are too many
         if kept.sum(1).tolist() == asked:
             return kept
     order = scores.argsort(dim=1, descending=True, stable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class ScorePruner(Pruner):
         """
         scores = self.score(tokens)
         asked = scores.is_cpu or not torch.cuda.is_current_stream_capturing()  # a graph under capture cannot be asked for values
-        if asked and bool(scores.sum().isnan()) and bool((scores.isnan() & tokens.valid).any()):  # no sum hides a NaN
+        if asked and math.isnan(scores.sum().item()) and bool((scores.isnan() & tokens.valid).any()):  # no sum hides a NaN
             raise ValueError(
                 f"{self.label} gives scores that are NaN, so nothing can be chosen by them: its weights or its evidence are damaged"
             )

@@ -57,8 +57,10 @@ WITH there AS (
         max(side) OVER (PARTITION BY kind, chapter, method, budget, replaced, other) AS sides
     FROM there
 )
-SELECT * FROM counted
+SELECT *, dense_rank() OVER (ORDER BY kind, chapter, method, budget, replaced, other, benchmark) AS task FROM counted
 WHERE here = needed AND sides = CASE kind WHEN 'alone' THEN 1 WHEN 'blind' THEN 3 ELSE 2 END;
+
+CREATE TABLE tasks AS SELECT DISTINCT task, kind, chapter, method, budget, replaced, other, benchmark FROM member;
 
 CREATE TABLE unit AS
 SELECT cell, picture, category, count(*) AS n, sum(credit) AS credit, min(credit) = 1 AS all_right,
@@ -67,23 +69,21 @@ SELECT cell, picture, category, count(*) AS n, sum(credit) AS credit, min(credit
 FROM answers GROUP BY ALL;
 CREATE TABLE picture AS SELECT cell, picture, sum(n) AS n, sum(credit) AS credit FROM unit GROUP BY ALL;
 CREATE TABLE shared AS
-SELECT kind, chapter, method, budget, replaced, other, benchmark, picture FROM member JOIN picture USING (cell)
+SELECT task, picture FROM member JOIN picture USING (cell)
 GROUP BY ALL HAVING count(*) = any_value(needed) AND min(n) = max(n);
 """
 
 CREDIT = """
 CREATE TABLE credit_of AS
 SELECT kind, chapter, method, budget, replaced, other, side, avg(value) AS value FROM (
-    SELECT kind, chapter, method, budget, replaced, other, side, benchmark, avg(value) AS value FROM (
-        SELECT kind, chapter, method, budget, replaced, other, side, benchmark, replicate, 100 * sum(p.credit) / sum(p.n) AS value
-        FROM member m JOIN picture p USING (cell)
-        JOIN shared USING (kind, chapter, method, budget, replaced, other, benchmark, picture)
-        GROUP BY ALL
+    SELECT task, side, avg(value) AS value FROM (
+        SELECT task, side, replicate, 100 * sum(p.credit) / sum(p.n) AS value
+        FROM member m JOIN picture p USING (cell) JOIN shared USING (task, picture) GROUP BY ALL
     ) GROUP BY ALL
-) GROUP BY ALL;
+) JOIN tasks USING (task) GROUP BY ALL;
 CREATE TABLE pictures_of AS
 SELECT kind, chapter, method, budget, replaced, other, if(any_value(together), count(DISTINCT picture), count(*)) AS pictures
-FROM shared JOIN together USING (chapter) GROUP BY ALL;
+FROM shared JOIN tasks USING (task) JOIN together USING (chapter) GROUP BY ALL;
 CREATE TABLE difference AS
 SELECT one.* EXCLUDE (value, side), one.value - two.value AS value
 FROM credit_of one JOIN credit_of two USING (kind, chapter, method, budget, replaced, other) WHERE one.side = 1 AND two.side = 2;
@@ -115,24 +115,16 @@ SELECT a.chapter, a.method, a.budget, a.benchmark, any_value(n.figure) AS figure
 FROM arm a JOIN native_cell n USING (cell) WHERE NOT a.replaced GROUP BY ALL;
 
 CREATE TABLE native_of AS
-WITH counted AS (
-    SELECT m.kind, m.chapter, m.method, m.budget, m.other, m.side, m.benchmark, m.replicate, f.formula, u.*
-    FROM member m JOIN figures f USING (cell) JOIN unit u USING (cell)
-    JOIN shared USING (kind, chapter, method, budget, replaced, other, benchmark, picture)
-    WHERE m.kind IN ('pair', 'blind', 'gap') AND {COUNTS}
+WITH asked AS MATERIALIZED (
+    SELECT *, row_number() OVER () AS id FROM member JOIN figures USING (cell) WHERE kind IN ('pair', 'blind', 'gap')
+), counted AS MATERIALIZED (
+    SELECT id, formula, u.* FROM asked JOIN unit u USING (cell)
+    JOIN shared USING (task, picture) WHERE {COUNTS}
 ), circular AS (
-    SELECT kind, chapter, method, budget, other, side, benchmark, replicate, avg(r::INT) AS circular FROM (
-        SELECT kind, chapter, method, budget, other, side, benchmark, replicate, picture, bool_and(all_right) AS r
-        FROM counted GROUP BY ALL) GROUP BY ALL
-), by_category AS (
-    SELECT kind, chapter, method, budget, other, side, benchmark, replicate, formula, category, {BY_CATEGORY}
-    FROM counted GROUP BY ALL
-), found AS (
-    SELECT kind, chapter, method, budget, other, side, benchmark, replicate, {FIGURE} AS value FROM by_category
-    JOIN circular USING (kind, chapter, method, budget, other, side, benchmark, replicate)
-    GROUP BY kind, chapter, method, budget, other, side, benchmark, replicate, formula
-)
-SELECT kind, chapter, method, budget, other, side, benchmark, avg(value) AS value FROM found GROUP BY ALL;
+    SELECT id, avg(r::INT) AS circular FROM (SELECT id, picture, bool_and(all_right) AS r FROM counted GROUP BY ALL) GROUP BY ALL
+), by_category AS (SELECT id, formula, category, {BY_CATEGORY} FROM counted GROUP BY ALL),
+found AS (SELECT id, {FIGURE} AS value FROM by_category JOIN circular USING (id) GROUP BY id, formula)
+SELECT kind, chapter, method, budget, other, side, benchmark, avg(value) AS value FROM found JOIN asked USING (id) GROUP BY ALL;
 CREATE TABLE ratio AS
 SELECT one.chapter, one.method, one.budget, one.benchmark, 100 * one.value / two.value AS value
 FROM native_of one JOIN native_of two USING (kind, chapter, method, budget, other, benchmark)

@@ -2,9 +2,11 @@
 
     python jobs/studies/cut_cost.py --out reports/cut_cost
 
-A LLaVA with random weights and a middling decoder of 8 layers, 384 wide; pictures of 144 visual tokens, one row, and four rows
-whose questions differ in length, so that there is padding and a mask to shorten. One thread; milliseconds are the processor time of
-that thread, which other work on the machine moves less than the clock on the wall. Every round runs all arms in a new order:
+LLaVAs with random weights and two decoders: one of 8 layers, 384 wide, smaller than any in use, with pictures of 144 visual tokens,
+one row, and four rows whose questions differ in length, so that there is padding and a mask to shorten; and one of the size
+of LLaVA-OneVision-0.5B's (24 layers, 896 wide, 14 heads that share 2 keys), with 576 visual tokens. One thread; milliseconds are
+the processor time of that thread, which other work on the machine moves less than the clock on the wall. Every round runs all arms
+in a new order:
 
 * rows that were always as short, at every length that a plan has. Marks around each layer make the curve: what a layer takes of
   rows of that length, and what the forward pass takes around the layers;
@@ -27,7 +29,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -49,14 +51,28 @@ from diffprune.timing.machine import keep_memory
 from diffprune.vlm.activation_checkpointing import decoder_layers
 from diffprune.vlm.random_weights import randomised
 
-WIDTH, LAYERS, SIDE, HEAD = 384, 8, 12, 32
 LIMIT = 1.03  # a cut over what its plan predicts
 METHODS = (
     ("fastv(after=2)", Share(1 / 2)),
     ("pyramiddrop", Share(15 / 32)),
 )  # a half is left at each cut of the second, as released
 QUESTIONS = ("What is written on the sign?", "Which one?", "How many people are there beside the car?", "Is it raining?")
-BATCHES = (1, 4)
+
+
+class Size(NamedTuple):
+    """Of a model and what it is timed with. side: tokens along one side of a picture; rounds: that count."""
+
+    width: int
+    layers: int
+    inner: int
+    heads: int
+    keys: int
+    side: int
+    batches: tuple[int, ...]
+    rounds: int
+
+
+SIZES = (Size(384, 8, 1056, 12, 12, 12, (1, 4), 40), Size(896, 24, 4864, 14, 2, 24, (1,), 10))
 
 
 class Told(Pruner):
@@ -78,11 +94,12 @@ class Told(Pruner):
         return self.kept[cut]
 
 
-def model(width: int, layers: int, side: int) -> VLM:
+def model(size: Size) -> VLM:
     """A LLaVA of random weights; its encoder is as small as it can be."""
+    side = size.side
     text = {
-        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 11 * width // 4,
-        "num_attention_heads": width // HEAD, "num_key_value_heads": width // HEAD, "vocab_size": 320,
+        "model_type": "llama", "num_hidden_layers": size.layers, "hidden_size": size.width, "intermediate_size": size.inner,
+        "num_attention_heads": size.heads, "num_key_value_heads": size.keys, "vocab_size": 320,
     }  # fmt: skip
     vision = {
         "model_type": "clip_vision_model", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
@@ -124,9 +141,9 @@ def curve(whole: dict[int, float], layers: dict[int, list[float]], lengths: Sequ
 
 
 @torch.inference_mode()
-def measure(vlm: VLM, batch: int, side: int, rounds: int, warmup: int) -> list[dict[str, Any]]:
+def measure(vlm: VLM, batch: int, size: Size, warmup: int) -> list[dict[str, Any]]:
     """One row of the table per method."""
-    given, num = inputs(vlm, batch, side), side * side
+    given, num = inputs(vlm, batch, size.side), size.side**2
     chance = torch.Generator().manual_seed(1)
     order = torch.rand(batch, num, generator=chance).argsort(dim=1)
     methods: list[Pruner] = [registry.load("pruners", text) for text, _ in METHODS]
@@ -140,7 +157,7 @@ def measure(vlm: VLM, batch: int, side: int, rounds: int, warmup: int) -> list[d
     found: dict[tuple[str, int], list[float]] = {(arm, i): [] for i in range(len(METHODS)) for arm in ("layers", "passes")}
     found |= {key: [] for key in arms}
     turns = random.Random(0)
-    for turn in range(warmup + rounds):
+    for turn in range(warmup + size.rounds):
         took: dict[tuple[str, int], float] = {}
         layers: dict[int, list[float]] = {}
         for key in turns.sample(list(arms), len(arms)):
@@ -155,16 +172,15 @@ def measure(vlm: VLM, batch: int, side: int, rounds: int, warmup: int) -> list[d
             took["layers", i], took["passes", i] = curve(whole, layers, seen)
         for key, value in took.items():
             found[key].append(value)
-    return [row(found, i, batch, plans[i], lengths[i], arms["cut", i].prompts.input_ids.shape[1]) for i in range(len(METHODS))]
+    about = {"decoder": f"{size.layers} x {size.width}", "rows": batch, "sequence": arms["cut", 0].prompts.input_ids.shape[1]}
+    return [about | row(found, i, plans[i], lengths[i]) for i in range(len(METHODS))]
 
 
-def row(
-    found: dict[tuple[str, int], list[float]], i: int, batch: int, plan: Plan, seen: Sequence[int], length: int
-) -> dict[str, Any]:
+def row(found: dict[tuple[str, int], list[float]], i: int, plan: Plan, seen: Sequence[int]) -> dict[str, Any]:
     """What was found of a method's plan."""
     cut, method, predicted = found["cut", i], found["method", i], found["layers", i]
     return {
-        "method": METHODS[i][0], "rows": batch, "sequence": length, "after": " ".join(str(step.site.layer) for step in plan),
+        "method": METHODS[i][0], "after": " ".join(str(step.site.layer) for step in plan),
         "tokens": " ".join(map(str, dict.fromkeys(seen))), "full_ms": median(found["native", seen[0]]),
         "predicted_ms": median(predicted), "cut_ms": median(cut), "method_ms": median(method),
         **bounds("ratio", ratio_of_medians(cut, predicted)), **bounds("by_passes", ratio_of_medians(cut, found["passes", i])),
@@ -190,14 +206,16 @@ def page(table: pd.DataFrame, origin: str) -> str:
     lines = [
         "# What a cut inside the decoder costs", "", (__doc__ or "").split("\n\n", 2)[2].strip(), "",
         f"Target: cut / predicted at most {LIMIT:g}. {origin}", "",
-        "| method | rows x tokens | after layer | visual tokens | full ms | predicted ms | cut ms | more, ms | cut / predicted | "
-        "by whole passes | method ms | evidence and choice, % of predicted |", "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| decoder | method | rows x tokens | after layer | visual tokens | full ms | predicted ms | cut ms | more, ms | "
+        "cut / predicted | "
+        "by whole passes | method ms | evidence and choice, % of predicted |", "|" + "---|" * 13,
     ]  # fmt: skip
     for _, one in table.iterrows():
         mark = "" if one.ratio <= LIMIT else " (above)"
         added = 100 * (one.method_ms - one.cut_ms) / one.predicted_ms
         lines.append(
-            f"| {one.method} | {one.rows} x {one.sequence} | {one.after.replace(' ', ', ')} | {one.tokens.replace(' ', ' → ')} | "
+            f"| {one.decoder} | {one.method} | {one.rows} x {one.sequence} | {one.after.replace(' ', ', ')} | "
+            f"{one.tokens.replace(' ', ' → ')} | "
             f"{one.full_ms:.1f} | {one.predicted_ms:.1f} | {one.cut_ms:.1f} | {one.cut_ms - one.predicted_ms:.2f} | "
             f"{ratio(one, 'ratio')}{mark} | {ratio(one, 'by_passes')} | {one.method_ms:.1f} | {added:.1f} |"
         )
@@ -208,17 +226,18 @@ def main() -> None:
     """Measure, write table.csv and README.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--width", type=int, default=WIDTH, help="of the decoder, a multiple of 32")
-    parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--side", type=int, default=SIDE, help="tokens along one side of a picture")
+    parser.add_argument("--rounds", type=int, help="of every size")
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--size", type=int, nargs=6, metavar=Size._fields[:6], help="of a decoder in place of the two")
     parser.add_argument("--note", default="", help="a sentence on the machine, for the page")
     given = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()
-    vlm, made = model(given.width, given.layers, given.side), collect("cut_cost", 1, 0)
-    rows = [one for batch in BATCHES for one in measure(vlm, batch, given.side, given.rounds, given.warmup)]
+    made, rows = collect("cut_cost", 1, 0), []
+    asked = SIZES[0]._replace(**dict(zip(Size._fields, given.size or (), strict=False)))
+    for size in (asked,) if given.size else SIZES:
+        vlm, size = model(size), size._replace(rounds=given.rounds or size.rounds)
+        rows += [one for batch in size.batches for one in measure(vlm, batch, size, given.warmup)]
     table = pd.DataFrame(rows)
     given.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(given.out / "table.csv", index=False, float_format="%.4f")
