@@ -91,9 +91,9 @@ def due(bundles: Sequence[list[Commit]]) -> list[list[Commit]]:
     """
     tiers: dict[tuple[str, int], list[tuple[float, list[Commit]]]] = defaultdict(list)
     for one in sorted(bundles, key=lambda one: one[0].published):
-        size = max(
-            len(one) / MOST_CELLS, sum(part.bytes for part in {part for commit in one for part in commit.parts}) / MOST_BYTES
-        )
+        size = len(one) / MOST_CELLS
+        if size < FULL:  # else full whatever it weighs, and its thousands of commits are not gone through
+            size = max(size, sum(part.bytes for part in {part for commit in one for part in commit.parts}) / MOST_BYTES)
         if size < FULL:
             tiers[one[0].run, math.floor(math.log(size, TOGETHER))].append((size, one))
     for _, tier in sorted(tiers.items()):
