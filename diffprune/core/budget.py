@@ -35,7 +35,7 @@ def top(scores: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     if 0 < (most := max(asked, default=0)) < scores.shape[1]:
         best = scores.topk(most, dim=1).values
         edge = best[:, -1:] if min(asked) == most else best.gather(1, count[:, None].clamp_min(1).long() - 1)
-        kept = scores >= edge  # padding is not, or there are too many
+        kept = scores >= edge  # an edge of -inf takes padding in, and is found out by the count
         if kept.sum(1).tolist() == asked:
             return kept
     order = scores.argsort(dim=1, descending=True, stable=True)

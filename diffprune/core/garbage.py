@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SELDOM = (50_000, 20, 100)  # of `gc.set_threshold`: with Python's own, a third of a sweep's driver went into looking
+SELDOM = (50_000, 20, 100)  # of `gc.set_threshold`: with Python's own, 30 % of a sweep's driver went into looking
 
 
 @contextmanager

@@ -78,13 +78,12 @@ def _run(
     asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance, workers: int, halvings: int, gpus: float
 ) -> None:
     """All trials of one method, those that are known told again."""
-    from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
 
     resources.awaited(workers, 1, gpus)
     storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
     failed, reason = failures(
-        ray_tune.with_parameters(_trial, asked=list(asked), known=dict(known), storage=storage), len(asked),
+        _trial, len(asked), {"asked": list(asked), "known": dict(known), "storage": storage},
         _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": gpus}, max_concurrent_trials=workers,
         scheduler=ASHAScheduler("look", "validation_hard", "min", max_t=2**halvings, grace_period=1, reduction_factor=2),
     )  # fmt: skip
@@ -138,7 +137,7 @@ class _Publish:
         mine.update({(row.training_step, row.training_seed): row for row in found})
 
     def ended(self, index: int) -> None:
-        """Published."""
+        """Its rows go into the store, unless they are there or it has none."""
         asked, rows = self.asked[index], list(self.rows.get(index, {}).values())
         if asked.cell.key in self.known or not rows:
             return

@@ -20,11 +20,11 @@ class Hearer(Protocol):
 
 
 def failures(
-    trial: Callable[..., None], num: int, hearer: Hearer, resources: Mapping[str, float], **options: Any
+    trial: Callable[..., None], num: int, given: Mapping[str, Any], hearer: Hearer, resources: Mapping[str, float], **options: Any
 ) -> tuple[int, str]:
     """Run `trial` with {"index": i} for each i below `num`; returns how many failed, and the last line of the first one's reason.
 
-    resources: of one trial. options: of `ray.tune.TuneConfig`.
+    given: what every trial gets beside its number. resources: of one trial. options: of `ray.tune.TuneConfig`.
     """
     from ray import tune as ray_tune  # to import it takes half a second, of which most commands have no use
 
@@ -39,7 +39,7 @@ def failures(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with private_folder() as folder:
         results = ray_tune.Tuner(
-            ray_tune.with_resources(trial, dict(resources)),
+            ray_tune.with_resources(ray_tune.with_parameters(trial, **given), dict(resources)),
             param_space={"index": ray_tune.grid_search(list(range(num)))},
             tune_config=ray_tune.TuneConfig(reuse_actors=True, **options),
             run_config=ray_tune.RunConfig(name="trials", storage_path=folder, callbacks=[Callback()], verbose=0),

@@ -160,12 +160,10 @@ def _trials(actor: Any, candidates: Sequence[Candidate], found: Callable[[Candid
     Raises:
         Failed: a trial failed; the first one's reason. The accuracies of the others have been told.
     """
-    from ray import tune as ray_tune
-
-    bound = ray_tune.with_parameters(_trial, actor=actor, candidates=list(candidates))
     failed, reason = failures(
-        bound,
+        _trial,
         len(candidates),
+        {"actor": actor, "candidates": list(candidates)},
         _Tell(candidates, found),
         {"cpu": 0.1},
         metric="accuracy",

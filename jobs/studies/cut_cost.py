@@ -60,7 +60,11 @@ QUESTIONS = ("What is written on the sign?", "Which one?", "How many people are 
 
 
 class Size(NamedTuple):
-    """Of a model and what it is timed with. side: tokens along one side of a picture; rounds: that count."""
+    """Of a decoder, and what it is timed with.
+
+    width, inner: of its states and of its feed-forward parts; heads, keys: of attention, and how many keys and values they share.
+    side: visual tokens along one side of a picture; batches: rows at once; rounds: that count, after those that warm up.
+    """
 
     width: int
     layers: int
@@ -95,7 +99,7 @@ class Told(Pruner):
 
 
 def model(size: Size) -> VLM:
-    """A LLaVA of random weights; its encoder is as small as it can be."""
+    """A LLaVA of random weights with a decoder of this size; its encoder is as small as it can be."""
     side = size.side
     text = {
         "model_type": "llama", "num_hidden_layers": size.layers, "hidden_size": size.width, "intermediate_size": size.inner,

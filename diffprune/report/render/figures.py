@@ -36,11 +36,11 @@ def _said(name: str, lines: Mapping[str, list[tuple[float, Interval]]], unit: st
 
 def _legend(chapter: Comparison, figure: Figure, labels: Sequence[str], bound: bool, width: float) -> None:
     """Names below the axes, by kind of method; where there are few each beside its marker, without the kinds."""
+    from matplotlib.lines import Line2D
+
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(chapter.methods[label].kind, []).append(label)
-    from matplotlib.lines import Line2D
-
     handles = [Line2D([], [], color=chapter.style(FULL)[0], label=FULL)] if bound else []
     for kind in sorted(groups, key=lambda k: MANY.index(k) if k in MANY else len(MANY)):
         if len(labels) > SHOWN:

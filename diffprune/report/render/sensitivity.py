@@ -59,10 +59,10 @@ def _drawn(records: Records, found: pd.DataFrame, settings: Sequence[str], shown
 
 
 def _axis(ax: Axes, setting: str, values: np.ndarray) -> None:
+    from matplotlib.ticker import NullFormatter
+
     ax.set_title(setting.replace("_", " "), fontsize=8.5)
     if len(values) and values.min() > 0 and values.max() >= SPAN * values.min():
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
-        from matplotlib.ticker import NullFormatter
-
         ax.xaxis.set_minor_formatter(NullFormatter())
