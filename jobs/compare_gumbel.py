@@ -2,11 +2,11 @@
 
     diffprune run compare_gumbel
 
-Every method sees the same data and budget draws, as many images, and trains with the settings that one equal search found for it
-on the calibration split (jobs/tune_training.py). Takes about half an hour on two cores; interrupted, the same command resumes.
+Every method sees the same data and budget draws, 1,200 images, and trains with the settings that one equal search found for it
+on the calibration split (jobs/tune_training.py). Takes about an hour on two cores; interrupted, the same command resumes.
 """
 
-from _winners import winners
+from _winners import LONGER, winners
 
 from diffprune.job import Evaluation, Job, Recipe
 
@@ -23,7 +23,7 @@ job = Job(
         workers=2,
         validate_every=0,
         grad_cosine_every=50,
-        methods=winners(*METHODS),
+        methods=winners(*METHODS, longer=LONGER),
     ),
     evaluate=Evaluation(limit=180),  # more than twice as many pictures as the demo: they, not the questions, are the sample
     baselines=("unpruned", "random", "grid", "attention"),

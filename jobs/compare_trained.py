@@ -2,11 +2,11 @@
 
     diffprune run compare_trained
 
-Settings and options of each are the winners of jobs/tune_training.py; the page says how the trainings differ.
+Settings and options of each are the winners of jobs/tune_training.py, over 1,200 images; the page says how the trainings differ.
 Methods that cut inside the decoder stand in jobs/compare_inside.py: the first layer of the embedded one alone is a quarter of it.
 """
 
-from _winners import spelled, winners
+from _winners import LONGER, spelled, winners
 
 from diffprune.job import Evaluation, Job, Recipe
 
@@ -19,15 +19,13 @@ job = Job(
     train=Recipe(
         pruners=METHODS,
         seeds=tuple(range(5)),
-        steps=100,
-        images=4,
         budgets=BUDGETS,
         workers=2,
         validate_every=0,
         grad_cosine_every=0,
-        methods=winners(*METHODS),
+        methods=winners(*METHODS, longer=LONGER),
     ),
-    evaluate=Evaluation(limit=80),
+    evaluate=Evaluation(limit=180),
     baselines=("unpruned", "random", "attention", "divprune"),
     budgets=BUDGETS,
     workers=2,

@@ -1,4 +1,4 @@
-"""The study of longer training: its jobs are the comparison's with more steps, its table says what stores say."""
+"""The study of longer training: its jobs are the comparison's with other steps, its table says what stores say."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def study() -> Any:
     return module
 
 
-def test_every_length_is_the_comparison_with_more_steps(study: Any) -> None:
-    short, long = (study.job(times, 5, 80) for times in (1, 10))
+def test_every_length_is_the_comparison_with_other_steps(study: Any) -> None:
+    short, long = (study.job(images, 5, 80) for images in (400, 4000))
     assert short.name != long.name and [study.images(one) for one in (short, long)] == [400, 4000]
     for spec in short.train.pruners:
         own, more = short.train.of(spec), long.train.of(spec)

@@ -274,11 +274,12 @@ def test_the_key_of_a_trial_names_all_that_shapes_it() -> None:
         assert replace(trial.cell, subject=replace(subject, **change)).key != trial.cell.key
 
 
-@pytest.mark.parametrize("name", ["demo", "compare_gumbel", "compare_trained"])
-def test_the_committed_jobs_carry_the_winners_of_the_committed_search(name: str) -> None:
+@pytest.mark.parametrize(("name", "longer"), [("demo", 1), ("compare_gumbel", 3), ("compare_trained", 3)])
+def test_the_committed_jobs_carry_the_winners_of_the_committed_search(name: str, longer: int) -> None:
     winners = json.loads((REPOSITORY / "reports" / "tune_training" / "winners.json").read_text())
     found = {str(registry.spec("pruners", own["pruner"])): own for own in winners["methods"]}
     recipe = load_job(name).train
     assert recipe is not None and {str(own.pruner) for own in recipe.methods} == set(map(str, recipe.pruners))
     for own in recipe.methods:
-        assert {**found[str(own.pruner)], "pruner": str(own.pruner)} == own.model_dump(mode="json", exclude_none=True)
+        won = found[str(own.pruner)]
+        assert {**won, "steps": longer * won["steps"], "pruner": str(own.pruner)} == own.model_dump(mode="json", exclude_none=True)

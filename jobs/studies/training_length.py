@@ -3,8 +3,8 @@
     python jobs/studies/training_length.py --out reports/training_length
 
 Each length is a job of its own below `--runs`, which goes on where it was stopped: the settings that jobs/compare_trained.py gives
-each method, with 1, 3 and 10 times the steps (400, 1,200 and 4,000 training images; 100, 300 and 1,000 steps of four), over all of
-which learning rate, temperatures and easing are stretched. Differences are of the same questions and seeds; all of the table are
+each method, with the steps of 400, 1,200 and 4,000 training images (100, 300 and 1,000 steps of four), over all of which learning
+rate, temperatures and easing are stretched. Differences are of the same questions and seeds; all of the table are
 one family under the one verdict rule. About half an hour on two cores.
 """
 
@@ -32,18 +32,18 @@ OURS, RIVALS = Spec("diffprune"), (Spec("gumbel_keepdrop"), Spec("learnpruner", 
 BUDGETS = ("Share(1/9)", "Share(1/20)")
 
 
-def job(times: int, seeds: int, limit: int) -> Job:
-    """The comparison of trained methods with `times` its steps."""
+def job(length: int, seeds: int, limit: int) -> Job:
+    """The comparison of trained methods with the steps of `length` training images."""
     recipe = load_job("compare_trained").train
     assert recipe, "the comparison trains"
-    methods = []
+    whole, methods = recipe.of(OURS).steps * recipe.of(OURS).images, []
     for spec in (OURS, *RIVALS):
         (own,) = (one for one in recipe.methods if one.pruner == spec)
-        methods.append(own.model_copy(update={"steps": times * recipe.of(spec).steps}))
+        methods.append(own.model_copy(update={"steps": recipe.of(spec).steps * length // whole}))
     changed = {"pruners": (OURS, *RIVALS), "seeds": tuple(range(seeds)), "methods": tuple(methods)}
     return Job(
-        name=f"training_length_{times}x",
-        title=f"{times} times the steps",
+        name=f"training_length_{length}",
+        title=f"{length:,} training images",
         train=Recipe(**{name: getattr(recipe, name) for name in Recipe.model_fields} | changed),
         evaluate=Evaluation(limit=limit),
         baselines=("unpruned",),
@@ -141,13 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 3, 10])
+    parser.add_argument("--images", type=int, nargs="+", default=[400, 1200, 4000])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, default=80)
     given = parser.parse_args(arguments)
     found = {}
-    for times in given.times:
-        asked = job(times, given.seeds, given.limit)
+    for length in given.images:
+        asked = job(length, given.seeds, given.limit)
         run(asked, given.runs)
         found[images(asked)] = next(chapters(read(given.runs / asked.name / "store")))
     write(found, given.out)
