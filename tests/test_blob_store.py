@@ -17,26 +17,49 @@ from typing import Any
 import pytest
 import torch
 from blob_stores import FailingBlobs, MemoryBlobs, together
+from object_server import ACCOUNT, azurite, place, serving
 from s3_server import bucket, server
 
 from diffprune.io import blob_store, checkpoint
 from diffprune.io.attempts import Attempts, Fenced
 from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs
+from diffprune.io.object_blobs import ObjectBlobs
 from diffprune.io.s3_blobs import S3Blobs
 
 IMPLEMENTATIONS: dict[str, Callable[[], Blobs]] = {"local": lambda: LocalBlobs("blobs"), "memory": MemoryBlobs}
 
 
-@pytest.fixture(params=[*IMPLEMENTATIONS, "s3"])
+@pytest.fixture(params=[*IMPLEMENTATIONS, "s3", "gs", "az", "azurite"])
 def blobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Blobs:
     if request.param == "s3":
         return S3Blobs(bucket(request.getfixturevalue("s3_endpoint"), monkeypatch))
+    if request.param not in IMPLEMENTATIONS:
+        endpoint = request.getfixturevalue(f"{request.param}_endpoint")
+        return ObjectBlobs(place(request.param[:2], endpoint, monkeypatch))
     return IMPLEMENTATIONS[request.param]()
 
 
 @pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
     with server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def gs_endpoint() -> Iterator[str]:
+    with serving("gs") as server:
+        yield f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.fixture(scope="module")
+def az_endpoint() -> Iterator[str]:
+    with serving("az") as server:
+        yield f"http://127.0.0.1:{server.server_port}/{ACCOUNT}"
+
+
+@pytest.fixture(scope="module")
+def azurite_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with azurite(tmp_path_factory.mktemp("azurite")) as endpoint:
         yield endpoint
 
 
@@ -140,16 +163,19 @@ def test_a_reader_sees_whole_blobs_while_they_are_replaced(blobs: Blobs) -> None
 def test_places_are_folders_or_blobs(blobs: Blobs) -> None:
     assert open_blobs(blobs) is blobs
     assert str(open_blobs("x")) == str(open_blobs(Path("x"))) == str(Path("x").resolve())
-    for place in ("s3://a-bucket/x/y", Path("s3://a-bucket/x/y"), "s3://a-bucket/x/y/"):
-        assert str(open_blobs(place)) == "s3://a-bucket/x/y"
-    assert str(open_blobs("s3://a-bucket")) == "s3://a-bucket"
-    for place, words in (
-        ("gs://a-bucket/x", "gs:// is no storage that is known here"), ("s3://", "is no place"),
+    for scheme in ("s3", "gs", "az"):
+        for address in (f"{scheme}://a-bucket/x/y", Path(f"{scheme}://a-bucket/x/y"), f"{scheme}://a-bucket/x/y/"):
+            assert str(open_blobs(address)) == f"{scheme}://a-bucket/x/y"
+        assert str(open_blobs(f"{scheme}://a-bucket")) == f"{scheme}://a-bucket"
+    for address, words in (
+        ("ftp://a-bucket/x", "ftp:// is no storage that is known here"), ("s3://", "is no place"), ("gs://", "is no place"),
+        ("az://a-container/../x", "is no place: az://container/folder is needed"),
+        ("gs://key:secret@a-bucket/x", r"'gs://\.\.\.@a-bucket/x' is no place: .* credentials come from the environment"),
         ("s3://a-bucket/../x", "is no place"),
         ("s3://key:secret@a-bucket/x", r"'s3://\.\.\.@a-bucket/x' is no place: .* credentials come from the environment"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
-            open_blobs(place)
+            open_blobs(address)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

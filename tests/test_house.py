@@ -38,6 +38,7 @@ HOMES = {
     "duckdb": ("store",),
     "fsspec": ("store", "io"),
     "boto3": ("io",),
+    "obstore": ("io",),
     "botocore": ("io",),
     "matplotlib": ("report/render",),
     "jinja2": ("report/render",),

@@ -118,7 +118,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         default="runs",
         show_default=True,
         type=click.Path(path_type=Path),
-        help="Folder, or s3://bucket/folder, where everything is written.",
+        help="Folder, or s3://, gs:// or az://bucket/folder, where everything is written.",
     ),
     click.option("--model", help="'embedded', a folder, or a hub checkpoint."),
     click.option("--scorer", "scorers", multiple=True, help="Method to train, e.g. diffprune; may be repeated."),

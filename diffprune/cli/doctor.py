@@ -25,6 +25,7 @@ EXTRAS = (
     ("wandb", "wandb", "the tracker Weights & Biases"),
     ("mlflow", "mlflow", "the tracker MLflow"),
     ("boto3", "boto3", "results in a bucket: --out s3://bucket/folder"),
+    ("obstore", "obstore", "results in Google's or Azure's storage: --out gs://bucket/folder, az://container/folder"),
     ("lmms-eval", "lmms_eval", "tasks of lmms-eval, and `lmms-eval --model diffprune`"),
 )
 SPACE_GIB = 20  # below this, checkpoints of 7B models do not fit

@@ -1,7 +1,8 @@
 """Blob storage: named bytes, written whole and read whole. Everything that persists goes through it.
 
-`Blobs` is the contract, `LocalBlobs` keeps blobs as files below a folder, `S3Blobs` as objects of a bucket. Another object store is
-one more class that passes `tests/test_blob_store.py`: its conditional put, put, get, list and delete are the verbs here.
+`Blobs` is the contract, `LocalBlobs` keeps blobs as files below a folder, `S3Blobs` as objects of a bucket that speaks S3,
+`ObjectBlobs` as those of Google's and Azure's. Another object store is one more class that passes `tests/test_blob_store.py`: its
+conditional put, put, get, list and delete are the verbs here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from diffprune.io.names import checked_key, is_key
+from diffprune.io.object_blobs import STORES, ObjectBlobs
 from diffprune.io.s3_blobs import S3Blobs
 
 TEMPORARY = ".temporary"  # how the names of unfinished files end; they begin with a dot, as no key does
@@ -66,8 +68,9 @@ class Blobs(Protocol):
 
 
 def open_blobs(place: Blobs | Path | str, private: bool = False) -> Blobs:
-    """The blobs at a place: a folder of this machine, created by the first write; `s3://bucket/folder`, also as a `Path`, which
-    writes one '/' less; or blobs that are open already. private: of `LocalBlobs`; who may read a bucket, its owner says.
+    """The blobs at a place: a folder of this machine, created by the first write; `s3://bucket/folder`, `gs://bucket/folder` or
+    `az://container/folder`, also as a `Path`, which writes one '/' less; or blobs that are open already. private: of `LocalBlobs`;
+    who may read a bucket, its owner says.
 
     Raises:
         ValueError: no such address, or storage of another kind.
@@ -78,13 +81,17 @@ def open_blobs(place: Blobs | Path | str, private: bool = False) -> Blobs:
         return place
     if (scheme := remote(place)) is None:
         return LocalBlobs(place, private)
-    if scheme != "s3":
-        raise ValueError(f"{scheme}:// is no storage that is known here: name a folder, or s3://bucket/folder")
-    return S3Blobs("s3://" + str(place).partition(":")[2].lstrip("/"))
+    address = f"{scheme}://" + str(place).partition(":")[2].lstrip("/")
+    if scheme == "s3":
+        return S3Blobs(address)
+    if scheme in STORES:
+        return ObjectBlobs(address)
+    known = "s3://bucket/folder, gs://bucket/folder or az://container/folder"
+    raise ValueError(f"{scheme}:// is no storage that is known here: name a folder, {known}")
 
 
 def remote(place: Path | str) -> str | None:
-    """The scheme of an address, `s3`; None for a folder."""
+    """The scheme of an address, such as `s3`; None for a folder."""
     found = SCHEME.match(str(place))
     return found[1] if found else None
 

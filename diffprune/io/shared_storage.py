@@ -49,7 +49,7 @@ def unseen(hosts: Sequence[str], blobs: Blobs) -> str:
     """The sentence on hosts that do not see a storage."""
     return (
         f"{' and '.join(hosts)} cannot see {blobs}, where the driver has written: "
-        "the run's folder must be one that all hosts share, or a bucket (--out s3://...)"
+        "the run's folder must be one that all hosts share, or a bucket (--out s3://..., gs://... or az://...)"
     )
 
 

@@ -79,7 +79,7 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
     18: ("two runs of one name, a stale lock", (
         "test_own_job: test_a_held_name_is_refused_before_torch_is_imported",
         "test_lease: test_a_lost_host_is_taken_over_after_its_lease", "test_lease: test_a_lock_removed_by_hand_shuts_its_owner_out",
-        "test_s3: test_two_writers_one_killed_and_one_that_takes_over",
+        "test_object_stores: test_two_writers_one_killed_and_one_that_takes_over",
     )),
     19: ("a broken snapshot of Ray's: none is kept", (
         "test_train_ray: test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve",
@@ -114,7 +114,7 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
     28: ("no token, an empty one, an open one; secrets", (
         "test_own_files: test_a_home_that_cannot_be_written_says_what_helps",
         "test_submit: test_a_token_file_that_is_open_is_closed",
-        "test_s3: test_a_run_reports_from_a_bucket_into_it_and_leaves_no_secret",
+        "test_object_stores: test_a_run_reports_from_a_bucket_into_it_and_leaves_no_secret",
     )),
     29: ("a million rows", (
         "test_scale: test_coded_rows_take_a_fraction_of_the_memory", "test_scale: test_a_page_does_not_grow_with_its_rows",

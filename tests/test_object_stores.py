@@ -1,4 +1,7 @@
-"""Records, states, scorers and report in a bucket: two writers, a killed one, conditions refused late, and no secret anywhere."""
+"""Records, states, scorers and report in a bucket: two writers, a killed one, conditions refused late, and no secret anywhere.
+
+What a run does is tried on stores of all three kinds; what a store may answer, on each.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+from object_server import ACCOUNT, KEY, LOST, Server, serving
+from object_server import SECRET as TOKEN
+from object_server import place as folder_of
 from s3_server import SECRET, bucket, keys, server
 
 from diffprune.core.cell import Cell, TrainSpec
@@ -22,6 +28,8 @@ from diffprune.core.records import Outcome, Provenance
 from diffprune.core.spec import Spec
 from diffprune.io import checkpoint, lease, run_lock
 from diffprune.io.attempts import Attempts
+from diffprune.io.blob_store import open_blobs
+from diffprune.io.object_blobs import ObjectBlobs
 from diffprune.io.s3_blobs import S3Blobs
 from diffprune.job import pipeline
 from diffprune.job.job import Job
@@ -41,9 +49,34 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def place(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder of a bucket."""
+def s3_place(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder of a bucket that speaks S3."""
     return bucket(endpoint, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def google() -> Iterator[Server]:
+    with serving("gs") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def azure() -> Iterator[Server]:
+    with serving("az") as found:
+        yield found
+
+
+def address(server: Server) -> str:
+    return f"http://127.0.0.1:{server.server_port}" + (f"/{ACCOUNT}" if server.kind == "az" else "")
+
+
+@pytest.fixture(params=["s3", "google", "azure"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder of a bucket of each kind."""
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3_place"))
+    server = request.getfixturevalue(request.param)
+    return folder_of(server.kind, address(server), monkeypatch)
 
 
 def train_cell(number: int) -> Cell:
@@ -95,11 +128,12 @@ def said(process: subprocess.Popen[str]) -> list[str]:
     return process.stdout.read().split()
 
 
+@pytest.mark.parametrize("place", ["s3", "google"], indirect=True)
 def test_two_writers_one_killed_and_one_that_takes_over(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with writer(place, "one", 0, 1000) as one, writer(place, "other", 500, 512) as other:
         assert one.stdout is not None
         told = [one.stdout.readline() for _ in range(6)]
-        with pytest.raises(Busy, match=f"in s3://a-bucket/.* is held by process {one.pid} on "):
+        with pytest.raises(Busy, match=f"in {place}.* is held by process {one.pid} on "):
             run_lock.refuse_if_held(place, "one")
         one.kill()
         assert said(other) == ["1", *map(str, range(500, 512))] and other.wait() == 0
@@ -118,7 +152,7 @@ def test_two_writers_one_killed_and_one_that_takes_over(place: str, monkeypatch:
     assert train_cell(999).key in Store(place).done()
 
 
-# What a store may answer to a conditional put --------------------------------------------------------------------------------
+# What S3 may answer to a conditional put --------------------------------------------------------------------------------
 
 
 class Raw(io.BytesIO):
@@ -143,13 +177,13 @@ def answering(blobs: S3Blobs, turns: list[Callable[[Any], Any]]) -> None:
 
 
 @pytest.mark.parametrize("others", [False, True])
-def test_a_condition_that_is_in_conflict_is_asked_again(place: str, others: bool) -> None:
+def test_a_condition_that_is_in_conflict_is_asked_again(s3_place: str, others: bool) -> None:
     """What S3 answers while two conditional writes of one key are under way: neither yes nor no."""
-    blobs = S3Blobs(place)
+    blobs = S3Blobs(s3_place)
 
     def conflict(request: Any) -> Any:
         if others:
-            S3Blobs(place).replace("a", b"another's")
+            S3Blobs(s3_place).replace("a", b"another's")
         return answer(request, 409, "ConditionalRequestConflict")
 
     answering(blobs, [conflict, conflict])
@@ -161,16 +195,16 @@ def test_a_condition_that_is_in_conflict_is_asked_again(place: str, others: bool
     assert blobs.read("a") == (b"another's" if others else b"mine")
 
 
-def test_conflicts_without_end_are_an_error(place: str) -> None:
-    blobs = S3Blobs(place)
+def test_conflicts_without_end_are_an_error(s3_place: str) -> None:
+    blobs = S3Blobs(s3_place)
     answering(blobs, [lambda request: answer(request, 409, "ConditionalRequestConflict")] * 99)
     with pytest.raises(OSError, match=r"others keep writing it.*/a'"):
         blobs.create("a", b"mine")
 
 
-def test_a_put_that_took_effect_and_was_refused_when_it_was_sent_again(place: str) -> None:
+def test_a_put_that_took_effect_and_was_refused_when_it_was_sent_again(s3_place: str) -> None:
     """The answer to the first is lost, the second meets what the first has written: an attempt knows its own note."""
-    blobs = S3Blobs(place)
+    blobs = S3Blobs(s3_place)
 
     def lost(request: Any) -> Any:
         blobs.client._endpoint.http_session.send(request)
@@ -179,8 +213,8 @@ def test_a_put_that_took_effect_and_was_refused_when_it_was_sent_again(place: st
     answering(blobs, [lost])
     with pytest.raises(FileExistsError):
         blobs.create("a", b"mine")
-    assert S3Blobs(place).read("a") == b"mine"
-    other = S3Blobs(place)
+    assert S3Blobs(s3_place).read("a") == b"mine"
+    other = S3Blobs(s3_place)
     answering(other, [lost])
     attempts = Attempts(other, "attempts", "work")
     taken = attempts.take(1, b"mine")
@@ -192,34 +226,99 @@ def test_a_put_that_took_effect_and_was_refused_when_it_was_sent_again(place: st
     ("status", "code", "words"),
     [(403, "AccessDenied", r"refuses these credentials \(AccessDenied\)"), (400, "<b>&amp;\nodd", r"failed \(")],
 )
-def test_what_a_store_says_is_not_repeated(place: str, status: int, code: str, words: str) -> None:
-    blobs = S3Blobs(place)
+def test_what_a_store_says_is_not_repeated(s3_place: str, status: int, code: str, words: str) -> None:
+    blobs = S3Blobs(s3_place)
     answering(blobs, [lambda request: answer(request, status, code)] * 9)
     for put in (blobs.create, blobs.replace):
         with pytest.raises(OSError, match=words) as caught:
             put("a/b", b"")
-        assert SECRET not in str(caught.value) and f"{place}/a/b" in str(caught.value)
+        assert SECRET not in str(caught.value) and f"{s3_place}/a/b" in str(caught.value)
 
 
-def test_a_store_that_does_not_answer_and_a_bucket_that_is_not_there(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_and_a_bucket_that_is_not_there(s3_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="there is no bucket elsewhere: make it first"):
         S3Blobs("s3://elsewhere/x").read("a")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"did not answer \(EndpointConnectionError\).*s3://a-bucket/.*/a'"):
-        S3Blobs(place).read("a")
+        S3Blobs(s3_place).read("a")
     for name in keys():
         monkeypatch.delenv(name)
     for name in ("AWS_EC2_METADATA_DISABLED", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, "true")
     with pytest.raises(OSError, match="no credentials: set them"):
-        S3Blobs(place).read("a")
+        S3Blobs(s3_place).read("a")
+
+
+# What Google's and Azure's stores may answer ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["google", "azure"])
+def other(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, str]]:
+    """A server whose next answers a test may give, and a folder there."""
+    server = request.getfixturevalue(request.param)
+    yield server, folder_of(server.kind, address(server), monkeypatch)
+    server.answers.clear()
+
+
+def test_a_put_that_took_effect_elsewhere_and_was_refused_when_sent_again(other: tuple[Server, str]) -> None:
+    server, place = other
+    server.answers[:] = [LOST]
+    with pytest.raises(FileExistsError):
+        ObjectBlobs(place).create("a", b"mine")
+    assert ObjectBlobs(place).read("a") == b"mine"
+    attempts = Attempts(ObjectBlobs(place), "attempts", "work")
+    server.answers[:] = [LOST]
+    taken = attempts.take(1, b"mine")
+    assert taken == 1 and attempts.take(1, b"another") is None
+    attempts.check(taken)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "refuses these credentials"), (403, "refuses these credentials"), (400, "failed")]
+)
+def test_what_these_stores_say_is_not_repeated(other: tuple[Server, str], status: int, words: str) -> None:
+    server, place = other
+    blobs = ObjectBlobs(place)
+    for act in (
+        lambda: blobs.create("a/b", b""),
+        lambda: blobs.replace("a/b", b""),
+        lambda: blobs.read("a/b"),
+        lambda: blobs.list("a/b"),
+    ):
+        server.answers[:] = [status] * 9
+        with pytest.raises(OSError, match=words) as caught:
+            act()
+        assert str(caught.value).endswith(f"'{place}/a/b'") and not any(
+            word in str(caught.value) for word in (TOKEN, KEY, "127.0.0.1")
+        )
+
+
+def test_a_bucket_that_is_not_there_and_settings_that_are_none(other: tuple[Server, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme = other[1][:2]
+    blobs = ObjectBlobs(f"{scheme}://elsewhere/x")
+    for act in (lambda: blobs.create("a", b""), lambda: blobs.replace("a", b""), lambda: blobs.read("a"), blobs.list):
+        with pytest.raises(OSError, match=r"there is no (bucket|container) elsewhere: make it first"):
+            act()
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    if scheme == "az":
+        with pytest.raises(ValueError, match="no usable settings in the environment: AZURE_STORAGE_ACCOUNT_NAME must be set"):
+            ObjectBlobs(other[1]).read("a")
+
+
+def test_credentials_leave_this_machine_encrypted_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_BASE_URL", "http://10.255.255.1")
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", TOKEN)
+    began = time.monotonic()
+    with pytest.raises(OSError, match="failed"):
+        ObjectBlobs("gs://a-bucket/x").read("a")
+    assert time.monotonic() - began < 5, "refused before a connection"
 
 
 # Everything else a run keeps -----------------------------------------------------------------------------------------------
 
 
 def test_states_and_scorers_lie_in_a_bucket(place: str) -> None:
-    blobs = S3Blobs(place)
+    blobs = open_blobs(place)
     Path("run").mkdir()
     old = Files(Path("run"), claim(blobs), blobs)
     for step in (2, 4, 6):
@@ -234,20 +333,21 @@ def test_states_and_scorers_lie_in_a_bucket(place: str) -> None:
     assert tensors["w"].tolist() == [1.0] * 3 and config == {"kind": "x", "weights_sha256": digest}
 
 
+@pytest.mark.parametrize("place", ["s3", "azure"], indirect=True)
 def test_a_run_reports_from_a_bucket_into_it_and_leaves_no_secret(place: str, capfd: pytest.CaptureFixture[str]) -> None:
     store, cells = Store(f"{place}/look/store"), [evaluate_cell("unpruned"), evaluate_cell("grid")]
     for one in cells:
         rows = [prediction(number) for number in range(4)]
         store.publish({"predictions": rows, "outcomes": [Outcome("ok", "", 4, 1.0)]}, cell=one, provenance=provenance(run="look"))
     pipeline.run(Job(name="look"), place, stages=("report",))
-    page = S3Blobs(f"{place}/look/report").read("report.html").decode()
+    page = open_blobs(f"{place}/look/report").read("report.html").decode()
     assert page.count("<table") > 3 and "Grid" in page
     out, err = capfd.readouterr()
     assert f"report: {place}/look/report/report.html" in out
-    everything = [out, err, *(str(key) for key in S3Blobs(place).list())]
-    everything += [S3Blobs(place).read(key).decode(errors="replace") for key in S3Blobs(place).list()]
-    assert not any(SECRET in text or keys()["AWS_ACCESS_KEY_ID"] in text for text in everything)
-    assert not any(path.name.startswith("s3") for path in Path().iterdir()), "no folder of that name on this machine"
+    blobs = open_blobs(place)
+    everything = [out, err, *blobs.list(), *(blobs.read(key).decode(errors="replace") for key in blobs.list())]
+    assert not any(secret in text for text in everything for secret in (SECRET, keys()["AWS_ACCESS_KEY_ID"], KEY, TOKEN))
+    assert not any(path.name.startswith(place[:2]) for path in Path().iterdir()), "no folder of that name on this machine"
 
 
 # A run whose folder is a bucket's ------------------------------------------------------------------------------------------
@@ -261,7 +361,7 @@ TRAINED = """
     from diffprune.train.context import LocalContext
     from diffprune.train.loop import train
     from diffprune.vlm.load import load
-    from test_s3 import RECIPE, Recipe
+    from test_object_stores import RECIPE, Recipe
     torch.set_num_threads(1)
     for place in sys.argv[1:]:
         train(Recipe(**RECIPE), LocalContext(place), lambda name: load(name, device="cpu"))
@@ -271,7 +371,7 @@ TRAINED = """
 @pytest.mark.trial(3)
 def test_a_killed_training_goes_on_from_the_bucket_and_all_stages_work_there(place: str) -> None:
     """The scorer is, byte for byte, that of a run on a disk that nobody disturbed."""
-    folder, states = f"{place}/run", S3Blobs(f"{place}/run")
+    folder, states = f"{place}/run", open_blobs(f"{place}/run")
     paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
     command = [sys.executable, "-c", textwrap.dedent(TRAINED), "whole", folder]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}) as process:
@@ -292,7 +392,7 @@ def test_a_killed_training_goes_on_from_the_bucket_and_all_stages_work_there(pla
     )  # fmt: skip
     pipeline.run(job, place, stages=("search", "train", "tune", "evaluate"))
     whole = Path("whole/scorers/diffprune-0/model.safetensors").read_bytes()
-    assert S3Blobs(f"{folder}/scorers/diffprune-0").read("model.safetensors") == whole
+    assert open_blobs(f"{folder}/scorers/diffprune-0").read("model.safetensors") == whole
     found, expected = (read_steps(one)["diffprune-0"] for one in (folder, "whole"))
     assert [(row.step, row.loss) for row in found] == [(row.step, row.loss) for row in expected] and len(found) == 5
     assert {key.rpartition("-")[0] for key in states.list("steps")} == {"steps/00000001", "steps/00000002"}, "both have written"
@@ -301,4 +401,4 @@ def test_a_killed_training_goes_on_from_the_bucket_and_all_stages_work_there(pla
     store = Store(f"{folder}/store")
     assert set(store.read("outcomes")["verb"]) >= {"search", "train", "tune", "evaluate"} and not store.problems
     assert len(store.read("steps")) == 5 and not states.list("states")
-    assert not list(Path().glob("s3*")), "no folder of that name on this machine"
+    assert not list(Path().glob(f"{place[:2]}*")), "no folder of that name on this machine"

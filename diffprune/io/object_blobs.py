@@ -1,0 +1,166 @@
+"""Blobs in Google Cloud Storage and in Azure Blob Storage, by obstore: their puts take a condition, too.
+
+Credentials and endpoint are obstore's own, from the environment. Google: `GOOGLE_APPLICATION_CREDENTIALS`, the login of gcloud, or
+the machine's service account. Azure: `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY`, `AZURE_STORAGE_SAS_TOKEN`, a
+client secret, a workload's or the machine's identity. None of them is ever part of an address, a message, or what travels to a
+worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+from diffprune.io.names import checked_key, is_key
+
+STORES = {"gs": ("GCSStore", "bucket"), "az": ("AzureStore", "container")}  # obstore's class, and what it is of
+ADDRESS = re.compile(r"(gs|az)://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*?))?/?\Z", re.DOTALL)
+NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist|container does not exist", re.IGNORECASE)
+DENIED = re.compile(r"status code: 40[13]\b")
+RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+LIMITS = {"connect_timeout": "10s", "timeout": "60s"}
+ENDPOINTS = ("GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT")  # of another store than Google's and Azure's own, such as an emulator
+THIS_MACHINE = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])[:/]")
+
+
+class ObjectBlobs:
+    """Blobs as objects `<folder>/<key>` of a bucket or container, which must be there already. See `Blobs`.
+
+    address: `gs://bucket/folder` or `az://container/folder`; the folder may be left out.
+
+    Raises:
+        ValueError: no such address, obstore is not installed, or its settings in the environment are none.
+    """
+
+    def __init__(self, address: str) -> None:
+        found = ADDRESS.match(address)
+        if not found or (found[3] and not is_key(found[3])):
+            shown = re.sub(r"//[^/]*@", "//...@", address)  # a secret that was put there is not repeated
+            form = "az://container/folder" if address.startswith("az:") else "gs://bucket/folder"
+            raise ValueError(f"{shown!r:.100} is no place: {form} is needed; credentials come from the environment")
+        self.scheme, self.bucket, self.folder = found[1], found[2], found[3] or ""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.folder}".rstrip("/")
+
+    def __reduce__(self) -> tuple[type[ObjectBlobs], tuple[str]]:
+        """By its address: a worker has credentials of its own."""
+        return ObjectBlobs, (str(self),)
+
+    @cached_property
+    def store(self) -> Any:
+        """A store of obstore, which may serve many threads."""
+        try:
+            from obstore import store
+            from obstore.exceptions import BaseError
+        except ImportError:
+            raise ValueError(f"{self} needs obstore: pip install 'diffprune[objects]'") from None
+        clear = any(THIS_MACHINE.match(os.environ.get(name, "")) for name in ENDPOINTS)  # credentials leave no machine unencrypted
+        options = LIMITS | {"allow_http": clear}
+        try:
+            return getattr(store, STORES[self.scheme][0])(self.bucket, client_options=options, retry_config=RETRIES)
+        except (BaseError, ValueError) as error:  # of which the text may hold what stands in the environment
+            hint = "AZURE_STORAGE_ACCOUNT_NAME must be set" if "Account must be specified" in str(error) else "they cannot be read"
+            raise ValueError(f"{self} has no usable settings in the environment: {hint}") from None
+
+    def create(self, key: str, data: bytes | memoryview) -> None:
+        """See `Blobs`. Among the writers of one key the store itself says who was first."""
+        with self._named(key):
+            self._put(key, data, "create")
+
+    def replace(self, key: str, data: bytes | memoryview) -> None:
+        """See `Blobs`."""
+        with self._named(key):
+            self._put(key, data, "overwrite")
+
+    def _put(self, key: str, data: bytes | memoryview, mode: Any) -> None:
+        import obstore
+
+        try:
+            obstore.put(self.store, self._path(key), bytes(data), mode=mode, use_multipart=False)  # one request, or no condition
+        except FileNotFoundError:
+            raise self._no_bucket(key) from None
+
+    def read(self, key: str) -> bytes:
+        """See `Blobs`."""
+        import obstore
+
+        with self._named(key):
+            return bytes(obstore.get(self.store, self._path(key)).bytes())
+
+    def version(self, key: str) -> str | None:
+        """See `Blobs`: the store's own tag."""
+        import obstore
+
+        try:
+            with self._named(key):
+                return _bare(obstore.head(self.store, self._path(key))["e_tag"])
+        except FileNotFoundError:
+            return None
+
+    def list(self, prefix: str = "") -> dict[str, str]:
+        """See `Blobs`."""
+        import obstore
+
+        start, below = self._path(prefix) if prefix else self.folder, len(f"{self.folder}/".lstrip("/"))
+        with self._named(prefix):
+            pages = [*obstore.list(self.store, start or None, chunk_size=1000)]
+        found = {one["path"][below:]: _bare(one["e_tag"]) for page in pages for one in page}
+        return {key: found[key] for key in sorted(found) if is_key(key)}
+
+    def delete(self, key: str) -> None:
+        """See `Blobs`."""
+        import obstore
+
+        try:
+            with self._named(key):
+                obstore.delete(self.store, self._path(key))
+        except FileNotFoundError:
+            return
+
+    def _path(self, key: str) -> str:
+        return f"{self.folder}/{checked_key(key)}".lstrip("/")
+
+    def _name(self, key: str) -> str:
+        return f"{self}/{key}".rstrip("/")
+
+    def _no_bucket(self, key: str) -> OSError:
+        return OSError(errno.EIO, f"there is no {STORES[self.scheme][1]} {self.bucket}: make it first", self._name(key))
+
+    def _denied(self, key: str) -> OSError:
+        return OSError(errno.EACCES, "the object store refuses these credentials", self._name(key))
+
+    @contextmanager
+    def _named(self, key: str) -> Iterator[None]:
+        """Faults of obstore as those of a file, which name the blob; their text holds addresses, which may hold a signature, so it
+        is left out."""
+        self.store  # noqa: B018  # says by itself what is missing
+        from obstore import exceptions
+
+        try:
+            yield
+        except exceptions.AlreadyExistsError:
+            raise FileExistsError(errno.EEXIST, "is there already", self._name(key)) from None
+        except FileNotFoundError as error:
+            if NO_BUCKET.search(str(error)):
+                raise self._no_bucket(key) from None
+            raise FileNotFoundError(errno.ENOENT, "no such blob", self._name(key)) from None
+        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
+            raise self._denied(key) from None
+        except exceptions.BaseError as error:
+            if NO_BUCKET.search(str(error)):
+                raise self._no_bucket(key) from None
+            if DENIED.search(str(error)):  # a listing has no exception of its own for it
+                raise self._denied(key) from None
+            raise OSError(errno.EIO, f"the object store failed ({type(error).__name__})", self._name(key)) from None
+
+
+def _bare(tag: str | None) -> str:
+    """Without quotes, in which Azure puts the tag of one object and not those of a listing."""
+    return str(tag).strip('"')
