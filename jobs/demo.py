@@ -35,7 +35,7 @@ job = Job(
         held_out=72,
     ),
     evaluate=Evaluation(blind=True, limit=80),  # the world's ten benchmarks, each also asked without its pictures
-    measure=Measurement(rounds=20, warmup=5, inputs=1, slow_rounds=3, decode_tokens=8),
+    measure=Measurement(rounds=10, warmup=3, inputs=1, slow_rounds=3, decode_tokens=8),
     baselines=("unpruned", "random", "grid", "attention"),
     replaced=("diffprune",),
     tuned=("diffprune", "gumbel_keepdrop", "grid", "attention"),  # rules too: the best is chosen by their trials

@@ -6,8 +6,9 @@ Which methods there are is read from `pruners/`, so a new file is part of the zo
 missing. Wrappers are asked for by name. Methods that cut inside the decoder meet a budget as the average over layers; what the
 layers before their first cut see alone is a quarter of the tokens in a decoder this shallow, so smaller budgets are left out for
 them. The trained ones take 400 images each, with the settings and options of one equal search where there
-was one (jobs/tune_training.py). About twenty minutes on two cores; interrupted, the same command resumes. The catalogue of README
-has its figures from here: `diffprune list pruners --readme README.md`.
+was one (jobs/tune_training.py). Times are of one session, which orders methods; intervals that hold from one process to the next
+take several, as `jobs/demo.py` has them. About twenty minutes on two cores; interrupted, the same command resumes. The catalogue
+of README has its figures from here: `diffprune list pruners --readme README.md`.
 """
 
 import inspect
@@ -46,7 +47,7 @@ job = Job(
         methods=winners(*methods(fitted=True)),
     ),
     evaluate=Evaluation(blind=True),
-    measure=Measurement(rounds=20, warmup=3, inputs=1, slow_rounds=2, decode_tokens=4, spans=("prefill",)),
+    measure=Measurement(rounds=20, warmup=3, inputs=1, slow_rounds=2, decode_tokens=4, spans=("prefill",), sessions=1),
     baselines=READY,
     budgets=BUDGETS,
     leave_out=True,

@@ -87,11 +87,12 @@ def evaluate_cell(
 
 def measure_cell(
     asked: str | Spec = "grid", budget: str = "Keep(16)", benchmark: str | Spec = GQA, *, weights: str = "", recipe: str = "",
-    seed: int | None = None, batch: int = 8, mode: str = "eager", on: Spec | None = None, dtype: str = "float32", **about: Any,
+    seed: int | None = None, batch: int = 8, mode: str = "eager", session: int = 0, on: Spec | None = None, dtype: str = "float32",
+    **about: Any,
 ) -> Cell:  # fmt: skip
     """Latency of one method. about: fields of `Questions`."""
     spec = pruner(asked, weights=weights)
-    subject = MeasureSpec(spec, budgets.parse(budget), questions(benchmark, **about), batch, mode)
+    subject = MeasureSpec(spec, budgets.parse(budget), questions(benchmark, **about), batch, mode, session)
     return cell(subject, asked=spec, on=on, dtype=dtype, recipe=recipe, seed=seed, label=heading(benchmark))
 
 

@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import html.parser
+import itertools
 import json
 import math
 import re
@@ -22,7 +23,7 @@ import pytest
 from diffprune.core import registry
 from diffprune.core.benchmark import Graded
 from diffprune.core.budget import Keep
-from diffprune.core.cell import Cell, EvaluateSpec, SelectSpec
+from diffprune.core.cell import Cell, EvaluateSpec, MeasureSpec, SelectSpec, weights
 from diffprune.core.records import Figure, KeptToken, Prediction, Timing
 from diffprune.embedded.world import SPLITS
 from diffprune.evaluate.main_figure import answered, main_figure
@@ -130,13 +131,15 @@ def publish(store: Store, cell: Cell, **tables: Any) -> None:
 
 
 def timings(cell: Cell, kept: int, rounds: int) -> list[Timing]:
+    assert isinstance(cell.subject, MeasureSpec)
     base = {("full", "prefill"): 40.0, ("pruned", "prefill"): 6 + 34 * kept / TOTAL, ("native", "prefill"): 6 + 33 * kept / TOTAL,
             ("pruned", "overhead"): 1.2, ("full", "encoder"): 9.0, ("pruned", "encoder"): 9.0, ("full", "ttft"): 52.0,
             ("pruned", "ttft"): 19 + 34 * kept / TOTAL, ("full", "decode"): 2.4, ("pruned", "decode"): 2.1}  # fmt: skip
-    noise = digest("time", str(cell.pruner), kept)
+    session = cell.subject.seed
+    shared, own = digest("time", session), digest("time", str(cell.pruner), weights(cell.subject.pruner), kept, session)
     return [
-        timing(ms * float(np.exp(0.05 * noise.standard_normal())), span=span, arm=arm, repetition=turn, sequence=30 + kept,
-               visual_kept=float(kept if arm != "full" else TOTAL), flags="cpu_only")
+        timing(ms * float(np.exp(0.05 * (shared if arm == "full" else own).standard_normal())), span=span, arm=arm,
+               repetition=turn, sequence=30 + kept, visual_kept=float(kept if arm != "full" else TOTAL), flags="cpu_only")
         for turn in range(rounds) for (arm, span), ms in base.items()
     ]  # fmt: skip
 
@@ -161,11 +164,11 @@ def evaluated(store: Store, limit: int = 40, likes: tuple[str, ...] = tuple(WORL
             publish(store, cell, predictions=rows, figures=figures(cell, rows), outcomes=[outcome(len(rows))])
 
 
-def timed(store: Store, rounds: int = 35) -> None:
-    for asked in methods(1):
+def timed(store: Store, rounds: int = 35, seeds: int = 1, sessions: int = 1) -> None:
+    for asked, session in itertools.product(methods(seeds), range(sessions)):
         if asked["asked"] not in ("random(seed=1)", "replaced(attention)"):
             for kept in KEPT:
-                cell = measure_cell(budget=f"Keep({kept})", **asked)
+                cell = measure_cell(budget=f"Keep({kept})", session=session, **asked)
                 costs = [
                     cost(arm=arm, visual_kept=float(k), prefill_flops=1e7 * (k + 20), counted_flops=1e7 * (k + 20),
                          kv_bytes=2048.0 * (k + 20), kv_measured_bytes=2048.0 * (k + 20))

@@ -333,7 +333,7 @@ def test_equivalence_is_the_90_percent_interval_within_one_point() -> None:
 
 def test_the_detectable_difference_is_found_with_80_percent_power() -> None:
     rng, found = np.random.default_rng(0), []
-    for _ in range(400):
+    for _ in range(200):
         x = rng.normal(0, 1, 40)
         one = Spread.of(float(x.mean()), x.var(ddof=1) / 40, x.var(ddof=1) / 40, 39.0)
         shifted = Spread.of(float(x.mean()) + 0.4538, x.var(ddof=1) / 40, x.var(ddof=1) / 40, 39.0)
@@ -401,8 +401,8 @@ def test_few_rounds_give_a_range_not_an_interval() -> None:
         if num < 6:
             assert (found.low, found.high) == (full[0] / 4, full[-1] / 4)
     cells = [timed(full_ttft=[50, 51, 52], pruned_ttft=[20] * 3), timed(full_ttft=[40] * 8, pruned_ttft=[20] * 8)]
-    pooled = speedup.over_seeds(speedup.ttft_speedup, cells)
-    assert isinstance(pooled, st.Range) and (pooled.low, pooled.high, pooled.num_rows) == (2.0, 2.6, 3)
+    pooled = speedup.pooled(speedup.ttft_speedup, cells)  # of one session: neither says of which
+    assert isinstance(pooled, st.Range) and (pooled.low, pooled.high, pooled.num_rows) == (2.25, 2.3, 3)
 
 
 def timed(**ms: list[float]) -> speedup.Rounds:
@@ -420,15 +420,38 @@ def test_speedups_by_hand() -> None:
     del cell["pruned", "overhead"]
     with pytest.raises(ValueError, match=r"no round timed prefill \+ overhead of arm 'pruned'"):
         speedup.prefill_speedup_net(cell)
-    assert speedup.over_seeds(speedup.prefill_speedup_net, [cell]) is None
+    assert speedup.pooled(speedup.prefill_speedup_net, [cell]) is None
 
 
-def test_seeds_timed_apart_are_independent() -> None:
-    rng = np.random.default_rng(0)
-    cells = [timed(full_prefill=list(20 * rng.lognormal(0, 0.1, 40)), pruned_prefill=[10.0] * 40) for _ in range(4)]
-    each, pooled = [speedup.prefill_speedup(c) for c in cells], speedup.over_seeds(speedup.prefill_speedup, cells)
-    assert pooled is not None and pooled.num_seeds == 4 and pooled.estimate == pytest.approx(np.mean([f.estimate for f in each]))
-    assert pooled.high - pooled.low == pytest.approx(np.mean([f.high - f.low for f in each]) / 2, rel=0.15)
+def test_the_interval_of_seeds_that_were_timed_together_covers() -> None:
+    """Of 200 sessions of four scorers that share the unpruned arm, whose noise does not average out over them."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(200):
+        full = 20 * rng.lognormal(0, 0.05, 31)
+        cells = [timed(full_prefill=list(full), pruned_prefill=list(10 * rng.lognormal(0, 0.01, 31))) for _ in range(4)]
+        pooled = speedup.pooled(speedup.prefill_speedup, cells)
+        assert pooled is not None and pooled.num_seeds == 4 and speedup.sessions(cells) == 1
+        each = [speedup.prefill_speedup(cell) for cell in cells]
+        assert pooled.estimate == pytest.approx(np.mean([found.estimate for found in each]))
+        inside += pooled.low <= 2 <= pooled.high
+    assert 0.92 < inside / 200 < 0.99
+
+
+def test_the_interval_over_sessions_covers_what_differs_between_them() -> None:
+    """Of 200 runs of five processes, each faster or slower by 2 % of its own, in 20 rounds of 1 %; one process alone does not."""
+    rng, inside, alone = np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        cells = []
+        for own in rng.normal(0, 0.02, 5):
+            full, pruned = 20 * np.exp(own + rng.normal(0, 0.01, 20)), 10 * np.exp(rng.normal(0, 0.01, 20))
+            cells.append(timed(full_prefill=list(full), pruned_prefill=list(pruned)))
+        pooled, first = speedup.pooled(speedup.prefill_speedup, cells), speedup.prefill_speedup(cells[0])
+        assert pooled is not None and speedup.sessions(cells) == 5 and (pooled.num_groups, pooled.num_rows) == (5, 20)
+        inside, alone = inside + (pooled.low <= 2 <= pooled.high), alone + (first.low <= 2 <= first.high)
+    assert 0.92 < inside / 200 < 0.98 and alone / 200 < 0.5
+    each = [speedup.prefill_speedup(cell).estimate for cell in cells]
+    low, high = stats.t.interval(0.95, 4, np.mean(each), stats.sem(each))
+    assert pooled is not None and (pooled.low, pooled.high) == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize(

@@ -373,6 +373,22 @@ def test_a_user_s_mistake_comes_back_as_itself(session: None, asked: list[Cell],
         sweep.sweep([measure_cell()], own_folder, PROVENANCE, workers=1, model=EMBEDDED)
 
 
+def test_every_session_is_timed_by_a_process_of_its_own(session: None, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [measure_cell(batch=size, session=number) for number in (0, 1) for size in (1, 2)]
+
+    def told(model: Spec, left: list[Cell], options: Measurement, storage: None) -> Iterator[dict[Cell, Measured]]:
+        yield {}
+        for one in left:
+            yield {one: Measured([], [], Outcome("ok", "", 0, float(os.getpid())))}
+
+    monkeypatch.setattr(measuring, "timed", told)
+    store = Store(own_folder / "store")
+    measuring.measure(cells, Measurement(sessions=2), store, PROVENANCE, model=EMBEDDED)
+    spent = store.read("outcomes").set_index("cell")["seconds"]
+    first, second = ({spent[cell.key] for cell in cells if cell.subject.seed == number} for number in (0, 1))  # type: ignore[union-attr]
+    assert len(first) == len(second) == 1 and first != second
+
+
 def test_exclusive_has_the_host_to_itself(session: None) -> None:
     def alone(word: str, *, twice: bool) -> Iterator[tuple[float, int, str]]:
         yield ray.get_runtime_context().get_assigned_resources()["CPU"], os.getpid(), word * (1 + twice)

@@ -57,7 +57,9 @@ def test_without_weights_it_is_refused_before_any_work(
     says += f"{inner.removesuffix(')')}, weights='folder')" if "(" in inner else f"{inner}(weights='folder')"
     if name in TRAINED:
         says += f", or, for random weights, {name}(untrained=True)"
-    (cell,) = measure.cells(embedded, [registry.spec("pruners", text)], [BUDGET], Measurement(batches=(1,), modes=("eager",)))
+    (cell,) = measure.cells(
+        embedded, [registry.spec("pruners", text)], [BUDGET], Measurement(batches=(1,), modes=("eager",), sessions=1)
+    )
     asked: list[Callable[[], Any]] = [
         lambda: Job(name="x", evaluate={}, baselines=(text,)),
         lambda: diffprune.pruned(embedded.model, text, BUDGET).__enter__(),

@@ -121,7 +121,9 @@ def test_what_it_finds_stands_in_the_catalogue(monkeypatch: pytest.MonkeyPatch) 
     encoded, pictures = ENCODED.pop()
     assert encoded == pictures, "once for all methods, whatever they look at"
     few = 'baselines=["unpruned", "grid", "attention", "fastv"]'
-    quick = Measurement(rounds=2, warmup=0, inputs=1, slow_rounds=2, spans=("prefill",), batches=(2,), threads=1).model_dump()
+    quick = Measurement(
+        rounds=2, warmup=0, inputs=1, slow_rounds=2, spans=("prefill",), batches=(2,), threads=1, sessions=1
+    ).model_dump()
     run(few, *(f"measure.{name}={list(value) if isinstance(value, tuple) else value!r}".replace("'", '"').replace("None", "null")
                for name, value in quick.items() if name not in ("modes", "benchmark", "split", "protocol", "limit")))  # fmt: skip
     assert not ENCODED, "nothing was answered again"

@@ -49,7 +49,8 @@ class EvaluateSpec:
 
 @dataclass(frozen=True)
 class MeasureSpec:
-    """Latency and cost of one method at one budget, beside the unpruned model. seed: of the order in which variants are timed."""
+    """Latency and cost of one method at one budget, beside the unpruned model. seed: of the order in which variants are timed, and
+    so the number of the session in which they are."""
 
     pruner: Spec
     budget: Budget

@@ -1,4 +1,5 @@
-"""Measuring as Ray work: one process has a host to itself; what it has timed together is published before the next begins.
+"""Measuring as Ray work: one process has a host to itself; what it has timed together is published before the next begins. Every
+session asked for has a process of its own.
 
 A process that dies costs what it was timing, not what it had timed: another takes up the rest. Cells of which one process after the
 other dies are given up, and the others go on.
@@ -71,8 +72,11 @@ def measure(
 
     with connect(address):
         while left:
+            session = [cell for cell in left if timing.measured(cell).seed == timing.measured(left[0]).seed]
             try:
-                for found in exclusive(timed, model, left, options, storage, address=address, gpus=gpus, accelerator=accelerator):
+                for found in exclusive(
+                    timed, model, session, options, storage, address=address, gpus=gpus, accelerator=accelerator
+                ):
                     loaded, deaths = True, 0 if found else deaths
                     publish(found)
             except RayError as error:

@@ -252,7 +252,8 @@ class PipelineRun:
         left, store = self.todo("measure"), self.plan.store
         if not left:
             return
-        print(f"measure: {len(left)} cells next to each other, {options.rounds} rounds", flush=True)
+        sessions = f", {options.sessions} sessions" if options.sessions > 1 else ""
+        print(f"measure: {len(left)} cells next to each other, {options.rounds} rounds{sessions}", flush=True)
         self.ray()
         measuring.measure(
             left,

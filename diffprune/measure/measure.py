@@ -62,8 +62,9 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
     for one in methods:
         check_model(one, vlm)
     made = [
-        Cell(vlm.spec, vlm.dtype, MeasureSpec(m.spec, budget, questions, batch, mode, options.seed), describe(m), benchmark.label)
-        for batch in options.batches for mode in options.modes for m in methods for budget in budgets
+        Cell(vlm.spec, vlm.dtype, MeasureSpec(m.spec, budget, questions, batch, mode, seed), describe(m), benchmark.label)
+        for seed in range(options.seed, options.seed + options.sessions) for batch in options.batches for mode in options.modes
+        for m in methods for budget in budgets
     ]  # fmt: skip
     return list(dict.fromkeys(made))
 
@@ -172,7 +173,7 @@ def _session(vlm: VLM, group: list[Cell], options: Measurement, clock: Clock, ho
     for cell, reason in reasons.items():
         found[cell] = _failed(reason)
         del methods[cell]
-    session = Session(vlm, inputs, options, clock, host, mode)
+    session = Session(vlm, inputs, options.model_copy(update={"seed": measured(group[0]).seed}), clock, host, mode)
     return found | side_by_side(session, methods, threads)
 
 

@@ -3,13 +3,17 @@
 Rows are `Timing` records or the table `timings` of *one* cell, or its `Rounds`. Arms of a round ran next to each other on the same
 inputs, so a ratio is one of medians, and its interval rests on the ratio of every single round. The *overhead* is what a method
 adds before prefill (score, select, gather, and what it asks of the encoder); a *net* figure charges it.
+
+A *session* is one process that timed many cells next to each other and one unpruned arm for all of them. Scorer seeds of a method
+that share a session share that arm, and what slowed a round down; and the process, whose memory happens to lie as it lies. So an
+interval from one session is of its rounds, and is that session's; one from several is of the sessions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -92,54 +96,81 @@ def times(rows: Rows, arm: str, *spans: str) -> pd.Series[Any]:
     return whole
 
 
-def ratio(above: pd.Series[Any], below: pd.Series[Any]) -> Interval:
-    """Median of `above` over median of `below`, over the rounds both have."""
-    shared = above.index.intersection(below.index)
-    return ratio_of_medians(above[shared].to_numpy(), below[shared].to_numpy())
+@dataclass(frozen=True)
+class Figure:
+    """A ratio of times, `above` over `below`, each an arm and the spans of it that are summed. Called with rows, its `Interval`.
 
-
-def prefill_speedup(rows: Rows) -> Interval:
-    """prefill full / prefill pruned: what others call speedup; leaves out what the method costs."""
-    found = rounds(rows)
-    return ratio(times(found, "full", "prefill"), times(found, "pruned", "prefill"))
-
-
-def prefill_speedup_net(rows: Rows) -> Interval:
-    """prefill full / (prefill pruned + overhead): the headline and the target of tuning."""
-    found = rounds(rows)
-    return ratio(times(found, "full", "prefill"), times(found, "pruned", *NET))
-
-
-def ttft_speedup(rows: Rows) -> Interval:
-    """From PIL image and text to the first token id, unpruned over pruned."""
-    found = rounds(rows)
-    return ratio(times(found, "full", "ttft"), times(found, "pruned", "ttft"))
-
-
-def native_ratio(rows: Rows) -> Interval:
-    """(prefill pruned + overhead) / prefill of a sequence that was always this short; `NATIVE_LIMIT` bounds it."""
-    found = rounds(rows)
-    return ratio(times(found, "pruned", *NET), times(found, "native", "prefill"))
-
-
-def over_seeds(figure: Callable[[Rows], Interval], cells: Sequence[Rows]) -> Interval | None:
-    """Mean over cells (scorer seeds of one method, timed apart) of one of the figures above; None where no cell timed its spans.
-
-    Cells are independent, so the distances from the estimates to their bounds add in quadrature. Where one of them is a `Range`,
-    the answer is one, too: over all rounds of all cells.
+    Raises ValueError on a call: no round has these spans.
     """
-    found = []
-    for cell in cells:
+
+    above: tuple[str, tuple[str, ...]]
+    below: tuple[str, tuple[str, ...]]
+
+    def __call__(self, rows: Rows) -> Interval:
+        """Of one cell."""
+        return ratio_of_medians(*self.pair(rows))
+
+    def pair(self, rows: Rows) -> tuple[pd.Series[Any], pd.Series[Any]]:
+        """ms by round above and below, of the rounds both have."""
+        found = rounds(rows)
+        above, below = (times(found, arm, *spans) for arm, spans in (self.above, self.below))
+        shared = above.index.intersection(below.index)
+        return above[shared], below[shared]
+
+
+# what others call speedup; leaves out what the method costs
+prefill_speedup = Figure(("full", ("prefill",)), ("pruned", ("prefill",)))
+# the headline and the target of tuning
+prefill_speedup_net = Figure(("full", ("prefill",)), ("pruned", NET))
+# from PIL image and text to the first token id, unpruned over pruned
+ttft_speedup = Figure(("full", ("ttft",)), ("pruned", ("ttft",)))
+# over the prefill of a sequence that was always this short; `NATIVE_LIMIT` bounds it
+native_ratio = Figure(("pruned", NET), ("native", ("prefill",)))
+
+
+def pooled(figure: Figure, cells: Sequence[Rows]) -> Interval | None:
+    """Mean of one of the figures above over cells: scorer seeds of one method, in one session or several. None where no cell timed
+    its spans.
+
+    Of one session, the interval is that of the median over rounds, in each of which the cells' ratios are averaged; of several, it
+    is Student's over the sessions' means, which holds whatever differs between processes as well as within them. From fewer than
+    `LEAST_ROUNDS` rounds of one session: the `Range` of its rounds.
+    """
+    by_session: dict[tuple[float, ...], list[tuple[Interval, pd.Series[Any]]]] = {}
+    for cell in map(rounds, cells):
         try:
-            found.append(figure(cell))
+            own, (above, below) = figure(cell), figure.pair(cell)
         except ValueError:  # this cell did not time these spans
             continue
-    if not found:
-        return None
-    num, fewest = len(found), min(f.num_rows for f in found)
-    value = sum(f.estimate for f in found) / num
-    if any(isinstance(f, Range) for f in found):
-        return Range(value, min(f.low for f in found), max(f.high for f in found), fewest, fewest, num)
-    down = math.sqrt(sum((f.estimate - f.low) ** 2 for f in found)) / num
-    up = math.sqrt(sum((f.estimate - f.high) ** 2 for f in found)) / num
-    return Interval(value, value - down, value + up, fewest, fewest, num)
+        by_session.setdefault(_session(cell), []).append((own, above / below))
+    found = [_of_session(each) for each in by_session.values()]
+    if len(found) < 2:
+        return found[0] if found else None
+    means = np.array([one.estimate for one in found])
+    reach = special.stdtrit(len(means) - 1, 0.5 + LEVEL / 2) * means.std(ddof=1) / math.sqrt(len(means))
+    fewest = min(one.num_rows for one in found)
+    return Interval(
+        float(means.mean()), float(means.mean() - reach), float(means.mean() + reach), fewest, len(found),
+        max(one.num_seeds for one in found),
+    )  # fmt: skip
+
+
+def sessions(cells: Sequence[Rounds]) -> int:
+    """In how many sessions cells were timed."""
+    return len({_session(cell) for cell in cells})
+
+
+def _session(cell: Rounds) -> tuple[float, ...]:
+    """What cells of one session have in common: the times of their unpruned arm."""
+    return tuple(cell["full", "prefill"]) if ("full", "prefill") in cell else ()
+
+
+def _of_session(each: Sequence[tuple[Interval, pd.Series[Any]]]) -> Interval:
+    """Mean over the cells of one session, of each of which the figure and the ratios by round are given, with the interval of the
+    rounds in which every cell ran."""
+    estimate = sum(own.estimate for own, _ in each) / len(each)
+    ratios = np.sort(pd.concat([by_round for _, by_round in each], axis=1).dropna().mean(axis=1).to_numpy())
+    few = len(ratios) < LEAST_ROUNDS
+    low, high = ((ratios[0], ratios[-1]) if len(ratios) else (math.nan, math.nan)) if few else _of_median(ratios)
+    ends = np.fmin(estimate, low), np.fmax(estimate, high)
+    return (Range if few else Interval)(estimate, float(ends[0]), float(ends[1]), len(ratios), len(ratios), len(each))

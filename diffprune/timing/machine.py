@@ -81,4 +81,4 @@ def drifted(series: Sequence[Sequence[float]]) -> bool:
 def value_flags(values: Sequence[float]) -> list[str]:
     """Flags of one series of repetitions. Nothing is ever removed from it."""
     far = bool(len(values)) and bool(max(values) > OUTLIER * max(float(np.median(values)), 1e-9))
-    return ["few_repeats"] * (len(values) < FEW) + ["outlier"] * far
+    return ["outlier"] * far

@@ -1,7 +1,7 @@
 """Times, costs and training as SQL: medians, ratios of medians with their intervals, FLOPs, the training table.
 
 The interval of a median of ratios is that of order statistics, interpolated after Hettmansperger and Sheather (1986); the binomial
-probabilities in it come from `lgamma`.
+probabilities in it come from `lgamma`. Quantiles of Student's distribution, for up to 21 sessions, are a table.
 """
 
 from __future__ import annotations
@@ -45,8 +45,25 @@ SELECT cell, 'net' AS ratio, repetition, full_ms AS above, net_ms AS below FROM 
 UNION ALL SELECT cell, 'native', repetition, net_ms, native_ms FROM round_of WHERE net_ms / native_ms IS NOT NULL
 UNION ALL SELECT cell, 'ttft', repetition, full_ttft_ms, ttft_ms FROM round_of WHERE full_ttft_ms / ttft_ms IS NOT NULL;
 
+CREATE TABLE session_of AS
+SELECT cell, dense_rank() OVER (ORDER BY times) AS session FROM (
+    SELECT cell, list(full_ms ORDER BY repetition) FILTER (full_ms IS NOT NULL) AS times FROM round_of GROUP BY cell);
+CREATE TABLE ratio_of_cell AS
+SELECT cell, ratio, median(above) / median(below) AS value FROM pairs GROUP BY ALL HAVING count(*) >= 2;
+CREATE TABLE session_value AS
+SELECT chapter, method, budget, batch, mode, ratio, session, count(*) AS num, avg(value) AS value
+FROM ratio_of_cell JOIN timed USING (cell) JOIN session_of USING (cell) GROUP BY ALL;
+CREATE TABLE session_round AS
+WITH shared AS (
+    SELECT chapter, method, budget, batch, mode, ratio, session, repetition, avg(above / below) AS r, count(*) AS num
+    FROM pairs SEMI JOIN ratio_of_cell USING (cell, ratio) JOIN timed USING (cell) JOIN session_of USING (cell) GROUP BY ALL
+)
+SELECT *, row_number() OVER (PARTITION BY chapter, method, budget, batch, mode, ratio, session ORDER BY r) AS rank,
+    count(*) OVER (PARTITION BY chapter, method, budget, batch, mode, ratio, session) AS n
+FROM shared SEMI JOIN session_value USING (chapter, method, budget, batch, mode, ratio, session, num);
+
 CREATE TABLE ranks AS
-WITH sizes AS (SELECT DISTINCT count(*) AS n FROM pairs GROUP BY cell, ratio),
+WITH sizes AS (SELECT DISTINCT n FROM session_round),
 mass AS (
     SELECT n, i, sum(exp(lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1) - n * ln(2))) OVER (PARTITION BY n ORDER BY i) AS below
     FROM sizes, generate_series(0, n // 2) s(i)
@@ -57,25 +74,30 @@ picked AS (
 )
 SELECT n, k, (n - k) * step / (k + (n - 2 * k) * step) AS share FROM picked;
 
-CREATE TABLE ratio_of_cell AS
-WITH ordered AS (
-    SELECT cell, ratio, above, below, above / below AS r, count(*) OVER (PARTITION BY cell, ratio) AS n,
-        row_number() OVER (PARTITION BY cell, ratio ORDER BY above / below) AS rank
-    FROM pairs
-), found AS (
-    SELECT cell, ratio, any_value(o.n) AS n, median(above) / median(below) AS value,
-        if(any_value(o.n) < 6, min(r), sum(CASE rank WHEN k THEN (1 - share) * r WHEN k + 1 THEN share * r END)) AS low,
-        if(any_value(o.n) < 6, max(r),
-            sum(CASE rank WHEN o.n + 1 - k THEN (1 - share) * r WHEN o.n - k THEN share * r END)) AS high
-    FROM ordered o LEFT JOIN ranks USING (n) GROUP BY cell, ratio
-)
-SELECT cell, ratio, n, value, least(low, value) AS low, greatest(high, value) AS high FROM found WHERE n >= 2;
+CREATE TABLE session_interval AS
+SELECT chapter, method, budget, batch, mode, ratio, session, any_value(value) AS value,
+    least(any_value(value), if(any_value(n) < 6, min(r), sum(CASE rank WHEN k THEN (1 - share) * r WHEN k + 1 THEN share * r END)))
+        AS low,
+    greatest(any_value(value),
+        if(any_value(n) < 6, max(r), sum(CASE rank WHEN n + 1 - k THEN (1 - share) * r WHEN n - k THEN share * r END))) AS high
+FROM session_value LEFT JOIN session_round USING (chapter, method, budget, batch, mode, ratio, session) LEFT JOIN ranks USING (n)
+GROUP BY ALL;
+CREATE TABLE student AS
+SELECT generate_subscripts(t, 1) AS free, unnest(t) AS t FROM (SELECT [
+    12.706204736432095, 4.302652729696142, 3.182446305284263, 2.776445105197793, 2.570581835636314, 2.446911848791681,
+    2.364624251592784, 2.306004135204166, 2.262157162798205, 2.228138851986274, 2.200985160082949, 2.178812829663418,
+    2.160368656461013, 2.144786687916925, 2.131449545559323, 2.119905299221011, 2.109815577833181, 2.100922040240960,
+    2.093024054408263, 2.085963447265837] AS t);
 CREATE TABLE speedup AS
-SELECT chapter, method, budget, batch, mode, ratio, avg(value) AS value,
-    if(min(n) < 6, min(low), avg(value) - sqrt(sum((value - low) ** 2)) / count(*)) AS low,
-    if(min(n) < 6, max(high), avg(value) + sqrt(sum((high - value) ** 2)) / count(*)) AS high
-FROM ratio_of_cell JOIN timed USING (cell) JOIN speed_flags USING (chapter, method, budget, batch, mode)
-WHERE ratio = 'ttft' OR NOT excluded GROUP BY ALL;
+WITH sessions AS (
+    SELECT chapter, method, budget, batch, mode, ratio, count(*) AS num, avg(value) AS value, any_value(low) AS low,
+        any_value(high) AS high, stddev_samp(value) / sqrt(count(*)) AS error
+    FROM session_interval JOIN speed_flags USING (chapter, method, budget, batch, mode) WHERE ratio = 'ttft' OR NOT excluded
+    GROUP BY ALL
+)
+SELECT chapter, method, budget, batch, mode, ratio, value, if(num = 1, low, value - t * error) AS low,
+    if(num = 1, high, value + t * error) AS high
+FROM sessions LEFT JOIN student ON free = num - 1;
 CREATE TABLE headline_batch AS
 SELECT chapter, arg_max(batch, (num, batch)) AS batch FROM (
     SELECT chapter, batch, count(*) AS num FROM speedup WHERE ratio = 'net' GROUP BY ALL) GROUP BY ALL;

@@ -27,10 +27,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was timed for one method at one budget and batch size, pooled over its seeds.
+    """What was timed for one method at one budget and batch size, pooled over its seeds and over sessions.
 
     spans: (arm, span) -> Spread. net, prefill, ttft, native: the ratios of `statistics.speedup`, None where a span was not timed.
-    flags: of encoder, overhead and prefill; slow_flags: of TTFT and decode.
+    sessions: in which it was timed. flags: of encoder, overhead and prefill; slow_flags: of TTFT and decode.
     """
 
     label: str
@@ -44,6 +44,7 @@ class Speed:
     prefill: Interval | None
     ttft: Interval | None
     native: Interval | None
+    sessions: int
     flags: tuple[str, ...]
     slow_flags: tuple[str, ...]
 
@@ -55,9 +56,9 @@ def _spread(parts: list[pd.Series]) -> Spread:
 
 
 def _flags(rows: pd.DataFrame) -> tuple[str, ...]:
-    """Flags of the rows, and `few_repeats` where the rows show it though nobody said so."""
-    found = {word for text in rows["flags"].astype(str).unique() for word in text.split()}
-    counts = rows.groupby(["cell", "arm", "span"], observed=True).size()
+    """Flags of the rows, and `few_repeats` where all sessions together have fewer, whatever was said of one."""
+    found = {word for text in rows["flags"].astype(str).unique() for word in text.split()} - {"few_repeats"}
+    counts = rows.groupby(["scorer_seed", "arm", "span"], observed=True, dropna=False).size()
     return tuple(sorted(found | ({"few_repeats"} if (counts < FEW).any() else set())))
 
 
@@ -66,7 +67,7 @@ def speeds(records: Records, cells: pd.DataFrame) -> list[Speed]:
     rows = records.of("timings", cells)
     if rows.empty:
         return []
-    about = cells[["label", "budget", "batch", "mode"]]
+    about = cells[["label", "budget", "batch", "mode", "scorer_seed"]]
     rows = rows.join(about, on="cell")
     found = []
     for (label, budget, batch, mode), part in rows.groupby(["label", "budget", "batch", "mode"], sort=True, observed=True):
@@ -81,10 +82,11 @@ def speeds(records: Records, cells: pd.DataFrame) -> list[Speed]:
                 label=str(label), budget=str(budget), batch=int(batch), mode=str(mode), spans=spans, flags=flags,
                 slow_flags=_flags(part[slow]),
                 kept=float(pruned["visual_kept"].mean()), sequence=float(pruned["sequence"].mean()),
-                net=speedup.over_seeds(speedup.prefill_speedup_net, each) if charged else None,
-                prefill=speedup.over_seeds(speedup.prefill_speedup, each),
-                ttft=speedup.over_seeds(speedup.ttft_speedup, each),
-                native=speedup.over_seeds(speedup.native_ratio, each) if charged else None,
+                net=speedup.pooled(speedup.prefill_speedup_net, each) if charged else None,
+                prefill=speedup.pooled(speedup.prefill_speedup, each),
+                ttft=speedup.pooled(speedup.ttft_speedup, each),
+                native=speedup.pooled(speedup.native_ratio, each) if charged else None,
+                sessions=speedup.sessions(each),
             )
         )  # fmt: skip
     return found

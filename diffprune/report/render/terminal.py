@@ -63,7 +63,10 @@ def _block(chapter: Comparison) -> str:
         return ""
     asked = [verdict.short(chapter), escape.plain(_failed(chapter), 400)] if chapter.benchmarks else []
     told = [escape.plain(f"{flag}: {says}", 400) for flag, says in caveats(chapter)]
-    return "\n".join([escape.plain(about), "", *_lines([tuple(table.columns), *table.rows], table.rule_before), "", *asked, *told])
+    notes = [escape.plain(note, 400) for note in table.notes]
+    return "\n".join(
+        [escape.plain(about), "", *_lines([tuple(table.columns), *table.rows], table.rule_before), "", *notes, *asked, *told]
+    )
 
 
 def _failed(chapter: Comparison) -> str:

@@ -162,8 +162,8 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
             ))  # fmt: skip
     columns = ("Method", "kept tokens", "accuracy %", "avg %", "net prefill speedup", "overhead ms")
     notes = (
-        "accuracy: mean credit over the benchmarks. Net prefill speedup: unpruned prefill / (pruned prefill + overhead), as "
-        "measured.",
+        "accuracy: mean credit over the benchmarks. avg %: mean over the benchmarks of pruned / unpruned, each by the figure it is "
+        "known for. Net prefill speedup: unpruned prefill / (pruned prefill + overhead), as measured.",
     )
     return Table("headline", "Accuracy and measured speedup", columns, tuple(rows), notes, frozenset(breaks), tuple(keys))
 

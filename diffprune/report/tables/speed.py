@@ -72,8 +72,8 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
         "flags",
     )
     notes = (
-        "Milliseconds are medians; ratios are ratios of medians with a 95 % interval over interleaved rounds. Net speedup: "
-        "full / (pruned + overhead). "
+        "Milliseconds are medians; ratios are ratios of medians with a 95 % interval over sessions, or over the interleaved rounds "
+        "of one. Net speedup: full / (pruned + overhead). "
         "To native: (pruned + overhead) / native, where native is a prompt that was always this short; 1 means that removing "
         "tokens costs nothing." + (f" All timings: {', '.join(sorted(common))}." if common else ""),
     )

@@ -93,12 +93,16 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     shared = {key: s for key, s in fast.items() if s.net and labels.budget(key[1])[0] in ("Keep", "Share")}
     timed = sorted((s for (label, _), s in shared.items() if label == SUBJECT), key=lambda s: -s.kept)
     parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {s.kept:.0f} tokens" for s in timed if s.net]
+    over = sorted({s.sessions for s in shared.values()})
+    told = (
+        "one timing session" if over == [1] else f"{' to '.join(map(str, dict.fromkeys((*over[:1], *over[-1:]))))} timing sessions"
+    )
     if parts:
-        return [f"Measured prefill speedup net of the pruner's own overhead, batch {batch}: {joined(parts)}."]
+        return [f"Measured prefill speedup net of the pruner's own overhead, batch {batch}, {told}: {joined(parts)}."]
     if shared and not any(label == SUBJECT for label, _ in chapter.arms):
         ends = sorted((s.net.estimate, f"{s.label} with {s.kept:.0f} tokens") for s in shared.values() if s.net)
         said = joined([f"{net:.2f}× ({who})" for net, who in (ends[0], ends[-1])][: len(ends)])
-        return [f"Measured prefill speedups net of the pruner's own overhead, batch {batch}, between {said}."]
+        return [f"Measured prefill speedups net of the pruner's own overhead, batch {batch}, {told}, between {said}."]
     return [f"The prefill of {SUBJECT} has not been timed yet, so there is no speedup to report."]
 
 
