@@ -4,10 +4,10 @@
 
 A budget is the average over layers, so what a late cut leaves is far less: a third of the tokens on average is a ninth behind a cut
 after one of four layers. ATP-LLaVA is there twice, with counts of each image's own and with exact ones. Settings are the
-winners of jobs/tune_training.py, over 1,200 images.
+winners of jobs/tune_training.py.
 """
 
-from _winners import LONGER, spelled, winners
+from _winners import spelled, winners
 
 from diffprune.job import Evaluation, Job, Recipe
 
@@ -20,13 +20,15 @@ job = Job(
     train=Recipe(
         pruners=METHODS,
         seeds=tuple(range(5)),
+        steps=100,
+        images=4,
         budgets=("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)"),
         workers=2,
         validate_every=0,
         grad_cosine_every=0,
-        methods=winners(*METHODS, longer=LONGER),
+        methods=winners(*METHODS),
     ),
-    evaluate=Evaluation(limit=180),
+    evaluate=Evaluation(limit=80),
     baselines=("unpruned", "random", "attention", "fastv", "pyramiddrop"),
     budgets=BUDGETS,
     workers=2,

@@ -372,7 +372,7 @@ def test_exact_copies_are_chosen_once_each() -> None:
     features = torch.eye(4)[torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])][None]
     valid = torch.ones(1, 8, dtype=torch.bool)
     cosine = _greedy.cosines(features, valid)
-    for order in (_greedy.max_min(1 - cosine, valid, 8), _greedy.most_volume(cosine, valid, 8)):
+    for order in (_greedy.max_min(cosine.clone(), valid, 8), _greedy.most_volume(cosine, valid, 8)):
         assert sorted(order[0].tolist()) == list(range(8))
         assert sorted(features[0, order[0, :4]].argmax(1).tolist()) == [0, 1, 2, 3], "one of each before any copy"
 

@@ -23,7 +23,7 @@ from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.load import load
 
 REPOSITORY = Path(__file__).parents[1]
-IMAGES = {"ablation_throttler": 400, "compare_trained": 1200, "compare_inside": 1200}  # of the search's 400, or three times those
+IMAGES = {"ablation_throttler": 400, "compare_trained": 1200, "compare_inside": 400}  # of the search's 400, or three times those
 JOBS = tuple(IMAGES)
 
 

@@ -37,25 +37,25 @@ def some(mask: Tensor) -> Tensor:
     return mask.view(torch.uint8).amax(2) > 0
 
 
-def max_min(distance: Tensor, valid: Tensor, steps: int) -> Tensor:
+def max_min(likeness: Tensor, valid: Tensor, steps: int) -> Tensor:
     """[B steps] int: tokens in the order in which each is the farthest from all chosen before it.
 
-    distance: [B N N], overwritten; any measure that grows with distance. The first is the token whose nearest other is farthest.
+    likeness: [B N N], overwritten; any measure that falls with distance. The first is the token whose nearest other is farthest.
     Ties go to the earlier token.
     """
-    batch, num, _ = distance.shape
-    padding, own = hidden(valid), distance.diagonal(dim1=1, dim2=2)
+    batch, num, _ = likeness.shape
+    padding, own = hidden(valid), likeness.diagonal(dim1=1, dim2=2)
     if not valid.is_cpu or not bool(valid.all()):  # asked where that is cheap
-        distance += padding[:, None]
-    own.fill_(math.inf)
-    chosen = [(distance.amin(2) - padding).argmax(1)]
-    own.fill_(-math.inf)  # nothing is nearer to a chosen token than itself
-    rows, base = distance.view(batch * num, num), torch.arange(batch, device=distance.device) * num
-    left = rows.index_select(0, chosen[0] + base).masked_fill_(~valid, -math.inf)
-    new = torch.empty_like(left)
+        likeness -= padding[:, None]
+    own.fill_(-math.inf)
+    chosen = [(likeness.amax(2) + padding).argmin(1)]
+    own.fill_(math.inf)  # nothing is nearer to a chosen token than itself
+    rows, base = likeness.view(batch * num, num), torch.arange(batch, device=likeness.device) * num
+    nearest = rows.index_select(0, chosen[0] + base).masked_fill_(~valid, math.inf)
+    new = torch.empty_like(nearest)
     for _ in range(steps - 1):
-        chosen.append(left.max(1).indices)  # a third faster than argmax on a CPU, and the first of equals, too
-        torch.minimum(left, torch.index_select(rows, 0, chosen[-1] + base, out=new), out=left)
+        chosen.append(nearest.min(1).indices)  # a third faster than argmin on a CPU, and the first of equals, too
+        torch.maximum(nearest, torch.index_select(rows, 0, chosen[-1] + base, out=new), out=nearest)
     return torch.stack(chosen, 1)
 
 

@@ -24,5 +24,5 @@ class DivPrune(Pruner):
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         counts, num = cut.budget.counts(tokens.counts), tokens.valid.shape[1]
-        order = max_min(cosines(tokens.features, tokens.valid).neg_(), tokens.valid, cut.budget.count(num))
+        order = max_min(cosines(tokens.features, tokens.valid), tokens.valid, cut.budget.count(num))
         return Selection(first(order, counts, num))

@@ -104,7 +104,7 @@ def choice(name: str, seen: VisualTokens, kept: int) -> Callable[[], Any]:
         return lambda: _greedy.first(_greedy.most_volume(kernel, seen.valid, kept), counts, num)
     likeness = _greedy.cosines(seen.features, seen.valid)
     if name == "divprune":
-        return lambda: _greedy.first(_greedy.max_min(likeness.neg_(), seen.valid, kept), counts, num)
+        return lambda: _greedy.first(_greedy.max_min(likeness.clone(), seen.valid, kept), counts, num)
     scores, left = seen.given(encoder_attention()), kept - kept // 2
 
     def prune() -> torch.Tensor:

@@ -220,7 +220,8 @@ def tuned(records: Records) -> Table | None:
     notes: tuple[str, ...] = (
         "Accuracy: mean credit on the calibration split, with its interval over pictures. Minus the best: paired difference to the "
         "most accurate answer to the same target, of these scorers; cannot tell: another calibration set may well reverse this "
-        "order. Measured: net of overhead, on held-out samples that the tuner had not seen.",
+        "order. Measured: net of overhead, on held-out samples that the tuner had not seen, in one timing session, which is what "
+        "the interval is of.",
         words("all rows of this table"),
     )
     if len(every) > len(frame):
