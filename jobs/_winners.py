@@ -4,8 +4,9 @@ The search's page and store are in reports/tune_training. A method's own option 
 spelled with one; methods that were not searched train with their recipe's own settings.
 
 The search trains on 400 images a configuration, which is too few for a scorer's seeds to agree (reports/training_length).
-`compare_gumbel` and `compare_trained` train each winner `LONGER` times as long: 1,200 images, over which learning rate, temperatures and easing are stretched.
-That length is the same for all methods and was read from test answers, so it favours none of them by design, only by luck.
+`compare_gumbel` and `compare_trained` train each winner `LONGER` times as long: 1,200 images, over which learning rate,
+temperatures and easing are stretched. That length is the same for all methods and was read from test answers, so it favours none of
+them by design, only by luck.
 """
 
 from typing import Any

@@ -6,6 +6,7 @@ import gc
 import os
 import secrets
 import signal
+import tempfile
 
 # Before torch or Ray is imported anywhere: both read their environment once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,8 +56,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Whatever a test writes lands in a folder of its own."""
+    """Whatever a test writes lands in a folder of its own, temporary files of this process included."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv(FOLDER, raising=False)  # an earlier test that spoke to Ray told its workers where its plug-ins lie
     return tmp_path
 

@@ -18,7 +18,7 @@ import ray
 from diffprune.core.cell import Cell
 from diffprune.core.records import Prediction
 from diffprune.core.spec import Spec
-from diffprune.distributed import cluster, liveness, sweep
+from diffprune.distributed import cluster, liveness, sweep, trials
 from diffprune.distributed.exclusive import exclusive
 from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.run_lock import attempts_at, lock
@@ -123,6 +123,35 @@ def test_a_process_that_does_not_begin_is_missed_where_nobody_is_at_work(session
     assert watch.look([never], patient=True) == [], "it may wait for a node"
     ((actor, reason),) = watch.look([never])
     assert actor == never and reason == "its process did not begin in 0 s"
+
+
+@pytest.mark.trial(12)
+def test_a_trial_of_a_search_that_hangs_is_a_failed_trial(session: None, quick: None, own_folder: Path) -> None:
+    """The others come to their end, also one that takes longer than a trial may do nothing."""
+
+    def trial(config: dict[str, int], marks: Path) -> None:
+        from ray import tune
+
+        if config["index"] == 1:
+            (marks / "frozen").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        compute(2.5 if config["index"] == 0 else 0.1)
+        tune.report({"value": config["index"]})
+
+    class Heard:
+        def __init__(self) -> None:
+            self.told: list[int] = []
+
+        def reported(self, index: int, result: dict[str, int]) -> None:
+            assert result["value"] == index
+
+        def ended(self, index: int) -> None:
+            self.told.append(index)
+
+    heard = Heard()
+    failed, reason = trials.failures(trial, 4, {"marks": own_folder}, heard, {"cpu": 1}, computing=True, max_concurrent_trials=2)
+    assert failed == 1 and sorted(heard.told) == [0, 2, 3] and reason
+    assert ended(int((own_folder / "frozen").read_text()))
 
 
 def test_what_is_timed_may_hang_as_well(session: None, quick: None) -> None:

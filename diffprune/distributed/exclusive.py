@@ -30,7 +30,7 @@ def exclusive(
         with resources.reserved(host) as place:
             alone = ray.remote(num_cpus=host["CPU"], num_gpus=host.get("GPU", 0), scheduling_strategy=place)(_Alone).remote()
             try:
-                with watched(alone):
+                with watched(lambda: [alone]):
                     for found in alone.run.options(num_returns="streaming").remote(fn, args, kwargs):
                         yield ray.get(found)
             except RayTaskError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,14 +161,15 @@ def kill(actor: Any, seen: _Seen) -> None:
 
 
 @contextmanager
-def watched(actor: Any) -> Iterator[None]:
-    """Whoever waits for an answer of this actor within the block hears of its death where it hangs."""
+def watched(working: Callable[[], Sequence[Any]]) -> Iterator[None]:
+    """Whoever waits for answers of these actors within the block hears of the death of one that hangs. working: those of which an
+    answer is due; asked by another thread."""
     ended = threading.Event()
 
     def look() -> None:
         watch = Watch()
         while not ended.wait(LOOK_S):
-            for _, reason in watch.look([actor]):
+            for _, reason in watch.look(working()):
                 print(f"{reason}; it is killed", flush=True)
 
     thread = threading.Thread(target=look, daemon=True, name="liveness")

@@ -84,7 +84,7 @@ def _run(
     storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
     failed, reason = failures(
         _trial, len(asked), {"asked": list(asked), "known": dict(known), "storage": storage},
-        _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": gpus}, max_concurrent_trials=workers,
+        _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": gpus}, computing=True, max_concurrent_trials=workers,
         scheduler=ASHAScheduler("look", "validation_hard", "min", max_t=2**halvings, grace_period=1, reduction_factor=2),
     )  # fmt: skip
     if failed:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from diffprune.distributed.cluster import private_folder
+from diffprune.distributed.liveness import watched
 
 
 class Hearer(Protocol):
@@ -20,24 +21,44 @@ class Hearer(Protocol):
 
 
 def failures(
-    trial: Callable[..., None], num: int, given: Mapping[str, Any], hearer: Hearer, resources: Mapping[str, float], **options: Any
+    trial: Callable[..., None],
+    num: int,
+    given: Mapping[str, Any],
+    hearer: Hearer,
+    resources: Mapping[str, float],
+    computing: bool = False,
+    **options: Any,
 ) -> tuple[int, str]:
     """Run `trial` with {"index": i} for each i below `num`; returns how many failed, and the last line of the first one's reason.
 
-    given: what every trial gets beside its number. resources: of one trial. options: of `ray.tune.TuneConfig`.
+    given: what every trial gets beside its number. resources: of one trial. computing: trials compute by themselves, so that one
+    whose process does nothing for long hangs, and is killed, which is its failure. options: of `ray.tune.TuneConfig`.
     """
     from ray import tune as ray_tune  # to import it takes half a second, of which most commands have no use
 
+    running: dict[int, Any] = {}
+
     class Callback(ray_tune.Callback):
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            running[trial.config["index"]] = trial
+
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
             hearer.reported(trial.config["index"], result)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            running.pop(trial.config["index"], None)
             hearer.ended(trial.config["index"])
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            running.pop(trial.config["index"], None)
+
+    def working() -> list[Any]:
+        actors = [trial.temporary_state.ray_actor for trial in list(running.values())] if computing else []
+        return [actor for actor in actors if actor is not None]
 
     # Ctrl-C stays ours: Ray's handler ends the trials as if they were done, and then swallows one more.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    with private_folder() as folder:
+    with private_folder() as folder, watched(working):
         results = ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(trial, **given), dict(resources)),
             param_space={"index": ray_tune.grid_search(list(range(num)))},

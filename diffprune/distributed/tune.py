@@ -121,7 +121,7 @@ class _Remote:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def asked(*args: Any) -> Any:
             try:
-                with watched(self.actor):
+                with watched(lambda: [self.actor]):
                     return ray.get(getattr(self.actor, name).remote(*args))
             except RayTaskError as error:
                 raise Failed(with_class(error.cause)) from error
@@ -149,7 +149,7 @@ def _trial(config: dict[str, Any], actor: Any, candidates: Sequence[Candidate]) 
     """The trainable: no model of its own, one question to the resident one."""
     from ray import tune as ray_tune
 
-    with watched(actor):
+    with watched(lambda: [actor]):
         found: Accuracy = ray.get(actor.accuracy.remote(*candidates[config["index"]]))
     ray_tune.report({"accuracy": found.mean, "low": found.low, "high": found.high})
 
@@ -243,7 +243,7 @@ def _searched(todo: Sequence[Cell], options: Tuning, store: Store, provenance: P
 def _ready(actor: Any, model: Spec, pruners: list[Spec], options: Tuning, storage: Proof | None) -> None:
     """Load the model in the actor; a user's mistake, and a host that does not see the run's storage, come back as themselves."""
     try:
-        with watched(actor):
+        with watched(lambda: [actor]):
             ray.get(actor.prepare.remote(model, pruners, options, storage))
     except RayTaskError as error:
         if isinstance(error.cause, ValueError | Unseen):
