@@ -461,6 +461,12 @@ def test_speedup_is_the_ratio_of_medians_with_overhead_charged(full: Path, made:
     assert "All timings: cpu_only" in made["html"].read_text("utf-8")
 
 
+def test_ticks_of_a_logarithmic_axis_are_powers_in_words(made: dict[str, Path]) -> None:
+    assert [svg.power_of_ten(10.0**e) for e in (-12, 0, 4)] == ["10⁻¹²", "10⁰", "10⁴"] and svg.power_of_ten(20) == "20"
+    page = made["html"].read_text("utf-8")
+    assert "mathdefault" not in page and "10⁰</text>" in page
+
+
 def test_the_words_say_what_the_table_says(made: dict[str, Path]) -> None:
     page = made["html"].read_text("utf-8")
     row = next(r for r in rows_of(made["csv/differences"]) if r["DiffPrune minus"] == "Gumbel top-K")

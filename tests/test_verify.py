@@ -140,8 +140,9 @@ def test_committed_reports_are_what_their_stores_say(folder: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(REPORTS.glob("*/figures/*.svg")), ids=lambda p: f"{p.parts[-3]}-{p.stem}")
 def test_committed_figures_are_read_by_themselves(path: Path) -> None:
-    """A browser forgives a page what it does not forgive a file."""
+    """A browser forgives a page what it does not forgive a file; and nobody reads a formula that is not set."""
     assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    assert "mathdefault" not in path.read_text("utf-8") and "$" not in path.read_text("utf-8")
 
 
 def test_the_command_says_what_differs_and_fails(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

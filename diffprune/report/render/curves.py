@@ -10,7 +10,7 @@ import pandas as pd
 
 from diffprune.report.analysis.records import Records
 from diffprune.report.render.escape import plain
-from diffprune.report.render.svg import INK, NARROW, SHOWN, Plot, axes, plot, styled, svg
+from diffprune.report.render.svg import INK, NARROW, SHOWN, Plot, axes, plot, power_of_ten, styled, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,8 +63,10 @@ def _training(records: Records, steps: pd.DataFrame, width: float) -> str:
             ax.set_title(title, fontsize=8.5)
             if not any(np.size(line.get_xdata()) for line in ax.lines):
                 ax.annotate("not recorded", (0.5, 0.5), xycoords="axes fraction", ha="center", color="#888888")
+                ax.set(xticks=[], yticks=[])
         if (steps["grad_norm"] > 0).all():
             panels[6].set_yscale("log")
+            panels[6].yaxis.set_major_formatter(power_of_ten)
         _costs(panels[8], steps, {x: records.styles[x][0] for x in shown})
         handles, words = panels[0].get_legend_handles_labels()
         figure.legend(handles, words, loc="outside lower center", ncols=max(1, round(width / 2)))
@@ -83,7 +85,7 @@ def _costs(ax: Axes, steps: pd.DataFrame, shown: dict[str, str]) -> None:
     ax.set_yticks([])
     ax.margins(x=0.15)
     ax.grid(visible=False, axis="y")
-    ax.set_title("step cost, ms (median, p10–p90)", fontsize=8.5)
+    ax.set_title("ms a step (median, p10–p90)", fontsize=8.5)
 
 
 def tuning(records: Records) -> Plot | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import math
 import re
 import warnings
 from collections import Counter
@@ -21,6 +22,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu S
 INK = "#333333"
 WIDTH, HALF, NARROW, DPI = 8.8, 5.7, 4.0, 100  # inches of a page, of half a page and of a telephone; dots are for laying out text
 SHOWN = 9  # methods in one figure; the others are in the tables
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "diffprune",
@@ -76,6 +78,13 @@ def axes(width: float, height: float, rows: int = 1, columns: int = 1, share: bo
     FigureCanvasSVG(figure)
     made = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
     return figure, list(made.ravel())
+
+
+def power_of_ten(value: float, _: int | None = None) -> str:
+    """A tick of a logarithmic axis, `10⁴`: matplotlib's own are formulas, which no figure here reads."""
+    exponent = math.log10(value) if value > 0 else math.nan
+    whole = round(exponent) if math.isfinite(exponent) else 0
+    return f"10{str(whole).translate(SUPERSCRIPT)}" if math.isclose(exponent, whole, abs_tol=1e-9) else f"{value:g}"
 
 
 def svg(figure: Figure) -> str:
