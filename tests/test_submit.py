@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import ray
 import requests
+from blob_stores import MemoryBlobs
 from fake_head import TOKEN, FakeHead
 
 from diffprune.cli import commands
@@ -214,7 +216,7 @@ def test_a_job_is_checked_before_anything_is_sent(fake: FakeHead, own_job: Path,
         code, sentence = commands.call(["submit", "study", "--address", fake.address, *line])
         assert (code, says in sentence, "hf_secret" in sentence) == (2, True, False), sentence
     assert not fake.requests
-    for line, says in (((), "add --out"), (("--out", "runs"), "absolute path")):
+    for line, says in (((), "add --out"), (("--out", "runs"), "absolute path"), (("--out", "s3://b"), "is no place")):
         code, sentence = commands.call(["submit", "study", "--address", "https://10.255.255.1:8265", *line])
         assert (code, says in sentence) == (2, True), sentence
 
@@ -307,6 +309,25 @@ def test_results_come_back_through_the_log(fake: FakeHead, own_job: Path, monkey
     monkeypatch.setattr(fake, "answer", haunted)
     results.fetch(client, "mine-1", own_job / "again")
     assert deleted and list(fake.jobs) == ["mine-1"]
+
+
+@pytest.mark.parametrize("out", ["s3://a-bucket/runs", "gs://a-bucket/runs", "az://a-container/runs"])
+def test_a_job_s_results_may_lie_in_a_bucket(out: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Request("mine", "study", ("--out", out))
+    for address in ("https://10.255.255.1:8265", "http://127.0.0.1:8265"):
+        assert asked.entrypoint("study", address)[-2:] == ["--out", out], "as it was given, and once"
+        assert asked.metadata(1, "study", address)["out"] == out
+    blobs = MemoryBlobs()
+    monkeypatch.setattr(results, "found", lambda head, name: SimpleNamespace(metadata={"run": "mine", "out": out}))
+    monkeypatch.setattr(results, "open_blobs", lambda place: blobs if place == f"{out}/mine" else None)
+    nobody: Any = None
+    with pytest.raises(ValueError, match=r"there is nothing in .* yet"):
+        results.fetch(nobody, "mine-1", own_folder / "came")
+    for key in ("report/report.html", "store/parts/a.parquet", "scorers/weights", "job.json"):
+        blobs.create(key, key.encode())
+    assert results.fetch(nobody, "mine-1", own_folder / "came") == 3
+    came = {str(path.relative_to(own_folder / "came")): path.read_text() for path in (own_folder / "came").rglob("*.*")}
+    assert came == {key: key for key in ("report/report.html", "store/parts/a.parquet", "job.json")}
 
 
 def test_a_damaged_archive_is_not_unpacked(own_folder: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from diffprune.cli import remote, runs
+from diffprune.cli.places import Folder, Place
 from diffprune.core import exits, termination
 
 OVERVIEW = """Train, tune, measure and honestly compare visual-token pruners.
@@ -117,7 +118,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--out",
         default="runs",
         show_default=True,
-        type=click.Path(path_type=Path),
+        type=Place(),
         help="Folder, or s3://, gs:// or az://bucket/folder, where everything is written.",
     ),
     click.option("--model", help="'embedded', a folder, or a hub checkpoint."),
@@ -248,7 +249,7 @@ def _cost(gpu: str | None, rates: Path | None, **options: Any) -> None:
 
 
 for _option in (
-    click.option("--rates", type=click.Path(path_type=Path), help="Run or report whose cells tell how long such cells take."),
+    click.option("--rates", type=Place(), help="Run or report whose cells tell how long such cells take."),
     click.option("--gpu", metavar="KIND", help="The GPU whose rates count, as in H100: refused where none was measured."),
     *reversed(OPTIONS),
 ):
@@ -261,9 +262,7 @@ WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a che
 
 @app.command("fetch")
 @click.argument("names", nargs=-1, required=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Download below this folder. [default: DIFFPRUNE_DATA or ~/.cache/diffprune]"
-)
+@click.option("--out", type=Folder(), help="Download below this folder. [default: DIFFPRUNE_DATA or ~/.cache/diffprune]")
 def fetch(names: tuple[str, ...], out: Path | None) -> None:
     """Download and check data ahead of a run: benchmarks (gqa, "mmbench(edition='20230712')") and checkpoints (owner/name or
     owner/name@commit). What is there is not loaded again; a folder, as in "gqa(folder='data')", is only checked."""
@@ -283,7 +282,7 @@ def fetch(names: tuple[str, ...], out: Path | None) -> None:
 
 
 @app.command("push")
-@click.argument("scorer", type=click.Path(path_type=Path))
+@click.argument("scorer", type=Folder())
 @click.argument("name", metavar="OWNER/NAME")
 @click.option("--public", is_flag=True, help="A repository that this makes can be read by everyone. [default: private]")
 def push(scorer: Path, name: str, public: bool) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from diffprune.cli.places import Folder
+
 LOCAL = "http://127.0.0.1:8265"
 
 
@@ -38,7 +40,7 @@ def _connected(address: str, insecure: bool) -> Any:
 @click.option(
     "--env", "pairs", multiple=True, metavar="NAME=VALUE", help="Variable of the job's processes; may be repeated. No secrets."
 )
-@click.option("--working-dir", type=click.Path(path_type=Path), help="Send this folder; by default what git tracks of the project.")
+@click.option("--working-dir", type=Folder(), help="Send this folder; by default what git tracks of the project.")
 @click.option("--image", help="Run in this container image, with what is inside it; nothing is sent.")
 @click.option(
     "--timeout", "timeout_s", type=click.IntRange(min=1), help="Interrupt the job after so many seconds; it can be resumed."
@@ -167,7 +169,7 @@ def resume(name: str, address: str, insecure: bool) -> None:
 
 @click.command("results")
 @click.argument("name", metavar="ID")
-@click.option("--to", type=click.Path(path_type=Path), help="A new folder. [default: results/ID]")
+@click.option("--to", type=Folder(), help="A new folder. [default: results/ID]")
 @_head()
 def results(name: str, to: Path | None, address: str, insecure: bool) -> None:
     """Bring the report and the records of a job's run here; it may be running still. Scorers stay in the shared folder."""

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 
+from diffprune.cli.places import Folder, Place
+
 
 @click.command("watch")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="Where runs are, told by name.")
+@click.argument("run", type=Place())
+@click.option("--out", default="runs", show_default=True, type=Place(), help="Where runs are, told by name.")
 def watch(run: Path, out: Path) -> None:
     """Show what a run has done so far: stages, losses, accuracies, failures. RUN is its name, or its folder.
 
@@ -23,7 +25,7 @@ def watch(run: Path, out: Path) -> None:
 
 
 @click.command("verify")
-@click.argument("place", type=click.Path(path_type=Path))
+@click.argument("place", type=Folder())
 def verify_(place: Path) -> None:
     """Compute every number of a report again from its store's Parquet files, with DuckDB alone.
 
@@ -36,8 +38,8 @@ def verify_(place: Path) -> None:
 
 
 @click.command("export")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("run", type=Folder())
+@click.argument("out", type=Folder())
 def export(run: Path, out: Path) -> None:
     """Copy the report of a run into the folder OUT, and its store beside it, compacted to one file for each table."""
     from diffprune.store import Store, readme
@@ -62,9 +64,9 @@ def _newer(folder: Path, file: Path) -> bool:
 
 
 @click.command("compare")
-@click.argument("first", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("second", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the page. [default: runs/FIRST-SECOND]")
+@click.argument("first", metavar="RUN", type=Folder())
+@click.argument("second", metavar="RUN", type=Folder())
+@click.option("--out", type=Folder(), help="Folder of the page. [default: runs/FIRST-SECOND]")
 def compare(first: Path, second: Path, out: Path | None) -> None:
     """Two runs on one page: the second minus the first for every method and budget that both have, with verdicts, and what differs.
 
@@ -77,7 +79,7 @@ def compare(first: Path, second: Path, out: Path | None) -> None:
 
 
 @click.command("index")
-@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@click.argument("folder", default="runs", type=Folder())
 def index(folder: Path) -> None:
     """One page over all runs of FOLDER (runs, unless named): FOLDER/index.html, with each run's verdict and a link to its page."""
     from diffprune import report

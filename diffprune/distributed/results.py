@@ -1,4 +1,5 @@
-"""Bring a run's report and records back from a cluster, through the log of a small job, which the same token guards."""
+"""Bring a run's report and records back from a cluster: through the log of a small job, which the same token guards, or from the
+bucket they lie in."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from diffprune.distributed.head import Head, loopback
 from diffprune.distributed.submit import POLL_S, found, start
 from diffprune.io import run_archive
+from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs, remote
 
 ARCHIVE_S = 300.0
 FORGET_TRIES = 4
@@ -29,11 +31,29 @@ def fetch(head: Head, name: str, to: Path) -> int:
         raise ValueError(f"{name} was not sent by diffprune submit, so nothing tells where its results lie")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ValueError(f"{to} is not empty: name another folder with --to")
+    if remote(told["out"]):
+        return copied(open_blobs(f"{told['out']}/{told['run']}"), to)
     log = _log_of(head, f"{told['out']}/{told['run']}")
     if run_archive.BEGIN not in log:
         raise ValueError(" ".join(log.split()) or f"the head gave no results of {name}")
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
     return run_archive.unpacked(log, to)
+
+
+def copied(run: Blobs, to: Path) -> int:
+    """Copy report and records of a run in object storage into a folder, with this machine's own credentials; how many files.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    keys = [key for key in run.list() if "/" not in key or key.split("/")[0] in run_archive.PARTS]
+    if not keys:
+        raise ValueError(f"there is nothing in {run} yet: has the run begun?")
+    to.mkdir(parents=True, exist_ok=True, mode=0o700)
+    here = LocalBlobs(to, private=True)
+    for key in keys:
+        here.create(key, run.read(key))
+    return len(keys)
 
 
 def _log_of(head: Head, folder: str) -> str:

@@ -24,6 +24,7 @@ from ray.job_submission import JobDetails, JobStatus
 
 from diffprune.core.registry import nearest
 from diffprune.distributed.head import Head, loopback, without_rays_lines
+from diffprune.io.blob_store import open_blobs, remote
 from diffprune.io.names import checked_name
 from diffprune.io.project import Project
 
@@ -64,8 +65,8 @@ class Request:
 
     def metadata(self, attempt: int, job: str, address: str) -> dict[str, str]:
         """What `resume` and `results` need; texts, as Ray wants them. Values of variables are not in it."""
-        out = Path(option(self.entrypoint(job, address), "--out") or "")
-        told = {"run": self.run, "attempt": str(attempt), "job": self.job, "arguments": json.dumps(self.arguments), "out": str(out)}
+        out = option(self.entrypoint(job, address), "--out") or ""
+        told = {"run": self.run, "attempt": str(attempt), "job": self.job, "arguments": json.dumps(self.arguments), "out": out}
         told["folder"] = str(Path.cwd())
         also = {"image": self.image, "timeout_s": self.timeout_s, "working_dir": self.working_dir}
         return told | {key: str(value) for key, value in also.items() if value}
@@ -86,11 +87,16 @@ def _out(arguments: Sequence[str], address: str) -> list[str]:
     """`--out`, where it is not given or not absolute: a job runs in a copy of the folder, which is deleted with the cluster.
 
     Raises:
-        ValueError: no place for results that outlives the job.
+        ValueError: no place for results that outlives the job, or an address that is none.
     """
     given = option(arguments, "--out")
+    if given is not None and remote(given):
+        open_blobs(given)
+        return []
     if given is None and not loopback(address):
-        raise ValueError("add --out FOLDER, one that every host of the cluster can reach: results in the job's own folder are lost")
+        raise ValueError(
+            "add --out, a folder or bucket that every host of the cluster can reach: results in the job's own folder are lost"
+        )
     if given is not None and not loopback(address) and not Path(given).is_absolute():
         raise ValueError(f"--out {given} would lie in the job's own folder, which goes with the cluster: give an absolute path")
     return [] if given and Path(given).is_absolute() else ["--out", str(Path.cwd() / (given or "runs"))]

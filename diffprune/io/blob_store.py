@@ -23,7 +23,7 @@ from diffprune.io.object_blobs import STORES, ObjectBlobs
 from diffprune.io.s3_blobs import S3Blobs
 
 TEMPORARY = ".temporary"  # how the names of unfinished files end; they begin with a dot, as no key does
-SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 ABANDONED_S = 3600.0  # no single write takes as long
 
 
@@ -93,7 +93,7 @@ def open_blobs(place: Blobs | Path | str, private: bool = False) -> Blobs:
 def remote(place: Path | str) -> str | None:
     """The scheme of an address, such as `s3`; None for a folder."""
     found = SCHEME.match(str(place))
-    return found[1] if found else None
+    return found[1].lower() if found else None
 
 
 def absolute(place: Path | str) -> Path:

@@ -19,6 +19,11 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
+def without_secrets(address: str) -> str:
+    """An address as a message may repeat it: not what stands before an '@' or behind a '?', where people put secrets."""
+    return re.sub(r"\?.*", "?...", re.sub(r"//[^/]*@", "//...@", address), flags=re.DOTALL)
+
+
 def is_key(text: str) -> bool:
     """Whether a text may name a blob: relative, no `..`, nothing hidden, nothing that does not print."""
     names = text.split("/")

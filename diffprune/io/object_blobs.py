@@ -15,18 +15,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from diffprune.io.names import checked_key, is_key
+from diffprune.io.names import checked_key, is_key, without_secrets
 
-STORES = {"gs": ("GCSStore", "bucket"), "az": ("AzureStore", "container")}  # obstore's class, and what it is of
-ADDRESS = re.compile(r"(gs|az)://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*?))?/?\Z", re.DOTALL)
+ADDRESS = {
+    "gs": re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*?))?/?\Z", re.DOTALL),
+    "az": re.compile(r"az://([a-z0-9](?:-?[a-z0-9]){2,62})(?:/(.*?))?/?\Z", re.DOTALL),
+}
 NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist|container does not exist", re.IGNORECASE)
 DENIED = re.compile(r"status code: 40[13]\b")
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 LIMITS = {"connect_timeout": "10s", "timeout": "60s"}
-ENDPOINTS = ("GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT")  # of another store than Google's and Azure's own, such as an emulator
-THIS_MACHINE = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])[:/]")
+THIS_MACHINE = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|\Z)")
+SILENT = re.compile(r"error sending request|connect|dns|timed? ?out|builder error", re.IGNORECASE)
+NOBODY = re.compile(r"token request|metadata|identity|imds", re.IGNORECASE)
+
+
+class Kind(NamedTuple):
+    """One of the two: obstore's class, what an address names, of which form, and the variables for an endpoint and a login."""
+
+    store: str
+    what: str
+    form: str
+    endpoint: str
+    login: str
+
+
+STORES = {
+    "gs": Kind(
+        "GCSStore",
+        "bucket",
+        "3 to 222 of a-z 0-9 . _ -",
+        "GOOGLE_BASE_URL",
+        "GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT",
+    ),
+    "az": Kind(
+        "AzureStore",
+        "container",
+        "3 to 63 of a-z 0-9 and single -",
+        "AZURE_STORAGE_ENDPOINT",
+        "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    ),
+}
 
 
 class ObjectBlobs:
@@ -39,12 +71,13 @@ class ObjectBlobs:
     """
 
     def __init__(self, address: str) -> None:
-        found = ADDRESS.match(address)
-        if not found or (found[3] and not is_key(found[3])):
-            shown = re.sub(r"//[^/]*@", "//...@", address)  # a secret that was put there is not repeated
-            form = "az://container/folder" if address.startswith("az:") else "gs://bucket/folder"
-            raise ValueError(f"{shown!r:.100} is no place: {form} is needed; credentials come from the environment")
-        self.scheme, self.bucket, self.folder = found[1], found[2], found[3] or ""
+        self.scheme = address[:2] if address[:2] in STORES else "gs"
+        self.kind = STORES[self.scheme]
+        found = ADDRESS[self.scheme].match(address)
+        if not found or "?" in address or (found[2] and not is_key(found[2])):
+            form = f"{self.scheme}://{self.kind.what}/folder is needed, a {self.kind.what} being {self.kind.form}"
+            raise ValueError(f"{without_secrets(address)!r:.100} is no place: {form}; credentials come from the environment")
+        self.bucket, self.folder = found[1], found[2] or ""
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.folder}".rstrip("/")
@@ -61,13 +94,16 @@ class ObjectBlobs:
             from obstore.exceptions import BaseError
         except ImportError:
             raise ValueError(f"{self} needs obstore: pip install 'diffprune[objects]'") from None
-        clear = any(THIS_MACHINE.match(os.environ.get(name, "")) for name in ENDPOINTS)  # credentials leave no machine unencrypted
+        endpoint = os.environ.get(self.kind.endpoint, "")
+        clear = bool(THIS_MACHINE.match(endpoint))  # credentials leave no machine unencrypted
+        if endpoint and not clear and not (endpoint.startswith("https://") and urlsplit(endpoint).hostname):
+            raise ValueError(f"{self}: {self.kind.endpoint} must be an address that begins with https://")
         options = LIMITS | {"allow_http": clear}
         try:
-            return getattr(store, STORES[self.scheme][0])(self.bucket, client_options=options, retry_config=RETRIES)
+            return getattr(store, self.kind.store)(self.bucket, client_options=options, retry_config=RETRIES)
         except (BaseError, ValueError) as error:  # of which the text may hold what stands in the environment
-            hint = "AZURE_STORAGE_ACCOUNT_NAME must be set" if "Account must be specified" in str(error) else "they cannot be read"
-            raise ValueError(f"{self} has no usable settings in the environment: {hint}") from None
+            hint = "AZURE_STORAGE_ACCOUNT_NAME must be set" if "Account must be specified" in str(error) else "it cannot be read"
+            raise ValueError(f"{self} has no usable login in the environment ({self.kind.login}): {hint}") from None
 
     def create(self, key: str, data: bytes | memoryview) -> None:
         """See `Blobs`. Among the writers of one key the store itself says who was first."""
@@ -131,10 +167,20 @@ class ObjectBlobs:
         return f"{self}/{key}".rstrip("/")
 
     def _no_bucket(self, key: str) -> OSError:
-        return OSError(errno.EIO, f"there is no {STORES[self.scheme][1]} {self.bucket}: make it first", self._name(key))
+        return OSError(errno.EIO, f"there is no {self.kind.what} {self.bucket}: make it first", self._name(key))
 
     def _denied(self, key: str) -> OSError:
         return OSError(errno.EACCES, "the object store refuses these credentials", self._name(key))
+
+    def _told(self, key: str, text: str) -> OSError:
+        """Which of a few things a fault is that obstore has no exception for."""
+        text = text.partition("Debug source")[0]
+        if NOBODY.search(text):
+            return OSError(errno.EACCES, f"no credentials were found: set {self.kind.login}", self._name(key))
+        if DENIED.search(text):
+            return self._denied(key)
+        silent = "did not answer" if SILENT.search(text) else "failed"
+        return OSError(errno.EIO, f"the object store {silent}", self._name(key))
 
     @contextmanager
     def _named(self, key: str) -> Iterator[None]:
@@ -156,9 +202,7 @@ class ObjectBlobs:
         except exceptions.BaseError as error:
             if NO_BUCKET.search(str(error)):
                 raise self._no_bucket(key) from None
-            if DENIED.search(str(error)):  # a listing has no exception of its own for it
-                raise self._denied(key) from None
-            raise OSError(errno.EIO, f"the object store failed ({type(error).__name__})", self._name(key)) from None
+            raise self._told(key, str(error)) from None
 
 
 def _bare(tag: str | None) -> str:

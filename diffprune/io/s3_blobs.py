@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from diffprune.io.names import checked_key, is_key
+from diffprune.io.names import checked_key, is_key, without_secrets
 
 SCHEME = "s3://"
 ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/?\Z", re.DOTALL)
@@ -34,9 +34,9 @@ class S3Blobs:
 
     def __init__(self, address: str) -> None:
         found = ADDRESS.match(address)
-        if not found or (found[2] and not is_key(found[2])):
-            shown = re.sub(r"//[^/]*@", "//...@", address)  # a secret that was put there is not repeated
-            raise ValueError(f"{shown!r:.100} is no place: s3://bucket/folder is needed; credentials come from the environment")
+        if not found or "?" in address or (found[2] and not is_key(found[2])):
+            needed = "s3://bucket/folder is needed; credentials come from the environment"
+            raise ValueError(f"{without_secrets(address)!r:.100} is no place: {needed}")
         self.bucket, self.folder = found[1], found[2] or ""
 
     def __str__(self) -> str:

@@ -253,7 +253,9 @@ class PipelineRun:
         if not left:
             return
         sessions = f", {options.sessions} sessions" if options.sessions > 1 else ""
-        print(f"measure: {len(left)} cells next to each other, {options.rounds} rounds{sessions}", flush=True)
+        print(
+            f"measure: {len(left)} cell{'s' * (len(left) != 1)}, next to each other, {options.rounds} rounds{sessions}", flush=True
+        )
         self.ray()
         measuring.measure(
             left,

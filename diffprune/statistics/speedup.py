@@ -129,12 +129,13 @@ native_ratio = Figure(("pruned", NET), ("native", ("prefill",)))
 
 
 def pooled(figure: Figure, cells: Sequence[Rows]) -> Interval | None:
-    """Mean of one of the figures above over cells: scorer seeds of one method, in one session or several. None where no cell timed
-    its spans.
+    """One of the figures above over cells: scorer seeds of one method, in one session or several. None where no cell timed its
+    spans. The interval is about these scorers.
 
-    Of one session, the interval is that of the median over rounds, in each of which the cells' ratios are averaged; of several, it
-    is Student's over the sessions' means, which holds whatever differs between processes as well as within them. From fewer than
-    `LEAST_ROUNDS` rounds of one session: the `Range` of its rounds.
+    Of one session, the mean over its cells, with the interval of the median over rounds, in each of which the cells' ratios are
+    averaged; from fewer than `LEAST_ROUNDS` rounds, the `Range` of the rounds. Of several, the geometric mean over sessions, with
+    Student's interval of their logarithms, which holds whatever differs between processes as well as within them; sessions that
+    timed other scorers than the rest differ by that, too, which widens it. num_groups: sessions; num_rows: rounds of the shortest.
     """
     by_session: dict[tuple[float, ...], list[tuple[Interval, pd.Series[Any]]]] = {}
     for cell in map(rounds, cells):
@@ -146,18 +147,11 @@ def pooled(figure: Figure, cells: Sequence[Rows]) -> Interval | None:
     found = [_of_session(each) for each in by_session.values()]
     if len(found) < 2:
         return found[0] if found else None
-    means = np.array([one.estimate for one in found])
-    reach = special.stdtrit(len(means) - 1, 0.5 + LEVEL / 2) * means.std(ddof=1) / math.sqrt(len(means))
-    fewest = min(one.num_rows for one in found)
-    return Interval(
-        float(means.mean()), float(means.mean() - reach), float(means.mean() + reach), fewest, len(found),
-        max(one.num_seeds for one in found),
-    )  # fmt: skip
-
-
-def sessions(cells: Sequence[Rounds]) -> int:
-    """In how many sessions cells were timed."""
-    return len({_session(cell) for cell in cells})
+    logs = np.log([one.estimate for one in found])
+    reach = special.stdtrit(len(logs) - 1, 0.5 + LEVEL / 2) * logs.std(ddof=1) / math.sqrt(len(logs))
+    middle, low, high = (float(np.exp(logs.mean() + add)) for add in (0, -reach, reach))
+    fewest, seeds = min(one.num_rows for one in found), max(one.num_seeds for one in found)
+    return Interval(middle, low, high, fewest, len(found), seeds)
 
 
 def _session(cell: Rounds) -> tuple[float, ...]:
@@ -171,6 +165,9 @@ def _of_session(each: Sequence[tuple[Interval, pd.Series[Any]]]) -> Interval:
     estimate = sum(own.estimate for own, _ in each) / len(each)
     ratios = np.sort(pd.concat([by_round for _, by_round in each], axis=1).dropna().mean(axis=1).to_numpy())
     few = len(ratios) < LEAST_ROUNDS
-    low, high = ((ratios[0], ratios[-1]) if len(ratios) else (math.nan, math.nan)) if few else _of_median(ratios)
-    ends = np.fmin(estimate, low), np.fmax(estimate, high)
-    return (Range if few else Interval)(estimate, float(ends[0]), float(ends[1]), len(ratios), len(ratios), len(each))
+    if few and not len(ratios):  # no round is all cells'
+        low, high = min(own.low for own, _ in each), max(own.high for own, _ in each)
+    else:
+        low, high = (ratios[0], ratios[-1]) if few else _of_median(ratios)
+    ends = min(estimate, float(low)), max(estimate, float(high))
+    return (Range if few else Interval)(estimate, *ends, len(ratios), 1, len(each))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,5 +44,5 @@ class Measurement(BaseModel):
     split: str = "test"
     protocol: str = "llava"
     limit: Count | None = None
-    sessions: Count = 5
+    sessions: Annotated[Count, Field(le=21)] = 5
     seed: Seed = 0

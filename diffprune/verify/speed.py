@@ -90,13 +90,13 @@ SELECT generate_subscripts(t, 1) AS free, unnest(t) AS t FROM (SELECT [
     2.093024054408263, 2.085963447265837] AS t);
 CREATE TABLE speedup AS
 WITH sessions AS (
-    SELECT chapter, method, budget, batch, mode, ratio, count(*) AS num, avg(value) AS value, any_value(low) AS low,
-        any_value(high) AS high, stddev_samp(value) / sqrt(count(*)) AS error
+    SELECT chapter, method, budget, batch, mode, ratio, count(*) AS num, avg(ln(value)) AS value, any_value(low) AS low,
+        any_value(high) AS high, stddev_samp(ln(value)) / sqrt(count(*)) AS error
     FROM session_interval JOIN speed_flags USING (chapter, method, budget, batch, mode) WHERE ratio = 'ttft' OR NOT excluded
     GROUP BY ALL
 )
-SELECT chapter, method, budget, batch, mode, ratio, value, if(num = 1, low, value - t * error) AS low,
-    if(num = 1, high, value + t * error) AS high
+SELECT chapter, method, budget, batch, mode, ratio, exp(value) AS value, if(num = 1, low, exp(value - t * error)) AS low,
+    if(num = 1, high, exp(value + t * error)) AS high
 FROM sessions LEFT JOIN student ON free = num - 1;
 CREATE TABLE headline_batch AS
 SELECT chapter, arg_max(batch, (num, batch)) AS batch FROM (

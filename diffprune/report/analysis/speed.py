@@ -29,8 +29,9 @@ class Spread:
 class Speed:
     """What was timed for one method at one budget and batch size, pooled over its seeds and over sessions.
 
-    spans: (arm, span) -> Spread. net, prefill, ttft, native: the ratios of `statistics.speedup`, None where a span was not timed.
-    sessions: in which it was timed. flags: of encoder, overhead and prefill; slow_flags: of TTFT and decode.
+    spans: (arm, span) -> Spread. net, prefill, ttft, native: the ratios of `statistics.speedup`, None where a span was not timed;
+    their `num_groups` says in how many sessions it was.
+    flags: of encoder, overhead and prefill; slow_flags: of TTFT and decode.
     """
 
     label: str
@@ -44,7 +45,6 @@ class Speed:
     prefill: Interval | None
     ttft: Interval | None
     native: Interval | None
-    sessions: int
     flags: tuple[str, ...]
     slow_flags: tuple[str, ...]
 
@@ -86,7 +86,6 @@ def speeds(records: Records, cells: pd.DataFrame) -> list[Speed]:
                 prefill=speedup.pooled(speedup.prefill_speedup, each),
                 ttft=speedup.pooled(speedup.ttft_speedup, each),
                 native=speedup.pooled(speedup.native_ratio, each) if charged else None,
-                sessions=speedup.sessions(each),
             )
         )  # fmt: skip
     return found

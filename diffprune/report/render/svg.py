@@ -80,7 +80,7 @@ def axes(width: float, height: float, rows: int = 1, columns: int = 1, share: bo
     return figure, list(made.ravel())
 
 
-def power_of_ten(value: float, _: int | None = None) -> str:
+def power_of_ten(value: float, _: float = 0.0) -> str:
     """A tick of a logarithmic axis, `10⁴`: matplotlib's own are formulas, which no figure here reads."""
     exponent = math.log10(value) if value > 0 else math.nan
     whole = round(exponent) if math.isfinite(exponent) else 0

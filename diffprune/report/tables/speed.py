@@ -72,10 +72,10 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
         "flags",
     )
     notes = (
-        "Milliseconds are medians; ratios are ratios of medians with a 95 % interval over sessions, or over the interleaved rounds "
-        "of one. Net speedup: full / (pruned + overhead). "
-        "To native: (pruned + overhead) / native, where native is a prompt that was always this short; 1 means that removing "
-        "tokens costs nothing." + (f" All timings: {', '.join(sorted(common))}." if common else ""),
+        "Milliseconds are medians over all sessions; ratios are ratios of medians, of each session by itself and then averaged "
+        "(geometric mean), with a 95 % interval over sessions, or over the interleaved rounds of one. Net speedup: "
+        "full / (pruned + overhead). To native: (pruned + overhead) / native, where native is a prompt that was always this short; "
+        "1 means that removing tokens costs nothing." + (f" All timings: {', '.join(sorted(common))}." if common else ""),
     )
     return Table("latency", "Encoder, overhead and prefill, ms", columns, tuple(rows), notes, breaks, _keys(ordered))
 

@@ -1,0 +1,43 @@
+"""What arguments that name a place may be: a folder of this machine, or an address of object storage where a verb works there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Place(click.Path):
+    """A folder, or an address that could be one: `--out gs://` would take the run's name for a bucket. Converts to a `Path`."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType`."""
+        from diffprune.io.blob_store import open_blobs, remote
+
+        if remote(value):
+            try:
+                open_blobs(value)
+            except ValueError as error:
+                self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Folder(click.Path):
+    """A folder of this machine alone. Converts to a `Path`."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType`."""
+        from diffprune.io.blob_store import remote
+        from diffprune.io.names import without_secrets
+
+        if remote(value):
+            shown = without_secrets(str(value))
+            self.fail(f"{shown} lies in object storage, and this verb works in a folder of this machine: copy it there", param, ctx)
+        return super().convert(value, param, ctx)
