@@ -42,10 +42,10 @@ METHOD = (
     "(pictures), the same draws for every method, two unseen changes added (Bonett and Price 2012; in differences "
     "each of as many answers as a picture has), and, where a trained method "
     "has several scorer seeds, their variance as replicates (generalized confidence interval, Weerahandi 1993); with one seed an "
-    "interval is about these scorers only. p values are of the same distribution. Speedups: ratio of medians. Timed "
-    "in several sessions (processes), their geometric mean, with Student's interval of their logarithms; in one, with the interval "
-    "of the median of the rounds' own ratios, which is that session's alone; from fewer than {rounds} rounds of it, their least "
-    "and largest, a range. Results that failed are listed, never counted as wrong. Seeds of the bootstrap are fixed, so the same "
+    "interval is about these scorers only. p values are of the same distribution. Speedups: median of the rounds' own ratios. "
+    "Timed in several sessions (processes), the geometric mean of theirs, with Student's interval of the logarithms; in one, with "
+    "the interval of that median, which is that session's alone; from fewer than {rounds} rounds of it, the least and the largest "
+    "ratio, a range. Results that failed are listed, never counted as wrong. Seeds of the bootstrap are fixed, so the same "
     "records give the same page."
 )
 

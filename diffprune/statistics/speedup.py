@@ -1,8 +1,8 @@
 """Speedups and ratios from timing rows: pure functions, so that every printed figure can be recomputed from the store.
 
 Rows are `Timing` records or the table `timings` of *one* cell, or its `Rounds`. Arms of a round ran next to each other on the same
-inputs, so a ratio is one of medians, and its interval rests on the ratio of every single round. The *overhead* is what a method
-adds before prefill (score, select, gather, and what it asks of the encoder); a *net* figure charges it.
+inputs, so a figure is the median of the rounds' own ratios: what slowed the machine down in a round is in both. The *overhead* is
+what a method adds before prefill (score, select, gather, and what it asks of the encoder); a *net* figure charges it.
 
 A *session* is one process that timed many cells next to each other and one unpruned arm for all of them. Scorer seeds of a method
 that share a session share that arm, and what slowed a round down; and the process, whose memory happens to lie as it lies. So an
@@ -32,11 +32,11 @@ Rounds: TypeAlias = dict[tuple[str, str], pd.Series]  # (arm, span) -> ms by rou
 Rows: TypeAlias = pd.DataFrame | Iterable[Timing] | Rounds
 
 
-def ratio_of_medians(above_ms: Any, below_ms: Any) -> Interval:
-    """median(above) / median(below) of two series of times [T]; position i of both is round i.
+def median_ratio(above_ms: Any, below_ms: Any) -> Interval:
+    """median(above / below) of two series of times [T]; position i of both is round i.
 
-    The interval is that of the median of the rounds' own ratios: what slowed the machine down in a round is in both. From fewer
-    than `LEAST_ROUNDS` no interval holds 95 %: then the `Range` of these ratios.
+    The ratio of the two medians, which is usual, may take one from a slow spell of the machine and the other from a fast one. From
+    fewer than `LEAST_ROUNDS` no interval of a median holds 95 %: then the `Range` of these ratios.
 
     Raises:
         ValueError: fewer than two rounds, unequal numbers of them, or a time that is not positive.
@@ -46,11 +46,10 @@ def ratio_of_medians(above_ms: Any, below_ms: Any) -> Interval:
         raise ValueError(f"timings are compared round by round, got {above.shape} and {below.shape}: at least 2 rounds of each")
     if not (np.isfinite(above) & np.isfinite(below) & (above > 0) & (below > 0)).all():
         raise ValueError("a timing is zero, negative, infinite or nan: leave rounds that did not run out of both")
-    estimate, ratios = float(np.median(above) / np.median(below)), np.sort(above / below)
+    ratios = np.sort(above / below)
     few = len(ratios) < LEAST_ROUNDS
     low, high = (ratios[0], ratios[-1]) if few else _of_median(ratios)
-    ends = min(estimate, float(low)), max(estimate, float(high))
-    return (Range if few else Interval)(estimate, *ends, len(above), len(above))
+    return (Range if few else Interval)(float(np.median(ratios)), float(low), float(high), len(above), len(above))
 
 
 def _of_median(ordered: Array) -> tuple[float, float]:
@@ -108,7 +107,7 @@ class Figure:
 
     def __call__(self, rows: Rows) -> Interval:
         """Of one cell."""
-        return ratio_of_medians(*self.pair(rows))
+        return median_ratio(*self.pair(rows))
 
     def pair(self, rows: Rows) -> tuple[pd.Series[Any], pd.Series[Any]]:
         """ms by round above and below, of the rounds both have."""

@@ -1,4 +1,4 @@
-"""Times, costs and training as SQL: medians, ratios of medians with their intervals, FLOPs, the training table.
+"""Times, costs and training as SQL: medians of times and of ratios with their intervals, FLOPs, the training table.
 
 The interval of a median of ratios is that of order statistics, interpolated after Hettmansperger and Sheather (1986); the binomial
 probabilities in it come from `lgamma`. Quantiles of Student's distribution, for up to 21 sessions, are a table.
@@ -49,7 +49,7 @@ CREATE TABLE session_of AS
 SELECT cell, dense_rank() OVER (ORDER BY times) AS session FROM (
     SELECT cell, list(full_ms ORDER BY repetition) FILTER (full_ms IS NOT NULL) AS times FROM round_of GROUP BY cell);
 CREATE TABLE ratio_of_cell AS
-SELECT cell, ratio, median(above) / median(below) AS value FROM pairs GROUP BY ALL HAVING count(*) >= 2;
+SELECT cell, ratio, median(above / below) AS value FROM pairs GROUP BY ALL HAVING count(*) >= 2;
 CREATE TABLE session_value AS
 SELECT chapter, method, budget, batch, mode, ratio, session, count(*) AS num, avg(value) AS value
 FROM ratio_of_cell JOIN timed USING (cell) JOIN session_of USING (cell) GROUP BY ALL;

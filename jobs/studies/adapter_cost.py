@@ -24,7 +24,7 @@ from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.pruner import Pruner
 from diffprune.core.vlm import VLM
-from diffprune.statistics import Interval, ratio_of_medians
+from diffprune.statistics import Interval, median_ratio
 from diffprune.statistics.speedup import NATIVE_LIMIT
 from diffprune.store.provenance import collect
 from diffprune.timing import eager
@@ -88,7 +88,7 @@ def measure(family: str, rounds: int, warmup: int) -> dict[str, Any]:
             if turn >= warmup:
                 found[arm].append(overhead + prefill)
                 spent[arm].append(overhead)
-    adapter, native = ratio_of_medians(found["full"], found["own"]), ratio_of_medians(found["pruned"], found["native"])
+    adapter, native = median_ratio(found["full"], found["own"]), median_ratio(found["pruned"], found["native"])
     medians = {f"{arm}_ms": float(pd.Series(times).median()) for arm, times in found.items()}
     medians |= {f"{arm}_overhead_ms": float(pd.Series(spent[arm]).median()) for arm in ("full", "pruned")}
     visual = inputs.tokens.counts.float().mean().item()

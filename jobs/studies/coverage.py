@@ -20,7 +20,7 @@ from zlib import crc32
 
 import numpy as np
 
-from diffprune.statistics import DRAWS, ClusterBootstrap, Interval, average, ratio_of_medians, ratio_of_sums, totals
+from diffprune.statistics import DRAWS, ClusterBootstrap, Interval, average, median_ratio, ratio_of_sums, totals
 from diffprune.statistics.speedup import LEAST_ROUNDS
 
 NOMINAL = 0.95
@@ -114,7 +114,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Speedups:
-    """Ratio of medians of two arms over `rounds` interleaved rounds; memory: correlation of the machine's speed in two rounds."""
+    """Median ratio of two arms over `rounds` interleaved rounds; memory: correlation of the machine's speed in two rounds."""
 
     rounds: int
     memory: float = 0.0
@@ -127,7 +127,7 @@ class Speedups:
             drift.append(self.memory * drift[-1] + (1 - self.memory**2) ** 0.5 * new)
         machine = np.exp(0.1 * np.array(drift))
         full, pruned = (ms * machine * rng.lognormal(0, 0.05, self.rounds) for ms in (10 * self.truth, 10.0))
-        return ratio_of_medians(full, pruned)
+        return median_ratio(full, pruned)
 
 
 Case = Differences | Harm | Accuracy | Speedups
@@ -147,8 +147,8 @@ CASES: Mapping[str, Case] = {
     **{f"{rate} % lost, half by whole pictures of 8 to 12 questions, 10 of 12": Harm(10, 12, rate, 0.5, (8, 12)) for rate in RATES},
     **{f"{rate} % of answers lost, pictures of 8 to 12 questions, 10 of 12": Harm(10, 12, rate, 0.0, (8, 12)) for rate in RATES},
     **{f"{rate} % of answers lost, 1 benchmark of 400 groups": Harm(1, 400, rate) for rate in RATES},
-    **{f"ratio of medians, {n} rounds": Speedups(n) for n in (3, 5, 6, 7, 10, 20, 30)},
-    **{f"ratio of medians, {n} rounds, AR(1) 0.9": Speedups(n, 0.9) for n in (3, 5, 6, 7, 10, 20, 30)},
+    **{f"median of ratios, {n} rounds": Speedups(n) for n in (3, 5, 6, 7, 10, 20, 30)},
+    **{f"median of ratios, {n} rounds, AR(1) 0.9": Speedups(n, 0.9) for n in (3, 5, 6, 7, 10, 20, 30)},
 }
 
 

@@ -44,7 +44,7 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.site import Cut, Plan, tokens_per_layer
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Shape
-from diffprune.statistics import Interval, ratio_of_medians
+from diffprune.statistics import Interval, median_ratio
 from diffprune.store.provenance import collect
 from diffprune.timing import eager
 from diffprune.timing.machine import keep_memory
@@ -187,8 +187,8 @@ def row(found: dict[tuple[str, int], list[float]], i: int, plan: Plan, seen: Seq
         "method": METHODS[i][0], "after": " ".join(str(step.site.layer) for step in plan),
         "tokens": " ".join(map(str, dict.fromkeys(seen))), "full_ms": median(found["native", seen[0]]),
         "predicted_ms": median(predicted), "cut_ms": median(cut), "method_ms": median(method),
-        **bounds("ratio", ratio_of_medians(cut, predicted)), **bounds("by_passes", ratio_of_medians(cut, found["passes", i])),
-        **bounds("with_evidence", ratio_of_medians(method, predicted)), "rounds": len(cut),
+        **bounds("ratio", median_ratio(cut, predicted)), **bounds("by_passes", median_ratio(cut, found["passes", i])),
+        **bounds("with_evidence", median_ratio(method, predicted)), "rounds": len(cut),
     }  # fmt: skip
 
 

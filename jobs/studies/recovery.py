@@ -31,7 +31,7 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from diffprune.statistics import ratio_of_medians
+from diffprune.statistics import median_ratio
 from diffprune.store.provenance import collect
 from diffprune.train import step_log
 from diffprune.train.checkpoints import as_step, read_steps, verified
@@ -106,7 +106,7 @@ def ratio(above: Sequence[dict[int, float]], below: Sequence[dict[int, float]]) 
     """(estimate, low, high) of the times of steps over those of the same steps of the same rounds."""
     rounds = zip(above, below, strict=True)
     pairs = [(one[step], other[step]) for one, other in rounds for step in sorted(one.keys() & other.keys())]
-    found = ratio_of_medians(*zip(*pairs, strict=True))
+    found = median_ratio(*zip(*pairs, strict=True))
     return found.estimate, found.low, found.high
 
 

@@ -28,7 +28,7 @@ from diffprune.evaluate.cache import Prefixes
 from diffprune.evaluate.cells import Evaluation, cells
 from diffprune.evaluate.evaluator import Evaluator
 from diffprune.evaluate.transformers_backend import TransformersBackend
-from diffprune.statistics import ratio_of_medians
+from diffprune.statistics import median_ratio
 from diffprune.store.provenance import collect
 from diffprune.vlm.load import load
 
@@ -70,7 +70,7 @@ def measure(names: Sequence[str], limit: int | None, rounds: int) -> pd.DataFram
                 spent, rows[arm] = turn(backends[arm], evaluators[arm], every[name])
                 seconds[arm] += [spent] if number else []
             differing += sum(one != other for one, other in zip(rows["alone"], rows["shared"], strict=True))
-        ratio, answers = ratio_of_medians(seconds["alone"], seconds["shared"]), len(rows["alone"])
+        ratio, answers = median_ratio(seconds["alone"], seconds["shared"]), len(rows["alone"])
         rates = {f"{arm}_per_s": answers / float(pd.Series(times).median()) for arm, times in seconds.items()}
         bounds = {"ratio": ratio.estimate, "ratio_low": ratio.low, "ratio_high": ratio.high}
         prefixes = backends["shared"].prefixes.prefilled

@@ -1,4 +1,4 @@
-"""Timings of a comparison by method, budget and batch: medians and ratios of medians."""
+"""Timings of a comparison by method, budget and batch: medians of times and of their ratios."""
 
 from __future__ import annotations
 

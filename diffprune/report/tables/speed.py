@@ -72,8 +72,8 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
         "flags",
     )
     notes = (
-        "Milliseconds are medians over all sessions; ratios are ratios of medians, of each session by itself and then averaged "
-        "(geometric mean), with a 95 % interval over sessions, or over the interleaved rounds of one. Net speedup: "
+        "Milliseconds are medians over all sessions; ratios are medians of the rounds' own, of each session by itself and then "
+        "averaged (geometric mean), with a 95 % interval over sessions, or over the interleaved rounds of one. Net speedup: "
         "full / (pruned + overhead). To native: (pruned + overhead) / native, where native is a prompt that was always this short; "
         "1 means that removing tokens costs nothing." + (f" All timings: {', '.join(sorted(common))}." if common else ""),
     )
