@@ -313,6 +313,14 @@ def test_a_bucket_that_is_not_there_and_settings_that_are_none(other: tuple[Serv
             ObjectBlobs(other[1]).read("a")
 
 
+@pytest.mark.parametrize("verb", ["create", "replace", "read", "version", "list", "delete"])
+def test_a_missing_package_is_named_by_every_verb(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    given = {"create": ("a", b""), "replace": ("a", b""), "list": ()}.get(verb, ("a",))
+    with pytest.raises(ValueError, match=r"gs://a-bucket/x needs obstore: pip install 'diffprune\[objects\]'"):
+        getattr(ObjectBlobs("gs://a-bucket/x"), verb)(*given)
+
+
 def test_no_login_and_one_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch, own_folder: Path) -> None:
     """An address of documentation stands for the machine's own identity, which nobody may ask in a test."""
     monkeypatch.setenv("GCE_METADATA_HOST", "192.0.2.1")

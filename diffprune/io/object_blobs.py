@@ -116,47 +116,37 @@ class ObjectBlobs:
             self._put(key, data, "overwrite")
 
     def _put(self, key: str, data: bytes | memoryview, mode: Any) -> None:
-        import obstore
-
         try:
-            obstore.put(self.store, self._path(key), bytes(data), mode=mode, use_multipart=False)  # one request, or no condition
+            self.store.put(self._path(key), bytes(data), mode=mode, use_multipart=False)  # one request, or no condition
         except FileNotFoundError:
             raise self._no_bucket(key) from None
 
     def read(self, key: str) -> bytes:
         """See `Blobs`."""
-        import obstore
-
         with self._named(key):
-            return bytes(obstore.get(self.store, self._path(key)).bytes())
+            return bytes(self.store.get(self._path(key)).bytes())
 
     def version(self, key: str) -> str | None:
         """See `Blobs`: the store's own tag."""
-        import obstore
-
         try:
             with self._named(key):
-                return _bare(obstore.head(self.store, self._path(key))["e_tag"])
+                return _bare(self.store.head(self._path(key))["e_tag"])
         except FileNotFoundError:
             return None
 
     def list(self, prefix: str = "") -> dict[str, str]:
         """See `Blobs`."""
-        import obstore
-
         start, below = self._path(prefix) if prefix else self.folder, len(f"{self.folder}/".lstrip("/"))
         with self._named(prefix):
-            pages = [*obstore.list(self.store, start or None, chunk_size=1000)]
+            pages = [*self.store.list(start or None, chunk_size=1000)]
         found = {one["path"][below:]: _bare(one["e_tag"]) for page in pages for one in page}
         return {key: found[key] for key in sorted(found) if is_key(key)}
 
     def delete(self, key: str) -> None:
         """See `Blobs`."""
-        import obstore
-
         try:
             with self._named(key):
-                obstore.delete(self.store, self._path(key))
+                self.store.delete(self._path(key))
         except FileNotFoundError:
             return
 

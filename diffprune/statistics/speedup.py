@@ -96,7 +96,7 @@ def times(rows: Rows, arm: str, *spans: str) -> pd.Series[Any]:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Ratio:
     """A ratio of times, `above` over `below`, each an arm and the spans of it that are summed. Called with rows, its `Interval`.
 
     Raises ValueError on a call: no round has these spans.
@@ -118,16 +118,16 @@ class Figure:
 
 
 # what others call speedup; leaves out what the method costs
-prefill_speedup = Figure(("full", ("prefill",)), ("pruned", ("prefill",)))
+prefill_speedup = Ratio(("full", ("prefill",)), ("pruned", ("prefill",)))
 # the headline and the target of tuning
-prefill_speedup_net = Figure(("full", ("prefill",)), ("pruned", NET))
+prefill_speedup_net = Ratio(("full", ("prefill",)), ("pruned", NET))
 # from PIL image and text to the first token id, unpruned over pruned
-ttft_speedup = Figure(("full", ("ttft",)), ("pruned", ("ttft",)))
+ttft_speedup = Ratio(("full", ("ttft",)), ("pruned", ("ttft",)))
 # over the prefill of a sequence that was always this short; `NATIVE_LIMIT` bounds it
-native_ratio = Figure(("pruned", NET), ("native", ("prefill",)))
+native_ratio = Ratio(("pruned", NET), ("native", ("prefill",)))
 
 
-def pooled(figure: Figure, cells: Sequence[Rows]) -> Interval | None:
+def pooled(figure: Ratio, cells: Sequence[Rows]) -> Interval | None:
     """One of the figures above over cells: scorer seeds of one method, in one session or several. None where no cell timed its
     spans. The interval is about these scorers.
 

@@ -93,18 +93,17 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     shared = {key: s for key, s in fast.items() if s.net and labels.budget(key[1])[0] in ("Keep", "Share")}
     timed = sorted((s for (label, _), s in shared.items() if label == SUBJECT), key=lambda s: -s.kept)
     parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {s.kept:.0f} tokens" for s in timed if s.net]
-    over = sorted({s.net.num_groups for s in shared.values() if s.net})
-    told = (
-        "one timing session" if over == [1] else f"{' to '.join(map(str, dict.fromkeys((*over[:1], *over[-1:]))))} timing sessions"
+    nets = sorted(
+        ((s.net, f"{s.label} with {s.kept:.0f} tokens") for s in shared.values() if s.net), key=lambda one: one[0].estimate
     )
+    counts = sorted({str(net.num_groups) for net, _ in nets}, key=int)
+    over = "one timing session" if counts == ["1"] else f"{' or '.join(counts)} timing sessions"
+    said = f"Measured prefill speedup net of the pruner's own overhead, batch {batch}, {over}"
     if parts:
-        return [f"Measured prefill speedup net of the pruner's own overhead, batch {batch}, {told}: {joined(parts)}."]
-    if shared and not any(label == SUBJECT for label, _ in chapter.arms):
-        nets = [(s.net, f"{s.label} with {s.kept:.0f} tokens") for s in shared.values() if s.net]
-        ends = sorted(((net.estimate, net, who) for net, who in nets), key=lambda one: one[0])
-        said = [f"{net.estimate:.2f}× [{net.low:.2f}, {net.high:.2f}] ({who})" for _, net, who in (ends[0], ends[-1])][: len(ends)]
-        between = ", between " if len(said) > 1 else ": "
-        return [f"Measured prefill speedup net of the pruner's own overhead, batch {batch}, {told}{between}{joined(said)}."]
+        return [f"{said}: {joined(parts)}."]
+    if nets and not any(label == SUBJECT for label, _ in chapter.arms):
+        ends = [f"{net.estimate:.2f}× [{net.low:.2f}, {net.high:.2f}] ({who})" for net, who in (nets[0], nets[-1])][: len(nets)]
+        return [f"{said}{', between' if len(ends) > 1 else ':'} {joined(ends)}."]
     return [f"The prefill of {SUBJECT} has not been timed yet, so there is no speedup to report."]
 
 
