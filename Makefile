@@ -1,6 +1,7 @@
-# Two commands a new user needs; both install what is missing first. Only python >= 3.11, git and make are required.
+# What a new user needs; all install what is missing first. Only python >= 3.11, git and make are required.
 #   make demo    train -> tune -> evaluate + measure -> report, on a local Ray; everything lands under runs/demo
-#   make test    the tests
+#   make test    the tests, but for the slow ones
+#   make check   style, types and all tests: what must be green before a change is merged
 #   make trials  slow fault injections: half a minute to minutes each
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +11,10 @@ STAMP  := $(VENV)/.installed
 # Some machines forbid compiled files. Here hundreds of processes are started, and each would compile the house again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test trials lint install clean
+# Two processes, but one for all files that start Ray (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test check trials lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,7 +33,10 @@ demo: $(STAMP)
 	$(BIN)/diffprune demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m 'not slow and not gpu and not trial'
+
+check: lint
+	$(PYTEST)
 
 trials: $(STAMP)
 	$(BIN)/python -m pytest -m trial -rs

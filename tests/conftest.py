@@ -27,7 +27,7 @@ from diffprune.core.registry import FOLDER
 from tests.browser import Browser
 from tests.trials.table import pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401
 
-START_RAY = "identity installed liveness own_files resources s3 submit sweep train_ray tune tune_training".split()
+START_RAY = "identity installed liveness object_stores own_files resources submit sweep train_ray tune tune_training".split()
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; some tests press Ctrl-C

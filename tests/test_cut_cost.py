@@ -16,6 +16,8 @@ from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Share
 
+pytestmark = pytest.mark.slow
+
 STUDY = Path(__file__).parents[1] / "jobs" / "studies" / "cut_cost.py"
 
 

@@ -18,6 +18,8 @@ import torch
 from diffprune.store import Store
 from diffprune.train import estimate
 
+pytestmark = pytest.mark.slow
+
 HOUSE = Path(__file__).parent.parent
 STUDIES = HOUSE / "jobs" / "studies"
 WITHOUT_RAY = """

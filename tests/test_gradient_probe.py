@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 STUDY = Path(__file__).parents[1] / "jobs" / "studies" / "gradient_probe.py"
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import START_RAY
+
 HOUSE = Path(__file__).parent.parent
 FILES = sorted((HOUSE / "diffprune").rglob("*.py"))
 
@@ -211,3 +213,8 @@ def test_functions_stay_readable(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= 60, f"{path.name}:{node.lineno} {node.name} has {length} lines: what second thing does it do?"
+
+
+def test_files_that_start_ray_are_called_what_the_list_says() -> None:
+    missing = [name for name in START_RAY if not (Path(__file__).parent / f"test_{name}.py").is_file()]
+    assert not missing, f"no such files: {missing}; a renamed one would start its Ray beside another's"

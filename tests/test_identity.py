@@ -191,6 +191,7 @@ def listed(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_was_moved_asks_no_model_and_reports_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     Path("small.py").write_text(JOB)
     assert commands.call(["run", "small.py", "--out", "runs"]) == (0, "")

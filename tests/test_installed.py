@@ -13,6 +13,8 @@ import pytest
 
 from diffprune.core import registry
 
+pytestmark = pytest.mark.slow
+
 HOUSE = Path(__file__).parent.parent
 
 

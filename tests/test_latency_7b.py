@@ -22,6 +22,8 @@ from diffprune.store import Store
 from diffprune.timing import flops, roofline
 from tests.records import cost, outcome, provenance, timing
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is at hand")
 
 

@@ -26,6 +26,8 @@ from diffprune.io.shared_storage import Proof, Unseen, proof
 from diffprune.store import Store
 from tests.records import evaluate_cell, prediction, provenance
 
+pytestmark = pytest.mark.slow
+
 ASKED = [evaluate_cell(f"random(seed={seed})", benchmark="world('pope')") for seed in range(3)]
 
 

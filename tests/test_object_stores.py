@@ -128,6 +128,7 @@ def said(process: subprocess.Popen[str]) -> list[str]:
     return process.stdout.read().split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["s3", pytest.param("google", marks=pytest.mark.trial(18))], indirect=True)
 def test_two_writers_one_killed_and_one_that_takes_over(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with writer(place, "one", 0, 1000) as one, writer(place, "other", 500, 512) as other:
@@ -357,6 +358,7 @@ def test_states_and_scorers_lie_in_a_bucket(place: str) -> None:
     assert tensors["w"].tolist() == [1.0] * 3 and config == {"kind": "x", "weights_sha256": digest}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["s3", "azure"], indirect=True)
 def test_a_run_reports_from_a_bucket_into_it_and_leaves_no_secret(place: str, capfd: pytest.CaptureFixture[str]) -> None:
     store, cells = Store(f"{place}/look/store"), [evaluate_cell("unpruned"), evaluate_cell("grid")]

@@ -540,6 +540,7 @@ def test_the_page_is_whole_and_asks_nobody_for_anything(made: dict[str, Path]) -
     assert len(page) < 800_000
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_bytes(full: Path, made: dict[str, Path], tmp_path: Path) -> None:
     again = report(full, tmp_path, title="Test report")
     assert set(again) == set(made)

@@ -97,6 +97,7 @@ def cluster() -> Iterator[float]:
         yield ray.cluster_resources()["CPU"]
 
 
+@pytest.mark.slow
 def test_a_host_is_reserved_while_it_times_and_free_afterwards(cluster: float, monkeypatch: pytest.MonkeyPatch) -> None:
     def free() -> Iterator[float]:
         yield ray.available_resources().get("CPU", 0.0)

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.slow
 
 STUDY = Path(__file__).parents[1] / "jobs" / "studies" / "selection_cost.py"
 

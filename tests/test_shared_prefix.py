@@ -316,6 +316,7 @@ def test_a_question_that_fails_is_a_row_of_its_own(vlm: VLM, monkeypatch) -> Non
     assert rows[3].error == "OSError: damaged" and [r for r in rows if not r.error] == clean[:3] + clean[4:]
 
 
+@pytest.mark.slow
 def test_the_study_times_both_arms_and_finds_the_same_rows(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(STUDY), "--out", str(tmp_path), "--rounds", "2", "--limit", "2", "--method", "Attention, 32"],

@@ -607,6 +607,7 @@ def token(real: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", real["RAY_AUTH_TOKEN_PATH"])
 
 
+@pytest.mark.slow
 def test_a_job_is_followed_and_its_status_returned(real: dict[str, str], token: None, own_folder: Path, capfd: Any) -> None:
     (own_folder / "job.py").write_text(JOB)
     (own_folder / "secret.txt").touch()

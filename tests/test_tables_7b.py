@@ -32,6 +32,8 @@ from diffprune.store import Store
 from diffprune.vlm.load import load
 from tests.records import outcome
 
+pytestmark = pytest.mark.slow
+
 JOBS = {"table_llava15_7b": "llava", "table_llava_next_7b": "llava_next", "table_qwen25_vl_7b": "qwen2_5_vl"}
 FEW = ("--budget", "1/9", "--set", 'baselines=["unpruned", "grid"]', "--set", 'train.pruners=["diffprune"]')
 ONE = ("--benchmark", "mme(main='total', folder='fixture')")

@@ -43,6 +43,8 @@ from diffprune.vlm.activation_checkpointing import decoder_layers
 from diffprune.vlm.load import load
 from tests.records import provenance
 
+pytestmark = pytest.mark.slow
+
 OPTIONS: dict[str, Any] = {
     "pruners": ("diffprune",), "steps": 10, "images": 4, "questions": 2, "workers": 2, "budgets": ("Share(2/3)", "Share(1/3)"),
     "calibration_images": 4, "validation_images": 4, "checkpoint_every": 2, "validate_every": 0, "grad_cosine_every": 0,

@@ -457,6 +457,7 @@ def test_only_deaths_in_a_row_end_a_tuning(tiny: Llava, tmp_path: Path, monkeypa
         running._searched(asked, Tuning(), Store(tmp_path / "other"), provenance(run="stuck"), Spec("embedded"), 0.0)
 
 
+@pytest.mark.slow
 def test_trials_share_one_model_and_ctrl_c_stays_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accuracies are written as they come, through Ctrl-C; asked again, nothing runs: not even Ray starts."""
     options = Tuning(

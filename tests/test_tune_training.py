@@ -240,6 +240,7 @@ def test_the_table_of_a_search_tells_what_each_method_cost_and_found(tmp_path: P
     assert not found.differences and found.recomputed > 20, str(found)
 
 
+@pytest.mark.slow
 def test_a_search_from_the_command_to_the_page(
     checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def run(place: Path, log: Path, cells: Sequence[Cell] = LONG) -> None:
         going.over(2, lambda: Thread(asked), lambda actor: None, Watch())
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it had kept is not asked for again, and the table is that of a run left alone."""
     place, log = tmp_path / "store", tmp_path / "log"

@@ -23,6 +23,8 @@ from tests import test_report as made_up
 from tests import test_tune as tuning
 from tests.records import evaluate_cell, outcome, prediction
 
+pytestmark = pytest.mark.slow
+
 REPORTS = Path(__file__).parents[1] / "reports"
 
 

@@ -111,6 +111,7 @@ def run(*settings: str) -> None:
     assert call(["run", "zoo", *changed]) == (0, "")
 
 
+@pytest.mark.slow
 def test_what_it_finds_stands_in_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few methods that need no training, then timings of three of them, for which nothing is answered again."""
     monkeypatch.setattr(pipeline.PipelineRun, "ray", lambda self: None)
