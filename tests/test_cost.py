@@ -150,7 +150,7 @@ def test_the_budget_of_a_staged_plan_is_its_layer_average(layers: int, cuts: tup
     if len(cuts) == 1:  # closed form
         assert share == pytest.approx((average * layers - cuts[0]) / (layers - cuts[0]))
     for budget in (Share(average), Keep(round(576 * average))):
-        seen = tokens_per_layer(staged(budget, layers, cuts, 576), 576, layers)
+        seen = tokens_per_layer(staged(budget, layers, cuts), 576, layers)
         assert fmean(seen) == pytest.approx(budget.count(576), abs=1.5)
         assert list(seen) == sorted(seen, reverse=True) and seen[0] == 576
 
@@ -160,7 +160,7 @@ def test_plans_that_make_no_sense_are_refused() -> None:
         with pytest.raises(ValueError, match="give each layer once, in order, from 1 to 31"):
             share_per_cut(0.5, 32, cuts)
     with pytest.raises(ValueError, match="needs a count"):
-        staged(Above(0.5), 32, (2,), 576)
+        staged(Above(0.5), 32, (2,))
 
 
 @pytest.mark.parametrize("kept", [144, 32, 8])

@@ -7,6 +7,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 import diffprune
@@ -14,7 +15,7 @@ from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Above, Budget, Keep, Share
 from diffprune.core.evidence import QUESTION, Question, decoder_attention, decoder_features, decoder_keys
-from diffprune.core.site import Cut, Site, Stage, tokens_per_layer
+from diffprune.core.site import Cut, Site, Stage, for_images, tokens_per_layer
 from diffprune.core.tokens import VisualTokens, means
 from diffprune.pruners import sparsevlm
 from tests.contracts import site, spellings
@@ -30,7 +31,8 @@ PLANNED = tuple(
 
 
 def plan(spelling: str, budget: Budget) -> list[tuple[int, Budget]]:
-    return [(cut.site.layer, cut.budget) for cut in registry.load("pruners", spelling).cuts(budget, LLAVA)]
+    cuts = for_images(registry.load("pruners", spelling).cuts(budget, LLAVA), [LLAVA.visual_tokens])
+    return [(cut.site.layer, cut.budget) for cut in cuts]
 
 
 def test_plans_of_the_papers() -> None:
@@ -109,6 +111,29 @@ def test_it_generates_inside_the_models_own_calls(family: str, name: str) -> Non
         total = session.selection.keep.sum(1)
         assert torch.equal(generate(vlm, own(vlm, prompts, pixels), **MODES["no cache"]), made)
         assert torch.equal(session.selection.keep.sum(1), total)
+
+
+@pytest.mark.parametrize("name", STAGED)
+@torch.inference_mode()
+def test_a_count_is_the_average_of_every_picture_whatever_its_size(name: str) -> None:
+    """A picture of 4 tokens beside one of 20, more than one of the default size has; with its processor and without."""
+    vlm = deep("internvl")
+    pictures = [Image.effect_noise((side, side), 90).convert("RGB") for side in (16, 64)]
+    pixels = vlm.pixels(pictures)
+    tokens = vlm.encode(pixels, registry.load("pruners", name).needs)
+    prompts = vlm.prompts(["what?", "what?"], tokens.present.sum(1).tolist(), tokens.layout)
+    assert tokens.counts.tolist() == [4, 20] and vlm.shape.visual_tokens == 4
+    for count in (10, 16, 100):
+        packed = pruning.shrink(vlm, prompts, tokens, registry.load("pruners", name), Keep(count))
+        pruning.forward(vlm, packed)
+        for seen, total in zip(packed.averages(vlm.shape.layers), (4, 20), strict=True):
+            assert abs(seen - min(count, total)) <= 0.5 * len(packed.inside.cuts), (count, total, seen)
+        large = tokens[torch.tensor([1])]
+        alone = pruning.shrink(vlm, vlm.prompts(["what?"], [20], large.layout), large, registry.load("pruners", name), Keep(count))
+        pruning.forward(vlm, alone)
+        assert alone.per_layer(vlm.shape.layers)[0] == packed.per_layer(vlm.shape.layers)[1]
+    with pytest.raises(ValueError, match=r"^Keep\(2\) with an image of 20 tokens: 10\.0% of the tokens .* cannot be met"):
+        pruning.forward(vlm, pruning.shrink(vlm, prompts, tokens, registry.load("pruners", name), Keep(2)))
 
 
 # --- choices against loops --------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class World(Benchmark):
 
     revision = WORLD_VERSION
     protocols: ClassVar[tuple[str, ...]] = _answers.PROTOCOLS
-    splits: ClassVar[tuple[str, ...]] = ("test", "calibration", "train")
+    splits: ClassVar[tuple[str, ...]] = ("test", "confirmation", "calibration", "train")
     QUESTIONS: ClassVar[int] = 120  # of a full run, rounded up to whole groups; ten benchmarks ask 1,200 in all
 
     def __init__(self, like: str) -> None:
@@ -110,7 +110,7 @@ class World(Benchmark):
         return 4
 
     def samples(self, split: str, limit: int | None = None, protocol: str = "llava") -> list[Sample]:
-        """The questions of `train`, `calibration` or `test`, the same ones every time and under every protocol.
+        """The questions of `train`, `calibration`, `test` or `confirmation`, the same ones every time and under every protocol.
 
         limit: that many questions, rounded up to whole groups, which are drawn by a hash of their name; a smaller limit is a part
         of a larger one. Above QUESTIONS it asks for more than a full run does.

@@ -159,7 +159,32 @@ class Eased:
         return f"Eased({self.budget}, {self.exponent:.4g})"
 
 
-Budget = Keep | Share | Above | Eased
+@dataclass(frozen=True)
+class Each:
+    """A count of its own for every image of a batch: what a plan's cut means for images of several sizes.
+
+    nums: in the order of the images.
+    """
+
+    nums: tuple[int, ...]
+
+    def count(self, total: int) -> int:
+        """The most that any of them keeps."""
+        return min(max(self.nums), total)
+
+    def counts(self, totals: Tensor) -> Tensor:
+        """[B] int: those of the images, as far as they have so many."""
+        return torch.tensor(self.nums, device=totals.device).minimum(totals)
+
+    def pick(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Survivors [B N] bool among `valid`, by `scores` [B N]."""
+        return top(scores, valid, self.counts(valid.sum(1)))
+
+    def __str__(self) -> str:
+        return f"Each({', '.join(map(str, self.nums))})"
+
+
+Budget = Keep | Share | Above | Eased | Each
 KINDS: dict[str, type[Keep] | type[Share] | type[Above]] = {"Keep": Keep, "Share": Share, "Above": Above}
 
 SPELLINGS = "write Keep(64), Share(1/9), Above(0.5), 64 or 22%"

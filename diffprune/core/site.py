@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from diffprune.core.budget import Budget, Keep, Share
+from diffprune.core.budget import Budget, Each, Keep, Share
 
 LEAST = 1e-9  # share of a cut: every image keeps one token anyway
 
@@ -47,20 +48,69 @@ ENCODED, PROJECTED = Site(Stage.ENCODED), Site(Stage.PROJECTED)
 
 
 @dataclass(frozen=True)
+class OverLayers:
+    """Makes a count the average over a decoder's layers, at one cut of a plan inside it.
+
+    layers: of the decoder. after: layers behind which the plan cuts; powers: see `layer_average`; power: that of the share of all
+    tokens that is left behind this cut.
+    """
+
+    layers: int
+    after: tuple[int, ...]
+    powers: tuple[float, ...]
+    power: float
+
+    def count(self, budget: Budget, total: int) -> int:
+        """Tokens left of an image with which `total` entered the decoder.
+
+        Raises:
+            ValueError: the plan's cuts cannot meet this average with such an image.
+        """
+        try:
+            share = share_per_cut(budget.count(total) / total, self.layers, self.after, self.powers)
+        except ValueError as error:
+            raise ValueError(f"{budget} with an image of {total} tokens: {error}") from None
+        return max(1, round(total * share**self.power))
+
+
+@dataclass(frozen=True)
 class Cut:
     """One removal of tokens. budget: of the tokens that an earlier cut has left.
 
     number:   of the cut in its plan, from 0, for a method that learnt another rule for each.
     adaptive: the budget is what images keep on average; how many one keeps is known after the cut.
+    average:  the budget is a count that all layers see on average; `of` says what it leaves here of images of given sizes.
     """
 
     site: Site
     budget: Budget
     number: int = 0
     adaptive: bool = False
+    average: OverLayers | None = None
+
+    def of(self, totals: Sequence[int]) -> Cut:
+        """The cut for images with which so many tokens entered the decoder.
+
+        Raises:
+            ValueError: see `OverLayers.count`.
+        """
+        if self.average is None:
+            return self
+        found = {total: self.average.count(self.budget, total) if total else 0 for total in {*totals}}
+        nums = tuple(found[total] for total in totals)
+        return replace(self, average=None, budget=Keep(nums[0]) if len({*nums}) == 1 and nums[0] else Each(nums))
 
 
 Plan = tuple[Cut, ...]
+
+
+def for_images(cuts: Iterable[Cut], totals: Sequence[int]) -> Plan:
+    """The cuts set against images with which so many tokens entered the decoder.
+
+    Raises:
+        ValueError: a count that such an image cannot meet on average.
+    """
+    return tuple(cut.of(totals) for cut in cuts)
 
 
 def in_order(cuts: Iterable[Cut]) -> Plan:
@@ -76,13 +126,15 @@ def tokens_per_layer(cuts: Sequence[Cut], total: int, layers: int) -> tuple[int,
             instead. Or one behind the last layer.
     """
     seen: list[int] = []
+    entering = total
     for cut in in_order(cuts):
         if cut.adaptive:
             raise ValueError(f"a cut {cut.site} keeps a different number of tokens per image, which is known after it has happened")
         if cut.site.layer >= layers:
             raise ValueError(f"a cut {cut.site} saves nothing in a decoder of {layers} layers")
         seen += [total] * (cut.site.layer - len(seen))
-        total = cut.budget.count(total)
+        total = cut.of([entering]).budget.count(total)
+        entering = entering if cut.site.layer else total
     return (*seen, *[total] * (layers - len(seen)))
 
 
@@ -104,6 +156,11 @@ def share_per_cut(average: float, layers: int, after: Sequence[int], powers: Seq
     Raises:
         ValueError: layers out of order or outside the decoder, or an average that even empty layers do not come down to.
     """
+    return _share_per_cut(average, layers, tuple(after), tuple(powers))
+
+
+@lru_cache(maxsize=4096)
+def _share_per_cut(average: float, layers: int, after: tuple[int, ...], powers: tuple[float, ...]) -> float:
     if list(after) != sorted(set(after)) or not after or after[0] < 1 or after[-1] >= layers:
         raise ValueError(f"cuts after the layers {list(after)} of {layers}: give each layer once, in order, from 1 to {layers - 1}")
     least = after[0] / layers
@@ -118,20 +175,22 @@ def share_per_cut(average: float, layers: int, after: Sequence[int], powers: Seq
     return high
 
 
-def staged(budget: Budget, layers: int, after: Sequence[int], total: int, powers: Sequence[float] = ()) -> Plan:
+def staged(budget: Budget, layers: int, after: Sequence[int], powers: Sequence[float] = ()) -> Plan:
     """Cuts after the decoder layers `after` whose layer average is `budget`; each leaves the same share of what it finds.
 
-    layers: of the decoder. total: visual tokens of an image, which a count is set against. powers: see `layer_average`.
+    A count is the average of every image, whatever its size: an image that has no more keeps all it has.
+
+    layers: of the decoder. powers: see `layer_average`.
 
     Raises:
-        ValueError: a threshold, or a budget that those cuts cannot meet.
+        ValueError: a threshold, or a share that those cuts cannot meet.
     """
-    sites = [Site(Stage.DECODER, layer) for layer in after]
+    sites, powers = [Site(Stage.DECODER, layer) for layer in after], tuple(powers) or (1.0,) * len(after)
     if isinstance(budget, Share):
         share = share_per_cut(budget.share, layers, after, powers)
-        return tuple(
-            Cut(site, Share(max(share**power, LEAST))) for site, power in zip(sites, powers or [1.0] * len(sites), strict=True)
-        )
-    share = share_per_cut(budget.count(total) / total, layers, after, powers)
-    left = itertools.accumulate(powers or [1.0] * len(sites))
-    return tuple(Cut(site, Keep(max(1, round(total * share**power)))) for site, power in zip(sites, left, strict=True))
+        return tuple(Cut(site, Share(max(share**power, LEAST))) for site, power in zip(sites, powers, strict=True))
+    budget.count(1)  # refuses a threshold
+    share_per_cut(1.0, layers, after, powers)  # and layers that are none
+    left = itertools.accumulate(powers)
+    averages = [OverLayers(layers, tuple(after), powers, power) for power in left]
+    return tuple(Cut(site, budget, average=average) for site, average in zip(sites, averages, strict=True))

@@ -37,8 +37,9 @@ SPLITS: Mapping[str, range] = {
     "train": range(0, 10**9),
     "calibration": range(10**9, 2 * 10**9),
     "test": range(2 * 10**9, 3 * 10**9),
+    "confirmation": range(3 * 10**9, 4 * 10**9),  # test pictures that no study looked at while something was being chosen
 }
-_TEXTURES = {"train": range(0, 160), "calibration": range(160, 200), "test": range(200, 240)}
+_TEXTURES = {"train": range(0, 160), "calibration": range(160, 200), "test": range(200, 240), "confirmation": range(240, 280)}
 
 _RGB = np.array([[215, 40, 40], [40, 170, 60], [50, 80, 225], [235, 210, 50], [160, 50, 180], [240, 240, 240]], np.float32)
 _GREY = (20, 60, 95, 130)

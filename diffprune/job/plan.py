@@ -14,6 +14,7 @@ from diffprune.core import registry
 from diffprune.core.budget import Above, Budget
 from diffprune.core.cell import Cell, Questions, SelectSpec, TuneSpec, describe, weights
 from diffprune.core.pruner import Pruner
+from diffprune.core.site import for_images
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.embedded.world import SPLITS, WORLD_VERSION
@@ -108,7 +109,7 @@ class Plan:
         assert self.vlm is not None, "only the report needs no model"
         pruner: Pruner = registry.make("pruners", _bare(spec) if UNTRAINED in weights(spec) else spec)
         try:
-            pruner.cuts(budget, self.vlm.shape)
+            for_images(pruner.cuts(budget, self.vlm.shape), [self.vlm.shape.visual_tokens])
         except ValueError as error:
             return str(error)
         return ""

@@ -16,6 +16,7 @@ from diffprune.core.cell import Questions, describe
 from diffprune.core.errors import with_class
 from diffprune.core.fitted import FittedPruner
 from diffprune.core.pruner import Kind, Pruner
+from diffprune.core.site import for_images
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 
@@ -49,7 +50,7 @@ def _met(vlm: VLM, pruner: Pruner, budgets: Sequence[Budget]) -> list[Budget]:
     found = []
     for budget in budgets:
         with contextlib.suppress(ValueError):
-            pruner.cuts(budget, vlm.shape)
+            for_images(pruner.cuts(budget, vlm.shape), [vlm.shape.visual_tokens])
             found.append(budget)
     return found
 

@@ -7,6 +7,7 @@ comparisons are soft and weaken the token as a key in all later layers; how many
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,8 @@ class ATP(Networks):
     # -- removal -----------------------------------------------------------------------------------------------------
 
     def cuts(self, budget: Budget, shape: Shape) -> Plan:
-        plan = staged(budget, shape.layers, scaled(AFTER, shape.layers), shape.visual_tokens)
-        return tuple(Cut(cut.site, cut.budget, number, self.slack > 1) for number, cut in enumerate(plan))
+        plan = staged(budget, shape.layers, scaled(AFTER, shape.layers))
+        return tuple(replace(cut, number=number, adaptive=self.slack > 1) for number, cut in enumerate(plan))
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         """Raises ValueError: a threshold, which says nothing of how many to keep; or the method has not been trained."""

@@ -109,7 +109,7 @@ class Btp(FittedPruner):
                 f"BTP was calibrated for a decoder of {self.layers} layers, this one has {shape.layers}; calibrate it anew"
             )
         steps = joined(self.after or published(shape.layers))
-        return staged(budget, shape.layers, [s.layer for s in steps], shape.visual_tokens, [s.power for s in steps])
+        return staged(budget, shape.layers, [s.layer for s in steps], [s.power for s in steps])
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         """Raises ValueError: it has not been calibrated, or no count is asked for."""

@@ -43,7 +43,7 @@ class Dart(Pruner):
 
     def cuts(self, budget: Budget, shape: Shape) -> Plan:
         after = (self.after,) if self.after else scaled((2,), shape.layers)
-        return staged(budget, shape.layers, after, shape.visual_tokens)
+        return staged(budget, shape.layers, after)
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         counts = cut.budget.counts(tokens.counts)

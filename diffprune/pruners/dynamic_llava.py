@@ -77,7 +77,7 @@ class DynamicLLaVA(OwnScorer):
         return (self.after,) if self.after else scaled((2,), shape.layers)
 
     def cuts(self, budget: Budget, shape: Shape) -> Plan:
-        return staged(budget, shape.layers, self.layers(shape), shape.visual_tokens)
+        return staged(budget, shape.layers, self.layers(shape))
 
     def temperature(self, progress: Progress, annealing: Annealing) -> float:
         return geometric(progress, annealing)

@@ -38,7 +38,7 @@ class FastV(ScorePruner):
 
     def cuts(self, budget: Budget, shape: Shape) -> Plan:
         after = (self.after,) if self.after else scaled((2,), shape.layers)
-        return staged(budget, shape.layers, after, shape.visual_tokens)
+        return staged(budget, shape.layers, after)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return tokens.given(ATTENTION)

@@ -38,7 +38,7 @@ class PyramidDrop(ScorePruner):
     def cuts(self, budget: Budget, shape: Shape) -> Plan:
         parts = self.stages + 1
         after = sorted({max(1, round(shape.layers * i / parts)) for i in range(1, parts)} - {shape.layers})
-        return staged(budget, shape.layers, after, shape.visual_tokens)
+        return staged(budget, shape.layers, after)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return tokens.given(ATTENTION)

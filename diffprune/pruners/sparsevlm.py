@@ -39,7 +39,7 @@ class SparseVLM(Pruner):
         self.recycle = recycle
 
     def cuts(self, budget: Budget, shape: Shape) -> Plan:
-        return staged(budget, shape.layers, scaled(AFTER, shape.layers), shape.visual_tokens)
+        return staged(budget, shape.layers, scaled(AFTER, shape.layers))
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         counts, total = cut.budget.counts(tokens.counts), tokens.counts

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from diffprune.core.evidence import Evidence, Question
 from diffprune.core.pruner import Pruner
-from diffprune.core.site import Plan
+from diffprune.core.site import Plan, for_images
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning.decoder_evidence import evidence_of, layer_of, of_states
@@ -85,7 +85,8 @@ class DecoderCuts:
         lengths: Mapping[int, Length] | None = None,
     ) -> None:
         self.vlm, self.pruner, self.windows, self.around, self.lengths = vlm, pruner, windows, around, lengths or {}
-        self.cuts = {step.site.layer: step for step in cuts}
+        self.plan = cuts
+        self.cuts = {step.site.layer: step for step in cuts}  # set against the images that `expect` is told of
         self.layers, self.thread = decoder_layers(vlm.model), threading.get_ident()
         self.asked = [(key, layer) for key in pruner.needs if key.from_decoder for layer in self.cuts]
         self._rows: tuple[Prompts, VisualTokens] | None = None
@@ -102,8 +103,13 @@ class DecoderCuts:
         """The rows that enter the decoder next, and the tokens in their slots; None for rows without pictures.
 
         again: they are those of the last time and longer, and lose the same tokens.
+
+        Raises:
+            ValueError: see `Cut.of`.
         """
         self._rows = None if prompts is None or tokens is None else (prompts, tokens)
+        if tokens is not None and any(step.average for step in self.plan):
+            self.cuts = {step.site.layer: step for step in for_images(self.plan, tokens.counts.tolist())}
         self._chosen = self._chosen if again else {}
         self._entered, self.stages = None, {}
 

@@ -172,7 +172,7 @@ class Pruned:
         return kept | made | types | ({} if labels is None else {"labels": packed.prompts.labels})
 
     def _inside(self, left: VisualTokens) -> Inside | None:
-        return None if self.cuts is None else Inside(self.pruner, tuple(self.cuts.cuts.values()), left)
+        return None if self.cuts is None else Inside(self.pruner, self.cuts.plan, left)
 
     def _times(self, given: dict[str, Any]) -> int:
         """How often each prompt stands in the rows: generate repeats it for beams and several answers, its pictures not.

@@ -27,7 +27,7 @@ from diffprune import pruning
 from diffprune.core.budget import Budget
 from diffprune.core.evidence import IDENTITY
 from diffprune.core.pruner import Pruner, ScorePruner
-from diffprune.core.site import ENCODED, Cut
+from diffprune.core.site import ENCODED, Cut, for_images
 from diffprune.core.site import Plan as Cuts
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM
@@ -184,6 +184,8 @@ class Graphs:
 
     def _fit(self, ready: Ready, step: int) -> Fitted:
         length, inside = fixed_shape.bucket(ready.sequence, step), ready.packed.inside
+        if inside is not None:  # set against the images here, as a graph can ask no device how large they are
+            inside = replace(inside, cuts=for_images(inside.cuts, inside.tokens.counts.tolist()))
         rows = fixed_shape.fitted(ready.packed, length, self.vlm.model.dtype)
         padded = length > ready.sequence or not bool(rows.mask.all())
         known = None if inside is None else fixed_shape.lengths(inside, ready.packed.prompts, self.step)

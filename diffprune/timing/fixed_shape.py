@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diffprune import pruning
 from diffprune.core.budget import Budget
+from diffprune.core.site import for_images
 from diffprune.core.tokens import VisualTokens, with_separators
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning.decoder_cuts import DecoderCuts, Inside
@@ -100,7 +101,7 @@ def lengths(inside: Inside, prompts: Prompts, step: int) -> dict[int, Length]:
     counts, last, text = tokens.counts.tolist(), _highest(tokens), _text(prompts)
     length = prompts.input_ids.shape[1]
     found = {0: Length(length, bool(prompts.attention_mask.all()))}
-    for cut in inside.cuts:
+    for cut in for_images(inside.cuts, counts):
         if cut.adaptive:
             raise ValueError(
                 f"{inside.pruner.label} keeps a different number of tokens per image; rows of fixed length need one count"

@@ -27,7 +27,7 @@ from diffprune.core.fitted import Annealing, Progress, TrainablePruner
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Step
-from diffprune.core.site import Plan
+from diffprune.core.site import Plan, for_images
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM
@@ -328,7 +328,7 @@ class ScorerTrainer:
         found, why = [], ""
         for i, budget in enumerate(self.recipe.budgets):
             try:
-                pruning.plan_of(self.vlm, self.pruner, budget)
+                for_images(pruning.plan_of(self.vlm, self.pruner, budget), [self.vlm.shape.visual_tokens])
             except ValueError as error:
                 why = str(error)
             else:

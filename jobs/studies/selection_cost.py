@@ -6,7 +6,7 @@ Random features as wide as those of LLaVA-1.5-7B (1,024 before the projector, 4,
 turns; milliseconds are the processor time of that thread, which other work on the machine moves less than the clock on the wall.
 `scorer` is what the method computes before it chooses: scores, cosines, principal components. `bare` is the least a choice of its
 kind takes: one top-64 of scores and its mask, for a greedy method as many argmaxes, one after the other, as it takes steps (of
-VisPruner: its rounds, over pairs of tokens). `choice` is what a greedy method does behind its scorer, timed by itself, as a
+DivPrune the first, and of VisPruner every one, is over pairs of tokens). `choice` is what a greedy method does behind its scorer, timed by itself, as a
 difference of two selections would drown in them. `over` is in units of what may be taken: for methods that score, the whole
 selection over twice scorer and bare; for greedy ones the choice over three times bare. What the vision encoder's evidence costs
 and what merging costs are not in it.
@@ -119,8 +119,11 @@ def bare(name: str, num: int, kept: int) -> Callable[[], Any]:
     scores = torch.rand(BATCH, num, generator=torch.Generator().manual_seed(1))
     if name not in GREEDY:
         return lambda: torch.zeros(BATCH, num, dtype=torch.bool).scatter_(1, scores.topk(kept, dim=1).indices, True)
-    if name != "vispruner":
+    if name == "cdpruner":
         return lambda: [scores.argmax(1) for _ in range(kept)]
+    if name == "divprune":
+        likeness = torch.rand(BATCH, num, num, generator=torch.Generator().manual_seed(2))
+        return lambda: [likeness.amax(2).argmin(1), *(scores.argmax(1) for _ in range(kept - 1))]
     left = kept - kept // 2
     first = num - kept // 2
     pairs = torch.rand(BATCH, (first + 1) // 2, first // 2, generator=torch.Generator().manual_seed(2))
