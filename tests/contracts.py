@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -210,10 +211,12 @@ def kept(pruner: Pruner, seen: VisualTokens, budget: Budget) -> Tensor:
 
 
 def same_mix(one: Selection, other: Selection, index: Tensor, num: int = NUM) -> bool:
-    """Whether the images `index` of one are merged as those of the other are, as far as `num` columns."""
+    """Whether the images `index` of one are merged as those of the other are, as far as `num` columns, and rows that both have."""
     if one.mix is None or other.mix is None:
         return one.mix is other.mix
-    return torch.allclose(other.mix[:, :, :num], one.mix[index][:, :, :num], rtol=1e-4, atol=1e-6, equal_nan=True)
+    rows = min(one.mix.shape[1], other.mix.shape[1])
+    mixes = (mix[:, :rows, :num] for mix in (other.mix, one.mix[index]))
+    return torch.allclose(*mixes, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 # --- contracts -------------------------------------------------------------------------------------------------------
@@ -317,11 +320,12 @@ def padding_unseen(make: Make) -> None:
     """Neither the values in padding nor its length change a choice."""
     pruner = make()
     seen = shown(pruner)
-    for i, num in enumerate(seen.counts.tolist()):
+    for asked, (i, num) in itertools.product((Keep(5), Share(0.7)), enumerate(seen.counts.tolist())):
         alone, first = seen[torch.tensor([i])], torch.tensor([0])
-        quiet, noisy, short = (chosen(pruner, one, Keep(5)) for one in (alone, loud(alone), alone.padded(num)))
+        quiet, noisy, short = (chosen(pruner, one, asked) for one in (alone, loud(alone), alone.padded(num)))
         for other in (noisy, short):
-            assert torch.equal(other.keep[:, :num], quiet.keep[:, :num]) and same_mix(quiet, other, first, num), f"image {i}"
+            same = torch.equal(other.keep[:, :num], quiet.keep[:, :num])
+            assert same and same_mix(quiet, other, first, num), f"image {i}, {asked}"
 
 
 @contract()

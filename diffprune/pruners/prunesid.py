@@ -102,5 +102,7 @@ def components(tokens: VisualTokens, counts: Tensor, num: int, seed: int) -> Ten
 
 @lru_cache(maxsize=64)
 def draw(rows: int, columns: int, seed: int) -> Tensor:
-    """[rows columns] standard normal; the first rows are the same whatever their number, as torch draws 16 values at a time."""
-    return torch.randn(-(-rows // 16) * 16, columns, generator=torch.Generator().manual_seed(seed))[:rows]
+    """[rows columns] standard normal; what stands in a place depends on neither number, as each column has a stream of its own, of
+    which torch draws 16 values at a time."""
+    streams = [torch.Generator().manual_seed(seed * 2**20 + column) for column in range(columns)]
+    return torch.stack([torch.randn(-(-rows // 16) * 16, generator=stream) for stream in streams], 1)[:rows]
