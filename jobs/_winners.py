@@ -1,17 +1,11 @@
-"""What jobs/tune_training.py found for each trained method, by one equal search on the calibration split: spelling and settings.
+"""What the searches found for each trained method, on the calibration split and by equal budgets: spelling and settings.
 
-The search's page and store are in reports/tune_training. A method's own option is part of what is searched, so the winner may be
-spelled with one; methods that were not searched train with their recipe's own settings.
-
-The search trains on 400 images a configuration, which is too few for a scorer's seeds to agree (reports/training_length).
-`compare_gumbel` and `compare_trained` train each winner `LONGER` times as long: 1,200 images, over which learning rate,
-temperatures and easing are stretched. That length is the same for all methods and was read from test answers, so it favours none of
-them by design, only by luck.
+`SHORT` is of jobs/tune_training.py, 400 training images a configuration; `LONG` of jobs/tune_longer.py, 1,200. Their pages and stores
+are in reports/tune_training and reports/tune_longer. A method's own option is part of what is searched, so the winner may be spelled
+with one; methods that were not searched train with their recipe's own settings.
 """
 
 from typing import Any
-
-LONGER = 3  # times the 400 images of the search
 
 SLOW_COOLING = {
     "steps": 200, "images": 2, "learning_rate": 0.00599, "warmup_share": 0.16,
@@ -21,7 +15,7 @@ ATP = {
     "steps": 133, "images": 3, "learning_rate": 0.00361, "warmup_share": 0.16,
     "temperature_start": 3.65, "temperature_end": 0.0572, "anneal_share": 0.465, "ease_share": 1.0,
 }  # fmt: skip
-SETTINGS: dict[str, dict[str, Any]] = {
+SHORT: dict[str, dict[str, Any]] = {
     "diffprune": {
         "steps": 100, "images": 4, "learning_rate": 0.0015, "warmup_share": 0.075,
         "temperature_start": 0.668, "temperature_end": 0.463, "anneal_share": 0.79, "ease_share": 0.5,
@@ -48,18 +42,50 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "temperature_start": 2.0, "temperature_end": 0.1, "anneal_share": 0.9, "ease_share": 0.75,
     },
 }  # fmt: skip
+LONG: dict[str, dict[str, Any]] = {
+    "diffprune": {
+        "steps": 300, "images": 4, "learning_rate": 0.0016, "warmup_share": 0.123,
+        "temperature_start": 0.978, "temperature_end": 0.205, "anneal_share": 0.316, "ease_share": 0.5,
+    },
+    "gumbel_topk": {
+        "steps": 300, "images": 4, "learning_rate": 0.003, "warmup_share": 0.03,
+        "temperature_start": 2.0, "temperature_end": 0.1, "anneal_share": 0.9, "ease_share": 0.75,
+    },
+    "gumbel_keepdrop": {
+        "steps": 600, "images": 2, "learning_rate": 0.00599, "warmup_share": 0.16,
+        "temperature_start": 1.35, "temperature_end": 0.347, "anneal_share": 0.964, "ease_share": 0.0,
+    },
+    "gumbel_keepdrop(offset=True)": {
+        "steps": 300, "images": 4, "learning_rate": 0.00966, "warmup_share": 0.047,
+        "temperature_start": 2.01, "temperature_end": 0.419, "anneal_share": 0.411, "ease_share": 0.5,
+    },
+    "learnpruner": {
+        "steps": 600, "images": 2, "learning_rate": 0.00353, "warmup_share": 0.082,
+        "temperature_start": 1.08, "temperature_end": 0.0687, "anneal_share": 0.728, "ease_share": 0.5,
+    },
+    "visionselector": {
+        "steps": 300, "images": 4, "learning_rate": 0.003, "warmup_share": 0.03,
+        "temperature_start": 2.0, "temperature_end": 0.1, "anneal_share": 0.9, "ease_share": 0.75,
+    },
+    "ocvtp": {
+        "steps": 300, "images": 4, "learning_rate": 0.0016, "warmup_share": 0.123,
+        "temperature_start": 0.978, "temperature_end": 0.205, "anneal_share": 0.316, "ease_share": 0.5,
+    },
+}  # fmt: skip
+SETTINGS = {400: SHORT, 1200: LONG}  # by training images
 
 
-def spelled(*methods: str) -> tuple[str, ...]:
+def spelled(*methods: str, images: int = 400) -> tuple[str, ...]:
     """The methods as their winners are spelled: with an option where the winner has one that the method's name leaves open."""
-    options = {won.partition("(")[0]: won for won in SETTINGS}
-    return tuple(method if method in SETTINGS else options.get(method, method) for method in methods)
+    found = SETTINGS[images]
+    options = {won.partition("(")[0]: won for won in found}
+    return tuple(method if method in found else options.get(method, method) for method in methods)
 
 
-def winners(*methods: str, longer: int = 1) -> tuple[dict[str, Any], ...]:
+def winners(*methods: str, images: int = 400) -> tuple[dict[str, Any], ...]:
     """Spelling and settings of those of the methods that were searched, as a recipe's `methods` take them.
 
-    longer: the steps in units of the search's; what depends on time is a share of them, so it stretches along.
+    images: of a training, and of a configuration of the search.
     """
-    found = ((won, SETTINGS[won]) for won in spelled(*methods) if won in SETTINGS)
-    return tuple({"pruner": won, **own, "steps": longer * own["steps"]} for won, own in found)
+    found = SETTINGS[images]
+    return tuple({"pruner": won, **found[won]} for won in spelled(*methods, images=images) if won in found)

@@ -7,7 +7,7 @@ budget draws. The table of variants holds each against it, as the forest of diff
 same ten questions about each picture as the others, every one in a row of its own. About 25 minutes on two cores.
 """
 
-from _winners import SETTINGS
+from _winners import SHORT
 
 from diffprune.job import Evaluation, Job, Recipe
 
@@ -44,7 +44,7 @@ job = Job(
         workers=2,
         validate_every=0,
         grad_cosine_every=0,
-        methods=tuple({"pruner": variant, **SETTINGS[WHOLE]} for variant in (WHOLE, *PARTS)),
+        methods=tuple({"pruner": variant, **SHORT[WHOLE]} for variant in (WHOLE, *PARTS)),
     ),
     evaluate=Evaluation(limit=80),
     baselines=("unpruned",),

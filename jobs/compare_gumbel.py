@@ -2,11 +2,12 @@
 
     diffprune run compare_gumbel
 
-Every method sees the same data and budget draws, 1,200 images, and trains with the settings that one equal search found for it
-on the calibration split (jobs/tune_training.py). Takes about an hour on two cores; interrupted, the same command resumes.
+Every method sees the same data and budget draws, 1,200 images, and trains with the settings that one equal search of that length
+found for it on the calibration split (jobs/tune_longer.py). What is asked is the split `confirmation`: pictures that no study has
+looked at, nor whoever chose lengths and settings. About fifty minutes on two cores; interrupted, the same command resumes.
 """
 
-from _winners import LONGER, winners
+from _winners import winners
 
 from diffprune.job import Evaluation, Job, Recipe
 
@@ -23,10 +24,10 @@ job = Job(
         workers=2,
         validate_every=0,
         grad_cosine_every=50,
-        methods=winners(*METHODS, longer=LONGER),
+        methods=winners(*METHODS, images=1200),
     ),
-    evaluate=Evaluation(limit=180),  # more than twice as many pictures as the demo: they, not the questions, are the sample
-    baselines=("unpruned", "random", "grid", "attention"),
+    evaluate=Evaluation(split="confirmation", limit=180),  # more than twice as many pictures as the demo: they are the sample
+    baselines=("unpruned", "random", "grid", "attention", "divprune"),
     budgets=BUDGETS,
     workers=2,
 )

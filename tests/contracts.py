@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -275,12 +275,22 @@ def test_the_key_of_a_trial_names_all_that_shapes_it() -> None:
         assert replace(trial.cell, subject=replace(subject, **change)).key != trial.cell.key
 
 
-@pytest.mark.parametrize(("name", "longer"), [("demo", 1), ("compare_gumbel", 3), ("compare_trained", 3)])
-def test_the_committed_jobs_carry_the_winners_of_the_committed_search(name: str, longer: int) -> None:
-    winners = json.loads((REPOSITORY / "reports" / "tune_training" / "winners.json").read_text())
+@pytest.mark.parametrize(
+    ("name", "search"), [("demo", "tune_training"), ("compare_gumbel", "tune_longer"), ("compare_trained", "tune_longer")]
+)
+def test_the_committed_jobs_carry_the_winners_of_the_committed_search(name: str, search: str) -> None:
+    winners = json.loads((REPOSITORY / "reports" / search / "winners.json").read_text())
     found = {str(registry.spec("pruners", own["pruner"])): own for own in winners["methods"]}
     recipe = load_job(name).train
     assert recipe is not None and {str(own.pruner) for own in recipe.methods} == set(map(str, recipe.pruners))
     for own in recipe.methods:
-        won = found[str(own.pruner)]
-        assert {**won, "steps": longer * won["steps"], "pruner": str(own.pruner)} == own.model_dump(mode="json", exclude_none=True)
+        assert {**found[str(own.pruner)], "pruner": str(own.pruner)} == own.model_dump(mode="json", exclude_none=True)
+
+
+def test_what_is_compared_was_looked_at_by_no_search_and_no_study() -> None:
+    for name in ("compare_gumbel", "compare_trained"):
+        asked = load_job(name).evaluate
+        assert asked is not None and asked.split == "confirmation"
+    for name in ("tune_training", "tune_longer"):
+        search, compared = load_job(name).search, load_job("compare_gumbel").train
+        assert search is not None and compared is not None and not set(search.seeds) & set(compared.seeds)
