@@ -1,8 +1,8 @@
 """What the searches found for each trained method, on the calibration split and by equal budgets: spelling and settings.
 
-`SHORT` is of jobs/tune_training.py, 400 training images a configuration; `LONG` of jobs/tune_longer.py, 1,200. Their pages and stores
-are in reports/tune_training and reports/tune_longer. A method's own option is part of what is searched, so the winner may be spelled
-with one; methods that were not searched train with their recipe's own settings.
+`SHORT` is of jobs/tune_training.py, 400 training images a configuration; `LONG` of jobs/tune_longer.py, 1,200. Their pages and
+stores are in reports/tune_training and reports/tune_longer. A method's own option is part of what is searched, so the winner may be
+spelled with one; methods that were not searched train with their recipe's own settings.
 """
 
 from typing import Any

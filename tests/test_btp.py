@@ -80,9 +80,8 @@ def written_out(tokens: VisualTokens, row: int, stage: int, share: float, count:
     attention = tokens.given(ATTENTION)[row]
     chosen: list[int] = []
     if stage == 0:
-        chosen = away(
-            [], real, lambda i, j: abs(i // 7 - j // 7) + abs(i % 7 - j % 7), math.floor(count * min(0.5, 1 - share) + 0.5)
-        )
+        spread = min(math.floor(count * min(0.5, 1 - share) + 0.5), count - math.floor(count * share + 0.5))
+        chosen = away([], real, lambda i, j: abs(i // 7 - j // 7) + abs(i % 7 - j % 7), spread)
     wanted = math.floor(count * share + 0.5)
     pool = sorted(real, key=lambda i: -float(attention[i]))[: math.floor(wanted * btp.POOLS[stage] + 0.5)]
     first = [i for i in pool if i < count] + [i for i in pool if i >= count]
@@ -91,13 +90,14 @@ def written_out(tokens: VisualTokens, row: int, stage: int, share: float, count:
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 20, 29, 35])
-@pytest.mark.parametrize("lambdas", [(0.3, 0.9, 1.0, 1.0), (0.6, 0.8, 1.0, 0.0), (1.0, 0.0, 0.5, 0.2)])
+@pytest.mark.parametrize("lambdas", [(0.3, 0.9, 1.0, 1.0), (0.5, 0.8, 1.0, 0.0), (1.0, 0.0, 0.5, 0.2)])
 def test_choices_equal_the_definition(lambdas: tuple[float, ...], count: int) -> None:
     tokens, method = seen(), calibrated(lambdas=lambdas)
     for stage in range(4):
         keep = method.select(tokens, at(stage + 1, count)).keep
         for row in range(2):
             assert keep[row].nonzero().flatten().tolist() == written_out(tokens, row, stage, lambdas[stage], count), stage
+            assert int(keep[row].sum()) == min(count, int(tokens.valid[row].sum()))
 
 
 def test_balancing_takes_early_candidates_before_better_late_ones() -> None:

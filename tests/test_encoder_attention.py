@@ -179,7 +179,7 @@ def test_it_belongs_to_the_token_beside_it(family: str) -> None:
     evidence = encoder_attention()
     together = vlm.encode(pixels, frozenset({evidence}))
     torch.testing.assert_close(together.features, tokens.features, rtol=0, atol=0)
-    assert vlm.model.config.vision_config._attn_implementation == "sdpa" and not reading._recorders
+    assert vlm.model.config.vision_config._attn_implementation == "sdpa" and not reading._recorders.stack
     for i in (2, 3):
         alone = vlm.encode(vlm.part(pixels, i, i + 1), frozenset({evidence}))
         torch.testing.assert_close(

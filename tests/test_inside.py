@@ -144,6 +144,10 @@ def test_what_cannot_be_pruned_is_refused() -> None:
         refused("static caches", cache_implementation="static")
         refused("inputs_embeds", inputs_embeds=vlm.embed(prompts.input_ids))
         refused("places for visual tokens", pixel_values=pixels["pixel_values"][:1])
+        refused("places for visual tokens", pixel_values=pixels["pixel_values"][:1], num_beams=2)
+        for changes in ({"pixel_values": pixels["pixel_values"][:1]}, {"logits_to_keep": torch.tensor([3])}):
+            with torch.inference_mode(), pytest.raises(ValueError, match="places"):
+                vlm.model(**given | changes)
         with torch.inference_mode(), pytest.raises(ValueError, match="cannot be used inside"):
             _cropped(vlm, given)
         with pytest.raises(ValueError, match="already inside"), diffprune.pruned(vlm.model, Features(), Keep(4)):

@@ -21,6 +21,7 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.vlm import tiny as parts
 from diffprune.vlm.load import model_spec
+from tests.test_decoder_cuts import batch as deep_batch
 from tests.test_families import FAMILIES, QUESTIONS, Features, batch, close, own, pictures, tiny
 from tests.test_inside import hidden_inputs
 
@@ -156,6 +157,25 @@ def test_a_compiled_model_generates_as_the_model_itself() -> None:
     assert not vlm.model._forward_pre_hooks
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")  # hooks ask which thread they are in
+@pytest.mark.parametrize("name", ["attention", "fastv"])
+def test_compiled_code_prunes_as_the_model_itself(name: str) -> None:
+    vlm, prompts, pixels, _ = deep_batch("llava")
+    given, asked = own(vlm, prompts, pixels), {**OPTIONS, "do_sample": False}
+    with diffprune.pruned(vlm.model, name, Share(0.5)):
+        wanted, logits = vlm.model.generate(**given, **asked), vlm.model(**given).logits
+    vlm.model.compile(backend="eager")
+    try:
+        plain = vlm.model(**given).logits  # compiled before there are hooks
+        with diffprune.pruned(vlm.model, name, Share(0.5)):
+            assert torch.equal(vlm.model.generate(**given, **asked), wanted)
+            assert torch.equal(vlm.model(**given).logits, logits)
+        assert torch.equal(vlm.model(**given).logits, plain)
+    finally:
+        vlm.model._compiled_call_impl = None
+
+
 # -- threads -----------------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +214,28 @@ def test_the_block_holds_for_the_thread_that_enters_it() -> None:
 
     found, heard = in_a_thread(entered)
     assert torch.equal(found, pruned) and not heard, "entered where generate is called"
+
+
+@pytest.mark.parametrize("name", ["divprune", "attention"])
+def test_a_picture_that_another_thread_encodes_meanwhile_is_not_taken_for_ours(name: str) -> None:
+    """The other thread's call begins and ends while ours is in the encoder, and once more while it is in the projector."""
+    vlm, prompts, pixels, _ = batch("llava")
+    given, begun = own(vlm, prompts, pixels), list[int]()
+    other = {**given, "pixel_values": given["pixel_values"].flip(0) * 0.5}
+
+    def meanwhile(*_: Any) -> None:
+        if threading.current_thread() is threading.main_thread() and len(begun) < 4:
+            begun.append(1)
+            in_a_thread(lambda: vlm.model(**other))
+
+    with diffprune.pruned(vlm.model, name, Keep(4)):
+        wanted = vlm.model(**given).logits
+        inner = vlm.model.model.vision_tower.encoder.layers[0], vlm.model.model.multi_modal_projector
+        hooks = [module.register_forward_hook(meanwhile) for module in inner]
+        found = vlm.model(**given).logits
+    for hook in hooks:
+        hook.remove()
+    assert len(begun) >= 2 and torch.equal(found, wanted)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

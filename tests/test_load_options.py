@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import diffprune
 from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Keep
@@ -157,6 +158,34 @@ def test_a_wrapped_model_reads_rows_and_is_left_as_it_is(family: str) -> None:
     assert torch.equal(rows.position_ids, prompts.position_ids) and torch.equal(rows.slots, prompts.slots)
     with pytest.raises(ValueError, match=r"wrap\(model, processor\)"):
         pruning.generate(vlm, pictures()[:1], ["what?"], pruner=Features(), budget=Keep(1))
+
+
+class Adapted(torch.nn.Module):
+    """What PEFT puts around a model: its attributes are the model's own, `model` the model itself."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.base_model = model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return self.base_model if name == "model" else getattr(self.base_model, name)
+
+    def get_base_model(self) -> Any:
+        return self.base_model
+
+
+def test_a_model_with_adapters_is_the_model_inside() -> None:
+    vlm, prompts, pixels, _ = batch("llava")
+    adapted, given = Adapted(vlm.model), own(vlm, prompts, pixels)
+    assert wrap(adapted).model is vlm.model and wrap(torch.compile(adapted, backend="eager")).model is vlm.model
+    with torch.inference_mode():
+        with diffprune.pruned(vlm.model, Features(), Keep(4)):
+            wanted = vlm.model(**given).logits
+        with diffprune.pruned(adapted, Features(), Keep(4)):
+            assert torch.equal(adapted.get_base_model()(**given).logits, wanted)
 
 
 def test_what_cannot_be_wrapped() -> None:

@@ -13,10 +13,29 @@ from torch import Tensor
 EPSILON = 1e-5  # of a squared length: what is left of a vector below this share is rounding
 
 
+def comparable(likeness: Tensor) -> Tensor:
+    """The likeness of tokens itself, where it has an order.
+
+    Raises:
+        ValueError: it is NaN somewhere, as that of infinite or damaged features is.
+    """
+    asked = likeness.is_cpu or not torch.cuda.is_current_stream_capturing()  # a graph under capture cannot be asked for values
+    if asked and math.isnan(likeness.sum().item()):
+        raise ValueError(
+            "tokens are infinite or NaN, so that they cannot be compared: the model overflows in this dtype, or its weights are "
+            "damaged"
+        )
+    return likeness
+
+
 def cosines(features: Tensor, valid: Tensor) -> Tensor:
-    """[B N N] float32: cosine of every two tokens [B N D], of a token with itself exactly 1; 0 at padding."""
+    """[B N N] float32: cosine of every two tokens [B N D], of a token with itself exactly 1; 0 at padding.
+
+    Raises:
+        ValueError: see `comparable`.
+    """
     unit = torch.nn.functional.normalize(features.float().masked_fill(~valid[..., None], 0.0), dim=-1)
-    found = unit @ unit.transpose(1, 2)
+    found = comparable(unit @ unit.transpose(1, 2))
     found.diagonal(dim1=1, dim2=2).copy_(valid)
     return found
 

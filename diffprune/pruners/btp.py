@@ -120,7 +120,7 @@ class Btp(FittedPruner):
         attended = rounded(counts * self.lambdas[stage])
         keep = torch.zeros_like(valid)
         if stage == 0:
-            keep = spread(tokens, rounded(counts * min(SPATIAL, 1 - self.lambdas[0])))
+            keep = spread(tokens, rounded(counts * min(SPATIAL, 1 - self.lambdas[0])).minimum(counts - attended))
         keep = keep | balanced(tokens.given(ATTENTION).float(), valid, attended, POOLS[stage], counts)
         return Selection(farther(cosines(tokens.features, valid).neg_(), keep, valid, counts))
 

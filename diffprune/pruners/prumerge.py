@@ -13,6 +13,7 @@ from diffprune.core.evidence import encoder_attention, encoder_keys
 from diffprune.core.pruner import Pruner, Reference
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
+from diffprune.pruners._greedy import comparable
 
 NEIGHBOURS = 32
 ATTENTION, KEYS = encoder_attention(-1, joint=True), encoder_keys(-1)
@@ -82,7 +83,7 @@ def sums(tokens: VisualTokens, weight: Tensor, centres: Tensor, remainder: Tenso
     index = keep.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     own = torch.zeros(*index.shape, valid.shape[1], device=valid.device).scatter_(2, index[..., None], 1.0)
     key = normalize(tokens.given(KEYS).flatten(2).float(), dim=-1)
-    likeness = key.gather(1, index[..., None].expand(-1, -1, key.shape[2])) @ key.transpose(1, 2)
+    likeness = comparable(key.gather(1, index[..., None].expand(-1, -1, key.shape[2])) @ key.transpose(1, 2))
     likeness = likeness.masked_fill((own > 0) | ~valid[:, None], -math.inf)
     nearest = likeness.topk(min(NEIGHBOURS, valid.shape[1]), dim=2)
     near = torch.zeros_like(own).scatter_(2, nearest.indices, (nearest.values > -math.inf).float())

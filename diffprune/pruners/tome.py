@@ -13,6 +13,7 @@ from diffprune.core.evidence import encoder_keys
 from diffprune.core.pruner import Pruner, Reference
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens, means
+from diffprune.pruners._greedy import comparable
 
 KEYS = encoder_keys()
 
@@ -67,7 +68,7 @@ def links(keys: Tensor, keep: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : int(keep.sum(1).max())]
     real = keep.gather(1, order)
     unit = normalize(keys.gather(1, order[..., None].expand(-1, -1, keys.shape[2])), dim=-1)
-    likeness = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).masked_fill(~real[:, None, 1::2], -math.inf)
+    likeness = comparable(unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).masked_fill(~real[:, None, 1::2], -math.inf)
     target = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
     if not likeness.shape[2]:  # one token is left of every image
         return torch.zeros_like(keep), target

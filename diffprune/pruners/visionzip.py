@@ -13,6 +13,7 @@ from diffprune.core.evidence import encoder_attention, encoder_keys
 from diffprune.core.pruner import Pruner, Reference
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
+from diffprune.pruners._greedy import comparable
 
 
 class VisionZip(Pruner):
@@ -59,7 +60,7 @@ def nearest(keys: Tensor, targets: Tensor, most: int) -> Tensor:
     key = normalize(keys.float().mean(2), dim=-1)
     place = targets.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, most)]
     theirs = key.gather(1, place[..., None].expand(-1, -1, key.shape[2]))
-    likeness = (key @ theirs.transpose(1, 2)).masked_fill_(~targets.gather(1, place)[:, None], -math.inf)
+    likeness = comparable(key @ theirs.transpose(1, 2)).masked_fill_(~targets.gather(1, place)[:, None], -math.inf)
     return place.gather(1, likeness.argmax(2))
 
 

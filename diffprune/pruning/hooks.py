@@ -127,6 +127,11 @@ class Pruned:
                 "inside pruned() the attention mask must be [rows, length]; static caches and compiled generation make another one "
                 "beforehand: leave cache_implementation unset"
             )
+        if pictures and isinstance(given.get("logits_to_keep"), Tensor):
+            raise ValueError(
+                "logits_to_keep by places: inside pruned() rows get shorter, so that places mean others; give how many of the last "
+                "logits are wanted, or 0 for all"
+            )
         if pictures and held:
             raise ValueError(f"a picture in a later turn: the cache already holds {held} tokens; start with an empty cache")
         self._check_settings(given)
@@ -143,7 +148,7 @@ class Pruned:
 
     def _prefill(self, given: dict[str, Any], again: bool) -> dict[str, Any]:
         """again: the pictures are those of the newest `get_image_features`, as in generation without a cache."""
-        vlm, times = self.vlm, self._times(given)
+        vlm, times = self.vlm, self._times(given, again)
         pixels, prompts, own = self._read(given, times)
         self._offset = 0 if given.get("position_ids") is not None else vlm.position_offset  # what generate passes counts it already
         known = again and self._chosen is not None
@@ -174,8 +179,10 @@ class Pruned:
     def _inside(self, left: VisualTokens) -> Inside | None:
         return None if self.cuts is None else Inside(self.pruner, self.cuts.plan, left)
 
-    def _times(self, given: dict[str, Any]) -> int:
+    def _times(self, given: dict[str, Any], again: bool) -> int:
         """How often each prompt stands in the rows: generate repeats it for beams and several answers, its pictures not.
+
+        again: see `_prefill`; a direct call of the model repeats nothing.
 
         Raises:
             ValueError: rows that do not fit the pictures.
@@ -186,9 +193,14 @@ class Pruned:
         pixels = {name: given[name] for name in self.vlm.encoder_inputs if given.get(name) is not None}
         slots = int((ids == self.vlm.model.config.image_token_id).sum())
         tokens = sum(self.vlm.slots(pixels))
-        if slots % tokens or len(ids) % max(slots // tokens, 1):
+        times = max(slots // tokens, 1)
+        repeated = slots % tokens == 0 and len(ids) % times == 0 and (times == 1 or again)
+        if repeated and self._chosen is None:  # later rows of one prompt differ in what was generated
+            groups = ids.unflatten(0, (-1, times))
+            repeated = bool((groups == groups[:, :1]).all())
+        if not repeated:
             raise ValueError(f"the prompts have {slots} places for visual tokens, the pictures have {tokens} of them")
-        return max(slots // tokens, 1)
+        return times
 
     def _read(self, given: dict[str, Any], times: int) -> tuple[dict[str, Tensor], Prompts, Prompts]:
         """(encoder inputs, all rows, one row per prompt); without a cache the rows of a prompt differ in what was generated."""
@@ -289,7 +301,7 @@ def pruned(
             pruned: videos, chunked prefill, static caches, pictures that are already encoded, encoder settings at the call.
     """
     pruner, budget = pruner_of(pruner), budget_of(budget)
-    vlm = model if isinstance(model, VLM) else wrap(getattr(model, "_orig_mod", model))  # of torch.compile
+    vlm = model if isinstance(model, VLM) else wrap(model)
     model = vlm.model
     vlm.check_evidence(pruner.needs)
     make_ready(pruner, vlm)

@@ -8,6 +8,7 @@ afterwards.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -48,15 +49,24 @@ class Recorder:
             self.calls[layer].append(call)
 
 
-_recorders: list[Recorder] = []
+class _Recorders(threading.local):
+    """Those of the encoders that run in this thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Recorder] = []
+
+
+_recorders = _Recorders()
 
 
 def keeping(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> Any:
-    """torch's fused attention; the recorder of the encoder that runs keeps queries and keys."""
-    scaling = options.get("scaling")
-    _recorders[-1].keep(module, Kept(query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling))
+    """torch's fused attention; the recorder of this thread's encoder keeps queries and keys."""
+    if _recorders.stack:
+        scaling = options.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        _recorders.stack[-1].keep(module, Kept(query, key, attention_mask, scaling))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
@@ -72,26 +82,28 @@ def kept_by_encoder(model: Any, layers: Collection[int]) -> Iterator[Recorder]:
         yield recorder
         return
     before = model.config.vision_config._attn_implementation
-    _recorders.append(recorder)
+    _recorders.stack.append(recorder)
     model.set_attn_implementation({"vision_config": NAME})
     try:
         yield recorder
     finally:
         model.set_attn_implementation({"vision_config": before})
-        _recorders.remove(recorder)
+        _recorders.stack.remove(recorder)
 
 
 @contextmanager
 def outputs_of(tower: torch.nn.Module, num: int, layers: Collection[int]) -> Iterator[dict[int, list[Tensor]]]:
-    """While the block runs, outputs [B N D] or [N D] of the encoder's `layers` (from 0, of `num`), call by call."""
+    """While the block runs, outputs [B N D] or [N D] of the encoder's `layers` (from 0, of `num`), call by call, in this thread."""
     heard: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    thread = threading.get_ident()
     lists = (m for m in tower.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == num)
     with ExitStack() as hooks:
         if blocks := next(lists, None) if layers else None:
             for layer, found in heard.items():
 
                 def keep(_: Any, __: Any, output: Any, found: list[Tensor] = found) -> None:
-                    found.append(output if isinstance(output, Tensor) else output[0])
+                    if threading.get_ident() == thread:
+                        found.append(output if isinstance(output, Tensor) else output[0])
 
                 hooks.callback(blocks[layer].register_forward_hook(keep).remove)
         yield heard

@@ -8,6 +8,7 @@ copied: a forward pre-hook captures the projector's input while the family's own
 from __future__ import annotations
 
 import re
+import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -200,10 +201,13 @@ class Family(VLM):
 
     @contextmanager
     def _captured(self, path: str = "") -> Iterator[list[Tensor]]:
-        """Inputs of the projector, or of the module at `path`, captured by a forward pre-hook while the block runs."""
+        """Inputs of the projector, or of the module at `path`, captured by a forward pre-hook while the block runs; those of this
+        thread, as another may call the model meanwhile."""
         captured: list[Tensor] = []
-        module = self.model.model.get_submodule(path or self.projector_input)
-        hook = module.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+        module, thread = self.model.model.get_submodule(path or self.projector_input), threading.get_ident()
+        hook = module.register_forward_pre_hook(
+            lambda _, args: captured.append(args[0]) if threading.get_ident() == thread else None
+        )
         try:
             yield captured
         finally:

@@ -109,11 +109,16 @@ def _tiny(asked: Spec, place: torch.device, kind: torch.dtype, attention: str) -
 def wrap(model: Any, processor: Any = None, name: str = "", **options: Any) -> VLM:
     """The family's view of a transformers model that is already loaded; the model itself is left as it is.
 
+    Of a model that torch.compile or PEFT has wrapped, the model inside is meant, which runs in their calls as well.
+
     Without its processor it serves rows a processor made (`VLM.read`), not images and questions.
 
     Raises:
         ValueError: it is no vision-language model, of a family without a file under `models/`, or the processor is none.
     """
+    model = getattr(model, "_orig_mod", model)
+    if callable(inside := getattr(model, "get_base_model", None)):
+        model = inside()
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind is None or not hasattr(model, "generate") or not hasattr(getattr(model, "model", None), "get_image_features"):
         raise ValueError(

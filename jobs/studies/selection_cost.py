@@ -6,10 +6,10 @@ Random features as wide as those of LLaVA-1.5-7B (1,024 before the projector, 4,
 turns; milliseconds are the processor time of that thread, which other work on the machine moves less than the clock on the wall.
 `scorer` is what the method computes before it chooses: scores, cosines, principal components. `bare` is the least a choice of its
 kind takes: one top-64 of scores and its mask, for a greedy method as many argmaxes, one after the other, as it takes steps (of
-DivPrune the first, and of VisPruner every one, is over pairs of tokens). `choice` is what a greedy method does behind its scorer, timed by itself, as a
-difference of two selections would drown in them. `over` is in units of what may be taken: for methods that score, the whole
-selection over twice scorer and bare; for greedy ones the choice over three times bare. What the vision encoder's evidence costs
-and what merging costs are not in it.
+DivPrune the first, and of VisPruner every one, is over pairs of tokens). `choice` is what a greedy method does behind its scorer,
+timed by itself, as a difference of two selections would drown in them. `over` is in units of what may be taken: for methods that
+score, the whole selection over twice scorer and bare; for greedy ones the choice over three times bare. What the vision encoder's
+evidence costs and what merging costs are not in it.
 
 What cannot be had: a step of CDPruner's determinantal point process takes the product of a row with all that was chosen before,
 which is several times an argmax over 576 numbers. A round of VisPruner compares one half of a list with the other, and the next
