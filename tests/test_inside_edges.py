@@ -14,6 +14,7 @@ import torch
 
 import diffprune
 from diffprune import pruning
+from diffprune.core import registry
 from diffprune.core.budget import Keep, Share
 from diffprune.core.evidence import QUESTION, Question
 from diffprune.core.pruner import ScorePruner
@@ -22,6 +23,7 @@ from diffprune.core.vlm import VLM
 from diffprune.vlm import tiny as parts
 from diffprune.vlm.load import model_spec
 from tests.test_decoder_cuts import batch as deep_batch
+from tests.test_decoder_cuts import deep
 from tests.test_families import FAMILIES, QUESTIONS, Features, batch, close, own, pictures, tiny
 from tests.test_inside import hidden_inputs
 
@@ -55,6 +57,23 @@ def test_repeated_rows_without_a_cache_equal_hiding(family: str, mode: str) -> N
         found = vlm.model.generate(**own(vlm, prompts, pixels), **asked)
     torch.manual_seed(5)
     assert torch.equal(found, vlm.model.generate(**hidden_inputs(family), **asked))
+
+
+@pytest.mark.parametrize("name", ["cdpruner", "sparsevlm", "diffprune(untrained=True, question_aware=True)"])
+def test_a_picture_has_the_question_of_its_own_row(name: str) -> None:
+    """As many pictures as rows, of which one shows two and one none: each row chooses as it does alone."""
+    vlm = deep("llava")
+    pixels, method, budget = vlm.pixels(pictures()[:3]), registry.load("pruners", name), Share(0.6)
+    questions, images = ["which of these two?", "no picture at all", "what?"], (2, 0, 1)
+    tokens = vlm.encode(pixels, method.needs)
+    prompts = vlm.prompts(questions, tokens.present.sum(1).tolist(), tokens.layout, images)
+    together = pruning.shrink(vlm, prompts, tokens, method, budget)
+    logits = pruning.forward(vlm, together, logits_to_keep=1).logits[:, -1]
+    for row, own_images in ((0, [0, 1]), (2, [2])):
+        alone = tokens[torch.tensor(own_images)]
+        one = vlm.prompts([questions[row]], alone.present.sum(1).tolist(), alone.layout, [images[row]])
+        packed = pruning.shrink(vlm, one, alone, method, budget)
+        close(pruning.forward(vlm, packed, logits_to_keep=1).logits[0, -1], logits[row])
 
 
 class Reads(ScorePruner):

@@ -80,10 +80,11 @@ class Packed:
 
 def with_question(vlm: VLM, prompts: Prompts, tokens: VisualTokens) -> VisualTokens:
     """`tokens` with the question of its row beside each image."""
-    question = embedded_question(vlm, prompts)
-    if len(tokens) != len(prompts):
-        owner = rows_of_images(prompts, tokens)
-        question = Question(question.embedding[owner], question.valid[owner])
+    question, owner = (
+        embedded_question(vlm, prompts),
+        rows_of_images(prompts, tokens),
+    )  # as many images as rows need not be one each
+    question = Question(question.embedding[owner], question.valid[owner])
     return replace(tokens, evidence={**tokens.evidence, QUESTION: question})
 
 
