@@ -234,7 +234,8 @@ class Pruned:
         if since < 0 or told != since or len(given["input_ids"]) != len(short) or not _agree(where, expected):
             raise ValueError(
                 f"the cache holds {held} tokens, {since} after the pruned prompt, the caller counts on another number: a cache "
-                "that was cut or filled elsewhere cannot be used inside pruned(); give the whole conversation and an empty cache"
+                "that was cut (as with an assistant model) or filled elsewhere cannot be used inside pruned(); give the whole "
+                "conversation and an empty cache"
             )
         later = (
             torch.ones(len(short), since + new, dtype=torch.long, device=steps.device)
