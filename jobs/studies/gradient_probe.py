@@ -3,7 +3,7 @@
     python jobs/studies/gradient_probe.py --out reports/gradient_probe
 
 The claim of arXiv 2605.28051 (section 3), whose definitions are not printed; these are ours. Every method trains with the settings
-of jobs/compare_trained.py; before, halfway and after, with its parameters held, of a budget of a ninth:
+of jobs/compare_gumbel.py; before, halfway and after, with its parameters held, of a budget of a ninth:
 
 * coherence: mean cosine of every two of M scorer gradients, C = (M |mean g|^2 - 1) / (M - 1) of unit gradients g; of the same
   images with M draws of noise, and of M disjoint sets of images with a draw each;
@@ -115,7 +115,7 @@ def probed(trainer: ScorerTrainer, batch: TrainBatch) -> dict[str, Any]:
 
 def rows(vlm: VLM, seeds: int, steps: int | None) -> Iterator[dict[str, Any]]:
     """What is found of every method and seed before, halfway and after its training. steps: instead of the methods' own."""
-    asked = load_job("compare_trained").train
+    asked = load_job("compare_gumbel").train
     assert asked, "the comparison trains"
     fixed = next(training.batches(vlm, asked.data, seed=SEED_OF_IMAGES, images=SETS * IMAGES, questions=asked.questions))
     for spelling in METHODS:

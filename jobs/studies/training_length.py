@@ -2,8 +2,8 @@
 
     python jobs/studies/training_length.py --out reports/training_length
 
-Each length is a job of its own below `--runs`, which goes on where it was stopped: the settings that jobs/compare_trained.py gives
-each method, with the steps of 400, 1,200 and 4,000 training images (100, 300 and 1,000 steps of four), over all of which learning
+Each length is a job of its own below `--runs`, which goes on where it was stopped: the settings that jobs/zoo.py gives each
+method, with the steps of 400, 1,200 and 4,000 training images (100, 300 and 1,000 steps of four), over all of which learning
 rate, temperatures and easing are stretched. Differences are of the same questions and seeds; all of the table are
 one family under the one verdict rule. About half an hour on two cores.
 """
@@ -33,14 +33,15 @@ BUDGETS = ("Share(1/9)", "Share(1/20)")
 
 
 def job(length: int, seeds: int, limit: int) -> Job:
-    """The comparison of trained methods with the steps of `length` training images."""
-    recipe = load_job("compare_trained").train
-    assert recipe, "the comparison trains"
+    """The methods of the zoo with the steps of `length` training images."""
+    recipe = load_job("zoo").train
+    assert recipe, "the zoo trains"
     whole, methods = recipe.of(OURS).steps * recipe.of(OURS).images, []
     for spec in (OURS, *RIVALS):
         (own,) = (one for one in recipe.methods if one.pruner == spec)
         methods.append(own.model_copy(update={"steps": recipe.of(spec).steps * length // whole}))
-    changed = {"pruners": (OURS, *RIVALS), "seeds": tuple(range(seeds)), "methods": tuple(methods)}
+    budgets = load_job("demo").budgets  # those of the search
+    changed = {"pruners": (OURS, *RIVALS), "budgets": budgets, "seeds": tuple(range(seeds)), "methods": tuple(methods)}
     return Job(
         name=f"training_length_{length}",
         title=f"{length:,} training images",
