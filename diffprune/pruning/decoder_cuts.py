@@ -54,8 +54,10 @@ class Inside:
         return Inside(pruner, cuts, tokens) if cuts else None
 
     def check(self, prompts: Prompts, positions: str) -> None:
-        """Raises ValueError: rows in which nothing can be removed inside the decoder."""
+        """Raises ValueError: rows in which nothing can be removed inside the decoder, or images that cannot meet the budget."""
         check_positions(self.pruner, positions)
+        if any(cut.average for cut in self.cuts):
+            for_images(self.cuts, self.tokens.counts.tolist())
         if prompts.attention_mask.ndim != 2:
             raise ValueError(f"{self.pruner.label} cuts inside the decoder, which takes rows of one question each, not packed ones")
 
