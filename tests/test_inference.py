@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from diffprune.core.cell import CalibrateSpec, Cell, EvaluateSpec
 from diffprune.report import report, summary
 from diffprune.report.analysis import speed, verdicts
 from diffprune.report.analysis.comparison import Comparison, chapters
+from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.records import read
+from diffprune.report.analysis.seeds import failed
 from diffprune.report.render.table import Number, Table
 from diffprune.report.tables import accuracy as accuracy_tables
+from diffprune.report.tables import catalogue, verdict
 from diffprune.report.tables import speed as speed_tables
-from diffprune.report.tables import verdict
+from diffprune.statistics import judged
 from diffprune.store import Store
 from diffprune.tune import probes
 from tests.records import (
@@ -113,6 +116,105 @@ def test_nothing_is_called_a_tie(tmp_path: Path) -> None:
         assert not re.search(r"\btie[sd]?\b", text) and "cannot tell" in text and "would show" in text
 
 
+# --- what may be compared, and is said to be best ----------------------------------------------------------------------------
+
+
+def asked(store: Store, name: str, right: Sequence[Sequence[float]], budget: str = "Keep(16)", kept: float | None = None) -> None:
+    """Answers of each seed of a trained method, or of a rule: right[seed][picture]. kept: tokens, where not those of the budget."""
+    for seed, credits in enumerate(right):
+        trained = len(right) > 1
+        about = {"weights": f"{name}{seed}", "recipe": name, "seed": seed} if trained else {}
+        tokens = 144 if name == "unpruned" else int(kept or budget[5:-1])
+        rows = [prediction(i, float(credit), visual_kept=tokens) for i, credit in enumerate(credits)]
+        put(store, evaluate_cell(name, budget, **about), predictions=rows)
+
+
+def but(wrong: Iterable[int], num: int = 60) -> list[list[float]]:
+    """Three seeds that have all of `num` pictures right but these."""
+    return [[0.0 if i in set(wrong) else 1.0 for i in range(num)]] * 3
+
+
+def test_methods_that_keep_other_counts_are_shown_with_their_own_and_get_no_verdict(tmp_path: Path) -> None:
+    store, adaptive = Store(tmp_path / "store"), "gumbel_keepdrop"
+    asked(store, "unpruned", [[1.0] * 60])
+    asked(store, "diffprune", but(range(2)))
+    asked(store, adaptive, but(range(30)), kept=24)
+    found = chapter(tmp_path / "store")
+    assert [b.short for b in found.budgets] == ["16 tokens"]  # of two counts the one that was asked
+    asked(store, "gumbel_topk", but(range(30)))
+    found = chapter(tmp_path / "store")
+    assert found.off("Gumbel keep/drop", "Keep(16)") and not found.off("DiffPrune", "Keep(16)")
+    every = {against: one.verdict for (against, _), one in verdicts.of(found).items()}
+    assert (every["Gumbel keep/drop"].word, every["Gumbel keep/drop"].found.counts) == ("", (16.0, 24.0))
+    alone = judged({key: v.found for key, v in every.items() if key != "Gumbel keep/drop"})  # no part of the family
+    assert every["Gumbel top-K"].word == "better" and every["Gumbel top-K"].p == alone["Gumbel top-K"].p
+
+    made = report(tmp_path / "store", tmp_path / "out")
+    text = made["markdown"].read_text("utf-8")
+    assert "| Gumbel keep/drop | 24.0 (asked 16) |" in text and "| DiffPrune | 16 |" in text
+    assert "Against Gumbel keep/drop, DiffPrune gets no verdict, as the two keep other counts, with 16 tokens" in text
+    assert "better in 1 and no verdict in 1, where the two keep other counts" in text
+    assert "Gumbel keep/drop 50.0 at 24 to 50.0 at 24" in text  # the figure's words
+    (table,) = [t for b in found.budgets for t in [accuracy_tables.per_budget(found, b)]]
+    notes = {row[0]: row[-2].note for row in table.rows if isinstance(row[-2], Number)}
+    assert notes == {"Unpruned": "", "DiffPrune": "", "Gumbel keep/drop": "24 kept", "Gumbel top-K": ""}
+    measured = catalogue.Measured.of(found)
+    assert measured is not None and [str(n) for n in measured.row("gumbel_keepdrop")] == ["50.0 (24 kept)"]
+    assert [str(n) for n in measured.row("diffprune")] == ["96.7"] and "16 of 144" in measured.note
+
+
+def test_bold_is_what_the_verdicts_of_the_page_say(tmp_path: Path) -> None:
+    """A difference that holds in its column, and not in the family of all budgets."""
+    store = Store(tmp_path)
+    for budget, wrong in (("Keep(16)", range(6)), *((f"Keep({n})", ()) for n in (20, 24, 32, 48))):
+        asked(store, "diffprune", but(()), budget)
+        asked(store, "gumbel_topk", but(wrong), budget)
+    found = chapter(tmp_path)
+    one = verdicts.of(found)["Gumbel top-K", "Keep(16)"].verdict
+    assert one.found.p < 0.05 < one.p and one.word == "cannot tell"
+    assert not any(n.best for b in found.budgets for n in numbers(accuracy_tables.per_budget(found, b)))
+
+    for seed in range(3):  # so many wrong answers that the family says so, of another than DiffPrune
+        rows = [prediction(i, float(i >= 30), visual_kept=12) for i in range(60)]
+        put(store, evaluate_cell("diffprune", "Keep(12)", weights=f"diffprune{seed}", recipe="diffprune", seed=seed),
+            predictions=rows)  # fmt: skip
+    asked(store, "gumbel_topk", but(range(2)), "Keep(12)")
+    found = chapter(tmp_path)
+    rows = accuracy_tables.per_budget(found, found.budgets[-1]).rows
+    assert verdicts.of(found)["Gumbel top-K", "Keep(12)"].verdict.word == "worse"
+    bold = {(row[0], i) for row in rows for i, entry in enumerate(row) if isinstance(entry, Number) and entry.best}
+    assert bold == {("Gumbel top-K", 3), ("Gumbel top-K", 4)}  # mean credit and avg %, no single benchmark
+
+
+def test_seeds_that_fail_are_counted_beside_the_mean_and_in_the_sentence(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    asked(store, "diffprune", [[1.0] * 60] * 5)
+    asked(store, "gumbel_topk", [*[[1.0] * 59 + [0.0]] * 4, [1.0] * 20 + [0.0] * 40])
+    found = chapter(tmp_path / "store")
+    assert failed(found, "Gumbel top-K", "Keep(16)") == (1, 5) and failed(found, "DiffPrune", "Keep(16)") == (0, 5)
+    text = report(tmp_path / "store", tmp_path / "out")["markdown"].read_text("utf-8")
+    assert re.search(r"\| Gumbel top-K \| 16 \| 85\.3 [^|]*\(1 of 5 seeds failed\)", text)
+    assert "But 1 of 5 seeds of Gumbel top-K with 16 tokens failed (more than 10 points below the median" in text
+
+
+@pytest.mark.parametrize(("num", "told"), [(2, True), (4, True), (5, False)])
+def test_of_fewer_than_five_pictures_no_interval_is_given(num: int, told: bool, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    asked(store, "unpruned", [[1.0] * num])
+    asked(store, "diffprune", but((), num))
+    asked(store, "gumbel_topk", but((0,), num))
+    found = chapter(tmp_path)
+    one = verdicts.of(found)["Gumbel top-K", "Keep(16)"].verdict
+    assert math.isnan(one.found.low) == told
+    said = " ".join(verdict.headline(found, {}, None))
+    assert ("gets no verdict, for want of pictures, with 16 tokens" in said) == told
+    assert ("for want of pictures" in verdict.short(found)) == told
+    entry = accuracy_tables.shown(found.accuracy("Gumbel top-K", "Keep(16)"))
+    assert entry is not None and entry.note == (f"no interval: {num} pictures" if told else "")
+    relative = Derived(found).relative("Gumbel top-K", "Keep(16)")
+    assert relative is not None and (told or 0 <= relative.low < relative.high <= 100)  # the unpruned model has all right
+
+
 # --- the best rule -----------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +259,27 @@ def test_a_speedup_of_few_rounds_is_printed_as_a_range(rounds: int, note: str, t
     assert ratio.note == note
     if rounds == 3:
         assert (ratio.low, ratio.high) == (pytest.approx(52 / 22), pytest.approx(50 / 20))
+
+
+def test_the_sentence_on_speed_names_batch_encoder_and_flags(tmp_path: Path) -> None:
+    spans = (("full", "encoder", 20.0), ("pruned", "encoder", 26.0), ("full", "prefill", 40.0), ("pruned", "prefill", 9.0),
+             ("pruned", "overhead", 1.0))  # fmt: skip
+    for name, kept, flags in (
+        ("diffprune", 16, "cpu_only shared_device"),
+        ("diffprune", 32, "cpu_only parts_differ shared_device"),
+    ):
+        rows = [
+            timing(ms + turn, span=span, arm=arm, repetition=turn, visual_kept=float(kept), flags=flags)
+            for turn in range(9) for arm, span, ms in spans
+        ]  # fmt: skip
+        put(Store(tmp_path), measure_cell(name, f"Keep({kept})", weights="w", recipe="r", seed=0), timings=rows)
+    found = chapter(tmp_path)
+    (said,) = verdict._speed(found, *speed.of(found)[1:])
+    encoded = float(np.median([(60 + 2 * turn) / (30 + 3 * turn) for turn in range(9)]))  # the unpruned arm's encoder in both
+    net = float(np.median([(40 + turn) / (10 + 2 * turn) for turn in range(9)]))
+    assert "batch 8, one timing session: " in said and said.endswith("All of these timings are flagged shared_device.")
+    assert f" with 32 tokens, encoder included {encoded:.2f}×, parts_differ and " in said and f"{net:.2f}× [" in said
+    assert f" with 16 tokens, encoder included {encoded:.2f}×. " in said
 
 
 def test_trainings_last_tenth_and_each_seeds_last_validation(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import astuple, replace
@@ -207,6 +208,17 @@ def test_a_mean_over_benchmarks_counts_each_once_and_draws_shared_pictures_toget
     assert st.average(parts, together=False).value == 50 and st.average(parts, together=False, cap=60).value == 30
 
 
+@pytest.mark.parametrize("num", [1, 2, 4, 5, 6])
+def test_differences_stay_possible_and_few_pictures_have_no_interval(num: int) -> None:
+    credits = np.array([np.ones(num), np.arange(num) % 2 == 0, np.zeros(num)], float)
+    arms = means(credits, np.arange(num)).estimates([[0], [1], [2]])
+    for one, other in ((0, 0), (0, 1), (0, 2), (2, 0)):
+        found = (arms[one] - arms[other]).difference()
+        assert math.isfinite(found.low) == math.isfinite(found.p) == (num >= st.LEAST_GROUPS)
+        assert num < st.LEAST_GROUPS or -100 <= found.low <= found.estimate <= found.high <= 100
+    assert arms[0].percent_of(arms[1]).most == pytest.approx(100 * 100 / arms[1].value)
+
+
 # --- spreads -----------------------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +388,13 @@ def test_rare_harm_to_whole_pictures_is_not_held_too_seldom(coverage: ModuleType
     ):
         found = coverage.simulated(coverage.CASES[case], num := 150, draws=200)
         assert found.held >= 0.93 - 2.6 * (0.93 * 0.07 / num) ** 0.5, f"{case}: {found.held:.1%} of {num} intervals held the truth"
+
+
+@pytest.mark.parametrize(("seeds", "most"), [(5, 0.6), (10, 0.85)])
+def test_seeds_that_fail_now_and_then_are_known_not_to_be_held(coverage: ModuleType, seeds: int, most: float) -> None:
+    """Of five seeds none fails in six of ten experiments, and nothing says that one might."""
+    found = coverage.simulated(coverage.CASES[f"{seeds} seeds, 1 in 10 lose 60 points"], 60, draws=200)
+    assert found.held < most and found.above > found.below, f"{found.held:.1%} of the intervals held the truth"
 
 
 # --- timings --------------------------------------------------------------------------------------------------------------------

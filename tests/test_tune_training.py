@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from diffprune.cli.commands import call
 from diffprune.core import registry
@@ -22,13 +23,14 @@ from diffprune.io.job_files import REPOSITORY
 from diffprune.job.files import load_job
 from diffprune.report import report
 from diffprune.report.analysis import records
+from diffprune.report.analysis.search import unused
 from diffprune.report.tables.search import searched
 from diffprune.store import Store
 from diffprune.train import loop
 from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import Diverged, ScorerTrainer
+from diffprune.train.scorer_trainer import Diverged, ScorerTrainer, drawn
 from diffprune.train.search import SEARCHED, Bench, Search, SearchTrial, best, spelled, trials
 from diffprune.verify import verify
 from diffprune.vlm.load import load
@@ -190,6 +192,38 @@ def test_winners_can_be_pasted_into_a_recipe() -> None:
         assert {name: getattr(own, name) for name in SEARCHED} == {name: trial.settings[name] for name in SEARCHED}
 
 
+ALL = ("temperature_start", "temperature_end", "anneal_share")
+
+
+@pytest.mark.parametrize(
+    ("method", "ignored"),
+    [("diffprune", ()), ("gumbel_keepdrop", ("temperature_start", "anneal_share")), ("learnpruner", ALL), ("visionselector", ALL)],
+)
+def test_a_setting_that_a_method_does_not_use_changes_nothing_it_learns(
+    method: str, ignored: tuple[str, ...], bench: Bench, tmp_path: Path
+) -> None:
+    assert unused(method) == ignored
+
+    def learnt(**changed: float) -> dict[str, torch.Tensor]:
+        recipe = Recipe(**{**SMALL, "steps": 4, "pruners": (method,), **changed})
+        pruner = registry.make("pruners", recipe.pruners[0])
+        trainer = ScorerTrainer(LocalContext(tmp_path), bench.vlm, recipe, pruner, 0, bench.drawn)
+        stream = loop.batches(trainer)
+        for _ in range(2):
+            trainer.step(drawn(trainer.context, lambda: next(stream)))
+        return {name: value.clone() for name, value in pruner.networks.state_dict().items()}
+
+    plain = learnt()
+    for name, value in {"temperature_start": 1.0, "temperature_end": 0.4, "anneal_share": 0.4}.items():
+        found = learnt(**{name: value})
+        assert all(torch.equal(plain[key], found[key]) for key in plain) == (name in ignored), name
+
+
+def test_of_a_method_that_is_not_installed_every_setting_is_shown() -> None:
+    assert unused("nobody(knows=1)") == unused("grid") == ()
+    assert unused("diffprune(temperature_end=0.2)") == ("temperature_end",)  # it brings its own
+
+
 # --- records and page ------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +268,8 @@ def test_the_table_of_a_search_tells_what_each_method_cost_and_found(tmp_path: P
     assert (theirs["stopped early"], theirs["best"]) == ("1", "0.6000")
     assert float(ours["learning rate"]) == search.settings(1)["learning_rate"]
     assert (float(theirs["learning rate"]), theirs["ratio weight"], ours["ratio weight"]) == (0.003, "100", "–")
+    assert "–" not in (ours["temperature start"], ours["anneal share"], theirs["temperature end"])
+    assert (theirs["temperature start"], theirs["anneal share"]) == ("–", "–")  # it does not use them
     report(tmp_path, tmp_path / "page")
     Store(tmp_path).compact(tmp_path / "page" / "store")
     found = verify(tmp_path / "page")

@@ -14,7 +14,7 @@ from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.render import html
 from diffprune.report.render.table import Entry, Number, Table
 from diffprune.report.tables import verdict
-from diffprune.report.tables.accuracy import shown
+from diffprune.report.tables.accuracy import kept_entry, shown
 from diffprune.report.tables.caveats import caveats
 
 PAGES = ("report/report.html", "report.html")  # of a run's folder, and of an exported report
@@ -95,6 +95,6 @@ def _row(run: Run, chapter: Comparison) -> tuple[Entry, ...]:
     return (
         run.name, _made(cells["started"]), str(chapter.setting["model"]), Number(len(questions), digits=0),
         Number(chapter.rows["group"].nunique(), digits=0), verdict.tally(chapter),
-        shown(chapter.accuracy(FULL, "")), shown(accuracy), Number(middle.kept, digits=0) if middle else None,
+        shown(chapter.accuracy(FULL, "")), shown(accuracy), kept_entry(chapter, SUBJECT, middle.spelling) if middle else None,
         shown(fast.net, 2, "×") if fast else None, ", ".join(flag for flag, _ in caveats(chapter)),
     )  # fmt: skip

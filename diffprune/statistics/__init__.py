@@ -7,13 +7,22 @@
 `speedup`    medians of ratios of timings, from rows of the store
 """
 
-from diffprune.statistics.bootstrap import DRAWS, ClusterBootstrap, Estimate, average, ratio_of_sums, resampled, totals
+from diffprune.statistics.bootstrap import (
+    DRAWS,
+    LEAST_GROUPS,
+    ClusterBootstrap,
+    Estimate,
+    average,
+    ratio_of_sums,
+    resampled,
+    totals,
+)
 from diffprune.statistics.interval import Difference, Interval, Range, Retention
 from diffprune.statistics.speedup import median_ratio
 from diffprune.statistics.spread import Spread
 from diffprune.statistics.verdict import Verdict, counted, holm, judged
 
 __all__ = [
-    "DRAWS", "ClusterBootstrap", "Difference", "Estimate", "Interval", "Range", "Retention", "Spread", "Verdict", "average",
-    "counted", "holm", "judged", "median_ratio", "ratio_of_sums", "resampled", "totals",
+    "DRAWS", "LEAST_GROUPS", "ClusterBootstrap", "Difference", "Estimate", "Interval", "Range", "Retention", "Spread", "Verdict",
+    "average", "counted", "holm", "judged", "median_ratio", "ratio_of_sums", "resampled", "totals",
 ]  # fmt: skip

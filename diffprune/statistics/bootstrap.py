@@ -28,6 +28,7 @@ DRAWS = 2000  # of every interval in the project
 BLOCKS = 2000  # more groups than this are first joined at random: the same variance in expectation, bounded time
 PSEUDO_CHANGES = 2  # one each way (Bonett and Price 2012, "Adjusted Wald confidence interval ... paired data")
 MARGIN = 0.01  # of full credit: differences within it are equivalent
+LEAST_GROUPS = 5  # from fewer pictures no spread is known: two that fare alike would have an interval of no length
 NORMAL = float(special.ndtri(0.975))
 Figure = Callable[[Array], Array]  # sums [... M] -> [...]
 
@@ -123,6 +124,11 @@ class Estimate:
         """Groups it rests on."""
         return int(self.used.sum())
 
+    @property
+    def most(self) -> float:
+        """Its largest possible value, that of full credit everywhere; infinite where rows have no credit."""
+        return self.full or np.inf
+
     def __sub__(self, other: Estimate) -> Estimate:
         """Paired difference in the units of both: on the same groups and, where both have equally many, seed by seed.
 
@@ -169,14 +175,16 @@ class Estimate:
         """Groups, unseen changes and scorer seeds together.
 
         Towards each side the 95 % percentile of the draws of groups sets the scale. `PSEUDO_CHANGES` are added, so that where few
-        answers changed, or none, the interval stays honest and never shrinks because one more changed.
+        answers changed, or none, the interval stays honest and never shrinks because one more changed. Of answers about fewer than
+        `LEAST_GROUPS` groups it is not known.
         """
         finite = self.draws[np.isfinite(self.draws)]
         ends = np.quantile(finite, (0.025, 0.975)) if len(finite) else (np.nan, np.nan)
         unseen = PSEUDO_CHANGES * self.answer
         sides = (max(0.0, float(side)) / NORMAL for side in (self.value - ends[0], ends[1] - self.value))
         below, above = (side**2 + unseen for side in sides)
-        return Spread.of(self.value, below, above, self.df if len(finite) else 0.0, [s.part for s in self.seeds])
+        known = len(finite) > 0 and (self.num_groups >= LEAST_GROUPS or not self.full)
+        return Spread.of(self.value, below, above, self.df if known else 0.0, [s.part for s in self.seeds])
 
     def interval(self, low: float = -np.inf, high: float = np.inf) -> Interval:
         """The 95 % interval, within [low, high]."""
@@ -184,10 +192,13 @@ class Estimate:
         return Interval(self.value, float(ends[0]), float(ends[1]), self.num_rows, self.num_groups, self.num_seeds)
 
     def difference(self) -> Difference:
-        """The interval of an estimate that is a difference, and how it tests."""
+        """The interval of an estimate that is a difference of two figures from 0 to full credit, and how it tests."""
         found = self.spread
         return Difference(
-            **vars(self.interval()), p=found.p(), p_outside=found.p_outside(MARGIN * self.full), detectable=found.detectable()
+            **vars(self.interval(-self.most, self.most)),
+            p=found.p(),
+            p_outside=found.p_outside(MARGIN * self.full),
+            detectable=found.detectable(),
         )
 
 

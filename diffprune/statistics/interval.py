@@ -37,13 +37,15 @@ class Difference(Interval):
 
     p: two-sided, of no difference; p_outside: of a difference larger than the margin of equivalence; detectable: the difference
     that would have been found with 80 % power; scorers_only: whether a trained method stands here with one scorer seed, so that
-    nothing can be said of the method, only of this scorer.
+    nothing can be said of the method, only of this scorer; counts: tokens that each of the two kept, where one was given more than
+    the other, so that nothing can be said of them at one budget; () where they were given as many.
     """
 
     p: float = 1.0
     p_outside: float = 1.0
     detectable: float = float("inf")
     scorers_only: bool = False
+    counts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,8 @@ class Ratio:
 prefill_speedup = Ratio(("full", ("prefill",)), ("pruned", ("prefill",)))
 # the headline and the target of tuning
 prefill_speedup_net = Ratio(("full", ("prefill",)), ("pruned", NET))
+# the same with the encoder's time in both arms, which pruning does not save
+encoded_speedup_net = Ratio(("full", ("encoder", "prefill")), ("pruned", ("encoder", *NET)))
 # from PIL image and text to the first token id, unpruned over pruned
 ttft_speedup = Ratio(("full", ("ttft",)), ("pruned", ("ttft",)))
 # over the prefill of a sequence that was always this short; `NATIVE_LIMIT` bounds it

@@ -25,7 +25,7 @@ class Verdict:
     """A difference and what may be said of it.
 
     word: on a: `better` or `worse` (the difference is not 0), `equivalent` (within the margin, by two one-sided tests), `cannot
-    tell`; "" where nothing may be said of the methods: no interval, or a trained method with one scorer seed.
+    tell`; "" where nothing may be said of the methods: no interval, a trained method with one scorer seed, other counts of tokens.
     p: of no difference, corrected for the family.
     """
 
@@ -45,7 +45,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def judged(family: Mapping[Key, Difference]) -> dict[Key, Verdict]:
     """The verdict of every comparison of a family; those of which nothing may be said are no part of it."""
-    tested = {key: found for key, found in family.items() if math.isfinite(found.p) and not found.scorers_only}
+    tested = {key: one for key, one in family.items() if math.isfinite(one.p) and not one.scorers_only and not one.counts}
     differs = dict(zip(tested, holm([found.p for found in tested.values()]), strict=True))
     alike = dict(zip(tested, holm([found.p_outside for found in tested.values()]), strict=True))
     return {

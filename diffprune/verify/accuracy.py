@@ -12,10 +12,9 @@ ARMS = f"""
 CREATE TABLE arm AS
 SELECT DISTINCT chapter, method, method_kind, budget, replaced, replicate, asked AS benchmark, cell FROM answers;
 CREATE TABLE arms AS SELECT DISTINCT chapter, method, method_kind, budget, replaced FROM arm;
-CREATE TABLE budgets AS
-SELECT chapter, budget, avg(kept) AS kept, avg(total) AS total FROM (
-    SELECT chapter, budget, cell, avg(kept) AS kept, avg(total) AS total FROM answers
-    WHERE NOT replaced AND regexp_matches(budget, '^(Keep|Share)\\(') GROUP BY ALL
+CREATE TABLE own_kept AS
+SELECT chapter, method, budget, avg(kept) AS kept FROM (
+    SELECT chapter, method, budget, cell, avg(kept) AS kept FROM answers WHERE NOT replaced GROUP BY ALL
 ) GROUP BY ALL;
 CREATE TABLE whole AS
 SELECT chapter, max(total) AS total FROM (SELECT chapter, cell, avg(total) AS total FROM answers GROUP BY ALL) GROUP BY ALL;
@@ -195,7 +194,7 @@ FROM found f JOIN (SELECT chapter, method, budget, kind, sum(n) AS questions, co
 
 EXPECTED = f"""
 INSERT INTO expected BY NAME
-WITH known AS (SELECT chapter, method, budget, kept FROM arms JOIN budgets USING (chapter, budget) WHERE NOT replaced
+WITH known AS (SELECT * FROM own_kept WHERE regexp_matches(budget, '^(Keep|Share)\\(')
     UNION ALL BY NAME SELECT chapter, 'Unpruned' AS method, '' AS budget, total AS kept FROM whole),
 alone AS (SELECT * FROM credit_of WHERE kind = 'alone')
 SELECT chapter, t.name AS "table", method || ' | ' || budget AS "row", t.col AS "column", kept AS value
@@ -217,9 +216,8 @@ SELECT chapter, t.name AS "table", t.start || method || ' | ' || budget AS "row"
     if(exact, NULL, 'a figure by a formula of the benchmark''s own, as it was recorded') AS reason
 FROM native_arm, (VALUES ('budget', ''), ('published', 'ours | ')) t(name, start)
 UNION ALL BY NAME
-SELECT chapter, t.name AS "table", t.start || method || ' | ' || budget AS "row", t.col AS "column", avg(kept) AS value
-FROM (SELECT chapter, method, budget, cell, avg(kept) AS kept FROM answers WHERE NOT replaced GROUP BY ALL),
-    (VALUES ('thresholds', '', 'kept, mean'), ('published', 'ours | ', 'kept')) t(name, start, col) GROUP BY ALL
+SELECT chapter, t.name AS "table", t.start || method || ' | ' || budget AS "row", t.col AS "column", kept AS value
+FROM own_kept, (VALUES ('thresholds', '', 'kept, mean'), ('published', 'ours | ', 'kept')) t(name, start, col)
 UNION ALL BY NAME
 SELECT chapter, 'differences' AS "table", other AS "row", budget AS "column", value FROM difference
 WHERE kind = 'pair' AND method = '{SUBJECT}'
@@ -285,8 +283,8 @@ WHERE kind = 'pair' AND method = '{SUBJECT}' AND one.side = 1 AND two.side = 2
 UNION ALL BY NAME
 SELECT chapter, 'kinds' AS "table", kind || ' | ' || method || ' | ' || budget AS "row", t.col AS "column",
     CASE t.col WHEN 'accuracy %' THEN k.value WHEN 'questions' THEN questions WHEN 'pictures' THEN pictures
-        ELSE coalesce(b.kept, w.total) END AS value
-FROM kinds k JOIN whole w USING (chapter) LEFT JOIN budgets b USING (chapter, budget),
+        ELSE if(k.method = 'Unpruned', w.total, o.kept) END AS value
+FROM kinds k JOIN whole w USING (chapter) JOIN own_kept o USING (chapter, method, budget),
     (VALUES ('accuracy %'), ('questions'), ('pictures'), ('kept tokens')) t(col);
 
 INSERT INTO expected BY NAME

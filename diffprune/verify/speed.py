@@ -38,10 +38,14 @@ CREATE TABLE round_of AS
 SELECT cell, repetition, max(ms) FILTER (arm = 'full' AND span = 'prefill') AS full_ms,
     max(ms) FILTER (arm = 'pruned' AND span = 'prefill') + max(ms) FILTER (arm = 'pruned' AND span = 'overhead') AS net_ms,
     max(ms) FILTER (arm = 'native' AND span = 'prefill') AS native_ms,
+    coalesce(max(ms) FILTER (arm = 'full' AND span = 'encoder'), max(ms) FILTER (arm = 'pruned' AND span = 'encoder'))
+        AS encoder_ms,
     max(ms) FILTER (arm = 'full' AND span = 'ttft') AS full_ttft_ms, max(ms) FILTER (arm = 'pruned' AND span = 'ttft') AS ttft_ms
 FROM span GROUP BY ALL;
 CREATE TABLE pairs AS
 SELECT cell, 'net' AS ratio, repetition, full_ms AS above, net_ms AS below FROM round_of WHERE full_ms / net_ms IS NOT NULL
+UNION ALL SELECT cell, 'encoded', repetition, encoder_ms + full_ms AS f, encoder_ms + net_ms AS p FROM round_of
+WHERE f / p IS NOT NULL
 UNION ALL SELECT cell, 'native', repetition, net_ms, native_ms FROM round_of WHERE net_ms / native_ms IS NOT NULL
 UNION ALL SELECT cell, 'ttft', repetition, full_ttft_ms, ttft_ms FROM round_of WHERE full_ttft_ms / ttft_ms IS NOT NULL;
 
@@ -163,6 +167,9 @@ UNION ALL BY NAME
 SELECT chapter, 'headline' AS "table", method || ' | ' || budget AS "row", 'overhead ms' AS "column", median AS value
 FROM medians JOIN headline_batch USING (chapter, batch) WHERE arm = 'pruned' AND span = 'overhead'
 UNION ALL BY NAME
+SELECT chapter, 'headline' AS "table", method || ' | ' || budget AS "row", 'kept tokens' AS "column", kept AS value
+FROM kept_of JOIN headline_batch USING (chapter, batch) ANTI JOIN arms USING (chapter, method, budget)
+UNION ALL BY NAME
 SELECT chapter, 'methods' AS "table", o.method AS "row", 'overhead | ' || o.budget AS "column", 100 * o.median / f.median AS value
 FROM medians o JOIN medians f USING (chapter, method, budget, batch, mode) JOIN headline_batch USING (chapter, batch)
 WHERE o.arm = 'pruned' AND o.span = 'overhead' AND f.arm = 'full' AND f.span = 'prefill'
@@ -175,7 +182,8 @@ FROM medians JOIN (VALUES ('latency', 'encoder', 'pruned', 'encoder'), ('latency
     ('answer_times', 'decode: pruned', 'pruned', 'decode')) t(name, col, arm, span) USING (arm, span)
 UNION ALL BY NAME
 SELECT chapter, t.name AS "table", concat_ws(' | ', method, budget, batch, mode) AS "row", t.col AS "column", value, low, high
-FROM speedup JOIN (VALUES ('latency', 'net speedup', 'net'), ('latency', 'to native', 'native'),
+FROM speedup JOIN (VALUES ('latency', 'net speedup', 'net'), ('latency', 'with encoder', 'encoded'),
+    ('latency', 'to native', 'native'),
     ('answer_times', 'TTFT speedup', 'ttft')) t(name, col, ratio) USING (ratio)
 UNION ALL BY NAME
 SELECT chapter, t.name AS "table", concat_ws(' | ', method, budget, batch, mode) AS "row", t.col AS "column",

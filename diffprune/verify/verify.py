@@ -15,7 +15,7 @@ from diffprune.verify.page import Printed
 
 SLACK = 1e-6  # relative, beside the printed rounding: sums in another order
 INTERVAL = "intervals of the bootstrap, checked to contain their estimate"
-NOTED = "p values and detectable differences of the bootstrap, in small print"
+NOTED = "p values and detectable differences of the bootstrap, failed seeds and other counts, in small print"
 COPIED = "numbers printed in papers, copied"
 TEXT = "text of the store: names, hashes, versions, answers, reasons"
 

@@ -3,10 +3,11 @@
     python jobs/studies/coverage.py --simulations 2000 --draws 1000
 
 Two arms answer the same questions: a question's group (picture) has a level of difficulty that both share and a part of its own for
-each arm, questions of a group are 1 to 4, and each scorer seed shifts an arm's accuracy by a normal amount. Rare changes lose
-answers that the unpruned arm has right, whole pictures at a time or one by one. Timings are log-normal around a machine that is
-slow in some rounds for both, independently or for many rounds on end. All of it goes through `diffprune.statistics` as records of
-a report do.
+each arm, questions of a group are 1 to 4, and each scorer seed shifts an arm's accuracy by a normal amount; where one in so many
+seeds fails, it is one of the first arm, and loses its points besides, which its mean over all seeds there could be counts. Rare
+changes lose answers that the unpruned arm has right, whole pictures at a time or one by one. Timings are log-normal around a
+machine that is slow in some rounds for both, independently or for many rounds on end. All of it goes through
+`diffprune.statistics` as records of a report do.
 
 Prints a Markdown table: of how many intervals held the truth, lay above it (all of it) or lay below it.
 """
@@ -38,7 +39,8 @@ def bootstrap(credit: np.ndarray, group: np.ndarray, draws: int, name: str) -> C
 @dataclass(frozen=True)
 class Differences:
     """Paired difference of two arms, mean over benchmarks. seed_sd: of an arm's accuracy over scorer seeds, in points; the second
-    arm has `others` of them, as many as the first, or is a rule without seeds (0)."""
+    arm has `others` of them, as many as the first, or is a rule without seeds (0). failing: chance that a seed of the first arm
+    fails, and the points it then loses."""
 
     benchmarks: int
     groups: int
@@ -47,12 +49,16 @@ class Differences:
     others: int | None = None
     level: tuple[float, float] = (0.3, 0.7)
     truth: float = 3.0  # points
+    failing: tuple[float, float] = (0.0, 0.0)
 
     def once(self, rng: np.random.Generator, draws: int) -> Interval:
         """The interval of one simulated experiment."""
         num = self.seeds if self.others is None else self.others
         sizes = (self.seeds, max(1, num))
         shift = [0.01 * rng.normal(self.truth, self.seed_sd, sizes[0]), 0.01 * rng.normal(0, self.seed_sd * (num > 0), sizes[1])]
+        chance, lost = self.failing
+        if chance:  # the mean over all seeds there could be stays the truth
+            shift[0] += 0.01 * lost * (chance - (rng.random(sizes[0]) < chance))
         arms = [list(range(sizes[0])), list(range(sizes[0], sum(sizes)))]
         found = [self._benchmark(rng, shift, draws, str(i)).estimates(arms) for i in range(self.benchmarks)]
         one, two = (average(parts, together=False) for parts in zip(*found, strict=True))
@@ -142,6 +148,13 @@ CASES: Mapping[str, Case] = {
     **{f"{n} seeds, seed SD {sd:g}": Differences(3, 100, n, sd) for n in (3, 5, 10) for sd in SPREADS},
     **{f"{n} seeds, seed SD {sd:g}, against a rule": Differences(3, 100, n, sd, 0) for n in (3, 5, 10) for sd in SPREADS},
     **{f"3 against 5 seeds, seed SD {sd:g}": Differences(3, 100, 3, sd, 5) for sd in SPREADS},
+    **{
+        f"{n} seeds, {round(10 * chance)} in 10 lose {lost:g} points": Differences(
+            3, 100, n, 0.5, level=(0.75, 0.8), failing=(chance, lost)
+        )
+        for chance, lost in ((0.1, 60.0), (0.3, 10.0))
+        for n in (5, 10)
+    },
     **{f"{rate} % of answers lost, 10 benchmarks of 40 groups": Harm(10, 40, rate) for rate in RATES},
     **{f"{rate} % lost, half by whole pictures, 10 of 40": Harm(10, 40, rate, 0.5) for rate in RATES},
     **{f"{rate} % lost, half by whole pictures of 8 to 12 questions, 10 of 12": Harm(10, 12, rate, 0.5, (8, 12)) for rate in RATES},

@@ -21,11 +21,15 @@ from diffprune.statistics import Difference, Interval
 FULL = "Unpruned"
 BLIND = "No image"
 BOUNDS = (FULL, BLIND)  # asked once, at no budget
+SAME_COUNT = 0.02  # share by which tokens kept may differ where methods are compared at one budget
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget all methods share. spelling; kept: mean tokens per image; total: tokens before pruning."""
+    """A budget all methods share. spelling; kept: mean tokens per image of the methods that meet it; total: tokens before pruning.
+
+    A method whose counts are each image's own may keep others: `Comparison.kept_by`, `Comparison.off`.
+    """
 
     spelling: str
     kept: float
@@ -38,6 +42,18 @@ class Budget:
     @property
     def short(self) -> str:
         return f"{self.kept:.0f} tokens"
+
+
+def same_count(one: float, two: float) -> bool:
+    """Whether two mean counts of tokens are as good as one; of an unknown one, yes."""
+    return not abs(one - two) > SAME_COUNT * min(one, two)
+
+
+def _met(spelling: str, total: float, kept: list[float]) -> float:
+    """The count that most arms kept at a budget; of several, the one nearest to what was asked of `total` tokens."""
+    kind, number = labels.budget(spelling)
+    asked = min(number, total) if kind == "Keep" else number * total
+    return min(kept, key=lambda one: (-sum(same_count(one, other) for other in kept), abs(one - asked), one))
 
 
 def _coded(column: pd.Series) -> tuple[np.ndarray, np.ndarray | None]:
@@ -98,11 +114,11 @@ class Comparison:
     def budgets(self) -> tuple[Budget, ...]:
         """Shared budgets (counts and shares), most tokens first."""
         found = []
-        cells = self._labelled
-        for spelling in sorted({str(b) for b in cells["budget"] if labels.budget(str(b))[0] in ("Keep", "Share")}):
-            kept = self.kept.loc[cells.index[(cells["budget"] == spelling) & ~cells["replaced"].astype(bool)]].mean()
-            if np.isfinite(kept["visual_kept"]):
-                found.append(Budget(spelling, float(kept["visual_kept"]), float(kept["visual_total"])))
+        for spelling in sorted({budget for _, budget in self.arms if labels.budget(budget)[0] in ("Keep", "Share")}):
+            arms = [key for key in self.arms if key[1] == spelling]
+            totals = [self.kept.loc[c, "visual_total"] for key in arms for r in self.arms[key].values() for c in r.values()]
+            total = float(np.mean(totals))
+            found.append(Budget(spelling, _met(spelling, total, [self.kept_by(*key) for key in arms]), total))
         return tuple(sorted(found, key=lambda b: (-b.kept, b.spelling)))
 
     @property
@@ -118,8 +134,20 @@ class Comparison:
         )
 
     def kept_by(self, label: str, budget: str) -> float:
-        """Mean tokens an arm kept."""
+        """Mean tokens an arm kept; nan where the method was not evaluated."""
+        if (label, budget) not in self.arms:
+            return float("nan")
         return float(np.mean([self.kept.loc[c, "visual_kept"] for r in self.arms[label, budget].values() for c in r.values()]))
+
+    def off(self, label: str, budget: str) -> bool:
+        """Whether an arm keeps more or fewer tokens than the methods that meet its budget."""
+        met = next((b.kept for b in self.budgets if b.spelling == budget), float("nan"))
+        return not same_count(self.kept_by(label, budget), met)
+
+    def counts(self, one: str, two: str, budget: str) -> tuple[float, ...]:
+        """Tokens kept by each of two methods at a budget where they are not as many, else (); a bound keeps what it keeps."""
+        found = tuple(self.kept_by(label, budget) for label in (one, two))
+        return () if {one, two} & set(BOUNDS) or same_count(*found) else found
 
     @cached_property
     def methods(self) -> dict[str, Method]:
@@ -197,7 +225,7 @@ class Comparison:
         if not all(arms):
             return None
         alone = any(self.one_scorer(label, budget) for label in (one, two))
-        return replace(self.panel.difference(arms[0], arms[1]), scorers_only=alone)
+        return replace(self.panel.difference(arms[0], arms[1]), scorers_only=alone, counts=self.counts(one, two, budget))
 
     def one_scorer(self, label: str, budget: str) -> bool:
         """Whether a trained method was asked with one scorer seed: then nothing is known of how others would have fared."""

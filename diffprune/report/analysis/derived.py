@@ -41,19 +41,23 @@ class Derived:
             self._ratios[label, budget] = {b: pair[0].percent_of(pair[1]) for b, pair in pairs.items() if pair and pair[1].value}
         return self._ratios[label, budget]
 
-    def _mean(self, parts: list[Estimate], cap: float = np.inf) -> Interval | None:
-        """Mean over benchmarks, each at most `cap` first; None without benchmarks."""
-        return average(parts, together=self.chapter.panel.together, cap=cap).interval(high=cap) if parts else None
+    def _mean(
+        self, parts: list[Estimate], cap: float = np.inf, low: float = -np.inf, high: float = np.inf
+    ) -> Interval | None:  # fmt: skip
+        """Mean over benchmarks, each at most `cap` first, with its interval within [low, high]; None without benchmarks."""
+        return average(parts, together=self.chapter.panel.together, cap=cap).interval(low, high=min(cap, high)) if parts else None
 
     def relative(self, label: str, budget: str, capped: bool = False) -> Interval | None:
         """Mean over benchmarks of pruned / unpruned, percent (R), or of each at most 100 (R_cap)."""
-        return self._mean(list(self.ratios(label, budget).values()), 100.0 if capped else np.inf)
+        parts = list(self.ratios(label, budget).values())
+        most = float(np.mean([part.most for part in parts])) if parts else np.inf  # full credit on every question
+        return self._mean(parts, 100.0 if capped else np.inf, 0.0, most)
 
     def worst(self, label: str, budget: str) -> tuple[str, Interval] | None:
         """The benchmark that loses most: its name, and its own pruned / unpruned in percent."""
         ratios = self.ratios(label, budget)
         name = min(ratios, key=lambda b: ratios[b].value, default=None)
-        return (name, ratios[name].interval(low=0.0)) if name is not None else None
+        return (name, ratios[name].interval(0.0, ratios[name].most)) if name is not None else None
 
     # --- against the model without its image -----------------------------------------------------------------------------
 
@@ -66,8 +70,9 @@ class Derived:
             if pair:
                 gap = pair[0] - pair[1]
                 finite = gap.draws[np.isfinite(gap.draws)]  # a small benchmark may be missing from a draw
-                there = len(finite) > 1 and gap.value > max(0.0, IMAGE_BOUND * float(finite.std(ddof=1)))
-                found[benchmark] = pair[0].value, pair[1].value, Retention(**vars(gap.interval()), image_bound=bool(there))
+                ends = vars(gap.interval(-gap.most, gap.most))
+                there = np.isfinite(ends["low"]) and gap.value > max(0.0, IMAGE_BOUND * float(finite.std(ddof=1)))
+                found[benchmark] = pair[0].value, pair[1].value, Retention(**ends, image_bound=bool(there))
         return found
 
     def retained(self, label: str, budget: str, benchmark: str) -> Estimate | None:
@@ -137,6 +142,7 @@ class Derived:
     def tested(self, one: str, two: str, budget: str) -> dict[str, Verdict]:
         """Benchmark -> `one` - `two` in native units; the benchmarks of this budget are one family."""
         alone = any(self.chapter.one_scorer(label, budget) for label in (one, two))
+        counts = self.chapter.counts(one, two, budget)
         pairs = {b: self.beside((one, two), budget, b) for b in self.chapter.benchmarks}
         found = {b: (pair[0] - pair[1]).difference() for b, pair in pairs.items() if pair}
-        return judged({b: replace(difference, scorers_only=alone) for b, difference in found.items()})
+        return judged({b: replace(difference, scorers_only=alone, counts=counts) for b, difference in found.items()})

@@ -1,8 +1,25 @@
-"""What each scorer seed by itself says of a difference."""
+"""What each scorer seed by itself says: of a difference, and whether it failed."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
+
 from diffprune.report.analysis.comparison import BOUNDS, Comparison
+
+FAR = 10.0  # points below the median of its method's seeds from which on a seed counts as failed
+
+
+@lru_cache(maxsize=4096)
+def failed(chapter: Comparison, label: str, budget: str) -> tuple[int, int]:
+    """(seeds of an arm that lie more than `FAR` points of mean credit below the median of its seeds, its seeds).
+
+    An interval takes seeds to scatter about their mean; of some that fail now and then it knows too little, so they are counted.
+    """
+    arm = chapter.arms.get((label, budget), {})
+    found = np.array([chapter.panel.value({replicate: cells}) for replicate, cells in arm.items()]) if len(arm) > 2 else np.zeros(0)
+    return int((found < np.median(found) - FAR).sum()) if len(found) else 0, len(arm)
 
 
 def differences(chapter: Comparison, one: str, two: str, budget: str) -> list[float]:

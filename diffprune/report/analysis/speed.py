@@ -29,8 +29,8 @@ class Spread:
 class Speed:
     """What was timed for one method at one budget and batch size, pooled over its seeds and over sessions.
 
-    spans: (arm, span) -> Spread. net, prefill, ttft, native: the ratios of `statistics.speedup`, None where a span was not timed;
-    their `num_groups` says in how many sessions it was.
+    spans: (arm, span) -> Spread. net, encoded (net, with the encoder in both arms), prefill, ttft, native: the ratios of
+    `statistics.speedup`, None where a span was not timed; their `num_groups` says in how many sessions it was.
     flags: of encoder, overhead and prefill; slow_flags: of TTFT and decode.
     """
 
@@ -42,6 +42,7 @@ class Speed:
     sequence: float
     spans: dict[tuple[str, str], Spread]
     net: Interval | None
+    encoded: Interval | None
     prefill: Interval | None
     ttft: Interval | None
     native: Interval | None
@@ -53,6 +54,12 @@ def _spread(parts: list[pd.Series]) -> Spread:
     values = np.concatenate(parts)
     p10, median, p90 = np.percentile(values, [10, 50, 90])
     return Spread(float(median), float(p10), float(p90), min(map(len, parts)))
+
+
+def _encoded(cell: speedup.Rounds) -> speedup.Rounds:
+    """Times of a cell with the unpruned arm's encoder in both arms: what a method asks of it beyond that is in its overhead."""
+    found = [cell[arm, "encoder"] for arm in ("full", "pruned") if (arm, "encoder") in cell]
+    return {**cell, ("full", "encoder"): found[0], ("pruned", "encoder"): found[0]} if found else cell
 
 
 def _flags(rows: pd.DataFrame) -> tuple[str, ...]:
@@ -83,6 +90,7 @@ def speeds(records: Records, cells: pd.DataFrame) -> list[Speed]:
                 slow_flags=_flags(part[slow]),
                 kept=float(pruned["visual_kept"].mean()), sequence=float(pruned["sequence"].mean()),
                 net=speedup.pooled(speedup.prefill_speedup_net, each) if charged else None,
+                encoded=speedup.pooled(speedup.encoded_speedup_net, list(map(_encoded, each))) if charged else None,
                 prefill=speedup.pooled(speedup.prefill_speedup, each),
                 ttft=speedup.pooled(speedup.ttft_speedup, each),
                 native=speedup.pooled(speedup.native_ratio, each) if charged else None,

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from diffprune.report.analysis.comparison import BLIND, BOUNDS, Comparison, chapters
+from diffprune.report.analysis.comparison import BLIND, BOUNDS, Comparison, chapters, same_count
 from diffprune.report.analysis.panel import Arm, BootstrapTable
 from diffprune.report.analysis.records import Records
 from diffprune.statistics import Estimate, Interval, Verdict, judged
@@ -109,7 +109,9 @@ class TwoRuns:
         """Everything that both asked, as one family of comparisons."""
         found = {key: self._estimates(*self._arms(key)) for key in self.shared}
         alone = {key: any(chapter.one_scorer(*key) for chapter in self.two) for key in found}
-        family = {key: replace(gap.difference(), scorers_only=alone[key]) for key, (_, _, gap) in found.items()}
+        family = {
+            key: replace(gap.difference(), scorers_only=alone[key], counts=self._counts(key)) for key, (_, _, gap) in found.items()
+        }
         verdicts = judged(family)
         return {
             key: Compared(first.interval(0, 100), second.interval(0, 100), verdicts[key], self._seeds(key))
@@ -123,10 +125,10 @@ class TwoRuns:
         pairs = zip(sorted(one), sorted(two), strict=True)
         return tuple(self._estimates({a: one[a]}, {b: two[b]})[2].value for a, b in pairs)
 
-    @cached_property
-    def kept(self) -> dict[str, float]:
-        """Budget -> mean tokens per image, of the first run."""
-        return {b.spelling: b.kept for b in self.two[0].budgets} | {k[1]: self.two[0].kept_by(*k) for k in self.two[0].thresholds}
+    def _counts(self, key: Key) -> tuple[float, ...]:
+        """Tokens kept in each run where they are not as many, else ()."""
+        found = tuple(chapter.kept_by(*key) for chapter in self.two)
+        return () if key[0] in BOUNDS or same_count(*found) else found
 
 
 def key_arms(two: tuple[Comparison, Comparison], key: Key) -> tuple[Arm, Arm]:

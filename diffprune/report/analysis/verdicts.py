@@ -20,8 +20,8 @@ ON_THESE = "on these same questions, which favours the rule"
 
 
 def rivals(chapter: Comparison) -> list[str]:
-    """Other trained methods that see what the subject sees."""
-    return [label for label, m in chapter.methods.items() if m.kind == "trained" and m.image_only and m.base != SUBJECT]
+    """Other trained methods that see what the subject sees, their variants too: one of them may be the strongest."""
+    return [x for x, m in chapter.methods.items() if m.kind == "trained" and not m.reads_question and m.base != SUBJECT]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class BestRule:
 def best_rule(chapter: Comparison, budget: str) -> BestRule | None:
     """The most accurate rule, chosen without looking at the answers it is compared by, as far as the store allows."""
     rules = [label for label, m in chapter.methods.items() if m.rule and (label, budget) in chapter.arms]
+    rules = [label for label in rules if not chapter.off(label, budget)] or rules
     if not rules:
         return None
     for chosen, scores in (

@@ -126,7 +126,7 @@ def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     lines = {}
     for label in _shown(chapter):
         points = [
-            (s.net, a, f"{b.kept:.0f}")
+            (s.net, a, f"{chapter.kept_by(label, b.spelling):.0f}")
             for b in chapter.budgets
             if (s := fast.get((label, b.spelling))) and s.net and (a := chapter.accuracy(label, b.spelling))
         ]
@@ -157,7 +157,10 @@ def _pareto(chapter: Comparison, lines: Mapping[str, list[tuple[Interval, Interv
 
 def accuracy(chapter: Comparison, inches: float = WIDTH) -> Plot | None:
     """Accuracy against kept tokens."""
-    lines = {x: [(b.kept, a) for b in chapter.budgets if (a := chapter.accuracy(x, b.spelling))] for x in _shown(chapter)}
+    lines = {
+        x: [(chapter.kept_by(x, b.spelling), a) for b in chapter.budgets if (a := chapter.accuracy(x, b.spelling))]
+        for x in _shown(chapter)
+    }
     lines = {x: points for x, points in lines.items() if points}
     return plot(lambda width: _accuracy(chapter, lines, width), _said("Accuracy", lines, "tokens kept"), inches) if lines else None
 
@@ -168,7 +171,7 @@ def _accuracy(chapter: Comparison, lines: Mapping[str, list[tuple[float, Interva
         full = _bound(chapter, ax, chapter.accuracy(FULL, ""))
         for label, points in lines.items():
             _line(chapter, ax, label, [_place(k) for k, _ in points], [a for _, a in points], many=len(lines) > SHOWN)
-        _token_axis(ax, chapter)
+        _token_axis(ax, chapter, [k for points in lines.values() for k, _ in points])
         ax.set(xlabel=f"tokens kept, of {chapter.budgets[0].total:.0f} (log scale)", ylabel="accuracy, % (mean over benchmarks)")
         _named(chapter, figure, ax, [(label, _place(p[-1][0]), p[-1][1].estimate) for label, p in lines.items()] + full, width)
         return svg(figure)
@@ -179,11 +182,11 @@ def _place(kept: float) -> float:
     return -math.log2(kept)
 
 
-def _token_axis(ax: Axes, chapter: Comparison) -> None:
-    """The budgets as ticks. (A logarithmic axis would say the same, ten times slower to draw.)"""
+def _token_axis(ax: Axes, chapter: Comparison, points: Sequence[float]) -> None:
+    """The budgets as ticks, wide enough for counts of single methods. (A logarithmic axis says the same, and is slow to draw.)"""
     kept = [b.kept for b in chapter.budgets]
     ax.set_xticks([_place(k) for k in kept], [f"{k:.0f}" for k in kept])
-    ax.set_xlim(_place(max(kept)) - 0.15, _place(min(kept)) + 0.15)
+    ax.set_xlim(_place(max(kept + [*points])) - 0.15, _place(min(kept + [*points])) + 0.15)
 
 
 def retention(chapter: Comparison) -> Plot | None:
@@ -212,7 +215,7 @@ def _retention(chapter: Comparison, kinds: list[str], width: float) -> str:
                 ax.plot(x, y, color=color, marker=marker, ls=dash, ms=3.2, lw=1.2, label=label)
             questions = max((p[0][1].num_rows for (k, _), p in curves.items() if k == kind), default=0)
             ax.set_title(f"{plain(kind, 24)} ({questions:,})", fontsize=8.5)
-            _token_axis(ax, chapter)
+            _token_axis(ax, chapter, [point[0] for label in labels for point in curves.get((kind, label), ())])
         for ax in panels[len(kinds) :]:
             ax.set_axis_off()
         _legend(chapter, figure, [x for x in labels if any(label == x for _, label in curves)], False, width)

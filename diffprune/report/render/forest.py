@@ -69,7 +69,7 @@ def of_runs(two: TwoRuns) -> Plot | None:
     groups: dict[str, list[Row]] = {}
     for (label, budget), one in two.compared.items():
         groups.setdefault(plain(label, 44), []).append(
-            Row(f"{two.kept[budget]:.0f} tokens" if budget else "all tokens", one.verdict, one.seeds)
+            Row(f"{two.two[0].kept_by(label, budget):.0f} tokens" if budget else "all tokens", one.verdict, one.seeds)
         )
     shown = list(groups.items())[:MOST]
     about = " minus ".join(plain(name, 20) for name in reversed(two.names))

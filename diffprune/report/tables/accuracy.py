@@ -11,17 +11,21 @@ from itertools import pairwise
 from diffprune.report.analysis import labels, verdicts
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
 from diffprune.report.analysis.labels import SUBJECT
+from diffprune.report.analysis.seeds import FAR, failed
 from diffprune.report.analysis.speed import Speed, common_flags, own_flags
 from diffprune.report.render.table import Entry, Number, Table
 from diffprune.report.tables.caveats import caveats
-from diffprune.statistics import Difference, Interval, Range, Verdict, judged
-from diffprune.statistics.verdict import ALPHA, BETTER, CANNOT_TELL
+from diffprune.statistics import LEAST_GROUPS, Difference, Interval, Range, Verdict, judged
+from diffprune.statistics.verdict import ALPHA, BETTER, CANNOT_TELL, WORSE
 
 PAIRED = (
     "Differences are paired: the same pictures ({draws:,} bootstrap draws of them){seeds}. Intervals are 95 % intervals for one "
     "comparison."
 )
-SEEDS = ", and scorer seeds as replicates: what another seed would have given is in the interval"
+SEEDS = (
+    ", and scorer seeds as replicates: what another seed would have given is in the interval, if seeds scatter about their mean; "
+    "of trainings that fail now and then few seeds say too little, and it is too short"
+)
 ONE_SEED = ". A trained method stands here with one scorer seed: where it does, the difference is one of these scorers only"
 SCORERS = "these scorers only"
 
@@ -30,16 +34,33 @@ def words(family: str, margin: str = "1 point") -> str:
     """What the verdicts of a table mean. family: what is corrected together."""
     return (
         f"better, worse: two-sided test at 5 %; equivalent: two one-sided tests at 5 % within ±{margin}; both corrected after Holm "
-        f"for {family}. cannot tell: neither, with the difference that one such comparison shows with 80 % power."
+        f"for {family}. cannot tell: neither, with the difference that one such comparison shows with 80 % power. No verdict "
+        "between methods whose mean counts of kept tokens are more than 2 % apart."
     )
 
 
+def other_count(kept: float) -> str:
+    """Tokens that a method keeps, where it keeps others than the budget asks."""
+    return f"{round(kept, 1):g} kept"
+
+
+def kept_entry(chapter: Comparison, label: str, budget: str) -> Number:
+    """Tokens that a method itself kept, and what was asked where that is another count."""
+    kept = chapter.kept_by(label, budget)
+    met = next((b.kept for b in chapter.budgets if b.spelling == budget), kept)
+    off = chapter.off(label, budget)
+    return Number(kept, digits=1 if off else 0, note=f"asked {round(met, 1):g}" if off else "")
+
+
 def shown(found: Interval | None, digits: int = 1, unit: str = "", **more: object) -> Number | None:
-    """An interval as a table entry; a range of few rounds says that it is one."""
+    """An interval as a table entry; a range of few rounds says that it is one, and what has none for want of pictures says so."""
     if found is None:
         return None
     if isinstance(found, Range):
         more["note"] = f"range of {found.num_rows} rounds"
+    elif found.num_groups < LEAST_GROUPS and math.isfinite(found.estimate) and not math.isfinite(found.low):
+        few = f"no interval: {found.num_groups} picture{'s' * (found.num_groups != 1)}"
+        more["note"] = "; ".join(filter(None, (str(more.get("note", "")), few)))
     return Number(found.estimate, found.low, found.high, digits, unit, **more)  # type: ignore[arg-type]
 
 
@@ -47,10 +68,15 @@ def judged_entry(found: Verdict | None, digits: int = 1, note: str = "") -> Numb
     """A paired difference with its verdict; what could have been seen where it cannot tell."""
     if found is None:
         return None
-    difference = found.found
-    alone = SCORERS if difference.scorers_only else ""
-    parts = (note, open_note(found, digits), alone)
-    return shown(difference, digits, word=found.word, signed=True, note="; ".join(part for part in parts if part))
+    parts = (note, open_note(found, digits), withheld(found.found))
+    return shown(found.found, digits, word=found.word, signed=True, note="; ".join(part for part in parts if part))
+
+
+def withheld(found: Difference) -> str:
+    """Why nothing is said of the methods, where that is so."""
+    if found.counts:
+        return f"other counts: {' against '.join(f'{round(kept, 1):g}' for kept in found.counts)}"
+    return SCORERS if found.scorers_only else ""
 
 
 def open_note(found: Verdict, digits: int = 1) -> str:
@@ -62,19 +88,34 @@ def open_note(found: Verdict, digits: int = 1) -> str:
     return f"{Number(found.found.detectable, digits=digits).main} would show"
 
 
-def _best(
-    chapter: Comparison, labels: list[str], budget: str, values: dict[str, float], benchmark: str | None = None
-) -> str | None:
-    """The label with the highest value, if it is better than every other (these comparisons are one family); else None."""
-    there = sorted((x for x in labels if math.isfinite(values.get(x, math.nan))), key=lambda x: -values[x])
+def _best(chapter: Comparison, labels: list[str], budget: str) -> str | None:
+    """The label with the highest mean credit, if the page's verdicts say so (`_verdicts_agree`) and it is better than every other
+    of the column (these comparisons are one family); else None."""
+    values = {x: chapter.estimate(x, budget) for x in labels}
+    there = sorted((x for x in labels if math.isfinite(values[x])), key=lambda x: -values[x])
+    if not there or not _verdicts_agree(chapter, there[0], budget):
+        return None
     family: dict[str, Difference] = {}
     for other in there[1:]:  # the nearest first: mostly it decides
-        found = chapter.difference(there[0], other, budget, benchmark)
-        if found is None or found.scorers_only or not found.p < ALPHA:
+        found = chapter.difference(there[0], other, budget)
+        if found is None or found.counts or found.scorers_only or not found.p < ALPHA:
             return None
         family[other] = found
     best = bool(family) and all(verdict.word == BETTER for verdict in judged(family).values())
     return there[0] if best else None
+
+
+def _verdicts_agree(chapter: Comparison, best: str, budget: str) -> bool:
+    """Whether the verdicts of this page, in their own family, let a method be called the best of a budget.
+
+    The subject: better than every rival and the best rule, but those of other counts. Another: the subject is worse than it.
+    """
+    if (SUBJECT, budget) not in chapter.arms:
+        return True
+    asked = {key[0]: one for key, one in verdicts.of(chapter).items() if key[1] == budget and key[0] != FULL}
+    if best == SUBJECT:
+        return all(one.verdict.word == BETTER for one in asked.values() if not one.verdict.found.counts)
+    return any(one.verdict.word == WORSE for one in asked.values() if one.other == best)
 
 
 def per_budget(chapter: Comparison, budget: Budget) -> Table:
@@ -82,14 +123,10 @@ def per_budget(chapter: Comparison, budget: Budget) -> Table:
     there = [x for x in chapter.methods if (x, budget.spelling) in chapter.arms]
     columns = [chapter.heading(b) for b in chapter.benchmarks]
     fair = [x for x in there if chapter.methods[x].image_only]
-    winners = {}
-    for b in chapter.benchmarks:
-        values = {x: chapter.native_of(x, budget.spelling, b)[1] for x in fair}
-        winners[b] = _best(chapter, fair, budget.spelling, values, b)
-    accuracy = {x: chapter.estimate(x, budget.spelling) for x in there}
-    winner = _best(chapter, fair, budget.spelling, accuracy)
-    rows = [_row(chapter, FULL, "", {}, None)] if (FULL, "") in chapter.arms else []
-    rows += [_row(chapter, x, budget.spelling, winners, winner) for x in there]
+    rivals = [x for x in verdicts.rivals(chapter) if x in there and x not in fair]
+    winner = _best(chapter, [x for x in (*fair, *rivals) if not chapter.off(x, budget.spelling)], budget.spelling)
+    rows = [_row(chapter, FULL, "", None)] if (FULL, "") in chapter.arms else []
+    rows += [_row(chapter, x, budget.spelling, winner) for x in there]
     breaks = {i + 1 for i, (a, b) in enumerate(pairwise(there)) if (a in fair) != (b in fair)}
     return Table(
         f"budget_{_file(budget.spelling)}", f"Accuracy with {budget.label}", ("Method", "seeds", *columns, "mean credit", "avg %"),
@@ -104,19 +141,26 @@ def _file(spelling: str) -> str:
     return f"{kind.lower()}_{number:g}".replace(".", "_").replace("-", "minus_")
 
 
-def _row(chapter: Comparison, label: str, budget: str, winners: dict[str, str | None], winner: str | None) -> tuple[Entry, ...]:
+def _row(chapter: Comparison, label: str, budget: str, winner: str | None) -> tuple[Entry, ...]:
     cells: list[Entry] = []
     for b in chapter.benchmarks:
         figure, value = chapter.native_of(label, budget, b)
         digits = 0 if figure.startswith("mme") or abs(value) > 200 else 1
-        cells.append(Number(value, digits=digits, best=winners.get(b) == label))
+        cells.append(Number(value, digits=digits))
     seeds = len(chapter.arms[label, budget])
+    off = other_count(chapter.kept_by(label, budget)) if budget and chapter.off(label, budget) else ""
+    note = "; ".join(filter(None, (off, seeds_failed(chapter, label, budget))))
     complete = all(any(b in r for r in chapter.arms[label, budget].values()) for b in chapter.benchmarks)
-    accuracy = (
-        shown(chapter.accuracy(label, budget), best=winner == label, flags=chapter.flags(label, budget)) if complete else None
-    )
+    flags = chapter.flags(label, budget)
+    accuracy = shown(chapter.accuracy(label, budget), best=winner == label, note=note, flags=flags) if complete else None
     relative = Number(chapter.relative(label, budget) if label != FULL else 100.0, best=winner == label)
     return (label, Number(seeds, digits=0) if label != FULL else "", *cells, accuracy, relative)
+
+
+def seeds_failed(chapter: Comparison, label: str, budget: str) -> str:
+    """How many seeds of a method lie far below the others; "" where none does."""
+    num, seeds = failed(chapter, label, budget)
+    return f"{num} of {seeds} seeds failed" if num else ""
 
 
 def _notes(chapter: Comparison) -> Iterable[str]:
@@ -126,9 +170,14 @@ def _notes(chapter: Comparison) -> Iterable[str]:
     yield (
         "Mean credit: percent, unweighted over the benchmarks, with its 95 % interval. avg %: mean over benchmarks of pruned "
         "/ unpruned, "
-        "the field's figure; it averages unlike units. Bold: better (in credit, paired) than every other image-only method of the "
-        "column, corrected after Holm for all of them; no bold where that cannot be told, or hangs on one scorer seed of a trained "
-        "method. Below the line: methods that also read the question, and variants."
+        "the field's figure; it averages unlike units. Bold: the highest mean credit where this page's verdicts, in their family, "
+        "say that it is better than what DiffPrune was compared with (DiffPrune worse, where another is the highest), and the same "
+        "test, corrected after Holm for the column, that it is better than every other image-only method; single benchmarks have "
+        "no bold. Below the line: methods that also read the question, and variants."
+    )
+    yield (
+        f"Seeds failed: they lie more than {FAR:g} points below the median of their method's seeds. N kept: a method whose mean "
+        "count is more than 2 % from what the budget asks; it is compared with no other."
     )
     yield from (f"{flag}: {says}" for flag, says in caveats(chapter))
     if chapter.unknown:
@@ -154,8 +203,11 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
                 continue
             overhead = speed.spans.get(("pruned", "overhead")) if speed else None
             keys.append(f"{label} | {budget.spelling}")
+            evaluated = (label, budget.spelling) in chapter.arms
+            kept = kept_entry(chapter, label, budget.spelling) if evaluated or not speed else Number(speed.kept, digits=0)
+            about = {"note": seeds_failed(chapter, label, budget.spelling), "flags": chapter.flags(label, budget.spelling)}
             rows.append((
-                label, Number(budget.kept, digits=0), shown(accuracy, flags=chapter.flags(label, budget.spelling)),
+                label, kept, shown(accuracy, **about),
                 Number(chapter.relative(label, budget.spelling)),
                 shown(speed.net, 2, "×", flags=own_flags(speed.flags, common)) if speed else None,
                 Number(overhead.median, digits=2) if overhead else None,
@@ -163,7 +215,8 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
     columns = ("Method", "kept tokens", "accuracy %", "avg %", "net prefill speedup", "overhead ms")
     notes = (
         "accuracy: mean credit over the benchmarks. avg %: mean over the benchmarks of pruned / unpruned, each by the figure it is "
-        "known for. Net prefill speedup: unpruned prefill / (pruned prefill + overhead), as measured.",
+        "known for. Net prefill speedup: unpruned prefill / (pruned prefill + overhead), as measured. kept tokens: each method's "
+        "own mean, with what was asked where that is another count.",
     )
     return Table("headline", "Accuracy and measured speedup", columns, tuple(rows), notes, frozenset(breaks), tuple(keys))
 
@@ -267,7 +320,8 @@ def kinds(chapter: Comparison) -> Table:
     for (kind, label), points in kind_curves(chapter).items():
         for kept, found, budget in points:
             size = Number(found.num_rows, digits=0), Number(found.num_groups, digits=0)
-            rows.append((kind, label, Number(kept, digits=0), shown(found), *size))
+            own = kept_entry(chapter, label, budget) if label != FULL else Number(kept, digits=0)
+            rows.append((kind, label, own, shown(found), *size))
             keys.append(f"{kind} | {label} | {budget}")
     columns = ("kind", "Method", "kept tokens", "accuracy %", "questions", "pictures")
     return Table("kinds", "Accuracy per kind of question", columns, tuple(rows), keys=tuple(keys))
@@ -282,10 +336,10 @@ def kind_curves(chapter: Comparison) -> dict[tuple[str, str], list[tuple[float, 
     found: dict[tuple[str, str], list[tuple[float, Interval, str]]] = {}
     for kind, stratum in sorted(chapter.kinds.strata.items()):
         for label in [FULL, *chapter.methods]:
-            kept_by = {b.spelling: b.kept for b in chapter.budgets} if label != FULL else {"": chapter.total}
-            for spelling, kept in kept_by.items():
+            for spelling in [b.spelling for b in chapter.budgets] if label != FULL else [""]:
                 there = [c for c in sorted(arms.get((label, spelling), ())) if c in stratum.columns]
                 if there:
                     mean = chapter.kinds.mean({c: {kind: c} for c in there})
+                    kept = chapter.kept_by(label, spelling) if label != FULL else chapter.total
                     found.setdefault((kind, label), []).append((kept, mean, spelling))
     return found

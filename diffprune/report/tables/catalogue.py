@@ -23,6 +23,7 @@ from diffprune.report.analysis import labels, records, speed
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison, chapters
 from diffprune.report.analysis.labels import Method
 from diffprune.report.render.table import Entry, Number, Table, markdown
+from diffprune.report.tables.accuracy import other_count
 
 LLAVA = Shape(  # LLaVA-1.5-7B, in which a method says where it cuts
     layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocabulary=32064, vision_layers=24, vision_width=1024,
@@ -38,7 +39,8 @@ class Measured:
     """What a run found of methods with their default options, by plug-in.
 
     labels: how its tables call them; of a wrapper the first around some method. budgets: most tokens first. relative: percent of
-    the unpruned accuracy by plug-in and budget. overhead: percent of the unpruned prefill at the budget `at`.
+    the unpruned accuracy by plug-in and budget. overhead: percent of the unpruned prefill at the budget `at`. kept: of those that
+    keep other counts than a budget asks, how many.
     """
 
     labels: dict[str, str]
@@ -46,6 +48,7 @@ class Measured:
     relative: dict[tuple[str, str], float]
     overhead: dict[str, float]
     at: str
+    kept: dict[tuple[str, str], float]
 
     @staticmethod
     def of(chapter: Comparison) -> Measured | None:
@@ -62,7 +65,8 @@ class Measured:
         where = Counter(budget for label, budget in timed if label in labels.values())
         at = max((b.spelling for b in reversed(chapter.budgets)), key=lambda b: where[b])  # of equals the one with fewest tokens
         overhead = {name: _overhead(timed[label, at]) for name, label in labels.items() if (label, at) in timed}
-        return Measured(labels, chapter.budgets, relative, overhead, at if overhead else "")
+        kept = {(name, at): chapter.kept_by(labels[name], at) for name, at in relative if chapter.off(labels[name], at)}
+        return Measured(labels, chapter.budgets, relative, overhead, at if overhead else "", kept)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -77,14 +81,24 @@ class Measured:
     def row(self, name: str) -> tuple[Entry, ...]:
         """The figures of a plug-in, dashes where there are none."""
         overhead = [Number(self.overhead.get(name, math.nan), digits=1)] if self.at else []
-        return (*overhead, *(Number(self.relative.get((name, budget.spelling), math.nan)) for budget in self.budgets))
+        return (*overhead, *(self._share(name, budget.spelling) for budget in self.budgets))
+
+    def _share(self, name: str, budget: str) -> Number:
+        """Percent of the unpruned accuracy; of a method that keeps another count, beside that count."""
+        kept = self.kept.get((name, budget))
+        note = other_count(kept) if kept is not None else ""
+        return Number(self.relative.get((name, budget), math.nan), note=note)
 
     @property
     def note(self) -> str:
         """What the figures are."""
         wrapped = [f"{name}(…) is {label}" for name, label in self.labels.items() if " of " in label]
         costs = f"; overhead beside its prefill, at {self.at}" if self.at else ""
-        return "Percent of the unpruned accuracy, mean over benchmarks" + "; ".join([costs, *wrapped]) + "."
+        said = "Percent of the unpruned accuracy, mean over benchmarks" + "; ".join([costs, *wrapped]) + "."
+        if not self.kept:
+            return said
+        met = ", ".join(f"{_kept(budget.spelling)}: {budget.kept:.0f} of {budget.total:.0f}" for budget in self.budgets)
+        return f"{said} In brackets: counts of methods that keep others than these ({met} tokens)."
 
 
 def _kept(spelling: str) -> str:

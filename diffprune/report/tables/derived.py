@@ -9,7 +9,8 @@ from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.verdicts import rivals
 from diffprune.report.render.table import Entry, Number, Table
-from diffprune.report.tables.accuracy import judged_entry, shown, words
+from diffprune.report.tables.accuracy import judged_entry, kept_entry, shown, words
+from diffprune.statistics import LEAST_GROUPS
 
 FAULTS = (
     "Relative accuracy as papers print it: mean over benchmarks of pruned / unpruned. It averages unlike units (MME points, F1, "
@@ -20,18 +21,16 @@ FAULTS = (
 )
 
 
-def _arms(chapter: Comparison) -> list[tuple[str, str, float]]:
-    """(method, budget, kept) in the order of tables."""
-    return [
-        (label, b.spelling, b.kept) for b in chapter.budgets for label in chapter.methods if (label, b.spelling) in chapter.arms
-    ]
+def _arms(chapter: Comparison) -> list[tuple[str, str]]:
+    """(method, budget) in the order of tables."""
+    return [(label, b.spelling) for b in chapter.budgets for label in chapter.methods if (label, b.spelling) in chapter.arms]
 
 
-def _keys(arms: list[tuple[str, str, float]]) -> tuple[str, ...]:
-    return tuple(f"{label} | {budget}" for label, budget, _ in arms)
+def _keys(arms: list[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(f"{label} | {budget}" for label, budget in arms)
 
 
-def _breaks(arms: list[tuple[str, str, float]]) -> frozenset[int]:
+def _breaks(arms: list[tuple[str, str]]) -> frozenset[int]:
     return frozenset(i for i in range(1, len(arms)) if arms[i][1] != arms[i - 1][1])
 
 
@@ -40,9 +39,9 @@ def relative(chapter: Comparison, derived: Derived) -> Table | None:
     arms = _arms(chapter) if (FULL, "") in chapter.arms else []
     rows: list[tuple[Entry, ...]] = []
     blind = bool(derived.visual)
-    for label, budget, kept in arms:
+    for label, budget in arms:
         worst = derived.worst(label, budget)
-        row: list[Entry] = [label, Number(kept, digits=0), shown(derived.relative(label, budget))]
+        row: list[Entry] = [label, kept_entry(chapter, label, budget), shown(derived.relative(label, budget))]
         row += [shown(derived.relative(label, budget, capped=True))]
         row += [shown(worst[1], note=chapter.heading(worst[0])) if worst else None]
         rows.append((*row, *([shown(derived.retention(label, budget))] if blind else [])))
@@ -68,9 +67,9 @@ def changed(chapter: Comparison, derived: Derived) -> Table | None:
     """Agreement with the unpruned model, answers lost and answers won."""
     arms = _arms(chapter) if (FULL, "") in chapter.arms else []
     rows: list[tuple[Entry, ...]] = []
-    for label, budget, kept in arms:
+    for label, budget in arms:
         parts = [Number(derived.changed(label, budget, c)) for c in ("whole", "harm", "gain")]
-        rows.append((label, Number(kept, digits=0), shown(derived.agreement(label, budget)), *parts))
+        rows.append((label, kept_entry(chapter, label, budget), shown(derived.agreement(label, budget)), *parts))
     columns = ("Method", "kept", "agreement %", "whole groups %", "harm %", "gain %")
     notes = (
         "Agreement: answers that are, as the benchmark reads them, the unpruned model's; it sees changes that cancel in accuracy. "
@@ -90,7 +89,8 @@ def blind(chapter: Comparison, derived: Derived) -> Table | None:
         for b in chapter.budgets:
             found = derived.retained(SUBJECT, b.spelling, benchmark)
             kept.append(shown(found.interval()) if found else None)
-        says = "" if gap.image_bound else "not image-bound" if math.isfinite(gap.low) else "no interval"
+        unknown = "no interval" if gap.num_groups >= LEAST_GROUPS else ""  # else `shown` says why
+        says = "" if gap.image_bound else "not image-bound" if math.isfinite(gap.low) else unknown
         rows.append((
             chapter.heading(benchmark), Number(full, digits=digits), Number(without, digits=digits),
             shown(gap, digits, signed=True, note=says), *kept,

@@ -23,7 +23,8 @@ COLUMNS = (
 )  # then the best one's settings
 NOTES = (
     "Recipe's own, best, worst: validation after the full training, answer NLL in nats per token with tokens removed, mean over "
-    "the budgets, on held-out images that are no test images; worst is of the trials that were not stopped. A dash: stopped early. "
+    "the budgets, on held-out images that are no test images; worst is of the trials that were not stopped. "
+    "A dash: stopped early, or a setting that the method does not use. "
     "Every method had as many configurations, each of the same training images, with the same settings drawn beside its own "
     "options. Minutes: of training and validation, one CPU each. The other columns: settings of the best.",
 )

@@ -52,6 +52,7 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
                 _ms(span(("pruned", "prefill"))),
                 _ms(span(("native", "prefill"))),
                 shown(s.net, 2, "×"),
+                shown(s.encoded, 2, "×"),
                 shown(s.native, 2),
                 Number(min((x.repeats for (_, name), x in s.spans.items() if name not in SLOW), default=0), digits=0),
                 own_flags(s.flags, common),
@@ -67,6 +68,7 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
         "pruned",
         "native",
         "net speedup",
+        "with encoder",
         "to native",
         "repeats",
         "flags",
@@ -74,7 +76,8 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
     notes = (
         "Milliseconds are medians over all sessions; ratios are medians of the rounds' own, of each session by itself and then "
         "averaged (geometric mean), with a 95 % interval over sessions, or over the interleaved rounds of one. Net speedup: "
-        "full / (pruned + overhead). To native: (pruned + overhead) / native, where native is a prompt that was always this short; "
+        "full / (pruned + overhead). With encoder: the same with the encoder's time in both. "
+        "To native: (pruned + overhead) / native, where native is a prompt that was always this short; "
         "1 means that removing tokens costs nothing." + (f" All timings: {', '.join(sorted(common))}." if common else ""),
     )
     return Table("latency", "Encoder, overhead and prefill, ms", columns, tuple(rows), notes, breaks, _keys(ordered))

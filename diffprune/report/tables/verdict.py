@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from diffprune.report.analysis import labels, verdicts
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
 from diffprune.report.analysis.labels import SUBJECT
+from diffprune.report.analysis.seeds import FAR
 from diffprune.report.analysis.speed import Speed
 from diffprune.report.analysis.verdicts import RULE, Judged, rivals
 from diffprune.report.render.table import Number
-from diffprune.report.tables.accuracy import open_note
+from diffprune.report.tables.accuracy import open_note, seeds_failed, withheld
 from diffprune.statistics import Difference, Verdict, counted
 from diffprune.statistics.verdict import BETTER, CANNOT_TELL, EQUIVALENT, WORSE
 
+DOUBTS = frozenset(("above_flop_ratio", "clock_drift", "parts_differ", "shared_device"))  # flags that stand beside a speedup
 RULES = "the best of the training-free image-only rules asked here"
 
 
@@ -36,31 +39,48 @@ SAYS = {
 }  # fmt: skip
 
 
-def verdict(against: str, found: Sequence[tuple[Budget, Judged]]) -> str:
+WITHHELD = {  # in the order in which they are told
+    "counts": "gets no verdict, as the two keep other counts, with {}",
+    "seeds": "gets no verdict as a method, for want of seeds; the difference of these scorers is, with {}",
+    "pictures": "gets no verdict, for want of pictures, with {}",
+}
+
+
+def _why(found: Difference) -> str:
+    """Which of `WITHHELD` holds where nothing is said of the methods; "" where something is."""
+    if found.counts:
+        return "counts"
+    return "seeds" if found.scorers_only else "" if math.isfinite(found.p) else "pictures"
+
+
+def verdict(against: str, found: Sequence[tuple[Budget, Judged]], split: str = "") -> str:
     """ "Against X, DiffPrune is better with ..., cannot be told apart with ..." and the differences in points.
 
     The rule compared is named where it is not `against`; where nothing may be said of methods, the scorers' differences are told.
+    split: a sentence on seeds that failed, told after it.
     """
     clauses = []
     for word, says in SAYS.items():
         mine = [_told(budget, one, against) for budget, one in found if one.verdict.word == word]
         if mine:
             clauses.append(says.format(joined(mine)))
-    alone = [_told(budget, one, against) for budget, one in found if one.verdict.found.scorers_only]
-    if alone:
-        clauses.append(f"gets no verdict as a method, for want of seeds; the difference of these scorers is, with {joined(alone)}")
+    judged = len(clauses)
+    for why, says in WITHHELD.items():
+        mine = [_told(budget, one, against) for budget, one in found if _why(one.verdict.found) == why]
+        if mine:
+            clauses.append(says.format(joined(mine)))
     if not clauses:
         return f"Against {against} nothing was compared at a shared budget."
-    if len(clauses) == 1 and len(found) > 1 and not alone:
+    if judged == len(clauses) == 1 and len(found) > 1:
         clauses[0] += ", that is at every budget"
-    return f"Against {against}, DiffPrune " + "; ".join(clauses) + "."
+    return f"Against {against}, DiffPrune " + "; ".join(clauses) + "." + split
 
 
 def _told(budget: Budget, one: Judged, against: str) -> str:
     """One comparison: tokens, difference, whom it is with where that changes, and what would have shown."""
     found = one.verdict.found
     rule = f", {one.other}" if against == RULES else ""
-    seen = open_note(one.verdict)
+    seen = open_note(one.verdict) or (withheld(found) if found.counts else "")
     return f"{budget.kept:.0f} tokens ({_points(found)}{rule}{', ' * bool(seen)}{seen})"
 
 
@@ -82,29 +102,54 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
     for against in (*rivals(chapter), RULE, FULL):
         found = [(b, every[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in every]
         if found or against != FULL:
-            said.append(verdict({RULE: RULES, FULL: "the unpruned model"}.get(against, against), found))
+            named = {RULE: RULES, FULL: "the unpruned model"}.get(against, against)
+            said.append(verdict(named, found, _split(chapter, found) if against in rivals(chapter) else ""))
     if not rivals(chapter):
         said.append("No other trained method was evaluated, so nothing is said about one.")
     return said + _speed(chapter, fast, batch)
+
+
+def _split(chapter: Comparison, found: Sequence[tuple[Budget, Judged]]) -> str:
+    """A sentence on the seeds of these comparisons that failed; "" where none did."""
+    parts = [
+        f"{says.removesuffix(' failed')} of {label} with {budget.kept:.0f} tokens"
+        for budget, one in found for label in (SUBJECT, one.other) if (says := seeds_failed(chapter, label, budget.spelling))
+    ]  # fmt: skip
+    if not parts:
+        return ""
+    return (
+        f" But {joined(parts)} failed (more than {FAR:g} points below the median of their method's seeds): how often others would "
+        "is hardly known from so few, and the interval may be too short."
+    )
 
 
 def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
     """What pruning saves: DiffPrune at every budget; where it is not there, the range of the methods that are."""
     shared = {key: s for key, s in fast.items() if s.net and labels.budget(key[1])[0] in ("Keep", "Share")}
     timed = sorted((s for (label, _), s in shared.items() if label == SUBJECT), key=lambda s: -s.kept)
-    parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {s.kept:.0f} tokens" for s in timed if s.net]
+    common = set.intersection(*(set(s.flags) & DOUBTS for s in shared.values())) if shared else set()
+    parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {s.kept:.0f} tokens{_beside(s, common)}"
+             for s in timed if s.net]  # fmt: skip
     nets = sorted(
-        ((s.net, f"{s.label} with {s.kept:.0f} tokens") for s in shared.values() if s.net), key=lambda one: one[0].estimate
+        ((s.net, f"{s.label} with {s.kept:.0f} tokens{_beside(s, common)}") for s in shared.values() if s.net),
+        key=lambda one: one[0].estimate,
     )
     counts = sorted({str(net.num_groups) for net, _ in nets}, key=int)
     over = "one timing session" if counts == ["1"] else f"{' or '.join(counts)} timing sessions"
     said = f"Measured prefill speedup net of the pruner's own overhead, batch {batch}, {over}"
+    flagged = f" All of these timings are flagged {', '.join(sorted(common))}." if common else ""
     if parts:
-        return [f"{said}: {joined(parts)}."]
+        return [f"{said}: {joined(parts)}.{flagged}"]
     if nets and not any(label == SUBJECT for label, _ in chapter.arms):
         ends = [f"{net.estimate:.2f}× [{net.low:.2f}, {net.high:.2f}] ({who})" for net, who in (nets[0], nets[-1])][: len(nets)]
-        return [f"{said}{', between' if len(ends) > 1 else ':'} {joined(ends)}."]
+        return [f"{said}{', between' if len(ends) > 1 else ':'} {joined(ends)}.{flagged}"]
     return [f"The prefill of {SUBJECT} has not been timed yet, so there is no speedup to report."]
+
+
+def _beside(one: Speed, common: set[str]) -> str:
+    """What stands beside a speedup: that with the encoder included, and what makes its timings doubtful."""
+    parts = [f"encoder included {one.encoded.estimate:.2f}×"] if one.encoded else []
+    return "".join(f", {part}" for part in (*parts, *sorted(set(one.flags) & DOUBTS - common)))
 
 
 def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
@@ -156,8 +201,13 @@ def tally(chapter: Comparison) -> str:
 def counts(found: Sequence[Verdict]) -> str:
     """ "better in 3, equivalent in 2 and no verdict in 1, ...": how often each word was given."""
     parts = [f"{word} in {num}" for word, num in counted(found).items()]
-    alone = sum(verdict.found.scorers_only for verdict in found)
-    parts += [f"no verdict in {alone}, which {'hold' if alone > 1 else 'holds'} for these scorers only (one seed)"] if alone else []
+    why = [_why(verdict.found) for verdict in found]
+    if others := why.count("counts"):
+        parts.append(f"no verdict in {others}, where the two keep other counts")
+    if alone := why.count("seeds"):
+        parts.append(f"no verdict in {alone}, which {'hold' if alone > 1 else 'holds'} for these scorers only (one seed)")
+    if few := why.count("pictures"):
+        parts.append(f"no verdict in {few}, for want of pictures")
     return joined(parts) if parts else ""
 
 
