@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from diffprune.distributed.head import Head, loopback
+from diffprune.distributed.head import Head, on_this_machine
 from diffprune.distributed.submit import POLL_S, found, start
 from diffprune.io import run_archive
 from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs, remote
@@ -58,7 +58,7 @@ def copied(run: Blobs, to: Path) -> int:
 
 def _log_of(head: Head, folder: str) -> str:
     """What the archive's script prints on the head about a folder there; script and log are removed again."""
-    python = sys.executable if loopback(head.get_address()) else "python"
+    python = sys.executable if on_this_machine(head.get_address()) else "python"
     name = f"results-{time.time_ns()}"
     with tempfile.TemporaryDirectory(prefix="diffprune-") as place:
         shutil.copy(run_archive.__file__, Path(place) / "run_archive.py")
