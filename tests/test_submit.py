@@ -168,6 +168,21 @@ def test_a_folder_that_is_named_may_hold_data_but_no_home(own_job: Path, monkeyp
         project_of("other.py")
 
 
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_sent(
+    tracked: bool, fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_job)
+    Path(os.fsdecode(b"caf\xe9.txt")).touch()
+    if tracked:
+        subprocess.run(["git", "init", "-q"], check=True)
+        subprocess.run(["git", "add", "."], check=True)
+    where = [] if tracked else ["--working-dir", "."]
+    code, sentence = commands.call(["submit", "study", "--address", fake.address, *where])
+    assert (code, not fake.requests) == (2, True)
+    assert sentence.startswith(r"the name 'caf\udce9.txt' is not UTF-8, so it cannot travel: rename it") and sentence.isprintable()
+
+
 def test_too_much_is_refused_with_the_largest_names(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_job)
     monkeypatch.setattr(project, "MOST_BYTES", 200)
@@ -268,7 +283,8 @@ def test_a_container_on_this_machine_has_folders_of_its_own(fake: FakeHead) -> N
 @pytest.mark.parametrize(
     "name",
     "AZURE_STORAGE_ACCOUNT_KEY AZURE_STORAGE_CONNECTION_STRING AZURE_STORAGE_SAS_TOKEN GOOGLE_SERVICE_ACCOUNT_KEY "
-    "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY SSH_KEY MY_PASSPHRASE mysql_pwd DB_PASS APIKEY SIGNING_KEY_2 HF_TOKEN WANDB_API_KEY".split(),
+    "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY "
+    "SSH_KEY MY_PASSPHRASE mysql_pwd DB_PASS APIKEY SIGNING_KEY_2 HF_TOKEN WANDB_API_KEY".split(),
 )
 def test_a_variable_named_as_a_secret_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"--env {name}: Ray writes variables into its logs"):
