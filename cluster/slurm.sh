@@ -9,7 +9,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 # One job on a Ray that lives as long as this allocation:
-#   SHARED=/scratch/$USER/diffprune sbatch cluster/slurm.sh demo [options of diffprune run]
+#   SHARED=/scratch/$USER/diffprune sbatch cluster/slurm.sh demo --gpus 1 [further options of diffprune run]
 # SHARED  folder on storage that all nodes reach: results in $SHARED/runs, the hub's cache, the token (required)
 # PYTHON  interpreter of an environment with diffprune, on the same storage [the one on PATH]
 # IFNAME  network interface between the nodes [that of the default route]
@@ -17,7 +17,7 @@
 set -euo pipefail
 umask 077
 
-[ $# -ge 1 ] || { echo "name a job: sbatch cluster/slurm.sh demo" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "name a job: sbatch cluster/slurm.sh demo --gpus 1" >&2; exit 2; }
 [ -n "${SHARED:-}" ] || { echo "SHARED is not set: name a folder on storage that all nodes reach" >&2; exit 2; }
 PYTHON=${PYTHON:-$(command -v python)}
 mkdir -p "$SHARED/runs"
@@ -39,13 +39,14 @@ unset RAY_ADDRESS RAY_AUTH_TOKEN
 "$PYTHON" -c "from diffprune.distributed.cluster import secure; secure()"  # makes the token where it is missing, 0600
 
 # Ray opens its folder to every user of the node, so it lies in one that is ours alone: `mkdir` fails where the name is taken.
-export NODE_FOLDER=/tmp/dp-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+# By the variable, not by --temp-dir: the `ray.init()` of Ray's own command, too, looks there for the cluster that it has started.
+export RAY_TMPDIR=/tmp/dp-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
 # The inner --address matters: the command is a plain process and would start a Ray of its own.
 # shellcheck disable=SC2016  # expanded on each node
 srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
   set -e
-  mkdir -m 700 "$NODE_FOLDER"
-  trap "rm -rf \"$NODE_FOLDER\"" EXIT
-  ray symmetric-run --address "$1" --min-nodes "$SLURM_NNODES" --temp-dir "$NODE_FOLDER/ray" \
+  mkdir -m 700 "$RAY_TMPDIR"
+  trap "rm -rf \"$RAY_TMPDIR\"" EXIT
+  ray symmetric-run --address "$1" --min-nodes "$SLURM_NNODES" \
     --num-cpus "${SLURM_CPUS_ON_NODE:-1}" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" -- "${@:2}"
 ' _ "$head_ip:$port" "$PYTHON" -m diffprune run "$@" --address "$head_ip:$port" --out "$SHARED/runs"

@@ -17,7 +17,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from diffprune.io.object_blobs import ObjectBlobs
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # of every Azurite, published
 SECRET = "made-up-token-77aa"
+PIECE = 2**16
 LOST = 0  # in place of a status: the request takes effect, and its answer is that the server failed
 DATE = "Sat, 28 Nov 2026 12:00:00 GMT"
 
@@ -46,6 +47,7 @@ class Server(ThreadingHTTPServer):
         self.objects: dict[str, tuple[str, bytes]] = {}
         self.answers: list[int] = []
         self.requests: list[str] = []
+        self.pause_s = 0.0  # before each 64 KiB of a body, read or written
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -60,7 +62,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do(self) -> None:
         """Any verb."""
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        left, body = int(self.headers.get("Content-Length") or 0), b""
+        while left > len(body) and (piece := self.rfile.read(min(PIECE, left - len(body)))):
+            body += piece
+            time.sleep(self.server.pause_s * len(piece) / PIECE)
+        if len(body) < left:
+            return None  # given up
         url = urlsplit(self.path)
         path, asked = unquote(url.path).strip("/"), parse_qs(url.query)
         with self.server.lock:
@@ -146,8 +153,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", tag)
             self.send_header("x-goog-generation", "1")
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        with suppress(OSError):  # given up
+            for start in range(0, len(data) if self.command != "HEAD" else 0, PIECE):
+                self.wfile.write(data[start : start + PIECE])
+                time.sleep(self.server.pause_s)
 
 
 @contextmanager

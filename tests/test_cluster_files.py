@@ -21,6 +21,7 @@ import ray
 import yaml
 
 from diffprune.cli.commands import app
+from diffprune.distributed.cluster import MOST_TMPDIR
 from diffprune.io.job_files import REPOSITORY
 
 CLUSTER = REPOSITORY / "cluster"
@@ -191,6 +192,20 @@ def test_a_job_ends_and_is_tried_again() -> None:
     assert spec["submissionMode"] == "K8sJobMode"
     asked = started(spec["entrypoint"])
     assert asked["job"] == "demo" and asked["out"].is_relative_to("/shared") and asked["address"] is None
+    assert asked["gpus"] == 1, "the workers' nodes have GPUs, and a job that does not say how many it wants is refused there"
+
+
+def shown() -> list[str]:
+    """Every command of the pages and comments of `cluster/` that runs a job on more machines."""
+    section = (CLUSTER / "README.md").read_text().partition("\n### Kubernetes")[2]
+    texts = [section, *(path.read_text() for path in sorted(CLUSTER.iterdir()) if path.suffix in (".yaml", ".sh"))]
+    return re.findall(r"(?:diffprune (?:run|submit)|cluster/slurm\.sh) (?:demo|JOB)\b[^`\n]*", "\n".join(texts))
+
+
+def test_every_command_for_a_cluster_says_how_many_gpus_a_worker_gets() -> None:
+    lines = shown()
+    assert len(lines) >= 9 and {line.split()[0] for line in lines} == {"diffprune", "cluster/slurm.sh"}
+    assert [line for line in lines if "--gpus 1" not in line] == []
 
 
 def ray_start_options() -> set[str]:
@@ -217,13 +232,30 @@ def test_ray_up_takes_the_file() -> None:
     (rule,) = found["provider"]["security_group"]["IpPermissions"]
     assert (rule["FromPort"], rule["ToPort"]) == (22, 22) and rule["IpRanges"][0]["CidrIp"].endswith("/32")
     assert not re.search(r"[0-9a-f]{64}", (CLUSTER / "aws.yaml").read_text()), "a token"
+    everything = [*found["setup_commands"], *found["head_setup_commands"], *found["worker_setup_commands"]]
+    assert not any("pip" in line.split() for line in everything), "a login shell's pip is not that of the image, which has all"
+
+
+def test_programs_of_the_image_are_found_from_login_shells_and_buckets_need_nothing_more(own_folder: Path) -> None:
+    """`ray up` runs `bash --login -c -i ...`, where Debian's /etc/profile sets PATH anew and then reads /etc/profile.d."""
+    text = (CLUSTER / "Dockerfile").read_text()
+    (step,) = re.findall(r"^RUN (echo .* )>/etc/profile\.d/diffprune\.sh$", text, re.MULTILINE)
+    subprocess.run(["bash", "-c", f"{step} >profile"], check=True)
+    reset = 'PATH=/usr/local/bin:/usr/bin:/bin; . ./profile; echo "$PATH"'
+    assert (
+        subprocess.run(["bash", "-c", reset], capture_output=True, text=True).stdout
+        == "/opt/venv/bin:/usr/local/bin:/usr/bin:/bin\n"
+    )
+    for place, install in (("image", text), ("Slurm", (CLUSTER / "README.md").read_text().partition("### Slurm")[2])):
+        assert re.search(r"pip install -c constraints\.txt ['\"]\.\[s3,objects\]['\"]", install), place
+    assert {"boto3", "obstore"} <= set(PINS)
 
 
 def test_anyscale_takes_the_file() -> None:
     (found,) = read("anyscale.yaml")
     assert set(found) <= set(ANYSCALE)
     asked = started(found["entrypoint"])
-    assert asked["address"] == "auto" and asked["out"].is_relative_to("/mnt/shared_storage")
+    assert asked["address"] == "auto" and asked["out"].is_relative_to("/mnt/shared_storage") and asked["gpus"] == 1
 
 
 def test_the_image_is_made_of_what_there_is() -> None:
@@ -254,9 +286,23 @@ STAND_INS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; for node in 1 2; do "$@" || exit; done',
     "ray": """printf "%s\\n" "$@" >"$OUT/arguments"
     env >"$OUT/environment"
-    stat -c %a "$NODE_FOLDER" >"$OUT/mode"
+    stat -c %a "$RAY_TMPDIR" >"$OUT/mode"
+    [ -n "${FAILS:-}" ] || python "$OUT/symmetric_run.py" "$@"
     exit ${FAILS:-0}""",
 }
+
+
+SYMMETRIC_RUN = """
+import os, sys
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import services, utils
+ours = sys.argv[1 : sys.argv.index("--")]
+folder = ours[ours.index("--temp-dir") + 1] if "--temp-dir" in ours else get_default_ray_temp_dir()
+os.makedirs(folder, exist_ok=True)
+utils.write_ray_address(address := ours[ours.index("--address") + 1], folder)  # as `ray start --head` does
+with open(os.environ["OUT"] + "/found", "w") as file:  # by the `ray.init()` that waits for the other nodes
+    print(address, services.canonicalize_bootstrap_address(None, None), folder, file=file)
+"""
 
 
 @pytest.fixture
@@ -269,20 +315,21 @@ def slurm(own_folder: Path) -> Any:
         (tools / name).chmod(0o755)
     (tools / "python").write_text(f'#!/bin/bash\n[ "$1" = -c ] && cd {REPOSITORY}\nexec {sys.executable} "$@"\n')
     (tools / "python").chmod(0o755)
+    (own_folder / "symmetric_run.py").write_text(SYMMETRIC_RUN)
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SLURM_"))}
         path = {"PATH": f"{tools}:{os.environ['PATH']}", "OUT": str(own_folder), "RAY_ADDRESS": "elsewhere:6379"}
         node = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NNODES": "2", "SLURM_CPUS_ON_NODE": "8", "SLURM_GPUS_ON_NODE": "4"}
         everything = outside | path | node | environment
-        return subprocess.run([CLUSTER / "slurm.sh", *arguments], env=everything, capture_output=True, text=True, timeout=60)
+        return subprocess.run([CLUSTER / "slurm.sh", *arguments], env=everything, capture_output=True, text=True, timeout=300)
 
     return run
 
 
 def test_slurm_starts_one_ray_for_the_job(slurm: Any, own_folder: Path) -> None:
     shared = own_folder / "shared"
-    done = slurm("demo", "--limit", "8", SHARED=str(shared))
+    done = slurm("demo", "--gpus", "1", "--limit", "8", SHARED=str(shared))
     assert done.returncode == 0, done.stderr
     arguments = (own_folder / "arguments").read_text().splitlines()
     ours, inner = arguments[: (end := arguments.index("--"))], arguments[end + 1 :]
@@ -292,6 +339,9 @@ def test_slurm_starts_one_ray_for_the_job(slurm: Any, own_folder: Path) -> None:
     assert re.fullmatch(r"10\.0\.0\.5:2\d{4}", address), "the first node's, outside Ray's worker ports"
     asked = started(shlex.join(inner[inner.index("diffprune") :]))
     assert (asked["job"], asked["limit"], asked["address"], asked["out"]) == ("demo", 8, address, shared / "runs")
+    assert asked["gpus"] == 1
+    started_at, found, folder = (own_folder / "found").read_text().split()
+    assert started_at == found == address, "Ray's own command finds the Ray that it has started, and starts no other"
     environment = dict(line.partition("=")[::2] for line in (own_folder / "environment").read_text().splitlines())
     assert environment["RAY_AUTH_MODE"] == "token" and environment["RAY_AUTH_TOKEN_PATH"] == str(shared / "auth_token")
     assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "eth7"
@@ -299,7 +349,10 @@ def test_slurm_starts_one_ray_for_the_job(slurm: Any, own_folder: Path) -> None:
     assert off.items() <= environment.items(), "else Ray's ports for metrics listen on every interface"
     assert "RAY_ADDRESS" not in environment and int(environment["RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT"]) >= 300
     assert (own_folder / "mode").read_text() == "700\n"
-    assert not Path(environment["NODE_FOLDER"]).exists(), "a node is left as it was found"
+    private = Path(environment["RAY_TMPDIR"])
+    assert Path(folder).parent == private and not private.exists(), "a node is left as it was found"
+    longest = f"/tmp/dp-{2**32 - 1}-99"  # numbers of Slurm's jobs have 32 bits at most
+    assert str(private).startswith("/tmp/dp-") and len(longest) <= MOST_TMPDIR, "below it lie sockets, whose paths are short"
     token = shared / "auth_token"
     assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() not in done.stdout + done.stderr + " ".join(arguments)
 

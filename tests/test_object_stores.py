@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -26,7 +27,7 @@ from s3_server import SECRET, bucket, keys, server
 from diffprune.core.cell import Cell, TrainSpec
 from diffprune.core.records import Outcome, Provenance
 from diffprune.core.spec import Spec
-from diffprune.io import checkpoint, lease, run_lock
+from diffprune.io import checkpoint, lease, object_blobs, run_lock
 from diffprune.io.attempts import Attempts
 from diffprune.io.blob_store import open_blobs
 from diffprune.io.object_blobs import ObjectBlobs
@@ -337,6 +338,35 @@ def test_no_login_and_one_that_cannot_be_read_are_named(monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match=r"no usable login in the environment \(AZURE_STORAGE_ACCOUNT_NAME and") as caught:
         ObjectBlobs("az://a-container/x").read("a")
     assert "no base64" not in str(caught.value)
+
+
+def test_a_body_may_take_as_long_as_it_is_large_and_slowness_is_told_from_silence(
+    google: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 5 MB a second 300 MB take a minute, which once was the limit of all requests."""
+    assert object_blobs.seconds(0) == object_blobs.seconds(10**6) == 60 and object_blobs.seconds(300 * 10**6) > 2 * 300 / 5
+    blobs, data = ObjectBlobs(folder_of("gs", address(google), monkeypatch)), os.urandom(2**20)
+    for name, value in {"REQUEST_S": 1.5, "LARGE": 2**16, "RETRIES": 0, "SLOWEST": 2**15}.items():
+        monkeypatch.setattr(object_blobs, name, value)
+    monkeypatch.setattr(google, "pause_s", 0.15)
+    blobs.replace("a", data)
+    assert blobs.read("a") == data, "more than a second and a half, each"
+    monkeypatch.setattr(object_blobs, "SLOWEST", 2**22)
+    for act in (lambda: blobs.replace("a", data), lambda: blobs.read("a")):
+        with pytest.raises(OSError, match=r"1 MiB did not pass in 2 s: the connection is too slow, or broke off.*/a'"):
+            act()
+    monkeypatch.setattr(google, "pause_s", 3.0 * 2**16)
+    with pytest.raises(OSError, match="the object store did not answer"):
+        blobs.replace("b", b"x")
+    monkeypatch.setattr(object_blobs, "CONNECT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as mute, contextlib.ExitStack() as waiting:
+        for _ in range(3):  # so that nobody else comes in
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(mute.getsockname())
+        monkeypatch.setenv("GOOGLE_BASE_URL", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        with pytest.raises(OSError, match="the object store did not answer"):
+            ObjectBlobs("gs://a-bucket/x").replace("a", data)
 
 
 # Everything else a run keeps -----------------------------------------------------------------------------------------------

@@ -53,6 +53,21 @@ from diffprune.job import Evaluation, Job
 from helper import BUDGETS
 job = Job(name="mine", evaluate=Evaluation(limit=2), baselines=("unpruned", "local"), budgets=BUDGETS)
 """
+FORWARDS = """
+import asyncio, sys
+async def copy(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+async def through(reader, writer):
+    there = await asyncio.open_connection("127.0.0.1", int(sys.argv[1]))
+    await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
+async def main():
+    server = await asyncio.start_server(through, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
 PRUNER = """
 from diffprune.core.pruner import Kind, ScorePruner
 class Local(ScorePruner):
@@ -68,7 +83,8 @@ def free_port() -> int:
 
 @pytest.fixture
 def fake(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHead]:
-    """A stand-in for a head that lets our token in."""
+    """A stand-in for a head of this machine that lets our token in: this process passes for Ray's dashboard."""
+    monkeypatch.setattr(head, "_is_dashboard", os.getpid().__eq__)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.setattr(submit, "POLL_S", 0.02)
     monkeypatch.setattr(results, "POLL_S", 0.02)
@@ -152,6 +168,21 @@ def test_a_folder_that_is_named_may_hold_data_but_no_home(own_job: Path, monkeyp
         project_of("other.py")
 
 
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_sent(
+    tracked: bool, fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_job)
+    Path(os.fsdecode(b"caf\xe9.txt")).touch()
+    if tracked:
+        subprocess.run(["git", "init", "-q"], check=True)
+        subprocess.run(["git", "add", "."], check=True)
+    where = [] if tracked else ["--working-dir", "."]
+    code, sentence = commands.call(["submit", "study", "--address", fake.address, *where])
+    assert (code, not fake.requests) == (2, True)
+    assert sentence.startswith(r"the name 'caf\udce9.txt' is not UTF-8, so it cannot travel: rename it") and sentence.isprintable()
+
+
 def test_too_much_is_refused_with_the_largest_names(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_job)
     monkeypatch.setattr(project, "MOST_BYTES", 200)
@@ -219,6 +250,76 @@ def test_a_job_is_checked_before_anything_is_sent(fake: FakeHead, own_job: Path,
     for line, says in (((), "add --out"), (("--out", "runs"), "absolute path"), (("--out", "s3://b"), "is no place")):
         code, sentence = commands.call(["submit", "study", "--address", "https://10.255.255.1:8265", *line])
         assert (code, says in sentence) == (2, True), sentence
+
+
+def test_a_job_through_a_tunnel_gets_nothing_of_this_machine(
+    fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """127.0.0.1 is where `ssh -L`, `kubectl port-forward` and `ray attach -p` listen, and no Ray."""
+    monkeypatch.undo()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.chdir(own_job)
+    there = ["--address", fake.address]
+    for line, says in (((), "add --out"), (("--out", "runs"), "absolute path")):
+        code, sentence = commands.call(["submit", "study", *there, *line])
+        assert (code, says in sentence) == (2, True), sentence
+    assert not fake.jobs and not fake.packages
+    assert commands.call(["submit", "study", *there, "--out", "/shared/runs"]) == (0, "")
+    assert "ran: python -m diffprune run study --out /shared/runs\n" in capfd.readouterr().out
+    fake.shell = lambda entrypoint: f"echo asked: {entrypoint}"
+    code, sentence = commands.call(["results", "mine-1", *there])
+    assert (code, sentence) == (2, "asked: python run_archive.py /shared/runs/mine")
+    code, sentence = commands.call(["submit", "study", "--address", f"http://127.0.0.1:{free_port()}"])
+    assert code == 2 and sentence.startswith("nobody answers at"), "not that --out is missing"
+
+
+def test_a_container_on_this_machine_has_folders_of_its_own(fake: FakeHead) -> None:
+    assert head.on_this_machine(fake.address)
+    asked = Request("demo", "demo", image="registry/diffprune:1")
+    with pytest.raises(ValueError, match="add --out"):
+        asked.entrypoint("demo", fake.address)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "AZURE_STORAGE_ACCOUNT_KEY AZURE_STORAGE_CONNECTION_STRING AZURE_STORAGE_SAS_TOKEN GOOGLE_SERVICE_ACCOUNT_KEY "
+    "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY "
+    "SSH_KEY MY_PASSPHRASE mysql_pwd DB_PASS APIKEY SIGNING_KEY_2 HF_TOKEN WANDB_API_KEY".split(),
+)
+def test_a_variable_named_as_a_secret_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--env {name}: Ray writes variables into its logs"):
+        submit.variables([f"{name}=x"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "DefaultEndpointsProtocol=https;AccountName=x;AccountKey=Eby8",
+        "https://x.blob.core.windows.net/c?sv=2024&sig=abc",
+        "https://b.s3.amazonaws.com/k?X-Amz-Signature=abc",
+        "https://storage.googleapis.com/b?X-Goog-Signature=abc",
+        '{"type": "service_account", "private_key": "abc"}',
+        "-----BEGIN OPENSSH PRIVATE KEY-----",
+        "redis://:abc@host/1",
+        "https://abc@github.com/me/mine",
+        "Bearer abc",
+        f"hf_{'abc' * 10}",
+        f"AKIA{'ABCD' * 4}",
+    ],
+)
+def test_a_value_that_is_a_secret_is_refused_and_not_repeated(value: str) -> None:
+    with pytest.raises(ValueError, match="--env PLACE: Ray writes variables") as caught:
+        submit.variables([f"PLACE={value}"])
+    assert "abc" not in str(caught.value).lower() and "Eby8" not in str(caught.value)
+
+
+def test_other_variables_travel() -> None:
+    plain = {
+        "AZURE_STORAGE_ACCOUNT_NAME": "mine", "AWS_ENDPOINT_URL_S3": "https://minio.example.com:9000", "PASSES": "2",
+        "GOOGLE_SERVICE_ACCOUNT": "/shared/login.json", "NUM_KEYS": "3", "KEYBOARD": "x", "REPO": "ssh://git@host/mine",
+        "SIG": "a=b;design=c", "OMP_NUM_THREADS": "2",
+    }  # fmt: skip
+    assert submit.variables([f"{name}={value}" for name, value in plain.items()]) == plain
 
 
 def test_the_verbs_of_a_head(fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -314,7 +415,7 @@ def test_results_come_back_through_the_log(fake: FakeHead, own_job: Path, monkey
 @pytest.mark.parametrize("out", ["s3://a-bucket/runs", "gs://a-bucket/runs", "az://a-container/runs"])
 def test_a_job_s_results_may_lie_in_a_bucket(out: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Request("mine", "study", ("--out", out))
-    for address in ("https://10.255.255.1:8265", "http://127.0.0.1:8265"):
+    for address in ("https://10.255.255.1:8265", f"http://127.0.0.1:{free_port()}"):
         assert asked.entrypoint("study", address)[-2:] == ["--out", out], "as it was given, and once"
         assert asked.metadata(1, "study", address)["out"] == out
     blobs = MemoryBlobs()
@@ -640,6 +741,20 @@ def test_a_running_job_is_stopped(real: dict[str, str], token: None) -> None:
     submit.start(client, "sleep 60", "long-1", {}, {})
     assert submit.stop(client, "long-1").startswith("long-1 was stopped")
     assert submit._verdict(client, "long-1") == 130
+
+
+def test_a_head_is_told_from_a_tunnel_to_it_by_who_listens(real: dict[str, str]) -> None:
+    assert head.on_this_machine(real["address"])
+    assert head.on_this_machine(real["address"].replace("127.0.0.1", "localhost"))
+    assert not head.on_this_machine(real["address"].replace("127.0.0.1", "10.1.2.3"))
+    assert not head.on_this_machine(f"http://127.0.0.1:{free_port()}")
+    line = [sys.executable, "-c", FORWARDS, real["address"].rpartition(":")[2]]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as tunnel:
+        assert tunnel.stdout is not None
+        address = f"http://127.0.0.1:{tunnel.stdout.readline().strip()}"
+        answer, here = requests.get(f"{address}/api/gcs_healthz", timeout=20).status_code, head.on_this_machine(address)
+        tunnel.kill()
+    assert (answer, here) == (200, False), "Ray answers there, and need not run here"
 
 
 def test_the_head_listens_on_loopback_only(real: dict[str, str]) -> None:

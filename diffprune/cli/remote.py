@@ -91,15 +91,17 @@ def _run_name(job: str, options: dict[str, Any]) -> str:
 def _send(asked: Any, address: str, insecure: bool) -> int:
     """Pack, show, send and follow; returns the job's exit code."""
     from diffprune.distributed import submit as jobs
+    from diffprune.distributed.head import loopback
     from diffprune.io.project import project_of
 
     if asked.image and (asked.working_dir or asked.job.endswith(".py")):
         raise ValueError("--image runs what the image holds: name a job that is in it, without --working-dir")
     project = None if asked.image else project_of(asked.job, Path(asked.working_dir) if asked.working_dir else None)
-    asked.entrypoint(asked.job, address)
     if project:
         project.check()
-    head = _connected(address, insecure)
+    near = _connected(address, insecure) if loopback(address) else None  # who listens there, if anybody, says if it needs --out
+    asked.entrypoint(asked.job, address)
+    head = near or _connected(address, insecure)
     if project:
         print(project.told(), flush=True)
     name = jobs.submit(head, address, asked, project)

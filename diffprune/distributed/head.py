@@ -12,6 +12,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import ray
 import requests
 from ray.exceptions import AuthenticationError
@@ -23,6 +24,7 @@ from diffprune.distributed.cluster import secure, token_path
 
 CONNECT_S, VERSION_S = 5.0, 8.0  # together below the fifteen seconds in which a user hears of a host that is mute
 ANSWER_S = 120.0  # a busy head takes its time to start a job
+DASHBOARD = "ray/dashboard/dashboard.py"  # the program of Ray that answers at a head's address
 OF_RAY = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|WARNING) [\w.]+\.py:\d+ -- .*\n|Running entrypoint for job .*\n")
 
 
@@ -86,5 +88,32 @@ def _check(address: str, insecure: bool) -> None:
 
 
 def loopback(address: str) -> bool:
-    """Whether the address of a dashboard is of this machine."""
+    """Whether the address of a dashboard is a loopback one: the head's own on this machine, or the near end of a tunnel."""
     return cluster.loopback(urlsplit(address).hostname or "")
+
+
+def on_this_machine(address: str) -> bool:
+    """Whether the head at an address runs here, among the files that this process sees: told by the process that listens there,
+    since `ssh -L`, `kubectl port-forward` and `ray attach -p` listen on 127.0.0.1 as well. False where that cannot be told."""
+    parts = urlsplit(address)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    if not loopback(address):
+        return False
+    listeners: dict[str, list[int]] = {}  # processes by the address on which they listen: some may share a socket
+    try:
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == port:
+                listeners.setdefault(one.laddr.ip, []).append(one.pid or 0)
+    except psutil.Error:  # a system that shows nobody's
+        return False
+    return bool(listeners) and all(any(map(_is_dashboard, processes)) for processes in listeners.values())
+
+
+def _is_dashboard(pid: int) -> bool:
+    """Whether a process is Ray's dashboard, in no container: one with files of its own knows nothing of our folders."""
+    try:
+        line = psutil.Process(pid).cmdline() if pid else []
+        ours = not os.path.isdir("/proc/self/root") or os.path.samefile(f"/proc/{pid}/root", "/")
+    except (psutil.Error, OSError):
+        return False
+    return ours and any(part.endswith(DASHBOARD) for part in line)

@@ -8,9 +8,10 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from diffprune.distributed.head import Head, loopback
+from diffprune.distributed.head import Head, on_this_machine
 from diffprune.distributed.submit import POLL_S, found, start
 from diffprune.io import run_archive
 from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs, remote
@@ -46,19 +47,63 @@ def copied(run: Blobs, to: Path) -> int:
     Raises:
         ValueError: nothing is there.
     """
-    keys = [key for key in run.list() if "/" not in key or key.split("/")[0] in run_archive.PARTS]
-    if not keys:
+    if not any(map(_shown, run.list())):
         raise ValueError(f"there is nothing in {run} yet: has the run begun?")
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
-    here = LocalBlobs(to, private=True)
-    for key in keys:
-        here.create(key, run.read(key))
-    return len(keys)
+    here, had = LocalBlobs(to, private=True), dict[str, str]()
+    try:
+        for _ in range(run_archive.TRIES):
+            if _copied_at_rest(run, here, had):
+                return len(here.list())
+            time.sleep(run_archive.PAUSE_S)
+        raise ValueError(f"the records in {run} were merged all the while they were copied: ask again in a minute")
+    except BaseException:
+        shutil.rmtree(to, ignore_errors=True)  # else it is not empty when one asks again
+        raise
+
+
+def _shown(key: str) -> bool:
+    return "/" not in key or key.split("/")[0] in run_archive.PARTS
+
+
+def _copied_at_rest(run: Blobs, here: Blobs, had: dict[str, str]) -> bool:
+    """Copy what is not `had` yet, in an order in which every manifest that comes has its parts; False where bundles were merged
+    meanwhile. The report comes last: whoever looks which is newer, it or the store, goes by the times of files."""
+    manifests = _manifests(run)
+    if manifests != _manifests(run):  # see `run_archive.packed`
+        return False
+    try:
+        read = {key: run.read(key) for key in manifests}
+    except FileNotFoundError:
+        return False
+    listed = {key: version for key, version in run.list().items() if _shown(key) and not key.startswith(run_archive.MANIFESTS)}
+    report = [key for key in listed if key.startswith("report/")]
+    for key in [key for key in listed if key not in report]:
+        _copy(run, here, key, listed[key], had)
+    if not manifests.keys() <= _manifests(run).keys():
+        return False
+    for key, data in read.items():
+        here.replace(key, data)
+    for key in report:
+        _copy(run, here, key, listed[key], had)
+    return True
+
+
+def _manifests(run: Blobs) -> dict[str, str]:
+    return {key: version for name in run_archive.MANIFESTS for key, version in run.list(name).items()}
+
+
+def _copy(run: Blobs, here: Blobs, key: str, version: str, had: dict[str, str]) -> None:
+    """One blob, unless it has come in this version; nothing where it has gone."""
+    if had.get(key) != version:
+        with suppress(FileNotFoundError):
+            here.replace(key, run.read(key))
+            had[key] = version
 
 
 def _log_of(head: Head, folder: str) -> str:
     """What the archive's script prints on the head about a folder there; script and log are removed again."""
-    python = sys.executable if loopback(head.get_address()) else "python"
+    python = sys.executable if on_this_machine(head.get_address()) else "python"
     name = f"results-{time.time_ns()}"
     with tempfile.TemporaryDirectory(prefix="diffprune-") as place:
         shutil.copy(run_archive.__file__, Path(place) / "run_archive.py")

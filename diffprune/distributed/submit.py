@@ -23,7 +23,7 @@ import aiohttp
 from ray.job_submission import JobDetails, JobStatus
 
 from diffprune.core.registry import nearest
-from diffprune.distributed.head import Head, loopback, without_rays_lines
+from diffprune.distributed.head import Head, on_this_machine, without_rays_lines
 from diffprune.io.blob_store import open_blobs, remote
 from diffprune.io.names import checked_name
 from diffprune.io.project import Project
@@ -34,8 +34,17 @@ GRACE_S = 30  # between SIGTERM and SIGKILL; Ray's own three seconds are less th
 STOP_S = 60.0
 STOPPED = 130  # exit code of a job that was stopped, as of a program after Ctrl-C
 MOST_RUN = 56  # characters of a run's name in an id, which has at most 64
-SECRET = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
-PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # in an address
+SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CONNECTION_?STRING|AUTHORIZATION|BEARER|COOKIE|API_?KEY"
+    r"|KEY(_|$)|(^|_)(PASS|PWD|SAS|AUTH)$"
+)
+SECRET_VALUE = re.compile(
+    r"://[^/\s:@]*:[^/\s@]+@|https?://[^/\s@]+@"  # a password or token in an address
+    r"|\b(AccountKey|SharedAccessKey|SharedAccessSignature|sig|X-Amz-Signature|X-Goog-Signature)="  # what signs one
+    r"|private_?key|-----BEGIN |\bBearer\s"
+    r"|\bhf_\w{16}|\bgh[pousr]_\w{16}|\bgithub_pat_|\b(AKIA|ASIA)[0-9A-Z]{16}\b|\bsk-[\w-]{16}",  # how some tokens begin
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,15 @@ class Request:
     working_dir: str | None = None
 
     def entrypoint(self, job: str, address: str) -> list[str]:
-        """The command on the head. job: as it is called there."""
-        here = loopback(address) and not self.image
-        python = (
-            sys.executable if here else "python"
-        )  # a job gets the PATH that `ray start` had, so on this machine it is spelt out
+        """The command on the head. job: as it is called there.
+
+        Raises:
+            ValueError: see `_out`.
+        """
+        here = not self.image and on_this_machine(address)  # where a job gets the PATH of `ray start`, so python is spelt out
+        python = sys.executable if here else "python"
         limit = ["timeout", "--signal=INT", "--kill-after=120", str(self.timeout_s)] if self.timeout_s else []
-        return [*limit, python, "-m", "diffprune", "run", job, *self.arguments, *_out(self.arguments, address)]
+        return [*limit, python, "-m", "diffprune", "run", job, *self.arguments, *_out(self.arguments, here)]
 
     def metadata(self, attempt: int, job: str, address: str) -> dict[str, str]:
         """What `resume` and `results` need; texts, as Ray wants them. Values of variables are not in it."""
@@ -83,21 +94,23 @@ def option(arguments: Sequence[str], name: str) -> str | None:
     return found
 
 
-def _out(arguments: Sequence[str], address: str) -> list[str]:
+def _out(arguments: Sequence[str], here: bool) -> list[str]:
     """`--out`, where it is not given or not absolute: a job runs in a copy of the folder, which is deleted with the cluster.
 
+    here: the job runs on this machine, outside a container, so that a folder of ours is one of the job's, too.
+
     Raises:
-        ValueError: no place for results that outlives the job, or an address that is none.
+        ValueError: no place for results that outlives the job, or one that is no address of storage.
     """
     given = option(arguments, "--out")
     if given is not None and remote(given):
         open_blobs(given)
         return []
-    if given is None and not loopback(address):
+    if given is None and not here:
         raise ValueError(
             "add --out, a folder or bucket that every host of the cluster can reach: results in the job's own folder are lost"
         )
-    if given is not None and not loopback(address) and not Path(given).is_absolute():
+    if given is not None and not here and not Path(given).is_absolute():
         raise ValueError(f"--out {given} would lie in the job's own folder, which goes with the cluster: give an absolute path")
     return [] if given and Path(given).is_absolute() else ["--out", str(Path.cwd() / (given or "runs"))]
 
@@ -113,7 +126,7 @@ def variables(pairs: Sequence[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--env {name:.40}: write NAME=VALUE")
-        if any(word in name.upper() for word in SECRET) or PASSWORD.search(value):
+        if SECRET_NAME.search(name.upper()) or SECRET_VALUE.search(value):
             raise ValueError(
                 f"--env {name}: Ray writes variables into its logs; give secrets to the nodes themselves (cluster/README.md)"
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -278,7 +278,11 @@ def publish(recipe: Recipe, folder: Path, store: Store | None, provenance: Prove
 
 
 class Follower(threading.Thread):
-    """Reads the step log while workers write it: shows progress, publishes finished scorers, and looks after workers that hang."""
+    """Reads the step log while workers write it: shows progress, publishes finished scorers, and looks after workers that hang.
+
+    Storage that fails costs one look, never the thread: what was not seen is seen at the next, and that it failed is said once
+    for as long as it does.
+    """
 
     every_s = 2.0
 
@@ -292,7 +296,7 @@ class Follower(threading.Thread):
         self.steps = {scorer: own.steps for scorer, own in recipes.items()}
         self.images = {scorer: own.images for scorer, own in recipes.items()}
         self.run_name, self.groups = provenance.run if provenance else "", 0
-        self.ended = threading.Event()
+        self.ended, self.failing, self.finished = threading.Event(), False, 0
         self.log = step_log.opened(folder)
         self.place = self.log.newer(None)[1]
 
@@ -307,22 +311,35 @@ class Follower(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.join()
+        with suppress(OSError):  # how the training ended is what counts, and is raised by others
+            self._show()
+
+    def run(self) -> None:
+        while not self.ended.wait(self.every_s):
+            failures = [error for look in (self._show, self._look_after, self._publish) if (error := _failure(look))]
+            if failures and not self.failing:
+                told = f"train: {first_line(failures[0])}: progress is not seen, training goes on, and it is looked again"
+                print(f"{told} every {self.every_s:.0f} s", flush=True)
+            self.failing = bool(failures)
+
+    def _show(self) -> None:
+        """Progress on the terminal."""
         for scorer, step in self._newest():
             print(line(scorer, step, self.steps[scorer]), flush=True)
 
-    def run(self) -> None:
-        done = 0
-        while not self.ended.wait(self.every_s):
-            for scorer, step in self._newest():
-                print(line(scorer, step, self.steps[scorer]), flush=True)
-            for told in self.watchdog.look() if self.watchdog else ():
-                metrics.worker_lost(self.run_name, "train", told)
-                print(told, flush=True)
-            finished = sum(is_complete(place) for place in scorers(self.recipe, self.folder).values())
-            if finished > done:
-                done = finished
-                with suppress(OSError, ValueError, RuntimeError):  # the driver publishes again at the end, and raises then
-                    publish(self.recipe, self.folder, self.store, self.provenance)
+    def _look_after(self) -> None:
+        """Workers that hang are killed, and named."""
+        for told in self.watchdog.look() if self.watchdog else ():
+            metrics.worker_lost(self.run_name, "train", told)
+            print(told, flush=True)
+
+    def _publish(self) -> None:
+        """Records of what was finished since the last time."""
+        finished = sum(is_complete(place) for place in scorers(self.recipe, self.folder).values())
+        if finished > self.finished:
+            self.finished = finished
+            with suppress(OSError, ValueError, RuntimeError):  # the driver publishes again at the end, and raises then
+                publish(self.recipe, self.folder, self.store, self.provenance)
 
     def _newest(self) -> list[tuple[str, Step]]:
         """(scorer, its last whole step) of what was written since the last look: the newest of the scorer that is trained now, and
@@ -342,3 +359,12 @@ class Follower(threading.Thread):
             self.groups += 1
             if self.groups > 1:
                 metrics.restarted(self.run_name, "train", workers)
+
+
+def _failure(look: Callable[[], None]) -> OSError | None:
+    """What storage said, where one look failed on it."""
+    try:
+        look()
+    except OSError as error:
+        return error
+    return None

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -26,10 +25,14 @@ ADDRESS = {
 }
 NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist|container does not exist", re.IGNORECASE)
 DENIED = re.compile(r"status code: 40[13]\b")
-RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
-LIMITS = {"connect_timeout": "10s", "timeout": "60s"}
+RETRIES, CONNECT_S = 5, 10.0
+REQUEST_S = 60.0  # for a request and its answer, bodies apart
+SLOWEST = 2**19  # bytes a second of a body, below which a connection is given up: obstore has one limit for both
+LARGE = 2**22  # bytes, from which on a body counts
 THIS_MACHINE = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|\Z)")
 SILENT = re.compile(r"error sending request|connect|dns|timed? ?out|builder error", re.IGNORECASE)
+UNCONNECTED = re.compile(r"connect error|dns error|builder error", re.IGNORECASE)
+TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
 NOBODY = re.compile(r"token request|metadata|identity|imds", re.IGNORECASE)
 
 
@@ -78,6 +81,7 @@ class ObjectBlobs:
             form = f"{self.scheme}://{self.kind.what}/folder is needed, a {self.kind.what} being {self.kind.form}"
             raise ValueError(f"{without_secrets(address)!r:.100} is no place: {form}; credentials come from the environment")
         self.bucket, self.folder = found[1], found[2] or ""
+        self._stores: dict[float, Any] = {}
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.folder}".rstrip("/")
@@ -86,9 +90,23 @@ class ObjectBlobs:
         """By its address: a worker has credentials of its own."""
         return ObjectBlobs, (str(self),)
 
-    @cached_property
+    @property
     def store(self) -> Any:
-        """A store of obstore, which may serve many threads."""
+        """For requests without a body to speak of, see `sized`."""
+        return self.sized(0)
+
+    def sized(self, size: int) -> Any:
+        """A store of obstore, which may serve many threads, for requests whose bodies have at most so many bytes.
+
+        Raises:
+            ValueError: see the class.
+        """
+        limit = seconds(size)
+        if limit not in self._stores:
+            self._stores[limit] = self._made(limit)
+        return self._stores[limit]
+
+    def _made(self, limit: float) -> Any:
         try:
             from obstore import store
             from obstore.exceptions import BaseError
@@ -98,33 +116,41 @@ class ObjectBlobs:
         clear = bool(THIS_MACHINE.match(endpoint))  # credentials leave no machine unencrypted
         if endpoint and not clear and not (endpoint.startswith("https://") and urlsplit(endpoint).hostname):
             raise ValueError(f"{self}: {self.kind.endpoint} must be an address that begins with https://")
-        options = LIMITS | {"allow_http": clear}
+        patience = timedelta(seconds=limit)
+        options = {"connect_timeout": timedelta(seconds=CONNECT_S), "timeout": patience, "allow_http": clear}
+        retries = {"max_retries": RETRIES, "retry_timeout": patience}
         try:
-            return getattr(store, self.kind.store)(self.bucket, client_options=options, retry_config=RETRIES)
+            return getattr(store, self.kind.store)(self.bucket, client_options=options, retry_config=retries)
         except (BaseError, ValueError) as error:  # of which the text may hold what stands in the environment
             hint = "AZURE_STORAGE_ACCOUNT_NAME must be set" if "Account must be specified" in str(error) else "it cannot be read"
             raise ValueError(f"{self} has no usable login in the environment ({self.kind.login}): {hint}") from None
 
     def create(self, key: str, data: bytes | memoryview) -> None:
         """See `Blobs`. Among the writers of one key the store itself says who was first."""
-        with self._named(key):
+        with self._named(key, memoryview(data).nbytes):
             self._put(key, data, "create")
 
     def replace(self, key: str, data: bytes | memoryview) -> None:
         """See `Blobs`."""
-        with self._named(key):
+        with self._named(key, memoryview(data).nbytes):
             self._put(key, data, "overwrite")
 
     def _put(self, key: str, data: bytes | memoryview, mode: Any) -> None:
         try:
-            self.store.put(self._path(key), bytes(data), mode=mode, use_multipart=False)  # one request, or no condition
+            store = self.sized(memoryview(data).nbytes)
+            store.put(self._path(key), bytes(data), mode=mode, use_multipart=False)  # one request, or no condition
         except FileNotFoundError:
             raise self._no_bucket(key) from None
 
     def read(self, key: str) -> bytes:
         """See `Blobs`."""
         with self._named(key):
-            return bytes(self.store.get(self._path(key)).bytes())
+            found = self.store.get(self._path(key))
+            if (size := found.meta["size"]) < LARGE:
+                return bytes(found.bytes())
+        del found  # ends a request that has too little time for what it would bring
+        with self._named(key, size):
+            return bytes(self.sized(size).get(self._path(key)).bytes())
 
     def version(self, key: str) -> str | None:
         """See `Blobs`: the store's own tag."""
@@ -162,20 +188,24 @@ class ObjectBlobs:
     def _denied(self, key: str) -> OSError:
         return OSError(errno.EACCES, "the object store refuses these credentials", self._name(key))
 
-    def _told(self, key: str, text: str) -> OSError:
-        """Which of a few things a fault is that obstore has no exception for."""
+    def _told(self, key: str, text: str, size: int) -> OSError:
+        """Which of a few things a fault is that obstore has no exception for. size: of the body that was on its way."""
+        late = TIMED_OUT.search(text) and not UNCONNECTED.search(text)  # the second stands in details alone
         text = text.partition("Debug source")[0]
         if NOBODY.search(text):
             return OSError(errno.EACCES, f"no credentials were found: set {self.kind.login}", self._name(key))
         if DENIED.search(text):
             return self._denied(key)
+        if size >= LARGE and late:
+            slow = f"{size / 2**20:.0f} MiB did not pass in {seconds(size):.0f} s: the connection is too slow, or broke off"
+            return OSError(errno.ETIMEDOUT, slow, self._name(key))
         silent = "did not answer" if SILENT.search(text) else "failed"
         return OSError(errno.EIO, f"the object store {silent}", self._name(key))
 
     @contextmanager
-    def _named(self, key: str) -> Iterator[None]:
+    def _named(self, key: str, size: int = 0) -> Iterator[None]:
         """Faults of obstore as those of a file, which name the blob; their text holds addresses, which may hold a signature, so it
-        is left out."""
+        is left out. size: of the body that is on its way."""
         self.store  # noqa: B018  # says by itself what is missing
         from obstore import exceptions
 
@@ -192,7 +222,12 @@ class ObjectBlobs:
         except exceptions.BaseError as error:
             if NO_BUCKET.search(str(error)):
                 raise self._no_bucket(key) from None
-            raise self._told(key, str(error)) from None
+            raise self._told(key, str(error), size) from None
+
+
+def seconds(size: int) -> float:
+    """How long a request with a body of so many bytes may take; of few values, each with connections of its own."""
+    return REQUEST_S + (2 ** (size - 1).bit_length() / SLOWEST if size >= LARGE else 0.0)
 
 
 def _bare(tag: str | None) -> str:

@@ -72,7 +72,7 @@ def project_of(job: str, folder: Path | None = None) -> Project:
     or of the job's where it lies elsewhere; or of `folder`, which is asked for and may hold data too.
 
     Raises:
-        ValueError: no such job, not below `folder`, or a folder that is a home or holds one.
+        ValueError: no such job, not below `folder`, a folder that is a home or holds one, or a name that no archive takes.
     """
     path = find_job(job).resolve()
     here, checkout = Path.cwd().resolve(), (REPOSITORY / "pyproject.toml").is_file()
@@ -90,6 +90,9 @@ def project_of(job: str, folder: Path | None = None) -> Project:
             raise ValueError(f"the job {path} does not lie below {root}, so it would not travel: name a folder that holds it")
         files |= {str(one.relative_to(root)): one for one in _imported(path)}
     plugins = {f"{kind}/{one.name}": one for kind in KINDS for one in sorted((here / kind).glob("*.py"))}
+    for name in (str(root), *files, *plugins):
+        if any("\ud800" <= mark <= "\udfff" for mark in name):
+            raise ValueError(f"the name {name!r:.200} is not UTF-8, so it cannot travel: rename it, or take it out of what is sent")
     return Project(root, files | plugins, job if Path(job).suffix != ".py" else str(path.relative_to(root)))
 
 
