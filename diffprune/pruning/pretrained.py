@@ -15,6 +15,7 @@ from diffprune.core.fitted import FittedPruner, TrainablePruner, of_the_artefact
 from diffprune.core.pruner import Pruner, TrainedOn
 from diffprune.core.site import PROJECTED
 from diffprune.core.vlm import VLM
+from diffprune.io.blob_store import remote
 from diffprune.io.checkpoint import CONFIG, read_config
 from diffprune.io.hub import scorer_folder, upload
 from diffprune.io.scorer_card import card
@@ -52,6 +53,8 @@ def push_to_hub(scorer: Pruner | Path | str, name: str, *, private: bool = True)
     Raises:
         ValueError: no scorer, a damaged or untrained one, no name of the Hub, or the Hub refuses.
     """
+    if not isinstance(scorer, Pruner) and not remote(scorer) and not Path(scorer).is_dir():
+        raise ValueError(f"there is no folder {str(scorer)!r:.200}: give a trained scorer, or the folder that training wrote it to")
     method = scorer if isinstance(scorer, Pruner) else from_pretrained(scorer)
     if not isinstance(method, FittedPruner) or not method.weights_sha256:
         raise ValueError(f"{method.label} has learnt nothing that could be uploaded: give a trained scorer or its folder")
