@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,39 @@ def test_budgets_out_of_range_are_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(ValueError) as refused:
         parse(text)
     assert str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Above(0.5, least=2.5)", "least is a number of tokens, a whole one"),
+        ("Above(0.5, most=2.7)", "most is a number of tokens, a whole one"),
+        ("Above(0.5, least=True)", "as in Above(0.5, least=4)"),
+        ("Above(0.5, least='x')", "as in Above(0.5, least=4)"),
+        ("Above(1e400)", "a number of standard deviations, as in Above(0.5)"),
+        ("Above(0.5, leest=2)", "Above has no option 'leest': did you mean 'least'?, as in Above(0.5)"),
+        ("Above(0.5, threshold=1)", "Above is given 'threshold' twice"),
+        (f"Keep({10**30})", "at most 1,000,000,000"),
+        (f"{10**30}", "at most 1,000,000,000"),
+        ("Keep(10**30)", "is not a plain value: write Keep(64)"),
+        ("Keep()", "Keep lacks its num: write Keep(64)"),
+        ("Keep(4, 5)", "Keep takes 1 value at most, not 2: write Keep(64)"),
+    ],
+)  # fmt: skip
+def test_a_refused_budget_says_what_would_be_right(text: str, says: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        parse(text)
+    assert says in str(refused.value) and "__init__" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "guards"), [(0.5, {"least": 2.5}), (0.5, {"most": 2.7}), (0.5, {"least": True}), (math.inf, {}), (-math.inf, {})]
+)
+def test_guards_of_a_threshold_are_counts_and_a_threshold_is_finite(threshold: float, guards: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"Above\("):
+        Above(threshold, **guards)
+    with pytest.raises(ValueError, match="at most 1,000,000,000"):
+        Keep(10**30)
 
 
 @pytest.mark.parametrize("budget", [Keep(7), Share(1 / 9), Share(0.5), Share(1.0)], ids=str)

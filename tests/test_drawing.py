@@ -46,3 +46,8 @@ def test_what_cannot_be_drawn_is_named() -> None:
     with pytest.raises(ValueError, match="fit is 'fill'"):
         diffprune.overlay(image, Selection(keep, grid=(2, 3)), fit="fill")
     assert np.array_equal(np.asarray(diffprune.overlay(image, Selection(keep, grid=(2, 3)), index=1)), np.asarray(image))
+
+
+def test_one_picture_is_drawn_at_a_time() -> None:
+    with pytest.raises(ValueError, match="give one picture, not a list; index= chooses"):
+        diffprune.overlay([Image.new("RGB", (8, 8))] * 2, Selection(torch.ones(2, 4, dtype=torch.bool)))  # type: ignore[arg-type]

@@ -28,14 +28,33 @@ def job(tmp_path: Path, split: str, pruner: str) -> Job:
 def test_a_calibration_set_that_overlaps_the_test_split_is_refused(tmp_path: Path, pruner: str) -> None:
     for stages in (["train"], ["train", "report"]):
         with pytest.raises(ValueError, match=r"calibrated on picture '.*' of custom, split test: the data 'folder' overlap"):
-            Plan(job(tmp_path / stages[-1], "test", pruner), tmp_path, None).check(stages)
-    Plan(job(tmp_path / "apart", "train", pruner), tmp_path, None).check(["train"])
+            Plan(job(tmp_path / stages[-1], "test", pruner), tmp_path, None).check_training(stages)
+    Plan(job(tmp_path / "apart", "train", pruner), tmp_path, None).check_training(["train"])
 
 
-def test_what_takes_gradients_or_is_not_fitted_is_not_looked_at(tmp_path: Path) -> None:
-    Plan(job(tmp_path, "test", "diffprune"), tmp_path, None).check(["train"])
+def test_a_training_set_that_overlaps_the_test_split_is_refused_and_one_that_does_not_is_told(tmp_path: Path) -> None:
+    for stages in (["train"], ["evaluate"]):
+        with pytest.raises(
+            ValueError, match=r"diffprune would be trained on picture '.*' of custom, split test: the data 'folder'"
+        ):
+            Plan(job(tmp_path / stages[0], "test", "diffprune"), tmp_path, None).check_training(stages)
+    apart = Plan(job(tmp_path / "apart", "train", "diffprune"), tmp_path, None)
+    apart.check_training(["train"])
+    assert apart.trained_on["train"][1] == "24 pictures of the data and 24 of 24 that are asked about compared: none is in both"
     specs = [registry.spec("pruners", text) for text in ("btp", "attention", "diffprune", "pore(fastv)")]
     assert overlap.calibrated(specs) == [specs[0], specs[3]]
+
+
+def test_of_many_pictures_some_of_each_side_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "LOOKED", 7)
+    mine = job(tmp_path, "train", "diffprune")
+    assert mine.train and mine.evaluate
+    told = overlap.refuse(mine.train, mine.evaluate)
+    assert told == "7 pictures of the data and 6 of 24 that are asked about compared: none is in both"
+    same = job(tmp_path / "same", "test", "diffprune")
+    assert same.train and same.evaluate
+    with pytest.raises(ValueError, match="overlap what is tested"):
+        overlap.refuse(same.train, same.evaluate)
 
 
 def test_the_world_calibrates_on_scenes_of_its_own() -> None:
@@ -44,6 +63,8 @@ def test_the_world_calibrates_on_scenes_of_its_own() -> None:
     revision = registry.make("benchmarks", asked.benchmarks[0]).revision
     assert [world.calibrates_apart(revision, split) for split in ("test", "train", "calibration")] == [True, True, False]
     assert not training.source("folder('x')").calibrates_apart(revision, "test") and not world.calibrates_apart("other", "test")
+    assert [world.trains_apart(revision, split) for split in ("test", "train", "calibration")] == [True, False, False]
+    assert overlap.refuse(Recipe(), asked) == ""
 
 
 def test_pictures_are_those_that_are_calibrated_on(tmp_path: Path) -> None:

@@ -438,6 +438,31 @@ def test_captions_are_asked_for_by_name() -> None:
         trained_on(f"jsonl({path!r})")
 
 
+@pytest.mark.parametrize("other", ["label", "ground_truth", "Answr", "user-query", "text"])
+def test_captions_beside_a_question_or_an_answer_are_refused_unless_they_are_named(other: str) -> None:
+    write_pictures(4)
+    caption = "caption" if other == "text" else "text"
+    path = write_jsonl([{"image": f"{i}.png", caption: "what is it?", other: f"a{i}"} for i in range(4)])
+    sentence = rf"column '{caption}' would be read as captions or answers, and column '{other}' not at all; name "
+    with pytest.raises(ValueError, match=sentence):
+        trained_on(f"jsonl({path!r})")
+    asked = trained_on(f"jsonl({path!r}, question={caption!r}, answer={other!r})")
+    assert {(q, a) for _, q, a in asked} >= {("what is it?", a) for _, _, a in asked}
+    assert {q for _, q, _ in trained_on(f"jsonl({path!r}, answer={caption!r})")} == {"Describe the image."}
+    asked_too = write_jsonl([{"image": f"{i}.png", "question": "q", caption: "b", other: "a"} for i in range(4)], "asked.jsonl")
+    with pytest.raises(ValueError, match=sentence):
+        trained_on(f"jsonl({asked_too!r})")
+    if other == "label":
+        with pytest.raises(ValueError, match=r"column 'answer' .* is missing"):
+            trained_on(f"jsonl({path!r}, question='text')")
+
+
+def test_facts_of_a_picture_may_stand_beside_its_caption() -> None:
+    write_pictures(4)
+    path = write_jsonl([{"image": f"{i}.png", "caption": f"a{i}", "width": 9, "height": 9, "url": "x"} for i in range(4)])
+    assert {q for _, q, _ in trained_on(f"jsonl({path!r})")} == {"Describe the image."}
+
+
 def test_only_lists_are_read_as_lists() -> None:
     assert listed("[x") == "[x" and listed("[1, 2]") == [1, 2] and listed("['a' 'b']") == "['a' 'b']" and listed("('a')") == "('a')"
     assert listed("[" * 100_000 + "]" * 100_000) == "[" * 100_000 + "]" * 100_000

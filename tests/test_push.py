@@ -54,12 +54,23 @@ def test_a_loaded_scorer_keeps_its_facts_and_may_be_public(hub: Repositories, tm
     assert (code, said) == (0, "") and "me/third" in hub.repositories
 
 
+def test_a_mistyped_folder_is_no_name_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a folder that is here, nobody is asked: the Hub's client would try for half a minute."""
+    Path("models/my-llava").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.HfApi.snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+    sentence = r"there is no folder models/my-lava here \(models has my-llava: did you mean 'my-llava'\?\)"
+    for load in (diffprune.load, from_pretrained, lambda name: registry.load("pruners", f"diffprune(weights={name!r})")):
+        with pytest.raises(ValueError, match=sentence):
+            load("models/my-lava")
+
+
 def test_what_cannot_be_pushed_is_said_in_a_sentence(hub: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = scorer(model(0), tmp_path / "own")
     for what, name, reason in (
         (folder, "nobody", "is no name of the Hub: write 'owner/name'"),
         (folder, "../x", "is no name of the Hub"),
-        (tmp_path / "none", "me/x", "give a folder with config.json"),
+        (tmp_path / "none", "me/x", "there is no folder .*none"),
+        ("runs/none", "me/x", "there is no folder 'runs/none': give a trained scorer, or the folder"),
         (registry.load("pruners", "diffprune"), "me/x", "has learnt nothing"),
         (registry.load("pruners", "grid"), "me/x", "has learnt nothing"),
     ):

@@ -288,7 +288,10 @@ def test_a_scorer_from_a_folder_or_the_hub(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("nowhere", "no scorer 'nowhere'"),
         ("./nowhere", "no scorer"),
-        ("user/scorer-llava15", "user/scorer-llava15 at main is not on this machine and could not be downloaded"),
+        (
+            "user/scorer-llava15",
+            "there is no folder user/scorer-llava15 here, and user/scorer-llava15 at main is not on this machine",
+        ),
         (".", "config.json is missing"),
     ],
 )

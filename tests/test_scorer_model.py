@@ -12,6 +12,7 @@ import diffprune
 from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.vlm import VLM
+from diffprune.io.checkpoint import read_config
 from diffprune.pruners.replaced import Replaced
 from diffprune.pruning.pretrained import check_model, from_pretrained, make_ready
 from diffprune.vlm.tokenize import weights_hash
@@ -71,6 +72,14 @@ def test_its_user_may_say_so_and_the_spelling_says_it(tmp_path: Path) -> None:
     folder = scorer(own, tmp_path / "scorer")
     allowed = from_pretrained(folder, other_model=True)
     assert len(ask(other, allowed)) == 1 and str(allowed.spec) == "diffprune(other_model=True)"
+    allowed.save_pretrained(tmp_path / "again")  # type: ignore[attr-defined]
+    assert read_config(tmp_path / "again")["spec"] == "diffprune" and str(allowed.spec) == "diffprune(other_model=True)"
+    assert "other_model" not in (tmp_path / "again" / "README.md").read_text()
+    config = (tmp_path / "again" / "config.json").read_text()  # as earlier versions wrote it
+    (tmp_path / "again" / "config.json").write_text(config.replace('"spec": "diffprune"', '"spec": "diffprune(other_model=True)"'))
+    assert not from_pretrained(tmp_path / "again").other_model
+    with pytest.raises(ValueError, match="was trained on tiny llava"):
+        ask(other, from_pretrained(tmp_path / "again"))
     with diffprune.pruned(other.model, f"diffprune(weights='{folder}', other_model=True)", 4):
         pass
     for name in ("gumbel_topk", "gumbel_keepdrop"):

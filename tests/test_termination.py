@@ -15,10 +15,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import torch
 from blob_stores import MemoryBlobs
 
+from diffprune import verify
 from diffprune.cli import commands
 from diffprune.core import termination
 from diffprune.distributed import cluster, watchdog
@@ -57,6 +59,18 @@ def test_the_command_ends_with_143_and_a_sentence(monkeypatch: pytest.MonkeyPatc
     termination.handle()
     monkeypatch.setattr(commands, "_perform", lambda *_: signal.raise_signal(signal.SIGINT))
     assert commands.call(["run", "demo"])[0] == 130
+
+
+@pytest.mark.parametrize(("number", "code", "how"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")])
+def test_a_query_that_a_signal_ends_is_an_interruption(
+    number: int, code: int, how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def verified(*_: object) -> None:
+        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        duckdb.sql("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b").fetchall()
+
+    monkeypatch.setattr(verify, "verify", verified)
+    assert commands.call(["verify", str(tmp_path)]) == (code, f"{how}; what was finished is kept, the same command resumes it")
 
 
 def test_the_first_signal_saves_and_the_end_of_the_block_ends() -> None:

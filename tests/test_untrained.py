@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,6 +129,14 @@ def test_one_object_serves_models_of_other_widths() -> None:
     method = registry.load("pruners", "diffprune(untrained=True)")
     for vlm in (tiny("llava"), diffprune.load("embedded"), tiny("gemma3")):
         assert diffprune.generate(vlm, pictures()[0], "what?", pruner=method, budget=4, max_new_tokens=1)
+
+
+def test_random_weights_are_not_saved() -> None:
+    method = registry.load("pruners", "diffprune(untrained=True)")
+    diffprune.generate(tiny("llava"), pictures()[0], "what?", pruner=method, budget=4, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"random weights \(untrained=True\), so nothing was learnt"):
+        method.save_pretrained("scorer")
+    assert not Path("scorer").exists()
 
 
 def test_a_question_aware_scorer_has_random_weights_for_words_too() -> None:

@@ -99,8 +99,8 @@ class Custom(Benchmark):
         tokens: int = 128,
     ) -> None:
         _graders.check(grader)
-        if not isinstance(tokens, int) or tokens < 1:
-            raise ValueError(f"tokens is {tokens!r}: an answer needs at least 1")
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+            raise ValueError(f"tokens is {tokens!r}, but must be a whole number of at least 1, the most an answer may have")
         self.path, self.grader, self.tokens = Path(path).expanduser(), grader, tokens
         self.label = self.path.stem
         self.columns = QAColumns(image, question, answer, options, id, group, category)

@@ -65,6 +65,7 @@ SHORT = (
     "model", "scorers", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets", "trackers", "gpus",
 )  # fmt: skip
 MOST_NESTED = 12
+QUERY_INTERRUPTED = "Query interrupted"  # the RuntimeError that DuckDB makes of a signal
 NESTED = "--set: {!r:.60} is nested deeper than any setting"
 
 
@@ -100,14 +101,18 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     """`["train.steps=50"]` -> `{"train.steps": 50}`.
 
     Raises:
-        ValueError: a pair without an equals sign.
+        ValueError: a pair without an equals sign, or two of one key.
     """
-    found = {}
+    found: dict[str, Any] = {}
+    written: dict[str, str] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"--set {pair}: write key=value, as in --set train.steps=50")
-        found[key.strip()] = value_of(text.strip())
+        key = key.strip()
+        if key in found:
+            raise ValueError(f"--set {written[key]} and --set {pair} set one thing twice: leave one of them out")
+        found[key], written[key] = value_of(text.strip()), pair
     return found
 
 
@@ -140,11 +145,18 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
+def flag(key: str) -> str:
+    """An option as it is typed: `--set` for `pairs`."""
+    named = {"scorers": "scorer", "pruners": "pruner", "budgets": "budget", "benchmarks": "benchmark", "targets": "target"}
+    named |= {"trackers": "tracker", "pairs": "set"}
+    return f"--{named.get(key, key).replace('_', '-')}"
+
+
 def _perform(verb: str, options: dict[str, Any]) -> None:
     """Read the job, apply the options, run the stages of the verb."""
     asked = options["job"] or ("demo" if verb == "demo" else None)
-    if verb == "report" and asked and (Path(asked) / "store").is_dir():
-        return _report(Path(asked), options)
+    if verb == "report" and asked and (folder := _run_folder(asked)):
+        return _report(folder, options)
     if asked is None and verb == "run":
         raise ValueError("run needs a job: diffprune run demo")
     if not options["dry_run"]:
@@ -170,14 +182,50 @@ def configured(verb: str, asked: str | None, options: Mapping[str, Any]) -> Any:
     return configure(verb, asked, options["name"], short, settings_of(options["pairs"]), options["tiny"])
 
 
-def _report(folder: Path, options: Mapping[str, Any]) -> None:
-    """The report of a run's folder, which may be read-only, into --out if that was given."""
-    from diffprune import report
+def _run_folder(asked: str) -> Path | None:
+    """The folder of a run that `report` is given; None of a job.
 
-    given = options["out"] != Path("runs")
-    made = report.report(
-        folder / "store", options["out"] if given else folder / "report", title=options["name"] or folder.resolve().name
-    )
+    Raises:
+        ValueError: a place that is no folder of a run.
+    """
+    from diffprune.io.blob_store import open_blobs, remote
+    from diffprune.io.job_files import known
+
+    if remote(asked):
+        place, _, name = str(open_blobs(asked)).rpartition("/")
+        raise ValueError(f"the report of a run in object storage is asked for by its job: diffprune report {name} --out {place}")
+    folder = Path(asked)
+    if (folder / "store").is_dir():
+        return folder
+    if asked in known() or folder.suffix == ".py":
+        return None
+    if folder.is_dir():
+        raise ValueError(f"{asked} is a folder, but holds no store of a run: name one that has run, such as runs/demo, or a job")
+    if folder.name != asked:
+        raise ValueError(
+            f"there is no folder {asked}, nor a job of this name: name the folder of a run, such as runs/demo, or a job"
+        )
+    return None
+
+
+def _report(folder: Path, options: Mapping[str, Any]) -> None:
+    """The report of a run's folder, which may be read-only, into --out if that was given.
+
+    Raises:
+        ValueError: an option that a report of what is there has no use for.
+    """
+    from diffprune import report
+    from diffprune.io.blob_store import remote
+    from diffprune.job import seen
+
+    idle = [key for key, value in options.items() if key not in ("job", "name", "out") and value not in (None, (), False)]
+    if idle:
+        raise ValueError(f"the report of the folder {folder} takes --name and --out alone: leave out {', '.join(map(flag, idle))}")
+    out = options["out"] if options["out"] != Path("runs") else folder / "report"
+    before = seen.commits(folder / "store")
+    made = report.report(folder / "store", out, title=options["name"] or folder.resolve().name)
+    if not remote(out):
+        seen.note(out, before)
     print(f"\n{report.summary(folder / 'store')}\n\nreport: {made['html'].resolve()}", flush=True)
 
 
@@ -375,21 +423,32 @@ def call(arguments: Sequence[str] | None = None) -> tuple[int, str]:
         app.main(args=arguments, prog_name="diffprune", standalone_mode=False)
     except click.ClickException as error:
         return 2, _usage(error)
-    except (click.Abort, KeyboardInterrupt):
-        how = "terminated" if termination.asked() else "interrupted"
-        code = exits.exit_code(KeyboardInterrupt())  # click puts an Abort in its place
-        return code, f"{how}; what was finished is kept, the same command resumes it"
+    except (click.Abort, KeyboardInterrupt):  # click puts an Abort in its place
+        return _interrupted()
     except SystemExit as error:
         return int(error.code or 0), ""
-    except ValueError as error:
-        return (2, _sentence(error)) if exits.ours(error) else (1, _crash(error))
-    except RuntimeError as error:
-        return 1, _sentence(error) if exits.ours(error) else _crash(error)
-    except OSError as error:
-        return 1, f"{error.strerror or error}: {error.filename}" if error.filename else _crash(error)
     except Exception as error:
-        return 1, _crash(error)
+        return _failed(error)
     return 0, ""
+
+
+def _interrupted() -> tuple[int, str]:
+    how = "terminated" if termination.asked() else "interrupted"
+    return exits.exit_code(KeyboardInterrupt()), f"{how}; what was finished is kept, the same command resumes it"
+
+
+def _failed(error: Exception) -> tuple[int, str]:
+    """Exit code and sentence of an error. What a foreign library makes of Ctrl-C or SIGTERM that comes while it is at work in C is
+    an interruption like any other: DuckDB raises an error of its own."""
+    if termination.asked() or type(error).__name__ == "InterruptException" or str(error) == QUERY_INTERRUPTED:
+        return _interrupted()
+    if isinstance(error, ValueError):
+        return (2, _sentence(error)) if exits.ours(error) else (1, _crash(error))
+    if isinstance(error, RuntimeError):
+        return 1, _sentence(error) if exits.ours(error) else _crash(error)
+    if isinstance(error, OSError):
+        return 1, f"{error.strerror or error}: {error.filename}" if error.filename else _crash(error)
+    return 1, _crash(error)
 
 
 def environment() -> Mapping[str, str]:

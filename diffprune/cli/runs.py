@@ -18,10 +18,17 @@ def watch(run: Path, out: Path) -> None:
     """Show what a run has done so far: stages, losses, accuracies, failures. RUN is its name, or its folder.
 
     A run at work is followed until it ends; Ctrl-C leaves it alone. The same as a page is live.html in the run's folder."""
-    from diffprune.io.blob_store import remote
+    from diffprune.io.blob_store import open_blobs, remote
     from diffprune.watch.screen import follow
 
-    follow(run if run.is_dir() or remote(run) else out / run)
+    if not remote(run) and not run.is_dir():
+        if run.name != str(run):  # a path, not the name of a run below --out
+            raise ValueError(f"there is no folder {run}: name a run below {out}, or its folder")
+        run = out / run
+    try:
+        follow(run)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(run), f"{open_blobs(run)}") if remote(run) else str(error)) from None
 
 
 @click.command("verify")
@@ -32,6 +39,7 @@ def verify_(place: Path) -> None:
     PLACE is the folder of a run, or of a report with a folder `store` beside its page. Exit code 1 where anything differs."""
     from diffprune import verify
 
+    present(place)
     found = verify.verify(place)
     click.echo(found)
     sys.exit(bool(found.differences))
@@ -42,25 +50,49 @@ def verify_(place: Path) -> None:
 @click.argument("out", type=Folder())
 def export(run: Path, out: Path) -> None:
     """Copy the report of a run into the folder OUT, and its store beside it, compacted to one file for each table."""
+    from diffprune.job import seen
     from diffprune.store import Store, readme
 
+    present(run)
     write = f"`diffprune report {run}`"
     if not (run / "report" / "report.html").is_file():
         raise ValueError(f"{run} has no report: write it with {write}")
-    if any(_newer(run / "store" / folder, run / "report" / "report.html") for folder in ("manifests", "bundles")):
+    if not seen.all_of(run / "store", run / "report"):
         raise ValueError(f"{run}: its store has records that its report has not seen: write it anew with {write}")
-    Store(run / "store").compact(out / "store")
-    readme.write(out / "store")
-    shutil.copytree(run / "report", out, dirs_exist_ok=True)
-    if (won := run / "winners.json").is_file():  # of a search
-        shutil.copy(won, out)
+    if (out / "store").exists():
+        raise ValueError(f"{out / 'store'} holds records already: choose another folder, or remove it if an export was cut short")
+    half = out.absolute().with_name(f".{out.absolute().name}.unfinished")  # beside OUT, which is there at once or not at all
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        Store(run / "store").compact(half / "store")
+        readme.write(half / "store")
+        shutil.copytree(run / "report", half, dirs_exist_ok=True, ignore=shutil.ignore_patterns(seen.FILE))
+        if (won := run / "winners.json").is_file():  # of a search
+            shutil.copy(won, half)
+        _put(half, out)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
     size = sum(path.stat().st_size for path in (out / "store").rglob("*.parquet")) / 2**20
     click.echo(f"{out}: the report and its store, {size:.1f} MiB")
 
 
-def _newer(folder: Path, file: Path) -> bool:
-    """Whether anything in the folder was written after the file."""
-    return any(path.stat().st_mtime_ns > file.stat().st_mtime_ns for path in folder.glob("*.json"))
+def _put(made: Path, out: Path) -> None:
+    """A finished folder in its place; into one that is there already, the store last, by which it is told that all is there."""
+    if not out.exists() or not any(out.iterdir()):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made.replace(out)
+        return
+    for path in sorted(made.iterdir(), key=lambda path: path.name == "store"):
+        if path.is_dir() and (out / path.name).is_dir():
+            shutil.copytree(path, out / path.name, dirs_exist_ok=True)
+        else:
+            path.replace(out / path.name)
+
+
+def present(folder: Path) -> None:
+    """Raises ValueError: there is no such folder."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: name that of a run, such as runs/demo")
 
 
 @click.command("compare")
@@ -73,6 +105,8 @@ def compare(first: Path, second: Path, out: Path | None) -> None:
     RUN is the folder of a run, or of an exported report. Questions that both asked are compared in pairs; no model is needed."""
     from diffprune import report
 
+    present(first)
+    present(second)
     out = out or Path("runs") / f"{first.resolve().name}-{second.resolve().name}"
     made, said = report.compare(first, second, out)
     click.echo("\n".join([*said, f"page: {made['html'].resolve()}"]))
@@ -84,6 +118,7 @@ def index(folder: Path) -> None:
     """One page over all runs of FOLDER (runs, unless named): FOLDER/index.html, with each run's verdict and a link to its page."""
     from diffprune import report
 
+    present(folder)
     click.echo(f"page: {report.index(folder).resolve()}")
 
 

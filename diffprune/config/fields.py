@@ -35,7 +35,15 @@ BenchmarkSpec = Annotated[Spec, BeforeValidator(partial(_spec, "benchmarks")), T
 ModelSpec = Annotated[Spec, BeforeValidator(_model), TEXT]
 BudgetValue = Annotated[Budget, BeforeValidator(_budget), TEXT]
 
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a whole number, not {str(value).lower()}")
+    return value
+
+
 MOST, MOST_WORKERS = 10**9, 4096
-Count = Annotated[int, Field(ge=1, le=MOST)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
+NO_TRUTH = BeforeValidator(_no_truth)  # of which Python makes 1 and 0
+Count = Annotated[int, Field(ge=1, le=MOST), NO_TRUTH]
+Seed = Annotated[int, Field(ge=0, lt=2**31), NO_TRUTH]
+Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), NO_TRUTH]

@@ -7,11 +7,14 @@ A budget *picks from scores*, so a method that only scores never sees a count an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffprune.core.registry import nearest
+from diffprune.core.spec import Call
 from diffprune.core.spec import parse as parse_call
 
 
@@ -43,6 +46,14 @@ def top(scores: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     return torch.empty_like(valid).scatter_(1, order, ranked).logical_and_(valid)
 
 
+MOST = 10**9  # tokens that a budget may name; no image has so many
+
+
+def _whole(number: object) -> bool:
+    """Whether a value is a number of tokens: a whole one from 1 to `MOST`; a truth value is none."""
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST
+
+
 def _spelled(number: float) -> float:
     """A number as budgets spell it, to six digits: equal spellings are equal budgets."""
     return float(f"{number:.6g}")
@@ -55,8 +66,10 @@ class Keep:
     num: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.num, bool) or not isinstance(self.num, int) or self.num < 1:
-            raise ValueError(f"Keep({self.num!r}): the number of tokens to keep is a whole number of at least 1")
+        if not _whole(self.num):
+            raise ValueError(
+                f"Keep({self.num!r:.40}): the number of tokens to keep is a whole number of at least 1, at most {MOST:,}"
+            )
 
     def count(self, total: int) -> int:
         return min(self.num, total)
@@ -99,6 +112,10 @@ class Share:
         return f"Share({self.share:.6g})"
 
 
+class CountNeeded(ValueError):
+    """A method that needs a number of tokens was given a budget that names none."""
+
+
 @dataclass(frozen=True)
 class Above:
     """Keep tokens whose standardised score exceeds `threshold`; `least` to `most` of them, all of an image that has fewer."""
@@ -108,18 +125,26 @@ class Above:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)) or math.isnan(self.threshold):
-            raise ValueError(f"Above({self.threshold!r}): the threshold is a number of standard deviations")
-        object.__setattr__(self, "threshold", _spelled(self.threshold))
-        if self.least < 1 or (self.most is not None and self.most < self.least):
+        given = self.threshold
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not abs(given) <= MOST:  # NaN compares as False
+            raise ValueError(f"Above({given!r:.40}): the threshold is a number of standard deviations, as in Above(0.5)")
+        for name in ("least", "most"):
+            count = getattr(self, name)
+            if not (_whole(count) or (name == "most" and count is None)):
+                raise ValueError(
+                    f"Above({given!r:.40}, {name}={count!r:.40}): {name} is a number of tokens, a whole one of at least 1, at most "
+                    f"{MOST:,}, as in Above(0.5, {name}=4)"
+                )
+        object.__setattr__(self, "threshold", _spelled(given))
+        if self.most is not None and self.most < self.least:
             raise ValueError(f"{self}: needs 1 <= least <= most, else an image could lose every token")
 
     def count(self, total: int) -> int:
-        """Raises ValueError: a threshold keeps a different number of every image."""
-        raise ValueError(f"{self} keeps a different number of tokens per image; this method needs a count, as in Keep(64)")
+        """Raises CountNeeded: a threshold keeps a different number of every image."""
+        raise CountNeeded(f"{self} keeps a different number of tokens per image; this method needs a count, as in Keep(64)")
 
     def counts(self, totals: Tensor) -> Tensor:
-        """Raises ValueError, as `count` does."""
+        """Raises CountNeeded, as `count` does."""
         return torch.full_like(totals, self.count(0))
 
     def pick(self, scores: Tensor, valid: Tensor) -> Tensor:
@@ -187,6 +212,7 @@ class Each:
 Budget = Keep | Share | Above | Eased | Each
 KINDS: dict[str, type[Keep] | type[Share] | type[Above]] = {"Keep": Keep, "Share": Share, "Above": Above}
 
+EXAMPLES = {"Keep": "Keep(64)", "Share": "Share(1/9)", "Above": "Above(0.5) or Above(0.5, least=4, most=64)"}
 SPELLINGS = "write Keep(64), Share(1/9), Above(0.5), 64 or 22%"
 
 
@@ -201,13 +227,37 @@ def parse(text: str) -> Budget:
     short = text.strip()
     if "(" not in short or short.endswith("%"):
         return _short(short)
-    call = parse_call(short)
-    if call.name not in KINDS:
-        raise ValueError(f"{text!r} is not a budget: {SPELLINGS}")
     try:
-        return KINDS[call.name](*call.args, **dict(call.options))
-    except TypeError as error:
-        raise ValueError(f"{text!r}: {error}") from None
+        call = parse_call(short)
+    except ValueError as error:
+        raise ValueError(f"{error}: {SPELLINGS}") from None
+    if call.name not in KINDS:
+        raise ValueError(f"{text!r:.200} is not a budget: {SPELLINGS}")
+    return KINDS[call.name](**_arguments(call))
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    """What a budget's call gives, by name.
+
+    Raises:
+        ValueError: an unknown option (the nearest is named), one value too many, or none; with what would be right.
+    """
+    known = [field.name for field in fields(KINDS[call.name])]
+    right = EXAMPLES[call.name]
+    if len(call.args) > len(known):
+        raise ValueError(
+            f"{call.name} takes {len(known)} value{'s' * (len(known) > 1)} at most, not {len(call.args)}: write {right}"
+        )
+    found = dict(zip(known, call.args, strict=False))
+    for key, value in call.options:
+        if key not in known:
+            raise ValueError(f"{call.name} has no option {key!r:.200}: {nearest(key, known)}, as in {right}")
+        if key in found:
+            raise ValueError(f"{call.name} is given {key!r} twice: write {right}")
+        found[key] = value
+    if known[0] not in found:
+        raise ValueError(f"{call.name} lacks its {known[0]}: write {right}")
+    return found
 
 
 def _short(text: str) -> Budget:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -21,6 +22,7 @@ from diffprune.core.evidence import QUESTION, Question
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Kind, Pruner, ScorePruner
 from diffprune.core.site import Cut, Plan, Stage
+from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 
@@ -124,10 +126,45 @@ class FittingRun(Protocol):
         """Write the artefact; `facts` go into configuration and card, beside those of the run."""
 
 
+OF_A_USE = ("other_model",)  # options that say how a method is used, not what was learnt
+
+
+def of_the_artefact(spec: Spec) -> Spec:
+    """A method as what was saved is called: without options that belong to one use of it, nor where its files lie."""
+    kept = tuple((key, value) for key, value in spec.options if key not in OF_A_USE)
+    return replace(spec, options=kept, places=())
+
+
+def _saving(save: Callable[..., None]) -> Callable[..., None]:
+    """A class's `save_pretrained` that writes the method `of_the_artefact`, and refuses random weights."""
+
+    @wraps(save)
+    def saved(self: FittedPruner, folder: Path | str, **facts: Any) -> None:
+        if getattr(self, "untrained", False):
+            raise ValueError(f"{self.label} has random weights (untrained=True), so nothing was learnt that could be saved")
+        asked = self.spec
+        object.__setattr__(self, "spec", of_the_artefact(asked))
+        try:
+            save(self, folder, **facts)
+        finally:
+            object.__setattr__(self, "spec", asked)
+
+    return saved
+
+
 class FittedPruner(Pruner):
-    """A method that learns something from data before it selects; a constructor option `weights` names what was learnt."""
+    """A method that learns something from data before it selects; a constructor option `weights` names what was learnt.
+
+    `save_pretrained` of any class below writes no `other_model` (whoever loads an artefact says anew that it may serve another
+    model) and raises ValueError for random weights.
+    """
 
     kind = Kind.CALIBRATED
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "save_pretrained" in vars(cls):
+            cls.save_pretrained = _saving(cls.save_pretrained)  # type: ignore[method-assign]
 
     @property
     def ready(self) -> bool:

@@ -9,11 +9,13 @@ group by row group; rows that are broken are counted, skipped and replaced (`tab
 
 from diffprune.data.batch import TrainBatch, block_mask, packed_rows, rows
 from diffprune.data.catalog import SOURCES, source, source_spec
-from diffprune.data.sources import BrokenRows, Example, QAPairs, TooManyBroken, TrainingSource
-from diffprune.data.stream import batches, calibration, calibration_pictures, first_batch, first_example, validation
+from diffprune.data.sources import CALIBRATION, VALIDATION, BrokenRows, Example, QAPairs, TooManyBroken, TrainingSource
+from diffprune.data.stream import batches, calibration, calibration_pictures, first_batch, first_example, look, validation
 
 __all__ = [
+    "CALIBRATION",
     "SOURCES",
+    "VALIDATION",
     "BrokenRows",
     "Example",
     "QAPairs",
@@ -26,6 +28,7 @@ __all__ = [
     "calibration_pictures",
     "first_batch",
     "first_example",
+    "look",
     "packed_rows",
     "rows",
     "source",

@@ -125,6 +125,7 @@ def hub(
         return parquet_table(repository, files, columns, None)
 
     source = TableSource(opened, None, f"hub {columns}")
+    source.fetched = True
     source.identity = f"hub {repository} {revision} {config!r} {split!r} {columns}"
     return source
 

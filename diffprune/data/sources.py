@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,6 +92,33 @@ class TrainingSource(ABC):
     def calibrates_apart(self, revision: str, split: str) -> bool:
         """Whether a benchmark's split shows none of its calibration pictures, as its name alone says. revision: of its data."""
         return False
+
+    def trains_apart(self, revision: str, split: str) -> bool:
+        """The same of all its pictures."""
+        return False
+
+    @property
+    def fetched(self) -> bool:
+        """Whether the data are downloaded at the first draw, unless they are there already."""
+        return False
+
+    @property
+    def size(self) -> int | None:
+        """Rows; None of what is endless.
+
+        Raises:
+            ValueError: the data cannot be read.
+        """
+        return None
+
+    def spread(self, most: int) -> Iterator[Any]:
+        """Up to `most` PIL images from all over the data, for a look at what is there; nothing of what is endless. Rows that cannot
+        be used are passed over.
+
+        Raises:
+            ValueError: the data cannot be read.
+        """
+        return iter(())
 
     @abstractmethod
     def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -13,6 +13,8 @@ from diffprune.core.vlm import VLM
 from diffprune.data.batch import TrainBatch, batch
 from diffprune.data.catalog import source
 from diffprune.data.sources import CALIBRATION, TRAIN, VALIDATION, BrokenRows, DrawIndex, Example, TrainingSource
+
+LOOKED = 16  # draws of each stream that are tried before a run begins
 
 
 def _share(images: int, rank: int, world: int) -> range:
@@ -97,6 +99,31 @@ def first_example(data: Spec | str) -> str:
         ValueError: the data cannot be read, lack a column, or none of the first rows can be used.
     """
     images, pairs = source(data).draw(DrawIndex(TRAIN, 0, 1), 1, BrokenRows(limit=0.99))
+    return described(Example(images, pairs))
+
+
+def look(data: Spec | str, seed: int, images: int, held_out: Mapping[int, int], broken_share: float) -> str:
+    """The first usable training example of a run, told as by `first_example`, after its first draws were made as the run will make
+    them.
+
+    seed, images: of the run; held_out: images of CALIBRATION and VALIDATION; of each stream LOOKED draws at most are made.
+    broken_share: of the rows drawn that may be broken.
+
+    Raises:
+        ValueError: the data cannot be read, lack a column, or more of what was drawn is broken than allowed.
+    """
+    drawn, tally, first = source(data), BrokenRows(broken_share), None
+    for stream, asked in ((TRAIN, images), *held_out.items()):
+        for i in range(min(asked, LOOKED)):
+            found = drawn.draw(DrawIndex(stream, i * asked // min(asked, LOOKED), asked, seed), 1, tally)
+            first = first or found
+    assert first is not None, "a step has at least one image"
+    return described(first)
+
+
+def described(example: Example) -> str:
+    """An example in a line: size, question, answer."""
+    images, pairs = example
     question, answer = (f"{text:.200}".replace("\n", "\\n") for text in pairs[0])
     sizes = " and ".join(f"{image.width} x {image.height}" for image in images)
     what = "an image" if len(images) == 1 else f"{len(images)} images"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from diffprune.data.order import Order, split
 from diffprune.data.sources import TRAIN, BrokenRows, Check, DrawIndex, Example, TrainingSource
 from diffprune.io.image import open_image
 from diffprune.io.qa_rows import QAColumns, Row
+
+SPREAD_BLOCKS = 8  # blocks that a look at the data reads
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,37 @@ class TableSource(TrainingSource):
     folder: of pictures that are paths; None where files hold them all.
     """
 
+    fetched = False
+
     def __init__(self, open_table: Callable[[], RowTable], folder: Path | None, options: str) -> None:
         self._open, self.folder, self._options = open_table, folder, options
 
     @cached_property
     def table(self) -> RowTable:
-        """Its rows. Raises ValueError: it cannot be read."""
-        return self._open()
+        """Its rows. Raises ValueError: it cannot be read, or there is no folder of its pictures."""
+        opened = self._open()
+        if self.folder is not None and not self.folder.is_dir():
+            raise ValueError(f"{opened.name}: there is no folder of pictures {self.folder}; name the right one with images=")
+        return opened
+
+    @property
+    def size(self) -> int:
+        """Rows that are about a picture."""
+        return len(self.table.images)
+
+    def spread(self, most: int) -> Iterator[Any]:
+        """Up to `most` pictures, of rows that lie evenly over the data; where rows are read in blocks, of a few blocks."""
+        numbers, blocks = np.arange(self.size), self.table.blocks
+        if blocks is not None and self.size > most:
+            parts = np.split(numbers, np.flatnonzero(np.diff(blocks)) + 1)
+            parts = [parts[i] for i in _evenly(len(parts), SPREAD_BLOCKS)]
+            numbers = np.concatenate([part[_evenly(len(part), -(-most // len(parts)))] for part in parts])
+        for number in numbers[_evenly(len(numbers), most)]:
+            try:
+                found = self.table.columns.pictures(self.table.row(int(number)), self.folder)
+                yield from [open_image(picture) for picture in found]
+            except (ValueError, OSError):  # such a row is counted when it is drawn
+                continue
 
     @cached_property
     def orders(self) -> dict[int, Order]:
@@ -107,6 +134,11 @@ class TableSource(TrainingSource):
         except ValueError as error:
             raise ValueError(f"{self.table.where(number)}: {error}") from None
         return Example(images, pairs)
+
+
+def _evenly(num: int, most: int) -> np.ndarray:
+    """Up to `most` different numbers below `num`, evenly spread, the first among them."""
+    return np.arange(min(num, most)) * num // max(1, min(num, most))
 
 
 def _usual(answers: Sequence[str]) -> str:

@@ -22,6 +22,10 @@ class WorldSource(TrainingSource):
         """Splits of the world have seeds of their own."""
         return revision == WORLD_VERSION and split != "calibration"
 
+    def trains_apart(self, revision: str, split: str) -> bool:
+        """The same, the split that it trains on apart."""
+        return self.calibrates_apart(revision, split) and split != "train"
+
     def draw(self, index: DrawIndex, questions: int, tally: BrokenRows, check: Check | None = None) -> Example:
         """A picture of the embedded world and questions about it."""
         rng, seeds = index.random(), SPLITS["train" if index.stream == TRAIN else "calibration"]

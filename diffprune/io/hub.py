@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from diffprune.core.benchmark import HubDataset
 from diffprune.core.errors import first_line
+from diffprune.core.registry import nearest
 from diffprune.io.blob_store import remote
 from diffprune.io.checkpoint import CONFIG, FILE
 from diffprune.io.dataset_manifest import Manifest
@@ -116,8 +118,32 @@ def scorer_folder(name: str, revision: str = "main") -> Path:
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(f"no scorer {name!r:.200}: give a folder with config.json and {FILE}, or a name of the Hub, 'owner/name'")
-    found = files(name, revision, (CONFIG, FILE), kind="model")
+    refuse_mistyped(name)
+    try:
+        found = files(name, revision, (CONFIG, FILE), kind="model")
+    except ValueError as error:
+        raise ValueError(f"there is no folder {name} here, and {error}") from None
     return next((path.parent for path in found if path.name == CONFIG), found[0].parent)
+
+
+def refuse_mistyped(name: str) -> None:
+    """Refuse `runs/nope` where there is a folder `runs` here and the Hub's cache has no repository of this name: it is meant as a
+    folder, and nobody is asked for it.
+
+    Raises:
+        ValueError: there is no such folder; names the nearest one beside it.
+    """
+    owner, _, last = name.partition("/")
+    if not os.path.isdir(owner):
+        return
+    with suppress(ValueError):  # what the Hub's client takes for no name
+        if isinstance(try_to_load_from_cache(name, CONFIG), str):
+            return
+    beside = sorted(path.name for path in Path(owner).iterdir() if path.is_dir())
+    hint = f"{owner} has {', '.join(beside[:10])}: {nearest(last, beside)}" if beside else f"{owner} has no folder"
+    raise ValueError(
+        f"there is no folder {name} here ({hint}); if a repository of the Hub is meant, download it first: `diffprune fetch {name}`"
+    )
 
 
 def upload(folder: Path, name: str, *, private: bool, revision: str = "main") -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
-
-from diffprune.core.registry import nearest
 
 PACKAGE = Path(__file__).parents[1]
 REPOSITORY = PACKAGE.parent  # of a checkout; an installed package carries its jobs inside
@@ -41,7 +40,11 @@ def find_job(text: str) -> Path:
         return path
     jobs = known()
     if text not in jobs:
-        raise ValueError(f"no job named {text!r}: " + (nearest(text, jobs) if jobs else f"there is no folder {folders()[0]}"))
+        close = get_close_matches(text, jobs, n=1, cutoff=0.6)  # of short names, two equal letters say nothing
+        hint = (
+            f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(jobs))}, or name a file, as in jobs/mine.py"
+        )
+        raise ValueError(f"no job named {text!r}: " + (hint if jobs else f"there is no folder {folders()[0]}"))
     return jobs[text]
 
 

@@ -34,6 +34,9 @@ Row = Mapping[str, Any]
 IMAGE, FILE_NAME, QUESTION = "image", "file_name", "question"
 ANSWERS = ("conversations", "answer", "answers")  # looked for in this order
 CAPTIONS = ("caption", "caption_enriched", "text")
+ASKED_OR_SAID = frozenset(  # words in names of columns that are questions or answers, where captions would leave them unread
+    "label labels class target truth response reply output completion solution query instruction input prompt asked said".split()
+)
 PROMPT = "Describe the image."
 MARKER = "<image>"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -81,8 +84,9 @@ class QAColumns:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Where an answer is looked for, in this order."""
-        return (self.answer,) if self.answer else (*ANSWERS, *(CAPTIONS if self.captions else ()))
+        """Where an answer is looked for, in this order; never in the column of the question."""
+        looked = (*ANSWERS, *(CAPTIONS if self.captions else ()))
+        return (self.answer,) if self.answer else tuple(name for name in looked if name != self.question)
 
     def found_in(self, names: Collection[str], where: str, turns: bool = False) -> QAColumns:
         """The columns of a table that has these names. turns: the answers are conversations, which have their questions.
@@ -99,12 +103,28 @@ class QAColumns:
                 f"{where}: column 'answer' (or 'answers') is missing; name yours with answer=; {_has('answer', names)}"
             )
         made = replace(self, image=image, question=self.question or (QUESTION if QUESTION in names else ""))
+        if not self.prompt and not turns and (unread := made._unread(names, accepted[0])):
+            raise ValueError(
+                f"{where}: column {accepted[0]!r} would be read as captions or answers, and column {unread!r} not at all; name the "
+                f"columns with question= and answer=, as in answer={unread!r}, or answer={accepted[0]!r} if that is meant"
+            )
         if made.question or made.prompt or turns or accepted[0] == "conversations":
             return made
         if accepted[0] in CAPTIONS and self.captions and not get_close_matches(QUESTION, names, n=1, cutoff=0.75):
             return replace(made, prompt=PROMPT)
         more = "; of captions say what is asked, as prompt='Describe the image.'" if self.captions else ""
         raise ValueError(f"{where}: column {QUESTION!r} is missing; {_has(QUESTION, names)}; name yours with question={more}")
+
+    def _unread(self, names: Collection[str], caption: str) -> str:
+        """A column that may be a question or an answer beside captions that nobody named; "" where there is none."""
+        if self.answer or caption not in CAPTIONS:
+            return ""
+        known = {self.image, self.question, self.options, self.id, self.group, self.category, caption}
+        left = [name for name in names if name not in known]
+        likely = [name for name in left if ASKED_OR_SAID & set(name.lower().replace("-", "_").split("_"))]
+        meant = get_close_matches("answer", [name.lower() for name in left], n=1, cutoff=0.75) or ["text"]
+        more = likely or [name for name in left if name.lower() == meant[0]]
+        return next(iter(more), "")
 
     def read(self, names: Collection[str], named: Sequence[str] = ()) -> list[str]:
         """The columns to read of a table that has these names. named: which of `id`, `group` and `category` are wanted, too."""

@@ -6,6 +6,7 @@ line makes a changed copy, never a changed job. Text becomes a value here, once.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,25 @@ def _refuse_without_weights(spec: Spec) -> None:
             _refuse_without_weights(value)
 
 
+PLAIN = {  # pydantic's words, in ours
+    "Input should be a valid tuple": "must be a list, as in [1, 2]",
+    "Input should be a valid list": "must be a list, as in [1, 2]",
+    "Input should be a valid integer, unable to parse string as an integer": "must be a whole number",
+    "Input should be a valid integer, got a number with a fractional part": "must be a whole number",
+    "Input should be a valid integer": "must be a whole number",
+    "Input should be a valid number, unable to parse string as a number": "must be a number",
+    "Input should be a valid number": "must be a number",
+    "Input should be a valid string": "must be text",
+    "Input should be a valid boolean, unable to interpret input": "must be true or false",
+    "Input should be a valid boolean": "must be true or false",
+    "Input should be a valid dictionary or instance of": "must hold the settings of",
+    "Tuple should have at least 1 item after validation, not 0": "must name at least one",
+    "Input should be": "must be",
+    "Field required": "must be given",
+}
+PYDANTIC = re.compile("|".join(map(re.escape, sorted(PLAIN, key=len, reverse=True))))
+
+
 def explain(error: ValidationError) -> str:
     """The first thing pydantic found wrong, in one sentence: key path, what is wrong, nearest valid key."""
     first = error.errors()[0]
@@ -185,6 +205,7 @@ def explain(error: ValidationError) -> str:
         keys = _keys(error.title, place[:-1])
         return f"no setting {path!r}: {registry.nearest(place[-1], keys)}"
     reason = str(first.get("ctx", {}).get("error", first["msg"]))
+    reason = PYDANTIC.sub(lambda found: PLAIN[found[0]], reason)
     given = "" if first["type"] in ("value_error", "missing") else f", not {first['input']!r:.60}"
     return f"{path}: {reason}{given}" if path else reason
 

@@ -1,18 +1,25 @@
-"""Whether what a method is calibrated on is tested on: pictures are compared by their pixels, wherever they are from."""
+"""Whether what a method is trained or calibrated on is tested on: pictures are compared by their pixels, wherever they are from.
+
+All pictures of a calibration are compared with all that are asked about. Of training data and of what is asked about LOOKED each
+are compared, evenly spread: all of small data; of large ones enough to find whole splits that are in both, not a single picture.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from diffprune import data as training
 from diffprune.core import registry
-from diffprune.core.benchmark import Benchmark
+from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.fitted import CALIBRATION_IMAGES, FittedPruner, TrainablePruner
 from diffprune.core.spec import Spec
 from diffprune.evaluate.cells import Evaluation
 from diffprune.train.recipe import Recipe
+
+LOOKED = 512  # pictures of each side that are compared for methods that train on many
 
 
 def calibrated(methods: Sequence[Spec]) -> list[Spec]:
@@ -21,42 +28,70 @@ def calibrated(methods: Sequence[Spec]) -> list[Spec]:
     return [spec for spec, plugin in found if issubclass(plugin, FittedPruner) and not issubclass(plugin, TrainablePruner)]
 
 
-def refuse(recipe: Recipe, asked: Evaluation) -> None:
-    """Refuse a recipe that calibrates a method on a picture that an evaluation asks about. Others cost nothing.
+def refuse(recipe: Recipe, asked: Evaluation) -> str:
+    """Refuse a recipe that trains or calibrates a method on a picture that an evaluation asks about; says what was compared, ""
+    where names alone tell that there is nothing to compare.
 
-    Pictures of benchmarks that cannot be opened are passed over: whoever asks about them says so.
+    Benchmarks, and pictures of them, that cannot be opened are passed over: whoever asks about them says so.
 
     Raises:
         ValueError: names the method, the data, the benchmark and the picture; or the data cannot be read.
     """
-    methods, apart = calibrated(recipe.pruners), training.source(recipe.data).calibrates_apart
-    if not methods:
-        return
+    source, fitted = training.source(recipe.data), calibrated(recipe.pruners)
+    trained = [spec for spec in recipe.pruners if spec not in fitted]
     benchmarks: list[Benchmark] = [registry.make("benchmarks", spec) for spec in asked.benchmarks]
-    left = [one for one in benchmarks if not apart(one.revision, one.named_split(asked.split))]
-    if not left:
-        return
-    known = {digest(picture) for picture in training.calibration_pictures(recipe.data, CALIBRATION_IMAGES)}
-    for benchmark, image_id, picture in _asked(left, asked):
+    if fitted and (left := _left(benchmarks, asked, source.calibrates_apart)):
+        known = {digest(picture) for picture in training.calibration_pictures(recipe.data, CALIBRATION_IMAGES)}
+        _compare(known, _pictures(_asked(left, asked)), fitted[0], "calibrate", recipe, asked)
+    if not (trained and source.size and (left := _left(benchmarks, asked, source.trains_apart))):
+        return ""
+    questions = _asked(left, asked)
+    shown = questions[:: max(1, -(-len(questions) // LOOKED))]
+    known = {digest(picture) for picture in source.spread(LOOKED)}
+    looked = _compare(known, _pictures(shown), trained[0], "train", recipe, asked)
+    return f"{len(known)} pictures of the data and {looked} of {len(questions)} that are asked about compared: none is in both"
+
+
+def _left(benchmarks: Sequence[Benchmark], asked: Evaluation, apart: Callable[[str, str], bool]) -> list[Benchmark]:
+    """Those whose pictures could be among the data's. Where the split cannot be named, as its files are not here: none."""
+    found = []
+    for one in benchmarks:
+        with contextlib.suppress(ValueError, OSError):
+            found += [] if apart(one.revision, one.named_split(asked.split)) else [one]
+    return found
+
+
+def _compare(
+    known: set[bytes], pictures: Iterable[tuple[Benchmark, str, Any]], method: Spec, verb: str, recipe: Recipe, asked: Evaluation
+) -> int:
+    """How many pictures were compared. verb: "train" or "calibrate". Raises ValueError: one of them is known."""
+    looked = 0
+    for benchmark, image_id, picture in pictures:
+        looked += 1
         if digest(picture) in known:
             raise ValueError(
-                f"{methods[0]} would be calibrated on picture {image_id!r} of {benchmark.spec}, split {asked.split}: the data "
-                f"{str(recipe.data)!r} overlap what is tested; calibrate on other pictures, or ask about other ones"
+                f"{method} would be {verb.rstrip('e')}ed on picture {image_id!r} of {benchmark.spec}, split {asked.split}: the "
+                f"data {str(recipe.data)!r} overlap what is tested; {verb} on other pictures, or ask about other ones"
             )
+    return looked
 
 
-def _asked(benchmarks: Sequence[Benchmark], asked: Evaluation) -> Iterator[tuple[Benchmark, str, Any]]:
-    """Every picture that is asked about, once per data set."""
-    seen: set[tuple[str, str]] = set()
+def _asked(benchmarks: Sequence[Benchmark], asked: Evaluation) -> list[tuple[Benchmark, Sample, int]]:
+    """Every picture that is asked about, once per data set: (benchmark, question, number of the picture in it)."""
+    found: dict[tuple[str, str], tuple[Benchmark, Sample, int]] = {}
     for benchmark in benchmarks:
-        for sample in benchmark.samples(asked.split, asked.limit, asked.protocol):
-            for number, image_id in enumerate(sample.image_ids):
-                if (benchmark.revision, image_id) not in seen:
-                    seen.add((benchmark.revision, image_id))
-                    try:
-                        yield benchmark, image_id, benchmark.nth_image(sample, number)
-                    except (ValueError, OSError):
-                        continue
+        with contextlib.suppress(ValueError, OSError):
+            for sample in benchmark.samples(asked.split, asked.limit, asked.protocol):
+                for number, image_id in enumerate(sample.image_ids):
+                    found.setdefault((benchmark.revision, image_id), (benchmark, sample, number))
+    return list(found.values())
+
+
+def _pictures(shown: Iterable[tuple[Benchmark, Sample, int]]) -> Iterator[tuple[Benchmark, str, Any]]:
+    """(benchmark, name of the picture, PIL image) of those that can be opened."""
+    for benchmark, sample, number in shown:
+        with contextlib.suppress(ValueError, OSError):
+            yield benchmark, sample.image_ids[number], benchmark.nth_image(sample, number)
 
 
 def digest(picture: Any) -> bytes:

@@ -73,8 +73,9 @@ def run(
     asked = _wanted(job, stages)
     if not dry_run:
         refuse_if_held(folder / "store", job.name)
-    vlm = load(job.model) if set(asked) & set(ON_MODEL) else None  # training loads it in its workers
-    plan = Plan(job, folder, vlm)
+    plan = Plan(job, folder, None)
+    plan.check_training(asked, dry_run)
+    vlm = plan.vlm = load(job.model) if set(asked) & set(ON_MODEL) else None  # training loads it in its workers
     plan.check(asked)
     if vlm is None and "train" in asked and not dry_run and plan.untrained():
         described(job.model)

@@ -20,8 +20,8 @@ from diffprune.core.vlm import VLM
 from diffprune.embedded.world import SPLITS, WORLD_VERSION
 from diffprune.evaluate import grading
 from diffprune.evaluate.cells import cells as evaluation_cells
-from diffprune.io.blob_store import absolute, open_blobs
-from diffprune.job import overlap, preflight
+from diffprune.io.blob_store import absolute, open_blobs, remote
+from diffprune.job import changed_recipe, overlap, preflight, seen, training_data, tuning
 from diffprune.job.job import Job
 from diffprune.measure import measure
 from diffprune.store import Store
@@ -39,11 +39,12 @@ UNTRAINED = "to be trained, seed"  # in place of the hash of weights that are no
 
 @dataclass
 class Plan:
-    """What a job asks for, before anything is started."""
+    """What a job asks for, before anything is started. trained_on: sentences on the data of a stage that trains."""
 
     job: Job
     folder: Path
     vlm: VLM | None
+    trained_on: dict[str, list[str]] = field(default_factory=dict)
     _cells: dict[tuple[str, frozenset[tuple[Spec, int]]], list[Cell]] = field(default_factory=dict)
     _reasons: dict[tuple[Spec, Budget], str] = field(default_factory=dict)
 
@@ -58,8 +59,17 @@ class Plan:
         return Store(self.store_root)
 
     def untrained(self) -> list[tuple[Spec, int]]:
-        """Methods and seeds without a scorer yet."""
-        return missing(self.job.train, self.folder) if self.job.train else []
+        """Methods and seeds without a scorer yet.
+
+        Raises:
+            ValueError: the folder holds one that was trained otherwise; names the settings that differ.
+        """
+        if not self.job.train:
+            return []
+        try:
+            return missing(self.job.train, self.folder)
+        except ValueError as error:
+            raise ValueError(changed_recipe.told(self.job.train, self.folder) or str(error)) from None
 
     def cells(self, stage: str) -> list[Cell]:
         """Cells of `tune`, `evaluate` or `measure`. Those of scorers that are not trained yet name them instead of their weights.
@@ -162,6 +172,28 @@ class Plan:
             for one in pruners
         ]
 
+    def check_training(self, stages: Sequence[str], dry: bool = False) -> None:
+        """Look at what is trained on, before a model is loaded; what was found is told by `tell_training`.
+
+        Raises:
+            ValueError: it cannot be used, is fewer than is asked for, or is what is tested.
+        """
+        job, here = self.job, True
+        if "search" in stages and job.search:
+            self.trained_on["search"] = [training_data.check(job.search.recipe, "search.recipe", dry, bool(job.config)).told]
+        if "train" in stages and job.train:
+            found = training_data.check(job.train, "train", dry, bool(job.config))
+            self.trained_on["train"], here = [found.told], found.here
+        if job.train and job.evaluate and here and {"train", "evaluate"} & set(stages):
+            compared = overlap.refuse(job.train, job.evaluate)
+            self.trained_on.setdefault("train", []).append(compared)
+
+    def tell_training(self, stages: Sequence[str]) -> None:
+        """Print what was found of the data to train on."""
+        for stage, sentences in self.trained_on.items():
+            for sentence in filter(None, sentences if stage in stages else ()):
+                print(f"{stage}: {sentence}", flush=True)
+
     def check(self, stages: Sequence[str]) -> None:
         """Refuse what cannot work while nothing has been started.
 
@@ -172,8 +204,10 @@ class Plan:
         for stage in needs:
             if not self.cells(stage):
                 raise ValueError(f"nothing to {stage}: name at least one method other than unpruned, as in --pruner attention")
-        if self.job.train and self.job.evaluate and {"train", "evaluate"} & set(stages):
-            overlap.refuse(self.job.train, self.job.evaluate)
+        if "tune" in stages and self.job.tuning and self.vlm is not None:
+            tuning.check(self.vlm, self.job.tuning)
+        for spec in self.job.evaluate.benchmarks if self.job.evaluate and "evaluate" in stages else ():
+            registry.grader(spec)  # a user's function is imported now
         left = self.untrained()
         if left and needs and "train" not in stages:
             spec, seed = left[0]
@@ -202,8 +236,11 @@ class Plan:
 
     def report(self, out: Path) -> None:
         """Page and tables in the folder `out`, from the records alone; then the short table."""
-        job, found = self.job, report.read(self.store_root)
+        job, before = self.job, "" if remote(self.store_root) else seen.commits(self.store_root)
+        found = report.read(self.store_root)
         made = report.report(found, out, title=job.title or job.name, command=f"diffprune run {job.name}", asked=self.setting)
+        if before and not remote(out):
+            seen.note(out, before)
         print(f"\n{report.summary(found, asked=self.setting)}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
 
     def summary(self) -> str:
@@ -222,6 +259,7 @@ class Plan:
 
     def show(self, stages: Sequence[str]) -> None:
         """Print what would be run, one line per method and budget, and how much of it is done."""
+        self.tell_training(stages)
         done = self.store.done()
         if "search" in stages and (options := self.job.search):
             asked = self.trials()

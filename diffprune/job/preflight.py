@@ -11,7 +11,7 @@ import torch
 from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark
-from diffprune.core.budget import Budget
+from diffprune.core.budget import Above, Budget, CountNeeded
 from diffprune.core.cell import Questions, describe
 from diffprune.core.errors import with_class
 from diffprune.core.fitted import FittedPruner
@@ -22,13 +22,14 @@ from diffprune.core.vlm import VLM
 
 
 def check(vlm: VLM, methods: Sequence[Spec], asked: Questions, budgets: Sequence[Budget], leave_out: bool = False) -> None:
-    """Try every method on the first question that is asked. Of one that is not trained yet only what it needs beside the
-    features is looked at.
+    """Try every method on the first question that is asked, at the first budget and at every threshold. Of one that is not
+    trained yet only what it needs beside the features is looked at.
 
     leave_out: of the budgets, look at those that a method can meet in this model.
 
     Raises:
-        ValueError: a method cannot run on this model, with the reason, and how the job does without it.
+        ValueError: a method cannot run on this model, with the reason, and how the job does without it; or a threshold is asked
+            of one that needs a count.
     """
     shown = _first_question(asked)
     if shown is None:  # data that cannot be opened are told by whoever asks them
@@ -37,6 +38,10 @@ def check(vlm: VLM, methods: Sequence[Spec], asked: Questions, budgets: Sequence
         try:
             if pruner.kind is not Kind.BOUND:
                 _try(vlm, pruner, shown, _met(vlm, pruner, budgets) if leave_out else budgets)
+        except CountNeeded as error:
+            raise ValueError(
+                f"{describe(pruner).label} cannot meet a budget of the job: {error}; or do without the method"
+            ) from None
         except Exception as error:  # whatever a method or a model raises is the reason
             said = str(error) if isinstance(error, ValueError) else with_class(error)
             raise ValueError(
@@ -72,7 +77,8 @@ def _try(vlm: VLM, pruner: Pruner, shown: tuple[list[Any], str], budgets: Sequen
     prompts = vlm.prompts([question], tokens.present.sum(1).tolist(), tokens.layout, [len(images)])
     if isinstance(pruner, FittedPruner) and not pruner.ready:
         return
-    for budget in budgets[:1]:
+    thresholds = [budget for budget in budgets[1:] if isinstance(budget, Above)]  # which a method that needs a count cannot meet
+    for budget in [*budgets[:1], *thresholds]:
         packed = pruning.shrink(vlm, prompts, tokens, pruner, budget)
         if packed.inside is not None:
             pruning.forward(vlm, packed, logits_to_keep=1)

@@ -44,7 +44,7 @@ def told(old: Mapping[str, Any], new: Mapping[str, Any], stages: Sequence[str]) 
     if old.get("name") != new["name"]:
         yield f"this folder was made by the run {old.get('name')!r}, not by {new['name']!r}: what it holds is taken over"
     other = {section for section in SECTIONS if section not in stages}
-    changed = [line for line in _changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith("name ")]
+    changed = [line for line in changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith("name ")]
     if changed:
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         yield (
@@ -52,11 +52,11 @@ def told(old: Mapping[str, Any], new: Mapping[str, Any], stages: Sequence[str]) 
         )
 
 
-def _changes(old: Any, new: Any, path: str) -> Iterator[str]:
+def changes(old: Any, new: Any, path: str) -> Iterator[str]:
     """`evaluate.limit 80 -> 60`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            yield from _changes(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+            yield from changes(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
     elif old != new:
         yield f"{path} {_short(old)} -> {_short(new)}"
 

@@ -33,6 +33,8 @@ def overlay(
     Raises:
         ValueError: tokens that form no raster of that size, an image the selection lacks, or an unknown `fit`.
     """
+    if isinstance(image, list | tuple):
+        raise ValueError("give one picture, not a list; index= chooses whose tokens are drawn")
     if not isinstance(selection, Selection):
         raise ValueError(f"a selection is what pruned(...) leaves, `session.selection`, not {f'{selection!r}':.80}")
     if not 0 <= fade <= 1:

@@ -11,10 +11,11 @@ import torch
 
 from diffprune.core import registry
 from diffprune.core.budget import Share
-from diffprune.core.fitted import FittedPruner, TrainablePruner
+from diffprune.core.fitted import FittedPruner, TrainablePruner, of_the_artefact
 from diffprune.core.pruner import Pruner, TrainedOn
 from diffprune.core.site import PROJECTED
 from diffprune.core.vlm import VLM
+from diffprune.io.blob_store import remote
 from diffprune.io.checkpoint import CONFIG, read_config
 from diffprune.io.hub import scorer_folder, upload
 from diffprune.io.scorer_card import card
@@ -38,7 +39,7 @@ def from_pretrained(name: str | Path, revision: str = "main", *, other_model: bo
     if config.get("method") not in registry.names("pruners") or not isinstance(config.get("spec"), str):
         method = config.get("method")
         raise ValueError(f"{folder / CONFIG} names no method of ours but {method!r}; a scorer's folder is written by training")
-    asked = registry.spec("pruners", config["spec"])
+    asked = of_the_artefact(registry.spec("pruners", config["spec"]))  # a folder never says that it may serve another model
     asked = asked.with_options(other_model=True) if other_model else asked
     made: Pruner = registry.make("pruners", asked.at(weights=folder.absolute()))
     return made
@@ -52,6 +53,8 @@ def push_to_hub(scorer: Pruner | Path | str, name: str, *, private: bool = True)
     Raises:
         ValueError: no scorer, a damaged or untrained one, no name of the Hub, or the Hub refuses.
     """
+    if not isinstance(scorer, Pruner) and not remote(scorer) and not Path(scorer).is_dir():
+        raise ValueError(f"there is no folder {str(scorer)!r:.200}: give a trained scorer, or the folder that training wrote it to")
     method = scorer if isinstance(scorer, Pruner) else from_pretrained(scorer)
     if not isinstance(method, FittedPruner) or not method.weights_sha256:
         raise ValueError(f"{method.label} has learnt nothing that could be uploaded: give a trained scorer or its folder")
@@ -59,7 +62,9 @@ def push_to_hub(scorer: Pruner | Path | str, name: str, *, private: bool = True)
         folder = Path(place)
         method.save_pretrained(folder)
         facts = read_config(folder).get("facts", {})
-        (folder / "README.md").write_text(card("A visual-token pruner", str(method.spec), name, facts), encoding="utf-8")
+        (folder / "README.md").write_text(
+            card("A visual-token pruner", str(of_the_artefact(method.spec)), name, facts), encoding="utf-8"
+        )
         return upload(folder, name, private=private)
 
 

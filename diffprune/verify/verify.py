@@ -55,6 +55,8 @@ def verify(place: Path | str) -> Verified:
     """
     folder = Path(place)
     report = folder / "report" if (folder / "report" / "report.html").is_file() else folder
+    if not any((report / name).is_file() for name in ("report.html", "numbers.csv")):
+        raise ValueError(f"{folder} holds no report that could be verified: write it with `diffprune report {folder}`")
     entries = page.read(report / "numbers.csv")
     found = Verified()
     for entry, told in zip(entries, _recomputed(folder / "store", entries), strict=True):

@@ -20,6 +20,7 @@ from diffprune.core.errors import first_line
 from diffprune.core.spec import Name, Spec, parse
 from diffprune.core.vlm import VLM
 from diffprune.io import checkpoint
+from diffprune.io.hub import refuse_mistyped
 from diffprune.vlm.processor import Absent, read
 
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -195,6 +196,7 @@ def _source(asked: Spec, revision: str | None) -> Path | str:
         raise ValueError(
             f"no model {name!r:.200}: write 'embedded', a checkpoint's folder, or a hub name such as 'llava-hf/llava-1.5-7b-hf'"
         )
+    refuse_mistyped(name)
     return name
 
 
@@ -205,7 +207,9 @@ def _config(name: str, source: Path | str, hub: dict[str, Any]) -> dict[str, Any
     try:
         found, _ = PreTrainedConfig.get_config_dict(source, **hub)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: no model configuration can be read ({first_line(error)})") from None
+        raise ValueError(
+            f"there is no folder {name} here, and no model configuration of the Hub can be read ({first_line(error)})"
+        ) from None
     return dict(found)
 
 
