@@ -166,10 +166,11 @@ def test_the_page_on_ones_own_model_and_data_works_as_printed(capsys: pytest.Cap
     Path("jobs/mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     Path("models").mkdir()
     Path("models/my-llava").symlink_to(HOUSE / "diffprune/embedded/checkpoint")
-    shelves(Path("shelves"), "calibration", "test")
+    shelves(Path("shelves"), "calibration", "test", "train", rows=80)
     for path in Path("shelves").rglob("metadata.jsonl"):
         path.write_text(path.read_text().replace('"question"', '"text"').replace('"answer"', '"label"'))
-    Path("train.jsonl").write_text((Path("shelves/test/metadata.jsonl")).read_text().replace("file_name", "image"))
+    Path("shelves/train").rename("pictures")
+    Path("train.jsonl").write_text(Path("pictures/metadata.jsonl").read_text().replace("file_name", "image"))
     lines = [line.split("#")[0].split() for line in page.splitlines() if line.startswith("    diffprune run")]
     assert len(lines) == 3
     for line in lines:
