@@ -45,6 +45,18 @@ def test_a_training_set_that_overlaps_the_test_split_is_refused_and_one_that_doe
     assert overlap.calibrated(specs) == [specs[0], specs[3]]
 
 
+def test_data_that_are_gone_keep_nobody_from_asking_scorers_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = job(tmp_path, "train", "diffprune")
+    (tmp_path / "shelf" / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="train"):
+        Plan(mine, tmp_path, None).check_training(["train", "evaluate"])
+    for stages in (["evaluate"], ["train", "evaluate"]):
+        monkeypatch.setattr(Plan, "untrained", lambda _: [])  # a folder with every scorer
+        plan = Plan(mine, tmp_path, None)
+        plan.check_training(stages)
+        assert plan.trained_on["train"][-1].startswith("not compared with what is asked, as the data cannot be read: ")
+
+
 def test_of_many_pictures_some_of_each_side_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlap, "LOOKED", 7)
     mine = job(tmp_path, "train", "diffprune")

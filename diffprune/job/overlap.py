@@ -22,6 +22,10 @@ from diffprune.train.recipe import Recipe
 LOOKED = 512  # pictures of each side that are compared for methods that train on many
 
 
+class Overlap(ValueError):
+    """A picture is both learnt from and tested on."""
+
+
 def calibrated(methods: Sequence[Spec]) -> list[Spec]:
     """Those that are fitted to pictures without gradients."""
     found = [(spec, registry.find("pruners", spec.name)) for spec in methods]
@@ -35,7 +39,8 @@ def refuse(recipe: Recipe, asked: Evaluation) -> str:
     Benchmarks, and pictures of them, that cannot be opened are passed over: whoever asks about them says so.
 
     Raises:
-        ValueError: names the method, the data, the benchmark and the picture; or the data cannot be read.
+        Overlap: names the method, the data, the benchmark and the picture.
+        ValueError: the data cannot be read.
     """
     source, fitted = training.source(recipe.data), calibrated(recipe.pruners)
     trained = [spec for spec in recipe.pruners if spec not in fitted]
@@ -64,12 +69,12 @@ def _left(benchmarks: Sequence[Benchmark], asked: Evaluation, apart: Callable[[s
 def _compare(
     known: set[bytes], pictures: Iterable[tuple[Benchmark, str, Any]], method: Spec, verb: str, recipe: Recipe, asked: Evaluation
 ) -> int:
-    """How many pictures were compared. verb: "train" or "calibrate". Raises ValueError: one of them is known."""
+    """How many pictures were compared. verb: "train" or "calibrate". Raises Overlap: one of them is known."""
     looked = 0
     for benchmark, image_id, picture in pictures:
         looked += 1
         if digest(picture) in known:
-            raise ValueError(
+            raise Overlap(
                 f"{method} would be {verb.rstrip('e')}ed on picture {image_id!r} of {benchmark.spec}, split {asked.split}: the "
                 f"data {str(recipe.data)!r} overlap what is tested; {verb} on other pictures, or ask about other ones"
             )

@@ -173,19 +173,27 @@ class Plan:
         ]
 
     def check_training(self, stages: Sequence[str], dry: bool = False) -> None:
-        """Look at what is trained on, before a model is loaded; what was found is told by `tell_training`.
+        """Look at what is trained on, before a model is loaded; what was found is told by `tell_training`. Data that are gone by
+        now keep nobody from asking scorers that are there.
 
         Raises:
             ValueError: it cannot be used, is fewer than is asked for, or is what is tested.
         """
-        job, here = self.job, True
+        job, here, trains = self.job, True, "train" in stages and bool(self.untrained())
         if "search" in stages and job.search:
             self.trained_on["search"] = [training_data.check(job.search.recipe, "search.recipe", dry, bool(job.config)).told]
-        if "train" in stages and job.train:
+        if trains and job.train:
             found = training_data.check(job.train, "train", dry, bool(job.config))
             self.trained_on["train"], here = [found.told], found.here
         if job.train and job.evaluate and here and {"train", "evaluate"} & set(stages):
-            compared = overlap.refuse(job.train, job.evaluate)
+            try:
+                compared = overlap.refuse(job.train, job.evaluate)
+            except overlap.Overlap:
+                raise
+            except ValueError as error:
+                if trains:
+                    raise
+                compared = f"not compared with what is asked, as the data cannot be read: {error}"
             self.trained_on.setdefault("train", []).append(compared)
 
     def tell_training(self, stages: Sequence[str]) -> None:
