@@ -15,7 +15,7 @@ import pytest
 from diffprune.core.budget import Keep
 from diffprune.core.cell import CalibrateSpec, Cell, EvaluateSpec
 from diffprune.report import report, summary
-from diffprune.report.analysis import speed, verdicts
+from diffprune.report.analysis import comparison, speed, verdicts
 from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.records import read
@@ -163,6 +163,13 @@ def test_methods_that_keep_other_counts_are_shown_with_their_own_and_get_no_verd
     assert [str(n) for n in measured.row("diffprune")] == ["96.7"] and "16 of 144" in measured.note
 
 
+def test_a_budget_is_named_by_what_most_keep_and_else_by_what_was_asked() -> None:
+    assert comparison._met("Keep(16)", 144, [16.0, 10.0]) == comparison._met("Keep(16)", 144, [24.0, 16.0]) == 16
+    assert comparison._met("Share(0.5)", 144, [97.3, 72.0]) == 72 and comparison._met("Keep(200)", 144, [144.0, 100.0]) == 144
+    assert comparison._met("Keep(64)", 1152, [128.0, 127.5, 70.0]) == 128  # of two pictures in a question
+    assert comparison.same_count(48, 48.9) and not comparison.same_count(48, 49) and comparison.same_count(math.nan, 48)
+
+
 def test_bold_is_what_the_verdicts_of_the_page_say(tmp_path: Path) -> None:
     """A difference that holds in its column, and not in the family of all budgets."""
     store = Store(tmp_path)
@@ -278,8 +285,8 @@ def test_the_sentence_on_speed_names_batch_encoder_and_flags(tmp_path: Path) -> 
     encoded = float(np.median([(60 + 2 * turn) / (30 + 3 * turn) for turn in range(9)]))  # the unpruned arm's encoder in both
     net = float(np.median([(40 + turn) / (10 + 2 * turn) for turn in range(9)]))
     assert "batch 8, one timing session: " in said and said.endswith("All of these timings are flagged shared_device.")
-    assert f" with 32 tokens, encoder included {encoded:.2f}×, parts_differ and " in said and f"{net:.2f}× [" in said
-    assert f" with 16 tokens, encoder included {encoded:.2f}×. " in said
+    assert f" with 32 tokens (encoder included {encoded:.2f}×; parts_differ) and " in said and f"{net:.2f}× [" in said
+    assert f" with 16 tokens (encoder included {encoded:.2f}×). " in said
 
 
 def test_trainings_last_tenth_and_each_seeds_last_validation(tmp_path: Path) -> None:

@@ -205,9 +205,9 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
             keys.append(f"{label} | {budget.spelling}")
             evaluated = (label, budget.spelling) in chapter.arms
             kept = kept_entry(chapter, label, budget.spelling) if evaluated or not speed else Number(speed.kept, digits=0)
-            failed, flags = seeds_failed(chapter, label, budget.spelling), chapter.flags(label, budget.spelling)
+            note, flags = seeds_failed(chapter, label, budget.spelling), chapter.flags(label, budget.spelling)
             rows.append((
-                label, kept, shown(accuracy, note=failed, flags=flags),
+                label, kept, shown(accuracy, note=note, flags=flags),
                 Number(chapter.relative(label, budget.spelling)),
                 shown(speed.net, 2, "×", flags=own_flags(speed.flags, common)) if speed else None,
                 Number(overhead.median, digits=2) if overhead else None,

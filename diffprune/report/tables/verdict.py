@@ -149,7 +149,8 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
 def _beside(one: Speed, common: set[str]) -> str:
     """What stands beside a speedup: that with the encoder included, and what makes its timings doubtful."""
     parts = [f"encoder included {one.encoded.estimate:.2f}×"] if one.encoded else []
-    return "".join(f", {part}" for part in (*parts, *sorted(set(one.flags) & DOUBTS - common)))
+    parts += sorted(set(one.flags) & DOUBTS - common)
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
