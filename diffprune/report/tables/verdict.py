@@ -111,10 +111,12 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
 
 def _split(chapter: Comparison, found: Sequence[tuple[Budget, Judged]]) -> str:
     """A sentence on the seeds of these comparisons that failed; "" where none did."""
-    parts = [
-        f"{says.removesuffix(' failed')} of {label} with {budget.kept:.0f} tokens"
-        for budget, one in found for label in (SUBJECT, one.other) if (says := seeds_failed(chapter, label, budget.spelling))
-    ]  # fmt: skip
+    where: dict[str, list[str]] = {}
+    for budget, one in found:
+        for label in (SUBJECT, one.other):
+            if says := seeds_failed(chapter, label, budget.spelling):
+                where.setdefault(f"{says.removesuffix(' failed')} of {label}", []).append(f"{budget.kept:.0f}")
+    parts = [f"{who} with {joined(counts)} tokens" for who, counts in where.items()]
     if not parts:
         return ""
     return (
