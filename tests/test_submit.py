@@ -32,6 +32,7 @@ from fake_head import TOKEN, FakeHead
 
 from diffprune.cli import commands
 from diffprune.core import termination
+from diffprune.core.registry import FOLDER
 from diffprune.distributed import cluster, head, results, submit
 from diffprune.distributed.submit import Request
 from diffprune.io import project, run_archive
@@ -257,6 +258,7 @@ def test_a_job_through_a_tunnel_gets_nothing_of_this_machine(
 ) -> None:
     """127.0.0.1 is where `ssh -L`, `kubectl port-forward` and `ray attach -p` listen, and no Ray."""
     monkeypatch.undo()
+    monkeypatch.delenv(FOLDER, raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.chdir(own_job)
     there = ["--address", fake.address]
