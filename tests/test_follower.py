@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from diffprune.distributed import train as training
 from diffprune.distributed.train import Follower
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
@@ -67,3 +68,23 @@ def test_how_a_training_ended_is_not_replaced_by_a_failure_of_its_storage(monkey
     follower.log.out.set()  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="the loss is not finite"), follower:
         raise RuntimeError("the loss is not finite")
+
+
+def test_a_storage_that_is_silent_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Follower, "every_s", 0.01)
+    monkeypatch.setattr(training, "LEAVE_S", 0.2)
+    follower = Follower(Recipe(pruners=("diffprune",), seeds=(0,), steps=3), Path("run"), None, None)
+    asked, answer = threading.Event(), threading.Event()
+
+    def silent(_: Any) -> Any:
+        asked.set()
+        answer.wait(60)
+        raise OSError(5, "the object store did not answer")
+
+    follower.log = SimpleNamespace(newer=silent)  # type: ignore[assignment]
+    begun = time.monotonic()
+    with follower:
+        assert asked.wait(30)
+    assert time.monotonic() - begun < 30 and follower.is_alive(), "it has not waited for the answer"
+    answer.set()
+    follower.join(30)

@@ -51,6 +51,7 @@ from diffprune.vlm.load import load
 START_S = 180  # for a group to start: a busy machine needs long
 ELASTIC_START_S = 45  # for one that may be smaller: what a lost host had is still on offer for a while, and waited for in vain
 ABORT_S = 3.0  # for the workers of a run that is interrupted to be gone
+LEAVE_S = 10.0  # for the last look at storage that does not answer, whose own limits are minutes
 RESIZE_S = 30.0  # between looks whether there are hosts for more workers
 
 
@@ -310,9 +311,10 @@ class Follower(threading.Thread):
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
-        self.join()
-        with suppress(OSError):  # how the training ended is what counts, and is raised by others
-            self._show()
+        self.join(LEAVE_S)
+        if not (self.is_alive() or self.failing):
+            with suppress(OSError):  # how the training ended is what counts, and is raised by others
+                self._show()
 
     def run(self) -> None:
         while not self.ended.wait(self.every_s):

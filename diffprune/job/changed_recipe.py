@@ -8,12 +8,8 @@ from pathlib import Path
 from diffprune.io.checkpoint import read_config
 from diffprune.job.settings import changes
 from diffprune.train.loop import scorers
-from diffprune.train.recipe import Recipe
+from diffprune.train.recipe import SHAPE_NOTHING, Recipe
 
-NO_MATTER = (  # settings that shape no scorer, or say which of them are trained
-    "pruners", "methods", "seeds", "workers", "min_workers", "checkpoint_every", "validate_every", "grad_cosine_every",
-    "validation_images", "micro_images", "checkpointing", "shard", "max_broken_share",
-)  # fmt: skip
 MOST = 6
 
 
@@ -30,7 +26,7 @@ def _differing(recipe: Recipe, folder: Path) -> Iterator[str]:
             continue
         if not isinstance(facts, dict) or facts.get("recipe_key") == recipe.key(spec):
             continue
-        old, new = facts.get("recipe"), recipe.of(spec).model_dump(mode="json", exclude=set(NO_MATTER))
+        old, new = facts.get("recipe"), recipe.of(spec).model_dump(mode="json", exclude=set(SHAPE_NOTHING))
         found = list(changes({key: old[key] for key in new if key in old}, new, "")) if isinstance(old, dict) else []
         what = (
             f"with other settings ({', '.join(found[:MOST])})"

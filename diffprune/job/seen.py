@@ -9,9 +9,10 @@ import hashlib
 from pathlib import Path
 
 from diffprune.io.blob_store import open_blobs
+from diffprune.store.manifest import BUNDLES, MANIFESTS
 
 FILE = "seen.txt"
-COMMITS = ("manifests", "bundles")
+COMMITS = (MANIFESTS, BUNDLES)
 
 
 def commits(store: Path) -> str:

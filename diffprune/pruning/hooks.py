@@ -312,7 +312,8 @@ def pruned(
         raise ValueError("this model is already inside a pruned() block; leave it before starting another")
     session = Pruned(vlm, pruner, budget, positions)
     _active.add(model)
-    hook = model.register_forward_pre_hook(session.before, with_kwargs=True)
+    before = torch.compiler.disable(session.before)  # of a compiled model, choosing what is left is none of its graphs
+    hook = model.register_forward_pre_hook(before, with_kwargs=True)
     base, name = model.base_model, "get_image_features"
     own = vars(base).get(name)
     setattr(base, name, session.deferring(getattr(base, name)))

@@ -41,6 +41,12 @@ class MethodSettings(BaseModel):
     ease_start: float | None = None
 
 
+SHAPE_NOTHING = (  # settings that shape no scorer, or say which of them are trained
+    "pruners", "methods", "seeds", "workers", "min_workers", "checkpoint_every", "validate_every", "grad_cosine_every",
+    "validation_images", "micro_images", "checkpointing", "shard", "max_broken_share",
+)  # fmt: skip
+
+
 class Recipe(BaseModel):
     """What to train and how. The defaults fit the embedded model.
 
@@ -220,18 +226,7 @@ class Recipe(BaseModel):
         Raises:
             ValueError: those files cannot be read here.
         """
-        silent = {
-            "pruners",
-            "methods",
-            "seeds",
-            "workers",
-            "min_workers",
-            "checkpoint_every",
-            "validate_every",
-            "grad_cosine_every",
-            "validation_images",
-        }
-        silent |= {"micro_images", "checkpointing", "shard", "max_broken_share", *(["dtype"] if self.dtype == "auto" else [])}
+        silent = {*SHAPE_NOTHING, *(["dtype"] if self.dtype == "auto" else [])}
         dump = self.of(pruner).model_dump(mode="json", exclude=silent)
         read = {"data": training.source(self.data).identity or str(self.data), "model": [str(self.model), fingerprint(self.model)]}
         text = json.dumps({**dump, **read, "pruner": registry.sourced("pruners", pruner).identity}, sort_keys=True)
