@@ -32,7 +32,6 @@ from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed import metrics, resources, watchdog
 from diffprune.distributed.cluster import private_folder
-from diffprune.distributed.fsdp import spread
 from diffprune.distributed.interface import OwnInterface
 from diffprune.distributed.parcel import opened, packed
 from diffprune.io.blob_store import absolute
@@ -116,7 +115,11 @@ class RayContext(Context):
         failed = self.sum(torch.tensor(float(vlm is None), device=self.device))
         if vlm is None or failed > 0:
             raise Refused(reason or f"{name}: the model cannot be loaded on another worker")
-        return spread(vlm, self.device) if shard and self.world > 1 else vlm
+        if not shard or self.world == 1:
+            return vlm
+        from diffprune.distributed.fsdp import spread  # whose imports take a second of every worker's start
+
+        return spread(vlm, self.device)
 
 
 def _work(config: dict[str, Any]) -> str:
