@@ -4,7 +4,7 @@
 
 A budget is the average over layers, so what a late cut leaves is far less: a third of the tokens on average is a ninth behind a cut
 after one of four layers. ATP-LLaVA is there twice, with counts of each image's own and with exact ones. Settings are the
-winners of jobs/tune_training.py.
+winners of jobs/tune_longer.py, 1,200 training images a scorer.
 """
 
 from _winners import spelled, winners
@@ -12,7 +12,7 @@ from _winners import spelled, winners
 from diffprune.job import Evaluation, Job, Recipe
 
 BUDGETS = ("Share(1/2)", "Share(1/3)")
-METHODS = spelled("diffprune", "learnpruner", "atp", "atp(slack=1.0)", "dynamic_llava")
+METHODS = spelled("diffprune", "learnpruner", "atp", "atp(slack=1.0)", "dynamic_llava", images=1200)
 
 job = Job(
     name="compare_inside",
@@ -20,16 +20,14 @@ job = Job(
     train=Recipe(
         pruners=METHODS,
         seeds=tuple(range(5)),
-        steps=100,
-        images=4,
         budgets=("Share(1/3)", "Share(2/9)", "Share(1/9)", "Share(1/20)"),
         workers=2,
         validate_every=0,
         grad_cosine_every=0,
-        methods=winners(*METHODS),
+        methods=winners(*METHODS, images=1200),
     ),
-    evaluate=Evaluation(limit=80),
-    baselines=("unpruned", "random", "attention", "fastv", "pyramiddrop"),
+    evaluate=Evaluation(split="confirmation", limit=180),
+    baselines=("unpruned", "random", "attention", "divprune", "fastv", "pyramiddrop"),
     budgets=BUDGETS,
     workers=2,
 )

@@ -20,8 +20,8 @@ from diffprune.cli import commands
 from diffprune.core import termination
 from diffprune.core.records import Outcome
 from diffprune.distributed import metrics
+from diffprune.distributed.follower import Follower
 from diffprune.distributed.sweep import SweepFailed
-from diffprune.distributed.train import Follower
 from diffprune.io import event_log
 from diffprune.io.attempts import Fenced
 from diffprune.io.blob_store import LocalBlobs

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from diffprune.distributed import train as training
-from diffprune.distributed.train import Follower
+from diffprune.distributed import follower as following
+from diffprune.distributed.follower import Follower
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
 from tests.records import step
@@ -72,7 +72,7 @@ def test_how_a_training_ended_is_not_replaced_by_a_failure_of_its_storage(monkey
 
 def test_a_storage_that_is_silent_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Follower, "every_s", 0.01)
-    monkeypatch.setattr(training, "LEAVE_S", 0.2)
+    monkeypatch.setattr(following, "LEAVE_S", 0.2)
     follower = Follower(Recipe(pruners=("diffprune",), seeds=(0,), steps=3), Path("run"), None, None)
     asked, answer = threading.Event(), threading.Event()
 

@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 
 from diffprune.distributed import metrics
+from diffprune.distributed.follower import Follower
 from diffprune.distributed.metrics import METRICS
-from diffprune.distributed.train import Follower
 from diffprune.io.job_files import REPOSITORY
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe

@@ -25,7 +25,7 @@ from diffprune.core.records import Outcome, Provenance, Step
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed import cluster
-from diffprune.distributed.train import Follower, publish
+from diffprune.distributed.follower import Follower, publish
 from diffprune.io.attempts import Fenced
 from diffprune.io.blob_store import LocalBlobs
 from diffprune.io.dataset_manifest import MANIFEST, Manifest

@@ -18,6 +18,7 @@ from diffprune.core.fitted import Progress
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.distributed import train as on_ray
+from diffprune.distributed import train_worker
 from diffprune.job import pipeline
 from diffprune.job.files import load_job
 from diffprune.train import estimate, loop
@@ -247,7 +248,7 @@ def test_data_that_cannot_be_read_stop_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(on_ray, "_fit", lambda config, workers: fit(config, 0))
     with pytest.raises(ValueError, match=r"^\S+nowhere.jsonl cannot be read as training data \(No such file or directory\)$"):
         on_ray.train(Recipe(**{**SMALL, "model": "tiny(llava)", "data": "jsonl('nowhere.jsonl')"}), "run")
-    monkeypatch.setattr(on_ray, "train_here", lambda *_: pytest.fail("this is a fault, which Ray may try again"))
+    monkeypatch.setattr(train_worker, "train", lambda *_: pytest.fail("this is a fault, which Ray may try again"))
     with pytest.raises(pytest.fail.Exception):
         on_ray.train(Recipe(**{**SMALL, "model": "tiny(llava)"}), "other")
 

@@ -31,6 +31,8 @@ from diffprune.distributed import train as on_ray
 from diffprune.distributed.cluster import connect
 from diffprune.distributed.fsdp import spread
 from diffprune.distributed.interface import OwnInterface
+from diffprune.distributed.parcel import opened, packed
+from diffprune.distributed.train_worker import work
 from diffprune.embedded import vlm as embedded
 from diffprune.io import shared_storage
 from diffprune.io.attempts import Attempt
@@ -224,13 +226,13 @@ def test_one_ray_worker_equals_no_ray(model: str, alone: list[float], tmp_path: 
 
 def test_who_passes_the_work_on_imports_nothing_of_it() -> None:
     """Training's controller unpickles what it hands to workers; torch, transformers and the rest would take it seconds."""
-    parcel = pickle.dumps((on_ray.opened, on_ray.packed(on_ray._work, {"recipe": recipe("embedded")})))
+    parcel = pickle.dumps((opened, packed(work, {"recipe": recipe("embedded")})))
     code = (
         "import pickle, sys; f, p = pickle.load(sys.stdin.buffer); print(len(p), 'torch' in sys.modules, 'pydantic' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], input=parcel, capture_output=True, check=True)
     assert found.stdout.split() == [b"1", b"False", b"False"]
-    assert on_ray.opened(on_ray.packed(divmod, 7, 2)) == (3, 1)
+    assert opened(packed(divmod, 7, 2)) == (3, 1)
     code = "import pickle, sys; i = pickle.load(sys.stdin.buffer); i.backend_cls(); print(i.backend, 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(OwnInterface("gloo")), capture_output=True, check=True)
     assert found.stdout.split() == [b"gloo", b"False"]

@@ -1,7 +1,8 @@
 """Execution context of a training loop: rank and device, reductions over workers, storage of states and step records.
 
 The training loop knows a `Context` and nothing else, so it runs the same alone (`LocalContext`) and on a cluster
-(`diffprune/distributed/train.py`). Everything is written under one folder, or address of a bucket, that all workers can read:
+(`diffprune/distributed/train_worker.py`). Everything is written under one folder, or address of a bucket, that all workers
+can read:
 
     attempts/<number>                            the newest run on this folder; an older one may not write any more
     steps.jsonl                                  one line per training step, redone steps later; in a bucket pieces of it
