@@ -34,6 +34,7 @@ NOUNS = ("models", "pruners", "benchmarks")
 
 HOMES = {
     "ray": ("distributed",),
+    "grpc": ("distributed",),
     "transformers": ("vlm", "models", "embedded"),
     "tokenizers": ("vlm", "models", "embedded"),
     "pyarrow": ("store", "io"),

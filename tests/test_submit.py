@@ -550,6 +550,21 @@ def test_a_cluster_that_is_not_there_is_told_before_ray_knocks(monkeypatch: pyte
         assert time.monotonic() - began < cluster.REACH_S
 
 
+def test_what_listens_but_is_no_ray_is_told_before_ray_knocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that is frozen, and the port of another service, take connections as well."""
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray knocks for a quarter of an hour"))
+    monkeypatch.setattr(cluster, "REACH_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        for where in (address, f"ray://{address}"):
+            began = time.monotonic()
+            with pytest.raises(ValueError, match=f"what listens at {where} does not answer as Ray does"), cluster.connect(where):
+                pass
+            assert time.monotonic() - began < 5
+        monkeypatch.setenv(cluster.TLS, "1")
+        assert cluster._reached(address) == "127.0.0.1", "what is encrypted is left to Ray"
+
+
 def test_a_mute_host_is_told_in_time(fake: FakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
     assert head.CONNECT_S + head.VERSION_S < 15
     monkeypatch.setattr(head, "VERSION_S", 0.3)

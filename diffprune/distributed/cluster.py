@@ -13,6 +13,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from ipaddress import ip_address
@@ -36,7 +37,8 @@ OWNER = "owner"  # its file that says which process that is of
 MOST_TMPDIR = 25  # bytes: a socket's path has 107, of which Ray's folders below take 82
 MOST_TOKEN = 4096  # bytes that are looked at
 STARTS = 4  # of a local cluster, on a busy machine
-REACH_S = 10.0  # for a cluster to take a connection
+REACH_S = 10.0  # for a cluster to take a connection, and to answer on it
+TLS = "RAY_USE_TLS"  # "1": Ray's own encryption, which a probe in clear text does not get through
 STORE_BYTES = 256 * 2**20  # of a local object store: rows and small tensors pass through it, never a model
 
 
@@ -188,20 +190,40 @@ def _started(where: str, workers: int, tries: int = STARTS) -> ExitStack:
 
 
 def _reached(where: str) -> str:
-    """The host of a cluster's address `host:port`, which answers: Ray would try for minutes; "" where it is no such address.
+    """The host of a cluster's address `host:port`, which answers: Ray would try for a quarter of an hour; "" where it is no such
+    address.
 
     Raises:
-        ValueError: nobody listens there.
+        ValueError: nobody listens there, or who does is no Ray, or one that hangs.
     """
-    host, _, port = where.removeprefix("ray://").rpartition(":")
+    place = where.removeprefix("ray://")
+    host, _, port = place.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdecimal():
         return ""
+    end = time.monotonic() + REACH_S
     try:
         socket.create_connection((host, int(port)), REACH_S).close()
     except (OSError, OverflowError) as error:
         raise ValueError(f"no Ray answers at {where} ({first_line(error)}): correct --address, or start a head there") from None
+    if os.environ.get(TLS) != "1" and not _speaks(place, max(1.0, end - time.monotonic())):
+        hint = "give the port of a head's GCS (6379 if it was not set), or look whether the head hangs"
+        raise ValueError(f"what listens at {where} does not answer as Ray does within {REACH_S:.0f} s: {hint}")
     return host
+
+
+def _speaks(place: str, seconds: float) -> bool:
+    """Whether gRPC, by which Ray is spoken to, gets through to `host:port`."""
+    import grpc
+
+    channel = grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)])  # Ray asks no proxy either
+    try:
+        grpc.channel_ready_future(channel).result(timeout=seconds)
+    except grpc.FutureTimeoutError:
+        return False
+    finally:
+        channel.close()
+    return True
 
 
 @contextmanager
