@@ -42,6 +42,10 @@ SHORT: dict[str, dict[str, Any]] = {
         "temperature_start": 2.0, "temperature_end": 0.1, "anneal_share": 0.9, "ease_share": 0.75,
     },
 }  # fmt: skip
+ATP_LONG = {
+    "steps": 400, "images": 3, "learning_rate": 0.00169, "warmup_share": 0.082,
+    "temperature_start": 1.27, "temperature_end": 0.295, "anneal_share": 0.454, "ease_share": 1.0,
+}  # fmt: skip
 LONG: dict[str, dict[str, Any]] = {
     "diffprune": {
         "steps": 300, "images": 4, "learning_rate": 0.0016, "warmup_share": 0.123,
@@ -70,6 +74,12 @@ LONG: dict[str, dict[str, Any]] = {
     "ocvtp": {
         "steps": 300, "images": 4, "learning_rate": 0.0016, "warmup_share": 0.123,
         "temperature_start": 0.978, "temperature_end": 0.205, "anneal_share": 0.316, "ease_share": 0.5,
+    },
+    "atp": ATP_LONG,
+    "atp(slack=1.0)": ATP_LONG,  # as it was searched
+    "dynamic_llava(ratio_weight=30.0)": {
+        "steps": 400, "images": 3, "learning_rate": 0.00361, "warmup_share": 0.16,
+        "temperature_start": 3.65, "temperature_end": 0.0572, "anneal_share": 0.465, "ease_share": 1.0,
     },
 }  # fmt: skip
 SETTINGS = {400: SHORT, 1200: LONG}  # by training images
