@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from diffprune.core import termination
+from diffprune.core import registry, termination
 
 PACKAGE = Path(__file__).parents[1]
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # after Ctrl-C
@@ -23,7 +23,9 @@ def exit_code(error: BaseException | None) -> int:
 
 
 def ours(error: BaseException) -> bool:
-    """Whether the project raised this on purpose: the innermost frame is ours. Foreign ValueErrors deserve their traceback."""
+    """Whether the project, a job or a user's plug-in raised this on purpose: the innermost frame is there. Foreign ValueErrors
+    deserve their traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     innermost = Path(frames[-1].filename) if frames else PACKAGE
-    return PACKAGE in innermost.parents or innermost.parent.name == "jobs" or type(error).__module__.startswith("pydantic")
+    own = innermost.parent.name == "jobs" or innermost.parent in map(registry.own_folder, registry.KINDS)
+    return own or PACKAGE in innermost.parents or type(error).__module__.startswith("pydantic")

@@ -51,6 +51,8 @@ class TrainedOn:
 class Pruner(ABC):
     """A method that chooses which visual tokens survive. Stateless between calls: the same tokens, the same answer.
 
+    Defining a class below this one raises ValueError where it says of itself what is of another type than stands here.
+
     label:     name in tables and figures; the file's name unless a class says another.
     kind, reference: what it is and the paper it comes from.
     option_labels: words for options in a label, where their own names would read wrong.
@@ -81,6 +83,7 @@ class Pruner(ABC):
         super().__init_subclass__(**options)
         if "label" not in vars(cls):
             cls.label = cls.__module__.rpartition(".")[2].removeprefix("diffprune_pruners_")  # of a user's folder
+        _check_description(cls)
 
     @property
     def reads_question(self) -> bool:
@@ -106,6 +109,25 @@ class Pruner(ABC):
         """
 
 
+def _check_description(cls: type[Pruner]) -> None:
+    """Raises ValueError: an attribute of the class that is of another type than tables, figures and keys read."""
+    own, examples = vars(cls), {"kind": "Kind.RULE", "reference": "Reference('title', '2405.01234')"}
+    if not isinstance(own["label"], str) or not own["label"].strip() or "\n" in own["label"]:
+        raise ValueError(f"{cls.__name__}: label is {own['label']!r:.80}, but must be text of one line")
+    for name, wanted in (("kind", Kind), ("reference", Reference)):
+        if name in own and not isinstance(own[name], (wanted, property)):
+            raise ValueError(
+                f"{cls.__name__}: {name} is {own[name]!r:.80}, but must be a {wanted.__name__}, as in {examples[name]}"
+            )
+    needs = own.get("needs", frozenset())
+    if isinstance(needs, frozenset | set | list | tuple) and not (
+        isinstance(needs, frozenset) and all(isinstance(evidence, Evidence) for evidence in needs)
+    ):
+        raise ValueError(
+            f"{cls.__name__}: needs is {needs!r:.80}, but must be a frozenset of evidence, as in frozenset({{QUESTION}})"
+        )
+
+
 class ScorePruner(Pruner):
     """A method that only ranks tokens by a score; the budget picks the best."""
 
@@ -122,7 +144,7 @@ class ScorePruner(Pruner):
         """The best by score.
 
         Raises:
-            ValueError: a score is NaN; or a kind of budget this method cannot meet.
+            ValueError: scores that have no order (`ordered`); or a kind of budget this method cannot meet.
         """
         return Selection(cut.budget.pick(self.ordered(tokens), tokens.valid))
 
@@ -130,9 +152,15 @@ class ScorePruner(Pruner):
         """Scores [B N] that have an order.
 
         Raises:
-            ValueError: a score is NaN, which no order has a place for.
+            ValueError: not one score for each token, or a score that is NaN, which no order has a place for.
         """
         scores = self.score(tokens)
+        if not isinstance(scores, Tensor) or scores.shape != tokens.valid.shape:
+            found = list(scores.shape) if isinstance(scores, Tensor) else f"as {type(scores).__name__}"
+            raise ValueError(
+                f"{self.label} gives scores {found}, but must give one for every token, a tensor [B, N] = "
+                f"{list(tokens.valid.shape)}"
+            )
         asked = scores.is_cpu or not torch.cuda.is_current_stream_capturing()  # a graph under capture cannot be asked for values
         if asked and math.isnan(scores.sum().item()) and bool((scores.isnan() & tokens.valid).any()):  # no sum hides a NaN
             raise ValueError(

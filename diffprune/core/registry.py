@@ -23,10 +23,16 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from diffprune.core import source
+from diffprune.core.errors import with_class
 from diffprune.core.spec import Call, Name, Spec, located, parse
 
 KINDS = ("pruners", "models", "benchmarks")
 CONTRACTS = {"pruners": "Pruner"}  # a parameter of this type takes another plug-in: a wrapper
+BASES = {  # what a plug-in of a kind inherits from
+    "pruners": "diffprune.core.pruner.Pruner",
+    "models": "diffprune.core.vlm.VLM",
+    "benchmarks": "diffprune.core.benchmark.Benchmark",
+}
 FOLDER = "DIFFPRUNE_PLUGINS"  # environment variable: the folder below which `pruners/`, `models/` and `benchmarks/` are looked for
 RENAMED = {("pruners", "none"): "unpruned"}
 
@@ -53,7 +59,7 @@ def sources(kind: str) -> dict[str, Source]:
         ValueError: two plug-ins have one name.
     """
     found = dict(_installed(kind))
-    folder = Path(os.environ.get(FOLDER) or Path.cwd()) / kind
+    folder = own_folder(kind)
     if folder.is_dir() and folder.resolve() != _package(kind).resolve():
         for file in sorted(folder.glob("*.py")):
             if file.stem.startswith("_") or not file.stem.isidentifier():
@@ -62,6 +68,11 @@ def sources(kind: str) -> dict[str, Source]:
                 raise ValueError(f"{file}: {found[file.stem].origin} has {file.stem!r} already; give the file another name")
             found[file.stem] = Source(str(file), f"diffprune_{kind}_{file.stem}", file)
     return dict(sorted(found.items()))
+
+
+def own_folder(kind: str) -> Path:
+    """Where a user's own plug-ins of a kind are looked for."""
+    return Path(os.environ.get(FOLDER) or Path.cwd()) / kind
 
 
 def _package(kind: str) -> Path:
@@ -90,7 +101,8 @@ def find(kind: str, name: str) -> type:
     """The class a plug-in file defines: of the file's name, lower-cased without underscores.
 
     Raises:
-        ValueError: no such plug-in (the nearest is named), or a file that cannot be imported or lacks the class.
+        ValueError: no such plug-in (the nearest is named), a file that cannot be imported or lacks the class, or a class that does
+            not inherit from its kind's base or lacks a method of it.
     """
     known = sources(kind)
     if name not in known:
@@ -101,8 +113,18 @@ def find(kind: str, name: str) -> type:
     wanted = name.replace("_", "")
     for label, value in vars(module).items():
         if inspect.isclass(value) and value.__module__ == module.__name__ and label.lower() == wanted:
+            _check_class(kind, value, known[name])
             return value
     raise ValueError(f"{known[name].file or module.__name__}: defines no class named like the plug-in {name!r}")
+
+
+def _check_class(kind: str, plugin: type, source: Source) -> None:
+    """Raises ValueError: it does not inherit from what its kind does, or leaves a method of that unwritten."""
+    where, base = f"{source.file or source.module}: the class {plugin.__name__}", BASES[kind]
+    if base not in {f"{parent.__module__}.{parent.__qualname__}" for parent in plugin.__mro__}:
+        raise ValueError(f"{where} is no {kind.rstrip('s')}: let it inherit from {base}")
+    if lacking := sorted(getattr(plugin, "__abstractmethods__", ())):
+        raise ValueError(f"{where} lacks {', '.join(lacking)}, which every {kind.rstrip('s')} of its kind defines")
 
 
 def _imported(source: Source) -> ModuleType:
@@ -116,7 +138,7 @@ def _imported(source: Source) -> ModuleType:
     module = sys.modules[source.module] = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[source.module]
         raise ValueError(f"{source.file} cannot be imported ({type(error).__name__}: {error})") from error
     return module
@@ -201,12 +223,19 @@ def make(kind: str, asked: Spec) -> Any:
     of its code.
 
     Raises:
-        ValueError: unknown plug-in, a value it refuses, or other weights or other code than the value names.
+        ValueError: unknown plug-in, a value it refuses, one from outside the package whose constructor fails, or other weights or
+            other code than the value names.
     """
     plugin, options = find(kind, asked.name), dict(asked.options)
     inner = {key: make(kind, value) for key, value in options.items() if isinstance(value, Spec)}
     shared = {key: options.pop(key) for key in getattr(plugin, "shared_options", {}) if key in options}
-    made = plugin(**options | inner | {key: Path(place) for key, place in asked.places})
+    try:
+        made = plugin(**options | inner | {key: Path(place) for key, place in asked.places})
+    except Exception as error:
+        if plugin.__module__.startswith("diffprune."):  # a fault of ours keeps its traceback
+            raise
+        said = str(error) if isinstance(error, ValueError) else with_class(error)
+        raise ValueError(f"{asked} cannot be made ({said})") from error
     for key, value in shared.items():
         setattr(made, key, value)
     weights: str = getattr(made, "weights_sha256", "")

@@ -29,7 +29,7 @@ from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning.decoder_evidence import evidence_of, layer_of, of_states
 from diffprune.pruning.layer_arguments import Given, LayerArguments
 from diffprune.pruning.rows import taken
-from diffprune.pruning.selection import applied
+from diffprune.pruning.selection import applied, chosen
 from diffprune.pruning.stages import Length, Stage
 from diffprune.vlm.activation_checkpointing import decoder_layers
 from diffprune.vlm.attention_rows import Seen, ahead, watched
@@ -215,7 +215,7 @@ class DecoderCuts:
         rows = self._before_cut(number)
         tokens = self._tokens(layer, number, states, rows, given)
         if number not in self._chosen:
-            self._chosen[number] = self.pruner.select(tokens, self.cuts[number])
+            self._chosen[number] = chosen(self.pruner, tokens, self.cuts[number])
         left = applied(tokens, self._chosen[number])
         if left.features is not tokens.features:
             states = rows.standing(left.features, states)

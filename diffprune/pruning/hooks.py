@@ -96,6 +96,8 @@ class Pruned:
         """
         if self.elsewhere():
             return args, given
+        if module is not self.vlm.model:
+            raise ValueError("this model is a copy that was made inside a pruned() block, hooks and all; copy it outside the block")
         given = {**dict(zip(self.parameters, args, strict=False)), **given}
         past = given.get("past_key_values")
         held = int(past.get_seq_length()) if past is not None else 0

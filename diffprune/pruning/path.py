@@ -30,8 +30,10 @@ from diffprune.pruning._arguments import budget_of, pruner_of, rows_of_questions
 from diffprune.pruning.decoder_cuts import DecoderCuts, Inside
 from diffprune.pruning.pretrained import make_ready
 from diffprune.pruning.rows import cut, embedded_question, rows_of_images
-from diffprune.pruning.selection import applied
+from diffprune.pruning.selection import applied, chosen
 from diffprune.vlm.windows import Windows, packed_mask
+
+NOTHING_LEFT = "the method kept no visual token of an image; every image keeps at least one"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def select(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Pruner, bud
             break
         if step.site.stage is Stage.PROJECTED and not tokens.projected:
             tokens = _projected(vlm, tokens)
-        tokens = applied(tokens, pruner.select(tokens, step))
+        tokens = applied(tokens, chosen(pruner, tokens, step))
     return tokens
 
 
@@ -168,15 +170,19 @@ def shortened(
     """Full-length rows cut to the tokens that are `left` of their images' `tokens`.
 
     Raises:
-        ValueError: cuts `inside` the decoder of rows that are renumbered before it, or that hold many questions each.
+        ValueError: cuts `inside` the decoder of rows that are renumbered before it, or that hold many questions each; or nothing is
+            left of any image.
     """
     if inside is not None:
         inside.check(prompts, positions)
     before, after = tokens.present, left.present
     live = prompts.attention_mask.bool().masked_scatter(prompts.slots, after.masked_select(before))
+    features = embeddings(vlm, left)
+    if not len(features):
+        raise ValueError(NOTHING_LEFT)
     return Packed(
         prompts=cut(prompts, live, positions=positions),
-        features=embeddings(vlm, left),
+        features=features,
         kept=left.counts,
         total=tokens.counts,
         lengths=None if left.row_id is None else after.sum(1),
@@ -194,7 +200,11 @@ def blind(prompts: Prompts) -> Packed:
 
 
 def decoder_inputs(vlm: VLM, packed: Packed) -> dict[str, Any]:
-    """Keyword arguments of the model's own forward for packed rows."""
+    """Keyword arguments of the model's own forward for packed rows.
+
+    Raises:
+        ValueError: an image of which nothing is left, beside others.
+    """
     prompts, where = packed.prompts, packed.prompts.position_ids
     inputs = {
         "input_ids": prompts.input_ids,
@@ -205,6 +215,8 @@ def decoder_inputs(vlm: VLM, packed: Packed) -> dict[str, Any]:
     if not len(packed.features):
         return inputs
     sizes = packed.sizes.tolist()
+    if not all(sizes):
+        raise ValueError(NOTHING_LEFT)
     deepstack = None if packed.deepstack is None else packed.deepstack.split(sizes)
     return inputs | vlm.image_inputs(packed.features.split(sizes), deepstack)
 

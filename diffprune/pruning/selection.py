@@ -1,4 +1,4 @@
-"""What a selection does to the visual tokens: some are replaced, some merged into others, some no longer valid."""
+"""What a method selects, checked, and what it does to the tokens: some are replaced, some merged, some no longer valid."""
 
 from __future__ import annotations
 
@@ -7,7 +7,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from diffprune.core.pruner import Pruner
+from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
+
+
+def chosen(pruner: Pruner, tokens: VisualTokens, cut: Cut) -> Selection:
+    """What a method selects at one cut.
+
+    Raises:
+        ValueError: as the method's `select` does, or it answers with something else than a mask over the tokens.
+    """
+    found = pruner.select(tokens, cut)
+    if not isinstance(found, Selection):
+        raise ValueError(f"{pruner.label} selects a {type(found).__name__}, but must return a Selection")
+    keep, wanted = found.keep, tokens.valid.shape
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != wanted:
+        told = f"{keep.dtype} {list(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
+        raise ValueError(f"{pruner.label} keeps {told}, but a selection's keep is a tensor of bool [B, N] = {list(wanted)}")
+    return found
 
 
 def applied(tokens: VisualTokens, chosen: Selection) -> VisualTokens:
