@@ -81,3 +81,11 @@ def test_refusals() -> None:
     pixels = vlm.pixels(pictures())
     with pytest.raises(ValueError, match="mistral3 needs image_sizes"):
         vlm.read({"input_ids": torch.ones(1, 4, dtype=torch.long), "pixel_values": pixels["pixel_values"]})
+
+
+def test_a_single_token_alone_is_refused_and_beside_others_taken() -> None:
+    """transformers squeezes the row of a single token away; among others it stays."""
+    vlm, speck = tiny(), Image.new("RGB", (1, 1))
+    with pytest.raises(ValueError, match="is one token, of 8 px at most"):
+        vlm.encode(vlm.pixels([speck]))
+    assert vlm.encode(vlm.pixels([speck, Image.new("RGB", (48, 48))])).counts.tolist() == [1, 36]

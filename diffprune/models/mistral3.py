@@ -64,6 +64,13 @@ class Mistral3(Family):
         made = self.processor.image_processor(images=list(images), patch_size=self.stride, return_tensors="pt")
         return self._placed({name: made[name] for name in self.encoder_inputs})
 
+    def encode(self, pixels: dict[str, Tensor], needs: frozenset[Evidence] = frozenset()) -> VisualTokens:
+        if self.slots(pixels) == [1]:  # transformers squeezes away the row of a single token
+            raise ValueError(
+                f"a picture alone that is one token, of {self.stride} px at most: mistral3's own code fails there; enlarge it"
+            )
+        return super().encode(pixels, needs)
+
     def part(self, pixels: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
         sizes = pixels["image_sizes"][start:stop]
         height, width = sizes.amax(0).tolist()
