@@ -421,6 +421,23 @@ def test_a_tuning_that_was_interrupted_repeats_nothing(tmp_path: Path) -> None:
     assert stopped.calls["accuracy"] + resumed.calls["accuracy"] == first.calls["accuracy"]
 
 
+class Changed(Known):
+    """The same questions under another grader, by which every answer earns half."""
+
+    def accuracy(self, pruner: Spec, budget: Budget) -> Accuracy:
+        found = super().accuracy(pruner, budget)
+        return Accuracy(found.mean / 2, found.low / 2, found.high / 2)
+
+
+@pytest.mark.parametrize("changed", ["grader", "dtype"])
+def test_accuracies_of_other_code_are_not_taken_for_those_of_now(changed: str, tmp_path: Path) -> None:
+    """A changed grader or dtype makes other cells, whose candidates are asked anew."""
+    store, (before,) = Store(tmp_path), [tune_cell(target=2.0)]
+    now = tune_cell(target=2.0, graders=("f" * 12,)) if changed == "grader" else replace(before, dtype="bfloat16")
+    (old,), (new,) = searched(store, Known(), [before]), searched(store, Changed(), [now])
+    assert old.chosen_budget == new.chosen_budget and new.accuracy == pytest.approx(old.accuracy / 2)
+
+
 def test_a_method_without_scores_has_no_threshold_and_no_answer(tmp_path: Path) -> None:
     asked = [tune_cell("grid", "threshold")]
     assert searched(Store(tmp_path), Known(), asked) == [] and asked[0].key in Store(tmp_path).done()

@@ -111,15 +111,15 @@ class Search:
         self.accuracies = self._known()
 
     def _known(self) -> dict[Candidate, Accuracy]:
-        """Accuracies an earlier run has found for these very models, methods and questions."""
+        """Accuracies an earlier run has found for these very models, methods and questions, by the code and graders of now."""
         table, first = self.store.read("trials"), self.asked[0].columns()
-        for name in ("model_sha256", "benchmark", "revision", "split", "limit", "protocol"):
+        for name in ("model_sha256", "dtype", "benchmark", "revision", "split", "limit", "protocol"):
             table = table[table[name] == getattr(first, name)]
         table = table[table["accuracy"].notna()]
-        mine = {(c.pruner, c.weights_sha256): tuned(cell).pruner for cell in self.asked for c in [cell.columns()]}
-        rows = table[["pruner", "weights_sha256", "budget", "accuracy", "accuracy_low", "accuracy_high"]].itertuples(False, None)
-        found = {(mine[p, w], b): Accuracy(*map(float, ends)) for p, w, b, *ends in rows if (p, w) in mine}
-        return {(pruner, parse(text)): accuracy for (pruner, text), accuracy in found.items()}
+        mine = {(c.pruner, c.weights_sha256, c.code): tuned(cell).pruner for cell in self.asked for c in [cell.columns()]}
+        columns = ["pruner", "weights_sha256", "code", "budget", "accuracy", "accuracy_low", "accuracy_high"]
+        rows = table[columns].itertuples(False, None)
+        return {(mine[p, w, c], parse(budget)): Accuracy(*map(float, ends)) for p, w, c, budget, *ends in rows if (p, w, c) in mine}
 
     def go(self) -> None:
         """Answer every cell; those of a method that cannot be tuned are outcomes with the reason (`failed`), and the rest goes on.
