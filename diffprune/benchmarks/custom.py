@@ -76,6 +76,7 @@ class Custom(Benchmark):
               `options` are added to the question as lines `A. text`.
     suffix:   text after each question; by default the instruction of the grader's own benchmarks (one word or phrase, a letter).
     tokens:   the most an answer may have.
+    title:    what tables call it; by default the name of the file or folder. Tells two data sets of one job apart.
 
     Raises:
         ValueError: no such grader (the nearest is named), or no positive number of tokens.
@@ -97,12 +98,13 @@ class Custom(Benchmark):
         options: str = "",
         suffix: str | None = None,
         tokens: int = 128,
+        title: str = "",
     ) -> None:
         _graders.check(grader)
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
             raise ValueError(f"tokens is {tokens!r}, but must be a whole number of at least 1, the most an answer may have")
         self.path, self.grader, self.tokens = Path(path).expanduser(), grader, tokens
-        self.label = self.path.stem
+        self.label = title or self.path.stem
         self.columns = QAColumns(image, question, answer, options, id, group, category)
         self.suffix = SUFFIX_OF.get(grader, "") if suffix is None else suffix
         self._read: dict[str, list[_Question]] = {}

@@ -52,7 +52,8 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
     question without its image, if asked for, once per benchmark.
 
     Raises:
-        ValueError: unknown pruner, benchmark, split, protocol or option, or a scorer that was trained on another model.
+        ValueError: unknown pruner, benchmark, split, protocol or option, two data sets under one name, or a scorer that was trained
+            on another model.
     """
     methods: list[Pruner] = [registry.make("pruners", one) for one in pruners]
     for method in methods:
@@ -60,6 +61,7 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
     if any(method.kind != "bound" for method in methods) and not budgets:
         raise ValueError("no budget given: a method needs at least one, as in Keep(64) or 22%")
     sources: list[Benchmark] = [registry.make("benchmarks", one) for one in options.benchmarks]
+    _check_names(sources)
     for source in {source.revision: source for source in sources}.values():
         source.check_asked(options.protocol, options.limit)
         _check_split(source.spec, source.revision, options.split, options.protocol)
@@ -73,6 +75,19 @@ def cells(vlm: VLM, pruners: Sequence[Spec], budgets: Sequence[Budget], options:
             assert isinstance(full.subject, EvaluateSpec)
             found[replace(full, subject=replace(full.subject, blind=True), method=BLIND)] = None
     return list(found)
+
+
+def _check_names(sources: Sequence[Benchmark]) -> None:
+    """Raises ValueError: two data sets have one spelling, as that has no path, so that tables would take them for one."""
+    known: dict[Spec, Benchmark] = {}
+    for source in sources:
+        other = known.setdefault(source.spec, source)
+        if other.revision != source.revision:
+            places = " and ".join(str(place) for one in (other, source) for _, place in one.spec.places)
+            raise ValueError(
+                f"{places} are two data sets of one name, {str(source.spec)!r}, which tables would take for one: ask them in two "
+                "jobs, or give each its title, as in custom('rows.jsonl', title='shelves')"
+            )
 
 
 @lru_cache(maxsize=64)

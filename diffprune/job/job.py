@@ -7,6 +7,7 @@ line makes a changed copy, never a changed job. Text becomes a value here, once.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ class Job(BaseModel):
     @field_validator("budgets")
     @classmethod
     def _once(cls, found: tuple[Budget, ...]) -> tuple[Budget, ...]:
-        return tuple(dict.fromkeys(found))
+        _refuse_twice(found, found)
+        return found
 
     @field_validator("baselines")
     @classmethod
@@ -114,7 +116,8 @@ class Job(BaseModel):
         """Methods that can run without training by this job; weights they name need not be there yet."""
         for spec in found:
             _refuse_without_weights(spec)
-        return tuple({(spec, spec.places): spec for spec in found}.values())
+        _refuse_twice(found, [(spec, spec.places) for spec in found])
+        return found
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
@@ -165,6 +168,13 @@ class Job(BaseModel):
     def scorers(self, folder: Path) -> dict[tuple[Spec, int], Path]:
         """Where the scorer of each method and seed is, or will be, saved."""
         return scorers(self.train, folder) if self.train else {}
+
+
+def _refuse_twice(found: Sequence[object], told: Sequence[object]) -> None:
+    """Raises ValueError: two of `found` are one value, as `told` tells them apart, however they were spelled."""
+    for number, (one, key) in enumerate(zip(found, told, strict=True)):
+        if key in told[:number]:
+            raise ValueError(f"{str(one)!r} is named twice, perhaps in two spellings: name it once")
 
 
 def _refuse_without_weights(spec: Spec) -> None:

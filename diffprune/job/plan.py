@@ -21,7 +21,7 @@ from diffprune.embedded.world import SPLITS, WORLD_VERSION
 from diffprune.evaluate import grading
 from diffprune.evaluate.cells import cells as evaluation_cells
 from diffprune.io.blob_store import absolute, open_blobs, remote
-from diffprune.job import changed_recipe, overlap, preflight, seen, training_data, tuning
+from diffprune.job import changed_recipe, overlap, preflight, questions, seen, training_data, tuning
 from diffprune.job.job import Job
 from diffprune.measure import measure
 from diffprune.store import Store
@@ -224,14 +224,15 @@ class Plan:
             )
 
     def try_methods(self, stages: Sequence[str]) -> None:
-        """Refuse a method that cannot run on the model, where anything is left to do.
+        """Refuse questions that cannot be asked and a method that cannot run on the model, where anything is left to do.
 
         Raises:
-            ValueError: names it, with the reason.
+            ValueError: names what it is, with the reason.
         """
         needs = [stage for stage in stages if stage in CELLS]
         done = self.store.done() if needs else set()
         left = [cell for stage in needs for cell in self.cells(stage) if cell.key not in done]
+        questions.check(questions.asked(left))
         if left and self.vlm is not None:
             subject: Any = left[0].subject
             asked: Questions = subject.settings.questions[0] if isinstance(subject, TuneSpec) else subject.questions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -63,6 +64,16 @@ class Tuning(BaseModel):
             if not (math.isfinite(target) and target > 0):
                 raise ValueError(f"a target speedup of {target} cannot be met: give a number above 0, such as 2.0")
         return targets
+
+    @field_validator("targets", "kinds", "benchmarks")
+    @classmethod
+    def _once(cls, found: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of a benchmark that is named twice every question would count twice."""
+        told = [(one, getattr(one, "places", ())) for one in found]
+        for number, one in enumerate(told):
+            if one in told[:number]:
+                raise ValueError(f"{str(one[0])!r} is named twice: name it once")
+        return found
 
     @field_validator("margin")
     @classmethod

@@ -1,0 +1,59 @@
+"""Whether what a job asks can be asked: pictures a user brought are opened, a user's grader is tried, before the job starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from diffprune.core import registry
+from diffprune.core.benchmark import Benchmark, Sample
+from diffprune.core.cell import Cell, Questions, TuneSpec
+from diffprune.core.errors import with_class
+
+
+def asked(cells: Iterable[Cell]) -> list[Questions]:
+    """All questions of these cells, each once; of a tuning those of which it takes calibration and held-out pictures."""
+    found: dict[Questions, None] = {}
+    for cell in cells:
+        for questions in cell.questions:
+            settings = cell.subject.settings if isinstance(cell.subject, TuneSpec) else None
+            limit = settings.calibration + settings.held_out if settings else questions.limit
+            found[replace(questions, limit=limit)] = None
+    return list(found)
+
+
+def check(every: Sequence[Questions]) -> None:
+    """Open every picture of data that are given by a path, and grade the first question's own answer by a user's grader.
+
+    Raises:
+        ValueError: a picture is missing or damaged, or the grader fails; the row, or the grader, is named.
+    """
+    opened: set[tuple[str, str, str]] = set()  # (revision, split, picture)
+    for questions in every:
+        foreign = registry.find("benchmarks", questions.benchmark.name).foreign_grader(questions.benchmark)
+        if not (questions.benchmark.places or foreign):
+            continue
+        benchmark: Benchmark = registry.make("benchmarks", questions.benchmark)
+        samples = benchmark.samples(questions.split, questions.limit, questions.protocol)
+        if foreign:
+            _grade(benchmark, samples[0], questions.protocol)
+        for sample in samples if questions.benchmark.places else ():
+            _open(benchmark, sample, (questions.revision, questions.split), opened)
+
+
+def _open(benchmark: Benchmark, sample: Sample, data: tuple[str, str], opened: set[tuple[str, str, str]]) -> None:
+    for number, name in enumerate(sample.image_ids):
+        if (*data, name) not in opened:
+            benchmark.nth_image(sample, number)
+            opened.add((*data, name))
+
+
+def _grade(benchmark: Benchmark, sample: Sample, protocol: str) -> None:
+    answer = next(iter(sample.row.get("answers", ())), "")
+    try:
+        benchmark.grade(sample, answer, protocol)
+    except Exception as error:  # whatever a user's function raises is the reason
+        said = " ".join((str(error) if isinstance(error, ValueError) else with_class(error)).split())
+        raise ValueError(
+            f"the grader of {benchmark.spec} fails on the answer {answer!r:.60} to question {sample.id}: {said}"
+        ) from None
