@@ -53,6 +53,7 @@ from diffprune.tune.options import Tuning
 from diffprune.tune.search import Failed, Search
 from diffprune.tune.solver import Accuracy, MeasuredSpeedup
 from diffprune.vlm.load import load
+from tests.records import evaluate_cell
 
 HOUSE = Path(__file__).parent.parent
 SHELF = {"red": (200, 0, 0), "blue": (0, 0, 200)}
@@ -212,6 +213,96 @@ def test_a_held_name_is_refused_before_torch_is_imported() -> None:
         0,
         "",
     )
+
+
+# --- what is named twice, and data that cannot be asked ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ('baselines=["unpruned", "random", "random(seed=0)"]', "baselines: 'random' is named twice"),
+        ('budgets=["Share(1/4)", "25%"]', "budgets: 'Share(0.25)' is named twice"),
+        ("tune.targets=[1.5, 1.5]", "tune.targets: '1.5' is named twice"),
+        ("tune.benchmarks=[\"world('gqa')\", \"world('gqa')\"]", "tune.benchmarks: \"world(like='gqa')\" is named twice"),
+    ],
+)
+def test_what_is_named_twice_is_refused(setting: str, says: str) -> None:
+    """Merged silently, a table had a row less than its job; of a benchmark tuned on, every question counted twice."""
+    code, sentence = commands.call(["run", "demo", "--dry-run", "--set", setting])
+    assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
+
+
+def test_two_data_sets_of_one_spelling_need_titles(embedded: VLM) -> None:
+    """Paths are no part of what is asked, so both would be `custom` in the tables, and one of them left out as the older."""
+    one, two = (shelves(Path(name), "test") for name in ("one", "two"))
+    Image.new("RGB", (96, 96), "green").save(two / "test" / "0.png")
+    methods = [Spec("unpruned"), Spec("grid")]
+    with pytest.raises(ValueError, match=r"one and .*two are two data sets of one name, 'custom', which tables would take for one"):
+        evaluation_cells(embedded, methods, [Keep(3)], Evaluation(benchmarks=(f"custom('{one}')", f"custom('{two}')")))
+    titled = Evaluation(benchmarks=(f"custom('{one}', title='shop')", f"custom('{two}', title='store')"))
+    asked, store = evaluation_cells(embedded, methods, [Keep(3)], titled), Store("told")
+    for cell in asked:
+        rows = [
+            Prediction(str(i), str(i), "", "", "what ?", "red", "red", "red", float(i % 2), 144, 3, 20, 2, "") for i in range(6)
+        ]
+        store.publish({"predictions": rows, "outcomes": [Outcome("ok", "", 6, 0.1)]}, cell=cell, provenance=provenance())
+    found = records.read(Path("told"))
+    assert len(found.cells) == len(asked) == 4 and not found.problems
+    assert set(found.cells["benchmark_label"]) == {"shop", "store"}
+
+
+def test_figures_of_ones_own_data_are_the_rules_own() -> None:
+    """The store has no path, without which the benchmark was taken for one that is not installed: no F1, and a false sentence."""
+    store, said = Store("told"), ["yes", "yes", "yes", "no", "no", "no"]
+    asked = evaluate_cell("unpruned", benchmark="custom('rows.jsonl', grader='yes_no')", revision="custom@1")
+    rows = [
+        Prediction(str(i), str(i), "", "", "?", word, word, target, float(word == target), 144, 144, 20, 2, "")
+        for i, (word, target) in enumerate(zip(said, ["yes", "yes", "no", "no", "no", "yes"], strict=True))
+    ]
+    store.publish({"predictions": rows, "outcomes": [Outcome("ok", "", 6, 0.1)]}, cell=asked, provenance=provenance())
+    (chapter,) = chapters(records.read(Path("told")))
+    (figures,) = chapter.native.values()
+    assert not chapter.unknown and next(iter(figures)) == "accuracy"
+    assert figures["f1_mean"] == pytest.approx(200 / 3) and figures["yes_ratio"] == 50
+    assert "Not installed here" not in report(Path("told"), Path("page"))["html"].read_text("utf-8")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "tune", "measure"])
+def test_a_truncated_picture_is_told_before_the_start(verb: str) -> None:
+    place = shelves(Path("mine"), "test", "calibration")
+    broken = place / ("calibration" if verb == "tune" else "test") / "6.png"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    line = [verb, "--pruner", "grid", "--budget", "3", "--benchmark", "custom('mine')", "--dry-run"]
+    more = ["--set", "tune.calibration=4", "--set", "tune.held_out=4"] if verb == "tune" else []
+    code, sentence = commands.call(line + more)
+    assert (code, "\n" in sentence) == (2, False), sentence
+    assert "metadata.jsonl line 7 is damaged or cut short" in sentence
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "tune"])
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("def same(answer):\n    return 1\n", "fails on the answer 'red' to question 0: TypeError: same() takes 1 positional"),
+        ("def same(answer, answers, row):\n    return 7\n", "answered 7: a credit from 0 to 1"),
+        ("def some(answer, answers, row):\n    return 1\n", "my_rule has no function 'same'"),
+    ],
+)
+def test_a_grader_that_fails_is_told_before_the_start(
+    verb: str, body: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelves(Path("mine"), "test", "calibration")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "my_rule.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    monkeypatch.delitem(sys.modules, "my_rule", raising=False)
+    benchmark = "custom('mine', grader='my_rule:same')"
+    line = [verb, "--pruner", "grid", "--budget", "3", "--benchmark", benchmark, "--dry-run"]
+    more = ["--set", "tune.calibration=4", "--set", "tune.held_out=4"] if verb == "tune" else []
+    code, sentence = commands.call(line + more)
+    monkeypatch.delitem(sys.modules, "my_rule", raising=False)
+    assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
 
 
 # --- methods that cannot run -----------------------------------------------------------------------------------------

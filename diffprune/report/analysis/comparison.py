@@ -11,6 +11,7 @@ import pandas as pd
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark, Formula, Graded
+from diffprune.core.spec import parse
 from diffprune.report.analysis import labels
 from diffprune.report.analysis.labels import Method, Style
 from diffprune.report.analysis.native_metrics import Native
@@ -253,7 +254,7 @@ class Comparison:
         """None: this installation does not have it."""
         if spelling not in self._plugins:
             try:
-                self._plugins[spelling] = registry.load("benchmarks", spelling)
+                self._plugins[spelling] = _without_data(spelling)
             except ValueError:
                 self._plugins[spelling] = None
         return self._plugins[spelling]
@@ -304,6 +305,19 @@ class Comparison:
             if self.native_of(FULL, "", b)[1]
         ]
         return 100 * float(np.mean(shares)) if shares else float("nan")
+
+
+def _without_data(spelling: str) -> Benchmark:
+    """The benchmark of a spelling, which names no path: paths that it cannot be made without are empty, as no figure needs data.
+
+    Raises:
+        ValueError: this installation does not have it.
+    """
+    call = parse(spelling)
+    known = registry.signature(registry.find("benchmarks", call.name)).parameters.values()
+    places = tuple((one.name, "") for one in known if one.default is one.empty and "Path" in str(one.annotation))
+    made: Benchmark = registry.make("benchmarks", registry.spec("benchmarks", replace(call, options=(*call.options, *places))))
+    return made
 
 
 def chapters(records: Records, asked: Mapping[str, str] | None = None) -> Iterator[Comparison]:
