@@ -192,6 +192,9 @@ def test_a_miss_says_by_how_much() -> None:
     tried = [Verified(2.0, solver.trial(2.0, 8, 0.5), MeasuredSpeedup(1.8, 1.7, 1.9, 200))]
     answer = choice(solver, tried)
     assert answer.verdict == "missed" and answer.note == "measured 10.0% below the target" and answer.chosen_budget == "Keep(8)"
+    for low, note in ((1.95, "its interval begins below the target"), (2.0, "")):
+        tried = [Verified(2.0, solver.trial(2.0, 8, 0.5), MeasuredSpeedup(2.01, low, 2.1, 200))]
+        assert (choice(solver, tried).verdict, choice(solver, tried).note) == ("reached", note)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

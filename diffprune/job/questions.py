@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.cell import Cell, Questions, TuneSpec
 from diffprune.core.errors import with_class
+
+LOOKED = 300  # pictures of a data set that are opened: a few seconds
 
 
 def asked(cells: Iterable[Cell]) -> list[Questions]:
@@ -23,14 +26,18 @@ def asked(cells: Iterable[Cell]) -> list[Questions]:
 
 
 def check(every: Sequence[Questions]) -> None:
-    """Open every picture of data that are given by a path, and grade the first question's own answer by a user's grader.
+    """Open pictures of data that are given by a path, and grade the first question's own answer by a user's grader.
+
+    Of each data set LOOKED pictures at most, evenly spread: all of small ones. Damaged ones of large data are told as errors of
+    their questions.
 
     Raises:
         ValueError: a picture is missing or damaged, or the grader fails; the row, or the grader, is named.
     """
-    opened: set[tuple[str, str, str]] = set()  # (revision, split, picture)
+    shown: dict[tuple[str, str], dict[str, tuple[Benchmark, Sample, int]]] = {}  # by (revision, split): name of a picture
     for questions in every:
-        foreign = registry.find("benchmarks", questions.benchmark.name).foreign_grader(questions.benchmark)
+        plugin: Any = registry.find("benchmarks", questions.benchmark.name)
+        foreign = plugin.foreign_grader(questions.benchmark)
         if not (questions.benchmark.places or foreign):
             continue
         benchmark: Benchmark = registry.make("benchmarks", questions.benchmark)
@@ -38,14 +45,12 @@ def check(every: Sequence[Questions]) -> None:
         if foreign:
             _grade(benchmark, samples[0], questions.protocol)
         for sample in samples if questions.benchmark.places else ():
-            _open(benchmark, sample, (questions.revision, questions.split), opened)
-
-
-def _open(benchmark: Benchmark, sample: Sample, data: tuple[str, str], opened: set[tuple[str, str, str]]) -> None:
-    for number, name in enumerate(sample.image_ids):
-        if (*data, name) not in opened:
+            for number, name in enumerate(sample.image_ids):
+                shown.setdefault((questions.revision, questions.split), {}).setdefault(name, (benchmark, sample, number))
+    for pictures in shown.values():
+        some = list(pictures.values())
+        for benchmark, sample, number in some if len(some) <= LOOKED else [some[i * len(some) // LOOKED] for i in range(LOOKED)]:
             benchmark.nth_image(sample, number)
-            opened.add((*data, name))
 
 
 def _grade(benchmark: Benchmark, sample: Sample, protocol: str) -> None:

@@ -224,7 +224,10 @@ def choice(solver: Solver, tried: Sequence[Verified]) -> Choice:
     best = max(able, key=lambda t: (t.trial.accuracy, t.trial.kept)) if able else max(tried, key=lambda t: t.checked.speedup)
     trial, found = best.trial, best.checked
     off = found.speedup / best.target_speedup - 1
-    note = "" if abs(off) <= TOLERANCE else f"measured {abs(off):.1%} {'above' if off > 0 else 'below'} the target"
+    if abs(off) > TOLERANCE:
+        note = f"measured {abs(off):.1%} {'above' if off > 0 else 'below'} the target"
+    else:
+        note = "its interval begins below the target" if found.low < best.target_speedup else ""
     return Choice(
         verdict="reached" if able else "missed", chosen_budget=str(solver.budget(trial.value)), value=trial.value,
         kept=trial.kept, predicted_speedup=trial.predicted_speedup, measured_speedup=found.speedup, measured_low=found.low,
