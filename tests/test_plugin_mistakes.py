@@ -154,3 +154,52 @@ def test_a_copy_made_inside_the_block_says_so() -> None:
         with pytest.raises(ValueError, match="a copy that was made inside a pruned"):
             copied(**given)
         assert torch.equal(vlm.model(**given).logits, before)
+
+
+# --- what a benchmark asks --------------------------------------------------------------------------------------------
+
+BENCHMARK = """
+from PIL import Image
+from diffprune.core.benchmark import Benchmark, Grade, Sample
+
+def one(id="0"):
+    return Sample(str(id) if id != 7 else 7, "g", "picture", "what colour?", {})
+
+class Bad(Benchmark):
+    revision = "1"
+    def samples(self, split, limit=None, protocol="llava"):
+        SAMPLES
+    def image(self, sample):
+        IMAGE
+    def grade(self, sample, answer, protocol="llava"):
+        return Grade(0.0, answer, "red")
+    def aggregate(self, rows):
+        return {"accuracy": 0.0}
+"""
+GOOD = {"SAMPLES": "return [one(0), one(1)]", "IMAGE": "return Image.new('RGB', (96, 96))"}
+ASKED = [
+    ("SAMPLES", "return None", "samples() gives None for split 'test', but must give a list of Sample"),
+    ("SAMPLES", "return [{'id': '0'}]", "samples() gives a list of other things for split 'test'"),
+    ("SAMPLES", "return []", "samples() gives an empty list"),
+    ("SAMPLES", "return [one(0), one(0), one(1)]", "2 samples of split 'test' have the id '0', but each has its own"),
+    ("SAMPLES", "return [one(7)]", "a sample's id is 7, but must be text"),
+    ("SAMPLES", "open('nowhere.json')", "samples() fails for split 'test' (FileNotFoundError"),
+    ("IMAGE", "return 'nowhere.png'", "the picture of sample '0' is a str, but must be a PIL image"),
+    ("IMAGE", "return Image.open('nowhere.png')", "the picture of sample '0' cannot be opened (FileNotFoundError"),
+]
+
+
+@pytest.mark.parametrize(("part", "body", "says"), ASKED, ids=[says[:50] for *_, says in ASKED])
+def test_what_a_benchmark_asks_is_looked_at_before_the_start(part: str, body: str, says: str) -> None:
+    text = BENCHMARK
+    for name, right in GOOD.items():
+        text = text.replace(name, body if name == part else right)
+    written("benchmarks", text)
+    code, sentence = commands.call(["evaluate", "--pruner", "grid", "--budget", "3", "--benchmark", "bad", "--dry-run"])
+    assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
+
+
+def test_a_job_file_that_exits_is_told_like_one_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(4)\n")
+    code, sentence = commands.call(["run", str(tmp_path / "leaves.py"), "--dry-run"])
+    assert code == 2 and "leaves.py: SystemExit: 4" in sentence

@@ -16,6 +16,7 @@ from diffprune.core.cell import Cell, EvaluateSpec, Method, Questions, describe
 from diffprune.core.pruner import Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
+from diffprune.evaluate.asked import check_samples
 from diffprune.pruning.pretrained import check_model
 
 TEN = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "seed", "vizwiz")
@@ -94,7 +95,7 @@ def _check_names(sources: Sequence[Benchmark]) -> None:
 def _check_split(benchmark: Spec, revision: str, split: str, protocol: str) -> None:
     """Refuse an unknown split; once per data set and process, as it takes time, and a plan asks for every method that is not
     trained yet."""
-    registry.make("benchmarks", benchmark).samples(split, 1, protocol)
+    check_samples(registry.make("benchmarks", benchmark), split, 1, protocol)
 
 
 def _cell(vlm: VLM, method: Pruner, budget: Budget, benchmark: Benchmark, options: Evaluation) -> Cell:

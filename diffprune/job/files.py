@@ -26,7 +26,7 @@ def load_job(text: str) -> Job:
         raise ValueError(f"{path}: {explain(error)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Job):
         raise ValueError(f"{path} defines no job: it must end with a line such as job = Job(name={path.stem!r}, ...)")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+
+from PIL import Image
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.cell import Cell, Questions, TuneSpec
 from diffprune.core.errors import with_class
+from diffprune.evaluate.asked import users_own
 
 LOOKED = 300  # pictures of a data set that are opened: a few seconds
 
@@ -36,21 +38,33 @@ def check(every: Sequence[Questions]) -> None:
     """
     shown: dict[tuple[str, str], dict[str, tuple[Benchmark, Sample, int]]] = {}  # by (revision, split): name of a picture
     for questions in every:
-        plugin: Any = registry.find("benchmarks", questions.benchmark.name)
-        foreign = plugin.foreign_grader(questions.benchmark)
-        if not (questions.benchmark.places or foreign):
-            continue
         benchmark: Benchmark = registry.make("benchmarks", questions.benchmark)
+        grader, own = benchmark.foreign_grader(questions.benchmark), bool(questions.benchmark.places) or users_own(benchmark)
+        if not (own or grader):
+            continue
         samples = benchmark.samples(questions.split, questions.limit, questions.protocol)
-        if foreign:
+        if grader:
             _grade(benchmark, samples[0], questions.protocol)
-        for sample in samples if questions.benchmark.places else ():
+        for sample in samples if own else ():
             for number, name in enumerate(sample.image_ids):
                 shown.setdefault((questions.revision, questions.split), {}).setdefault(name, (benchmark, sample, number))
     for pictures in shown.values():
         some = list(pictures.values())
         for benchmark, sample, number in some if len(some) <= LOOKED else [some[i * len(some) // LOOKED] for i in range(LOOKED)]:
-            benchmark.nth_image(sample, number)
+            _open(benchmark, sample, number)
+
+
+def _open(benchmark: Benchmark, sample: Sample, number: int) -> None:
+    try:
+        found = benchmark.nth_image(sample, number)
+    except Exception as error:
+        if isinstance(error, ValueError) or not users_own(benchmark):
+            raise
+        raise ValueError(f"{benchmark.spec}: the picture of sample {sample.id!r} cannot be opened ({with_class(error)})") from error
+    if not isinstance(found, Image.Image):
+        raise ValueError(
+            f"{benchmark.spec}: the picture of sample {sample.id!r} is a {type(found).__name__}, but must be a PIL image"
+        )
 
 
 def _grade(benchmark: Benchmark, sample: Sample, protocol: str) -> None:

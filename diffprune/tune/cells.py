@@ -10,6 +10,7 @@ from diffprune.core.cell import Cell, Questions, TuneSettings, TuneSpec, describ
 from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
+from diffprune.evaluate.asked import check_samples
 from diffprune.pruning.pretrained import check_model
 from diffprune.timing.eager import check_timed
 from diffprune.tune.options import Tuning
@@ -33,6 +34,7 @@ def cells(vlm: VLM, methods: Sequence[Spec], options: Tuning) -> list[Cell]:
     for pruner in pruners:
         check_model(pruner, vlm)
     for benchmark in benchmarks(options):
+        check_samples(benchmark, calibration_split(benchmark, options), options.calibration, options.protocol)
         check_timed(benchmark, benchmark.samples(calibration_split(benchmark, options), options.calibration, options.protocol))
     asked = settings(options)
     label = " ".join(dict.fromkeys(benchmark.label for benchmark in benchmarks(options)))
