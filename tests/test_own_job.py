@@ -233,6 +233,12 @@ def test_what_is_named_twice_is_refused(setting: str, says: str) -> None:
     assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
 
 
+def test_a_mistyped_setting_is_told_before_the_one_that_it_leaves_missing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from diffprune.job import Job\njob = Job(nam='t')\n")
+    code, sentence = commands.call(["run", str(tmp_path / "mine.py"), "--dry-run"])
+    assert code == 2 and "no setting 'nam'" in sentence and "'name'" in sentence
+
+
 def test_two_data_sets_of_one_spelling_need_titles(embedded: VLM) -> None:
     """Paths are no part of what is asked, so both would be `custom` in the tables, and one of them left out as the older."""
     one, two = (shelves(Path(name), "test") for name in ("one", "two"))

@@ -207,8 +207,10 @@ PYDANTIC = re.compile("|".join(map(re.escape, sorted(PLAIN, key=len, reverse=Tru
 
 
 def explain(error: ValidationError) -> str:
-    """The first thing pydantic found wrong, in one sentence: key path, what is wrong, nearest valid key."""
-    first = error.errors()[0]
+    """What pydantic found wrong first, in one sentence: key path, what is wrong, nearest valid key. A key that is none comes before
+    one that is missing, which may be the same, mistyped."""
+    every = error.errors()
+    first = next((one for one in every if one["type"] == "extra_forbidden"), every[0])
     place = [str(part) for part in first["loc"]]
     path = ".".join(place)
     if first["type"] == "extra_forbidden":
