@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from diffprune.cli import commands, runs
 from diffprune.store import Store
+from tests.test_disks import disk
 from tests.test_own_job import answers, cell, publish
 
 
@@ -40,6 +42,58 @@ def test_an_export_that_was_cut_short_is_made_again(monkeypatch: pytest.MonkeyPa
     Path("beside/notes.txt").write_text("stay")
     assert commands.call(["export", "run", "beside"]) == (0, "")
     assert Path("beside/notes.txt").exists() and Path("beside/store").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "mount"])
+def test_an_export_goes_through_links_and_into_other_file_systems(kind: str) -> None:
+    reported()
+    with contextlib.ExitStack() as stack:
+        if kind == "mount":
+            stack.enter_context(disk("out", 4096))
+        else:
+            Path("out").symlink_to("target")
+        if kind == "link":
+            Path("target").mkdir()
+        assert commands.call(["export", "run", "out"]) == (0, "")
+        assert {"report.html", "store", "numbers.csv", "tables"} <= {path.name for path in Path("out").iterdir()}
+        assert Path("out").is_symlink() == (kind != "mount") and not list(Path().rglob("*.unfinished"))
+        assert len(Store("out/store").done()) == 1
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("run", "run lies in the run that is exported: choose a folder outside run"),
+        ("run/report", "run/report lies in the run that is exported: choose a folder outside run"),
+        ("notes.txt", "notes.txt is a file, but a folder is needed"),
+    ],
+)
+def test_a_place_that_no_export_can_have_is_refused_before_any_work(out: str, says: str) -> None:
+    reported()
+    Path("notes.txt").write_text("stay")
+    before = sorted(Path().rglob("*"))
+    assert commands.call(["export", "run", out]) == (2, says)
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_an_export_to_a_full_disk_says_so_and_leaves_nothing() -> None:
+    run = reported()
+    size = sum(path.stat().st_size for path in run.rglob("*.parquet"))
+    with disk("small", size // 1024 + 200) as place:
+        code, said = commands.call(["export", "run", "small/out"])
+        assert code == 1 and said.startswith("disk full, could not write: ") and "traceback" not in said
+        assert list(place.iterdir()) == []
+
+
+def test_the_report_of_a_folder_goes_where_it_is_told_and_not_beside_records_of_others() -> None:
+    reported()
+    shutil.rmtree("run/report")
+    assert commands.call(["report", "run", "--out", "runs"]) == (0, "")  # which is the default of a job
+    assert Path("runs/report.html").is_file() and not Path("run/report").exists()
+    shutil.copytree("run", "other")
+    code, said = commands.call(["report", "run", "--out", "other"])
+    assert code == 2 and said.startswith("other has a store of its own") and not Path("other/report.html").exists()
+    assert commands.call(["report", "run", "--out", "run"]) == (0, ""), "its own store"
 
 
 def test_what_a_report_has_seen_is_told_by_names_not_by_times() -> None:

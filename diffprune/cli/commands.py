@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from diffprune.cli import remote, runs
 from diffprune.cli.places import Folder, Place
@@ -215,18 +216,21 @@ def _report(folder: Path, options: Mapping[str, Any]) -> None:
         ValueError: an option that a report of what is there has no use for.
     """
     from diffprune import report
-    from diffprune.io.blob_store import remote
+    from diffprune.io.blob_store import open_blobs, remote
     from diffprune.job import seen
 
     idle = [key for key, value in options.items() if key not in ("job", "name", "out") and value not in (None, (), False)]
     if idle:
         raise ValueError(f"the report of the folder {folder} takes --name and --out alone: leave out {', '.join(map(flag, idle))}")
-    out = options["out"] if options["out"] != Path("runs") else folder / "report"
+    given = click.get_current_context().get_parameter_source("out") is not ParameterSource.DEFAULT
+    out = options["out"] if given else folder / "report"
+    if not remote(out) and (out / "store").exists() and out.resolve() != folder.resolve():
+        raise ValueError(f"{out} has a store of its own, of which this page would not be: name another folder with --out")
     before = seen.commits(folder / "store")
     made = report.report(folder / "store", out, title=options["name"] or folder.resolve().name)
     if not remote(out):
         seen.note(out, before)
-    print(f"\n{report.summary(folder / 'store')}\n\nreport: {made['html'].resolve()}", flush=True)
+    print(f"\n{report.summary(folder / 'store')}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
 
 
 def _refuse_if_held(verb: str, asked: str | None, options: Mapping[str, Any]) -> None:

@@ -10,6 +10,8 @@ import click
 
 from diffprune.cli.places import Folder, Place
 
+UNFINISHED = ".unfinished"  # how the name of an export that is being made ends
+
 
 @click.command("watch")
 @click.argument("run", type=Place())
@@ -50,6 +52,7 @@ def verify_(place: Path) -> None:
 @click.argument("out", type=Folder())
 def export(run: Path, out: Path) -> None:
     """Copy the report of a run into the folder OUT, and its store beside it, compacted to one file for each table."""
+    from diffprune.io.blob_store import LocalBlobs
     from diffprune.job import seen
     from diffprune.store import Store, readme
 
@@ -59,34 +62,43 @@ def export(run: Path, out: Path) -> None:
         raise ValueError(f"{run} has no report: write it with {write}")
     if not seen.all_of(run / "store", run / "report"):
         raise ValueError(f"{run}: its store has records that its report has not seen: write it anew with {write}")
-    if (out / "store").exists():
+    to = out.resolve()  # of a link the folder it leads to
+    if to.is_relative_to(run.resolve()):
+        raise ValueError(f"{out} lies in the run that is exported: choose a folder outside {run}")
+    if to.exists() and not to.is_dir():
+        raise ValueError(f"{out} is a file, but a folder is needed")
+    if (to / "store").exists():
         raise ValueError(f"{out / 'store'} holds records already: choose another folder, or remove it if an export was cut short")
-    half = out.absolute().with_name(f".{out.absolute().name}.unfinished")  # beside OUT, which is there at once or not at all
+    half = to / UNFINISHED if to.is_dir() else to.with_name(f".{to.name}{UNFINISHED}")  # in one file system with OUT
     shutil.rmtree(half, ignore_errors=True)
     try:
         Store(run / "store").compact(half / "store")
         readme.write(half / "store")
-        shutil.copytree(run / "report", half, dirs_exist_ok=True, ignore=shutil.ignore_patterns(seen.FILE))
+        page, copy = LocalBlobs(run / "report"), LocalBlobs(half)
+        for key in page.list():
+            if key != seen.FILE:
+                copy.replace(key, page.read(key))
         if (won := run / "winners.json").is_file():  # of a search
-            shutil.copy(won, half)
-        _put(half, out)
+            copy.replace(won.name, won.read_bytes())
+        _put(half, to)
     finally:
         shutil.rmtree(half, ignore_errors=True)
-    size = sum(path.stat().st_size for path in (out / "store").rglob("*.parquet")) / 2**20
+    size = sum(path.stat().st_size for path in (to / "store").rglob("*.parquet")) / 2**20
     click.echo(f"{out}: the report and its store, {size:.1f} MiB")
 
 
 def _put(made: Path, out: Path) -> None:
-    """A finished folder in its place; into one that is there already, the store last, by which it is told that all is there."""
-    if not out.exists() or not any(out.iterdir()):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    """A finished folder in its place, at once; into one that is there already, the store last, by which it is told that all is
+    there."""
+    if not out.exists():
         made.replace(out)
         return
-    for path in sorted(made.iterdir(), key=lambda path: path.name == "store"):
-        if path.is_dir() and (out / path.name).is_dir():
-            shutil.copytree(path, out / path.name, dirs_exist_ok=True)
-        else:
-            path.replace(out / path.name)
+    store = made / "store"
+    for path in sorted(path for path in made.rglob("*") if path.is_file() and store not in path.parents):
+        place = out / path.relative_to(made)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(place)
+    store.replace(out / "store")
 
 
 def present(folder: Path) -> None:
