@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,19 @@ def test_what_cannot_be_compared_ends_with_2_and_one_sentence(second: str, says:
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("out", ["runs/one-two", "two", "page"])
+def test_a_comparison_replaces_no_file_of_a_run_or_a_report(out: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run(tmp_path / name, benchmarks=(GQA,), questions=range(4))
+    if out == "runs/one-two":  # the default
+        shutil.copytree("one", out)
+    report(tmp_path / "two" / "store", tmp_path / "page")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, sentence = commands.call(["compare", "one", "two", *([] if out == "runs/one-two" else ["--out", out])])
+    assert code == 2 and sentence.startswith(f"{out} holds a run or a report, whose files a comparison would replace"), sentence
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 # --- the index --------------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +184,7 @@ def test_the_index_has_a_row_and_a_link_for_every_run(tmp_path: Path, capsys: py
     report(runs / "exported" / "store", runs / "exported")
     (runs / "empty" / "store").mkdir(parents=True)
     (runs / "no run").mkdir()
+    (runs / ".export.unfinished" / "store").mkdir(parents=True)  # as SIGKILL leaves it
     assert commands.call(["index"]) == (0, "")
     page = (runs / "index.html").read_text("utf-8")
     assert 'href="a%20b%231/report/report.html"' in page and 'href="exported/report.html"' in page

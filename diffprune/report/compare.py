@@ -25,11 +25,14 @@ def compare(first: Path | str, second: Path | str, out: Path | str) -> tuple[dic
     Returns the paths by name and the sentences that the page begins with.
 
     Raises:
-        ValueError: a folder without a store, a run without answers, or the same run twice.
+        ValueError: a folder without a store, a run without answers, the same run twice, or `out` is a run or a report, some of
+            whose files have the names of these.
     """
     places = [Path(first), Path(second)]
     if places[0].resolve() == places[1].resolve():
         raise ValueError(f"{first} and {second} are one run: name two to compare")
+    if (Path(out) / "store").exists() or (Path(out) / "report.html").exists():
+        raise ValueError(f"{out} holds a run or a report, whose files a comparison would replace: name another folder with --out")
     found = [_read(place) for place in places]
     names = _names(*places)
     title = f"{names[1]} against {names[0]}"

@@ -58,8 +58,9 @@ def index(folder: Path | str) -> Path:
 
 
 def runs(root: Path) -> Iterator[Run]:
-    """The folders of `root` that have a store, by name."""
-    for place in sorted(one for one in root.iterdir() if (one / "store").is_dir()) if root.is_dir() else ():
+    """The folders of `root` that have a store, by name; none with a leading dot, as exports that were cut short have."""
+    folders = (one for one in root.iterdir() if one.name[0] != "." and (one / "store").is_dir()) if root.is_dir() else ()
+    for place in sorted(folders):
         page = next((page for page in PAGES if (place / page).is_file()), "")
         yield Run(place.name, place, f"{place.name}/{page}" if page else "")
 
