@@ -113,3 +113,28 @@ def test_the_report_of_a_folder_refuses_options_that_it_has_no_use_for() -> None
     reported()
     code, said = commands.call(["report", "run", "--pruner", "grid", "--set", "foo.bar=1", "--dry-run"])
     assert code == 2 and said == "the report of the folder run takes --name and --out alone: leave out --pruner, --set, --dry-run"
+
+
+FAULTS = {
+    "a short row": ("report/numbers.csv", lambda data: data + b"a,b\n", "numbers.csv is damaged"),
+    "no number": ("report/numbers.csv", lambda data: data.replace(b",50.0,", b",fifty,"), "numbers.csv is damaged"),
+    "no digits": ("report/numbers.csv", lambda data: data.replace(b",1,50.0 ", b",x,50.0 "), "numbers.csv is damaged"),
+    "no text": ("report/numbers.csv", lambda data: b"\xff" + data, "numbers.csv is damaged"),
+    "no text on the page": ("report/report.md", lambda data: b"\xff" + data, "report.md is damaged"),
+    "no page": ("report/report.md", None, "report.md is missing"),
+    "a part cut short": ("store/parts/answers/*.parquet", lambda data: data[:-9], "run/store has a damaged file"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_verified_ends_with_2_and_one_sentence(fault: str) -> None:
+    name, change, says = FAULTS[fault]
+    (path,) = reported().glob(name)
+    if change is None:
+        path.unlink()
+    else:
+        before = path.read_bytes()
+        path.write_bytes(change(before))
+        assert path.read_bytes() != before
+    code, said = commands.call(["verify", "run"])
+    assert code == 2 and says in said and "`diffprune report" in said and "\n" not in said, said

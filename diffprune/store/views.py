@@ -144,7 +144,7 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     """A connection with every view of the store in this folder, in memory; it reads no other file.
 
     Raises:
-        ValueError: there is no store.
+        ValueError: there is no store, or a file of it cannot be read.
     """
     if not _there(root):
         raise ValueError(f"{root} holds no store: name the folder of a run, or a report with a folder `store` beside its page")
@@ -152,7 +152,11 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     found.execute("SET file_search_path = ?", [str(root.resolve())])
     found.execute("SET autoinstall_known_extensions = false")
     found.execute("SET TimeZone = 'UTC'")
-    found.execute(script(root))
+    try:
+        found.execute(script(root))
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(f"{root} has a damaged file ({told}): `diffprune report` sets it aside and says so") from None
     return found
 
 

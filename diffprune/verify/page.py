@@ -12,6 +12,7 @@ from pathlib import Path
 
 BESIDE = ("latency_spans", "benchmarks_", "pictures")  # tables beside the page or under its pictures, not among its tables
 NUMBER = r"[+−-]?\d{1,3}(?:[\u202f ]\d{3})+(?:\.\d+)?|[+−-]?\d+(?:\.\d+)?"
+AGAIN = "write the report again with `diffprune report`"
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,36 @@ def read(path: Path) -> list[Printed]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames != names:
-                raise ValueError(
-                    f"{path} has other columns than {', '.join(names)}: write the report again with `diffprune report`"
-                )
-            return [_entry(row) for row in reader]
+            found = [_entry(row) for row in reader] if reader.fieldnames == names else None
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: write the report again with `diffprune report`") from None
+        raise ValueError(f"{path} is missing: {AGAIN}") from None
+    except (ValueError, TypeError, csv.Error):  # TypeError: a row that is too short
+        raise ValueError(f"{path} is damaged: {AGAIN}") from None
+    if found is None:
+        raise ValueError(f"{path} has other columns than {', '.join(names)}: {AGAIN}")
+    return found
+
+
+def text(path: Path) -> str:
+    """A page as it was written.
+
+    Raises:
+        ValueError: there is none, or it is damaged; says what would make it.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {AGAIN}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is damaged: {AGAIN}") from None
 
 
 def _entry(row: dict[str, str]) -> Printed:
     """Texts come without the apostrophe that keeps a spreadsheet from reading a formula."""
     row = {name: re.sub(r"^'(?=[=+\-@|%])", "", text) for name, text in row.items()}
     value, low, high = (float(row[name] or "nan") for name in ("value", "low", "high"))
+    if row["digits"]:
+        int(row["digits"])
     return Printed(**{**row, "value": value, "low": low, "high": high})  # type: ignore[arg-type]
 
 

@@ -51,7 +51,7 @@ def verify(place: Path | str) -> Verified:
     """Every number of the report of a run's folder, or of a report with a folder `store` beside its page.
 
     Raises:
-        ValueError: there is no report or no store.
+        ValueError: there is no report or no store, or a file of either is missing or damaged.
     """
     folder = Path(place)
     report = folder / "report" if (folder / "report" / "report.html").is_file() else folder
@@ -61,7 +61,7 @@ def verify(place: Path | str) -> Verified:
     found = Verified()
     for entry, told in zip(entries, _recomputed(folder / "store", entries), strict=True):
         _compare(found, entry, told)
-    texts = [(report / name).read_text(encoding="utf-8") for name in ("report.md", "report.html")]
+    texts = [page.text(report / name) for name in ("report.md", "report.html")]
     found.differences += page.disagreements(entries, *texts)
     return found
 
