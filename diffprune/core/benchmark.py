@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from diffprune.core.errors import with_class
 from diffprune.core.registry import nearest
 from diffprune.core.spec import Spec
 
@@ -218,3 +220,33 @@ class Benchmark(ABC):
             raise ValueError(f"{self.spec} has no protocol {protocol!r}: {nearest(protocol, self.protocols)}")
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}, it must be at least 1 question (or none for a full run)")
+
+
+def check_samples(benchmark: Benchmark, split: str, limit: int | None, protocol: str) -> None:
+    """Refuse a split that a benchmark does not have, and what a user's own benchmark gives instead of samples.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    try:
+        found: Any = benchmark.samples(split, None if users_own(benchmark) else limit, protocol)
+    except Exception as error:
+        if isinstance(error, ValueError) or not users_own(benchmark):
+            raise
+        raise ValueError(f"{benchmark.spec}: samples() fails for split {split!r} ({with_class(error)})") from error
+    if not users_own(benchmark):
+        return
+    if not isinstance(found, list) or not found or not all(isinstance(one, Sample) for one in found):
+        told = repr(found) if not isinstance(found, list) else "a list of other things" if found else "an empty list"
+        raise ValueError(f"{benchmark.spec}: samples() gives {told:.80} for split {split!r}, but must give a list of Sample")
+    wrong = [name for name in (one.id for one in found) if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"{benchmark.spec}: a sample's id is {wrong[0]!r:.80}, but must be text")
+    name, times = Counter(one.id for one in found).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{benchmark.spec}: {times} samples of split {split!r} have the id {name!r:.80}, but each has its own")
+
+
+def users_own(benchmark: Benchmark) -> bool:
+    """Whether a benchmark is a user's own plug-in."""
+    return not type(benchmark).__module__.startswith("diffprune.")

@@ -10,13 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffprune.config.fields import BenchmarkSpec, Count
 from diffprune.core import registry
-from diffprune.core.benchmark import Benchmark
+from diffprune.core.benchmark import Benchmark, check_samples
 from diffprune.core.budget import Budget, Share
 from diffprune.core.cell import Cell, EvaluateSpec, Method, Questions, describe
 from diffprune.core.pruner import Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
-from diffprune.evaluate.asked import check_samples
 from diffprune.pruning.pretrained import check_model
 
 TEN = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "seed", "vizwiz")

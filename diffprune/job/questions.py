@@ -8,10 +8,9 @@ from dataclasses import replace
 from PIL import Image
 
 from diffprune.core import registry
-from diffprune.core.benchmark import Benchmark, Sample
+from diffprune.core.benchmark import Benchmark, Sample, users_own
 from diffprune.core.cell import Cell, Questions, TuneSpec
 from diffprune.core.errors import with_class
-from diffprune.evaluate.asked import users_own
 
 LOOKED = 300  # pictures of a data set that are opened: a few seconds
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffprune.core import registry
-from diffprune.core.benchmark import Benchmark
+from diffprune.core.benchmark import Benchmark, check_samples
 from diffprune.core.cell import Cell, Questions, TuneSettings, TuneSpec, describe
 from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
-from diffprune.evaluate.asked import check_samples
 from diffprune.pruning.pretrained import check_model
 from diffprune.timing.eager import check_timed
 from diffprune.tune.options import Tuning

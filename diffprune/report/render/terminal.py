@@ -54,8 +54,8 @@ def _block(chapter: Comparison) -> str:
     timed, fast, batch = speed.of(chapter)
     table = accuracy_tables.headline(chapter, fast)
     if table.rows:
-        asked = f"{len(chapter.benchmarks)} benchmark{'s' * (len(chapter.benchmarks) != 1)}"
-        about = f"{chapter.setting['model']}: accuracy on {asked}, prefill at batch {batch or '–'}"
+        num = f"{len(chapter.benchmarks)} benchmark{'s' * (len(chapter.benchmarks) != 1)}"
+        about = f"{chapter.setting['model']}: accuracy on {num}, prefill at batch {batch or '–'}"
     elif chapter.errors:
         return escape.plain(f"{chapter.setting['model']}: {_failed(chapter)}", 400)
     elif timed:
