@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from diffprune.cli import commands
+from diffprune.cli import commands, job_verbs, set_option
 from diffprune.io.job_files import find_job
 from diffprune.job import pipeline
 from diffprune.job.configure import configure
@@ -34,7 +34,7 @@ def test_help_does_not_wait_for_torch_or_ray() -> None:
     assert "diffprune demo" in done.stdout and "compare_gumbel" in done.stdout
 
 
-@pytest.mark.parametrize("verb", [*commands.HELP, "plan", "submit", "jobs", "logs", "stop", "resume", "results"])
+@pytest.mark.parametrize("verb", [*job_verbs.HELP, "plan", "submit", "jobs", "logs", "stop", "resume", "results"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.call([verb, "--help"]) == (0, "")
     assert "--address" in capsys.readouterr().out
@@ -158,7 +158,8 @@ def test_settings_change_a_copy_of_the_job() -> None:
     assert job.train and job.evaluate
     assert (job.train.steps, job.evaluate.limit, job.title) == (7, 40, "other")
     assert load_job("demo").train != job.train
-    assert commands.settings_of(["a.b=1", "c=[1, 2]", "d=Keep(3)", "e=null"]) == {"a.b": 1, "c": [1, 2], "d": "Keep(3)", "e": None}
+    found = set_option.settings_of(["a.b=1", "c=[1, 2]", "d=Keep(3)", "e=null"])
+    assert found == {"a.b": 1, "c": [1, 2], "d": "Keep(3)", "e": None}
 
 
 def test_the_working_directory_comes_before_the_repository() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffprune.cli import commands
+from diffprune.cli import commands, job_verbs
 from diffprune.cli.listing import shown
 from diffprune.core import registry
 from diffprune.core.budget import Above, Keep
@@ -637,7 +637,7 @@ def test_show_prints_defaults_and_settings_within_settings() -> None:
 
 def test_show_prints_training_data_and_help_names_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.call(["show", "jsonl"]) == (0, "") and "images" in capsys.readouterr().out
-    for verb in commands.HELP:
+    for verb in job_verbs.HELP:
         assert commands.call([verb, "--help"]) == (0, "") and "diffprune show train" in " ".join(capsys.readouterr().out.split())
 
 

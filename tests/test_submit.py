@@ -30,7 +30,7 @@ import requests
 from blob_stores import MemoryBlobs
 from fake_head import TOKEN, FakeHead
 
-from diffprune.cli import commands
+from diffprune.cli import commands, job_verbs
 from diffprune.core import termination
 from diffprune.core.registry import FOLDER
 from diffprune.distributed import cluster, head, results, submit
@@ -465,7 +465,7 @@ def test_a_log_is_shown_without_rays_own_lines(fake: FakeHead, own_job: Path, mo
 
 def test_without_an_address_the_job_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(commands, "_perform", lambda verb, options: ran.append((verb, options)))
+    monkeypatch.setattr(job_verbs, "_perform", lambda verb, options: ran.append((verb, options)))
     assert commands.call(["submit", "demo", "--limit", "8"]) == (0, "")
     ((verb, options),) = ran
     assert (verb, options["job"], options["limit"], options["address"]) == ("run", "demo", 8, None)

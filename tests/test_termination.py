@@ -20,7 +20,7 @@ import torch
 from blob_stores import MemoryBlobs
 
 from diffprune import verify
-from diffprune.cli import commands
+from diffprune.cli import commands, job_verbs
 from diffprune.core import termination
 from diffprune.distributed import cluster, watchdog
 from diffprune.distributed.watchdog import Watchdog, Word
@@ -43,7 +43,7 @@ def handler() -> Any:
 
 
 def test_the_command_ends_with_143_and_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_perform", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(job_verbs, "_perform", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert commands.call(["run", "demo"]) == (143, "terminated; what was finished is kept, the same command resumes it")
 
     def in_ray(*_: object) -> None:
@@ -53,10 +53,10 @@ def test_the_command_ends_with_143_and_a_sentence(monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     termination.handle()
-    monkeypatch.setattr(commands, "_perform", in_ray)
+    monkeypatch.setattr(job_verbs, "_perform", in_ray)
     assert commands.call(["run", "demo"])[0] == 143
     termination.handle()
-    monkeypatch.setattr(commands, "_perform", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(job_verbs, "_perform", lambda *_: signal.raise_signal(signal.SIGINT))
     assert commands.call(["run", "demo"])[0] == 130
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from diffprune.cli.job_verbs import configured
 from diffprune.cli.places import Folder
 
 LOCAL = "http://127.0.0.1:8265"
@@ -78,7 +79,6 @@ def _run_name(job: str, options: dict[str, Any]) -> str:
     Raises:
         ValueError: what is wrong.
     """
-    from diffprune.cli.commands import configured
     from diffprune.core import registry
 
     found = configured("run", job, options)
