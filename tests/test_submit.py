@@ -794,7 +794,10 @@ def test_without_the_token_every_port_of_a_head_is_closed_but_that_of_metrics(re
 
 def test_a_verb_joins_a_head_by_the_address_of_its_cluster(real: dict[str, str], token: None) -> None:
     """127.0.0.1 stays what it is: Ray would put the host's own address in its place, and knock there for minutes."""
-    address = (Path(real["folder"]) / "ray" / "ray_current_cluster").read_text().strip()
+    written, end = Path(real["folder"]) / "ray" / "ray_current_cluster", time.monotonic() + 60
+    while not (written.is_file() and (address := written.read_text().strip())):  # Ray's last act, after the head answers
+        assert time.monotonic() < end
+        time.sleep(0.05)
     assert address.startswith("127.0.0.1:")
     before = os.environ.get(cluster.ONE_HOST)
     with cluster.connect(address):
