@@ -12,6 +12,9 @@ import pytest
 
 from diffprune.cli import commands, runs
 from diffprune.store import Store
+from diffprune.store import manifest as manifests
+from diffprune.store.manifest import VERSION
+from diffprune.verify.integrity import unsound
 from tests.test_disks import disk
 from tests.test_own_job import answers, cell, publish
 
@@ -139,3 +142,25 @@ def test_what_cannot_be_verified_ends_with_2_and_one_sentence(fault: str) -> Non
         assert path.read_bytes() != before
     code, said = commands.call(["verify", "run"])
     assert code == 2 and says in said and "`diffprune report" in said and "\n" not in said, said
+
+
+def test_a_store_whose_files_were_changed_is_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that still agree with a page say nothing of a file that is not the one that was written."""
+    reported()
+    assert unsound(Path("run/store")) == []
+    part, *_ = Path("run/store").glob("parts/outcomes/*.parquet")
+    manifest, *_ = Path("run/store").glob("manifests/*.json")
+    whole, told = part.read_bytes(), manifest.read_bytes()
+    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert unsound(Path("run/store")) == [f"{part.relative_to('run/store')} was changed after it was written (sha256 differs)"]
+    part.unlink()
+    assert unsound(Path("run/store")) == [f"{part.relative_to('run/store')} is missing"]
+    part.write_bytes(whole)
+    manifest.write_bytes(told.replace(b'"status": "ok"', b'"status": "no"'))
+    (said,) = unsound(Path("run/store"))
+    assert said.startswith(str(manifest.relative_to("run/store"))) and "checksum" in said
+    with monkeypatch.context() as newer:
+        newer.setattr(manifests, "VERSION", VERSION + 1)
+        publish(Store(Path("newer/store")), cell(), answers(6))
+    with pytest.raises(ValueError, match="it is verified by the version that wrote it"):
+        unsound(Path("newer/store"))
