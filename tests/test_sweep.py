@@ -431,7 +431,9 @@ def test_measuring_goes_on_where_its_process_died(
     assert store.done() == {one.key for one in cells} and len(list(marks.iterdir())) == 2
     spent = store.read("outcomes")["seconds"].tolist()
     assert len(spent) == 3 and len(set(spent)) == 2, "the first by the first process, the rest by the last"
-    assert capsys.readouterr().out.count("another measures the") == 2
+    said = capsys.readouterr().out
+    assert said.count("another measures the") == 2
+    assert [line.split(",")[0] for line in said.splitlines() if "cells, " in line] == [f"measure: {n}/3 cells" for n in (1, 2, 3)]
     other = Store(own_folder / "other")
     with pytest.raises(sweep.SweepFailed, match=r"1 of 3 cells could not be measured; first .* died 3 times in a row"):
         measuring.measure(cells, Measurement(), other, PROVENANCE, model=Spec("mortal"))

@@ -7,6 +7,7 @@ other dies are given up, and the others go on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from ray.exceptions import RayError
@@ -59,7 +60,7 @@ def measure(
         ValueError: as `timing.measure`, or the model cannot be loaded.
     """
     left, failed, deaths, loaded = list(cells), list[str](), 0, False
-    storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
+    storage, began = proof(attempts_at(store.blobs, provenance.run), provenance.attempt), time.monotonic()
 
     def publish(found: Mapping[Cell, timing.Measured]) -> None:
         nonlocal left
@@ -69,6 +70,9 @@ def measure(
             if one.outcome.status != "ok":
                 failed.append(f"{cell.method.label} {cell.columns().budget}: {one.outcome.reason}")
         left = [cell for cell in left if cell not in found]
+        if found:
+            done, spent = len(cells) - len(left), time.monotonic() - began
+            print(f"measure: {done}/{len(cells)} cells, {spent:.0f} s, about {spent / done * len(left):.0f} s left", flush=True)
 
     with connect(address):
         while left:
