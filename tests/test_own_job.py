@@ -258,6 +258,22 @@ def test_two_data_sets_of_one_spelling_need_titles(embedded: VLM) -> None:
     assert set(found.cells["benchmark_label"]) == {"shop", "store"}
 
 
+def test_methods_asked_about_other_data_share_no_table() -> None:
+    """Of two files under one name, asked by two commands, the newest counts, for every method."""
+    store = Store("told")
+    for day, (revision, methods) in enumerate(
+        (("custom@1", ("unpruned", "random", "grid")), ("custom@2", ("unpruned", "grid"))), 1
+    ):
+        for method in methods:
+            rows = [Prediction(str(i), str(i), "", "", "?", "red", "red", "red", 1.0, 144, 144, 20, 2, "") for i in range(6)]
+            made = provenance(started=f"2026-01-0{day}T00:00:00+00:00")
+            asked = evaluate_cell(method, benchmark="custom('rows.jsonl')", revision=revision)
+            store.publish({"predictions": rows, "outcomes": [Outcome("ok", "", 6, 0.1)]}, cell=asked, provenance=made)
+    found = records.read(Path("told"))
+    assert set(found.cells["revision"]) == {"custom@2"} and set(found.cells["label"]) == {"Unpruned", "Grid"}
+    assert "1 cell of Random left out: other data than those that custom was asked about last" in found.problems
+
+
 def test_figures_of_ones_own_data_are_the_rules_own() -> None:
     """The store has no path, without which the benchmark was taken for one that is not installed: no F1, and a false sentence."""
     store, said = Store("told"), ["yes", "yes", "yes", "no", "no", "no"]

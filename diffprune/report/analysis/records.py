@@ -178,7 +178,8 @@ def _plugin(pruner: str, kind: str) -> str:
 
 
 def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Only the newest of cells that differ in nothing but weights, data or code; a sentence per method that lost some."""
+    """Only the newest of cells that differ in nothing but weights, data or code, and of each benchmark's data the newest that any
+    method was asked about: others are no rows of one table. A sentence per method that lost some."""
     if cells.empty:
         return cells, []
     same = ["verb", *SETTING, "mode", "pruner", "trained_as", "scorer_seed"]
@@ -193,4 +194,15 @@ def _newest(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         "changed under the same name"
         for label, old in cells[~current].groupby("label", sort=True)
     ]
-    return cells[current], notes
+    cells = cells[current]
+    data = cells["revision"].fillna("").astype(str)
+    newest = (
+        cells.assign(data=data).sort_values("started", kind="stable")
+        .groupby(["verb", *SETTING, "benchmark"], sort=False, dropna=False)["data"].transform("last").reindex(cells.index)
+    )  # fmt: skip
+    notes += [
+        f"{len(old)} {'cell' if len(old) == 1 else 'cells'} of {label or 'the model'} left out: other data than those that "
+        f"{benchmark} was asked about last"
+        for (label, benchmark), old in cells[data != newest].groupby(["label", "benchmark"], sort=True)
+    ]
+    return cells[data == newest], notes
