@@ -45,6 +45,7 @@ from diffprune.report.analysis import records
 from diffprune.report.analysis.comparison import chapters
 from diffprune.report.tables.speed import tuned
 from diffprune.store import Store
+from diffprune.store.views import connect
 from diffprune.timing.options import Measurement
 from diffprune.train.recipe import Recipe
 from diffprune.tune import cells as tuning
@@ -272,6 +273,8 @@ def test_methods_asked_about_other_data_share_no_table() -> None:
     found = records.read(Path("told"))
     assert set(found.cells["revision"]) == {"custom@2"} and set(found.cells["label"]) == {"Unpruned", "Grid"}
     assert "1 cell of Random left out: other data than those that custom was asked about last" in found.problems
+    told = connect(Path("told")).sql("SELECT DISTINCT revision, method FROM cells ORDER BY method").fetchall()
+    assert told == [("custom@2", "Grid"), ("custom@2", "Unpruned")], "and so it is in the views, by which pages are verified"
 
 
 def test_figures_of_ones_own_data_are_the_rules_own() -> None:

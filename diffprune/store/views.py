@@ -83,10 +83,15 @@ WITH last AS (
             benchmark
         ORDER BY started DESC, cell DESC) AS newest
     FROM every_cell
+), current AS (
+    SELECT *, first_value(revision) OVER (
+        PARTITION BY verb, model, protocol, split, limit_text, dtype, answer_tokens, batch, benchmark
+        ORDER BY started DESC, cell DESC) AS data
+    FROM last WHERE newest = model_sha256 || weights_sha256 || revision || code
 )
-SELECT * EXCLUDE (newest, plugin, trained_as),
+SELECT * EXCLUDE (newest, data, plugin, trained_as),
     if(verb = 'evaluate', concat_ws(' | ', model, protocol, split, limit_text, dtype, answer_text, batch), '') AS chapter
-FROM last WHERE newest = model_sha256 || weights_sha256 || revision || code;
+FROM current WHERE revision IS NOT DISTINCT FROM data;
 """
 
 PREDICTIONS = """
