@@ -2,15 +2,16 @@
 
     python jobs/studies/training_length.py --out reports/training_length
 
-Each length is a job of its own below `--runs`, which goes on where it was stopped: the settings that jobs/zoo.py gives each
-method, with the steps of 400, 1,200 and 4,000 training images (100, 300 and 1,000 steps of four), over all of which learning
-rate, temperatures and easing are stretched. Differences are of the same questions and seeds; all of the table are
+Each length is a job of its own below `--runs`, which goes on where it was stopped: the settings that jobs/tune_training.py found
+for each method, with the steps of 400, 1,200 and 4,000 training images (100, 300 and 1,000 steps of four), over all of which
+learning rate, temperatures and easing are stretched. Differences are of the same questions and seeds; all of the table are
 one family under the one verdict rule. About half an hour on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,21 @@ from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.render.lines import Line, lines
 from diffprune.statistics.verdict import judged
 from diffprune.store.provenance import collect
+from diffprune.train.recipe import MethodSettings
 
 OURS, RIVALS = Spec("diffprune"), (Spec("gumbel_keepdrop"), Spec("learnpruner", (("diversity", 0.2),)))
 BUDGETS = ("Share(1/9)", "Share(1/20)")
+WINNERS, SEARCHED = Path(__file__).parents[2] / "reports" / "tune_training" / "winners.json", 400  # and its training images
 
 
 def job(length: int, seeds: int, limit: int) -> Job:
-    """The methods of the zoo with the steps of `length` training images."""
+    """The methods as the search at 400 images would have them, with the steps of `length` training images."""
     recipe = load_job("zoo").train
     assert recipe, "the zoo trains"
-    whole, methods = recipe.of(OURS).steps * recipe.of(OURS).images, []
-    for spec in (OURS, *RIVALS):
-        (own,) = (one for one in recipe.methods if one.pruner == spec)
-        methods.append(own.model_copy(update={"steps": recipe.of(spec).steps * length // whole}))
+    found = {own["pruner"]: own for own in json.loads(WINNERS.read_text())["methods"]}
+    methods = [
+        MethodSettings(**own | {"steps": own["steps"] * length // SEARCHED}) for own in (found[str(s)] for s in (OURS, *RIVALS))
+    ]
     budgets = load_job("demo").budgets  # those of the search
     changed = {"pruners": (OURS, *RIVALS), "budgets": budgets, "seeds": tuple(range(seeds)), "methods": tuple(methods)}
     return Job(
