@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import ray
 
 from diffprune.distributed import metrics
 from diffprune.distributed.follower import Follower
@@ -144,6 +145,7 @@ def test_without_ray_nothing_is_counted_and_nothing_is_raised() -> None:
     metrics.CELLS.add(1, "mine", "evaluate", "ok")
     metrics.IDLE_SHARE.set(0.5, "mine", "evaluate")
     metrics.worker_lost("mine", "evaluate", "killed")
+    assert not ray.is_initialized(), "and none is started"
 
 
 def test_reporting_a_step_does_not_hold_training_up() -> None:

@@ -47,3 +47,16 @@ NO_TRUTH = BeforeValidator(_no_truth)  # of which Python makes 1 and 0
 Count = Annotated[int, Field(ge=1, le=MOST), NO_TRUTH]
 Seed = Annotated[int, Field(ge=0, lt=2**31), NO_TRUTH]
 Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), NO_TRUTH]
+
+
+def each_once(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values of a setting as they are.
+
+    Raises:
+        ValueError: one of them is named twice, however it was spelled; plug-ins whose data or weights lie elsewhere are two.
+    """
+    told = [(one, getattr(one, "places", ())) for one in found]
+    for number, one in enumerate(told):
+        if one in told[:number]:
+            raise ValueError(f"{str(one[0])!r} is named twice, perhaps in two spellings: name it once")
+    return found

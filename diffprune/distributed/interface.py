@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 import ray
-from ray.train.backend import Backend, BackendConfig
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
 
 SETTINGS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # which a user may set otherwise
 
@@ -31,53 +32,19 @@ def use_own() -> None:
             os.environ.setdefault(setting, name)
 
 
-def _torch(backend: str | None) -> Any:
-    """Ray's configuration of torch.distributed. Its file imports torch."""
-    from ray.train.torch import TorchConfig
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    """That of Ray, with the interface set before processes meet."""
 
-    return TorchConfig(backend=backend)
-
-
-class _Backend(Backend):  # type: ignore[misc]
-    """Ray's own of torch.distributed, with the interface set before processes meet."""
-
-    share_cuda_visible_devices = True
-
-    def on_start(self, worker_group: Any, backend_config: OwnInterface) -> None:
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(use_own)
-        config = _torch(backend_config.backend)
-        config.backend_cls().on_start(worker_group, config)
-
-    def on_training_start(self, worker_group: Any, backend_config: OwnInterface) -> None:
-        config = _torch(backend_config.backend)
-        config.backend_cls().on_training_start(worker_group, config)
-
-    def on_shutdown(self, worker_group: Any, backend_config: OwnInterface) -> None:
-        config = _torch(backend_config.backend)
-        config.backend_cls().on_shutdown(worker_group, config)
+        super().on_start(worker_group, backend_config)
 
 
 @dataclass
-class OwnInterface(BackendConfig):  # type: ignore[misc]
-    """Ray's configuration of torch.distributed, by `_Backend`; training's controller imports torch once its workers are there, and
-    does not let them wait for that.
-
-    backend: gloo or nccl; None is set by Ray's trainer.
-    """
-
-    backend: str | None = None
+class OwnInterface(TorchConfig):  # type: ignore[misc]
+    """Ray's configuration of torch.distributed, by `_Backend`."""
 
     @property
     def backend_cls(self) -> type[_Backend]:
         """Who sets the workers up."""
         return _Backend
-
-    @property
-    def train_func_context(self) -> Any:
-        """What a worker's training runs in."""
-        return _torch(self.backend).train_func_context
-
-    @property
-    def framework(self) -> Any:
-        """For Ray's own notes of a run."""
-        return _torch(self.backend).framework

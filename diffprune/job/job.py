@@ -7,13 +7,12 @@ line makes a changed copy, never a changed job. Text becomes a value here, once.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec, Seed, Workers
+from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec, Seed, Workers, each_once
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.fitted import FittedPruner
@@ -107,8 +106,7 @@ class Job(BaseModel):
     @field_validator("budgets")
     @classmethod
     def _once(cls, found: tuple[Budget, ...]) -> tuple[Budget, ...]:
-        _refuse_twice(found, found)
-        return found
+        return each_once(found)
 
     @field_validator("baselines")
     @classmethod
@@ -116,8 +114,7 @@ class Job(BaseModel):
         """Methods that can run without training by this job; weights they name need not be there yet."""
         for spec in found:
             _refuse_without_weights(spec)
-        _refuse_twice(found, [(spec, spec.places) for spec in found])
-        return found
+        return each_once(found)
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
@@ -168,13 +165,6 @@ class Job(BaseModel):
     def scorers(self, folder: Path) -> dict[tuple[Spec, int], Path]:
         """Where the scorer of each method and seed is, or will be, saved."""
         return scorers(self.train, folder) if self.train else {}
-
-
-def _refuse_twice(found: Sequence[object], told: Sequence[object]) -> None:
-    """Raises ValueError: two of `found` are one value, as `told` tells them apart, however they were spelled."""
-    for number, (one, key) in enumerate(zip(found, told, strict=True)):
-        if key in told[:number]:
-            raise ValueError(f"{str(one)!r} is named twice, perhaps in two spellings: name it once")
 
 
 def _refuse_without_weights(spec: Spec) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from diffprune.config.fields import MOST, BenchmarkSpec, Count, Seed, Workers
+from diffprune.config.fields import MOST, BenchmarkSpec, Count, Seed, Workers, each_once
 from diffprune.core.benchmark import MAIN_SPLIT
 from diffprune.core.cell import TuneKind
 from diffprune.tune.solver import STEPS
@@ -69,11 +69,7 @@ class Tuning(BaseModel):
     @classmethod
     def _once(cls, found: tuple[Any, ...]) -> tuple[Any, ...]:
         """Of a benchmark that is named twice every question would count twice."""
-        told = [(one, getattr(one, "places", ())) for one in found]
-        for number, one in enumerate(told):
-            if one in told[:number]:
-                raise ValueError(f"{str(one[0])!r} is named twice: name it once")
-        return found
+        return each_once(found)
 
     @field_validator("margin")
     @classmethod
