@@ -342,11 +342,11 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(vlm: Any, monkeyp
     whole = run(vlm, "whole")
     step, calls = ScorerTrainer.step, []
 
-    def dies(arm: ScorerTrainer, batch: Any) -> Any:
+    def dies(arm: ScorerTrainer, *given: Any) -> Any:
         calls.append(arm.done)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return step(arm, batch)
+        return step(arm, *given)
 
     monkeypatch.setattr(ScorerTrainer, "step", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -20,9 +20,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as group
-from torch.nn.parallel import DistributedDataParallel
 
 from diffprune import data as training
 from diffprune.core.records import Step
@@ -36,11 +35,11 @@ from diffprune.embedded import vlm as embedded
 from diffprune.io import shared_storage
 from diffprune.io.attempts import Attempt
 from diffprune.store import Store
+from diffprune.train.ahead import BadData, drawn
 from diffprune.train.checkpoints import Files, claim, read_steps
 from diffprune.train.context import Context, LocalContext
 from diffprune.train.loop import scorers, train
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import BadData, drawn
 from diffprune.vlm.activation_checkpointing import decoder_layers
 from diffprune.vlm.load import load
 from tests.records import provenance
@@ -73,13 +72,10 @@ class PlainContext(Context):
         group.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
         self.files = Files(folder, 1)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        return DistributedDataParallel(module)
-
-    def sum(self, values: Tensor) -> Tensor:
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
         total = values.clone()
         group.all_reduce(total)
-        return total
+        return lambda: total
 
     def progress(self, text: str) -> None:
         pass

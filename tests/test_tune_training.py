@@ -27,10 +27,11 @@ from diffprune.report.analysis.search import unused
 from diffprune.report.tables.search import searched
 from diffprune.store import Store
 from diffprune.train import loop
+from diffprune.train.ahead import drawn
 from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import Diverged, ScorerTrainer, drawn
+from diffprune.train.scorer_trainer import Diverged, ScorerTrainer
 from diffprune.train.search import SEARCHED, Bench, Search, SearchTrial, best, spelled, trials
 from diffprune.verify import verify
 from diffprune.vlm.load import load

@@ -92,7 +92,7 @@ def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:
         RuntimeError: the group failed more often than it may, or its controller died.
     """
     # The controller inherits these. It hears of an end, or a death, when it polls, every two seconds unless told otherwise.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more, for `ray.train.report`, unused here
     elastic, gpus = isinstance(workers, tuple), config.get("gpus", 0.0)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ELASTIC_START_S if elastic else START_S)

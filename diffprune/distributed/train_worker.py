@@ -6,14 +6,14 @@ A file of its own, so that a worker starts without the store and the terminal.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as group
-from torch.nn.parallel import DistributedDataParallel
 
 from diffprune.core.records import Step
 from diffprune.core.spec import Spec
@@ -21,10 +21,11 @@ from diffprune.core.vlm import VLM
 from diffprune.distributed import watchdog
 from diffprune.distributed.fsdp import spread
 from diffprune.io.shared_storage import proof, unseen
+from diffprune.train.ahead import BadData
 from diffprune.train.checkpoints import Files, attempts_at
 from diffprune.train.context import Context, Ended
 from diffprune.train.loop import train
-from diffprune.train.scorer_trainer import BadData, Diverged
+from diffprune.train.scorer_trainer import Diverged
 from diffprune.vlm.load import load
 
 
@@ -46,15 +47,17 @@ class RayContext(Context):
         self.prove_shared()
         self.speaker = watchdog.Speaker(self.files.blobs, attempt, self.rank)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        return DistributedDataParallel(module) if self.world > 1 else module
-
-    def sum(self, values: Tensor) -> Tensor:
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
         if self.world == 1:
-            return values
+            return lambda: values
         total = values.clone()
-        group.all_reduce(total)
-        return total
+        begun = group.all_reduce(total, async_op=True)
+
+        def arrived() -> Tensor:
+            begun.wait()
+            return total
+
+        return arrived
 
     def report(self, scorer: str, step: Step) -> None:
         super().report(scorer, step)

@@ -17,13 +17,13 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffprune.core.records import Step
 from diffprune.train.checkpoints import Files, claim
@@ -48,12 +48,12 @@ class Context(ABC):
     _looked, _asked = -math.inf, False
 
     @abstractmethod
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """A module whose backward pass averages gradients over the workers."""
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin to add up elementwise over the workers; what this returns waits for the sum. All workers must ask, in one order."""
 
-    @abstractmethod
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the workers; every worker must ask."""
+        return self.begin_sum(values)()
 
     @abstractmethod
     def progress(self, text: str) -> None:
@@ -76,11 +76,12 @@ class Context(ABC):
             self.files.append({"saved": name, "step": state["step"]}, durable=True)
             self.files.save(name, state)
 
-    def ending(self) -> bool:
-        """Whether all workers are to save and end, on all or on none; every worker must ask."""
+    def begin_ending(self) -> Callable[[], bool]:
+        """Ask whether all workers are to save and end, on all or on none; what this returns waits for all to ask."""
         if (now := time.monotonic()) - self._looked >= (LOOK_S if self.files.remote else 0):
             self._looked, self._asked = now, self.files.ending()
-        return bool(self.sum(torch.tensor(float(self._asked), device=self.device)) > 0)
+        asked = self.begin_sum(torch.tensor(float(self._asked), device=self.device))
+        return lambda: bool(asked() > 0)
 
     def load(self, name: str) -> dict[str, Any] | None:
         """The newest state saved under a name by this or an earlier run."""
@@ -108,11 +109,8 @@ class Apart(Context):
     def __init__(self, group: Context) -> None:
         self.device, self.files, self._group = group.device, group.files, group
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        return lambda: values
 
     def progress(self, text: str) -> None:
         self._group.progress(text)
@@ -130,11 +128,8 @@ class LocalContext(Context):
         self.device, self.every_s, self.told = torch.device(device), every_s, -math.inf
         self.files = Files(Path(folder), claim(Path(folder)))
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        return lambda: values
 
     def progress(self, text: str) -> None:
         if time.monotonic() - self.told > self.every_s:

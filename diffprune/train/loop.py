@@ -22,11 +22,12 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.io import checkpoint
+from diffprune.train.ahead import Ahead
 from diffprune.train.checkpoints import read_steps
 from diffprune.train.context import Context, Ended
 from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import ScorerTrainer, calibration_tokens, drawn, name
+from diffprune.train.scorer_trainer import ScorerTrainer, calibration_tokens, name
 
 POLL_S = 0.2  # between looks at what the other workers have finished
 KEPT_MIB = 512  # of batches that are kept for the next method of a seed
@@ -149,20 +150,26 @@ def _steps(trainer: ScorerTrainer) -> None:
     context, recipe = trainer.context, trainer.recipe
     trainer.resume()
     context.begin(trainer.name, trainer.done)
-    stream = batches(trainer)
+    ahead = Ahead(context, batches(trainer), recipe.steps - trainer.done, trainer.count)
+    ending = context.begin_ending()
+
+    def meanwhile() -> None:
+        nonlocal ending
+        ending = context.begin_ending()
+        ahead.draw()
+
     while trainer.done < recipe.steps:
-        batch, t = drawn(context, lambda: next(stream)), trainer.done
+        (batch, counted), t = ahead.next(), trainer.done
         probe = trainer.grad_cosine(batch, t) if recipe.grad_cosine_every and t % recipe.grad_cosine_every == 0 else math.nan
-        row = replace(trainer.step(batch), grad_cosine=probe)
+        row = replace(trainer.step(batch, counted, meanwhile), grad_cosine=probe)
         if trainer.batch is not None and _due(recipe.validate_every, t, recipe.steps):
             soft, hard = trainer.validate()
             row = replace(row, validation_soft=soft, validation_hard=hard)
         context.report(trainer.name, row)
         context.progress(line(trainer.name, row, recipe.steps))
-        ending = context.ending()
-        if ending or _due(recipe.checkpoint_every, t, recipe.steps):
+        if (end := ending()) or _due(recipe.checkpoint_every, t, recipe.steps):
             context.save(trainer.name, trainer.state())
-        if ending and trainer.done < recipe.steps:
+        if end and trainer.done < recipe.steps:
             raise Ended
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from diffprune import pruning
-from diffprune.core.budget import Budget
-from diffprune.core.fitted import Loss, Progress, TrainablePruner, TrainingRun
-from diffprune.core.noise import Noise
 from diffprune.core.pruner import Pruner
 from diffprune.core.site import Plan
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
-from diffprune.data import TrainBatch
 from diffprune.pruning.soft_cuts import SoftCuts, Soften, columns
 
 
@@ -59,14 +55,3 @@ def softened_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, pruner: Prune
     soft.expect(prompts, tokens)
     with soft.hooked():
         return answer_nll(vlm, _whole(vlm, prompts, tokens))
-
-
-class Objective(nn.Module):
-    """A method's training objective as a module, so that its networks can be wrapped for several workers."""
-
-    def __init__(self, pruner: TrainablePruner, networks: nn.ModuleDict) -> None:
-        super().__init__()
-        self.pruner, self.networks = pruner, networks
-
-    def forward(self, run: TrainingRun, batch: TrainBatch, budget: Budget, progress: Progress, noise: Noise) -> Loss:
-        return self.pruner.objective(run, batch, budget, progress, noise)

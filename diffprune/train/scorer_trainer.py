@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +33,12 @@ from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.pruning.first_cut import seen_at_first_cut
 from diffprune.pruning.soft_cuts import Soften
+from diffprune.timing.clock import Marks, clocks
+from diffprune.train.ahead import drawn
 from diffprune.train.context import Context
 from diffprune.train.drawn_batches import DrawnBatches
-from diffprune.train.loss import Objective, answer_nll, relaxed_nll, softened_nll
+from diffprune.train.exchange import alike, begun
+from diffprune.train.loss import answer_nll, relaxed_nll, softened_nll
 from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, eased, learning_rate
 from diffprune.vlm.activation_checkpointing import recomputed
 from diffprune.vlm.attention import decoder_attention
@@ -46,27 +48,6 @@ ROWS_AT_ONCE = 8  # calibration images that go through the decoder together
 
 class Diverged(RuntimeError):
     """The loss kept being NaN or infinite; trying again gives the same."""
-
-
-class BadData(ValueError):
-    """Training data cannot be read on some worker, or too much of it is broken; trying again gives the same."""
-
-
-def drawn(context: Context, draw: Callable[[], TrainBatch]) -> TrainBatch:
-    """What `draw` gives on this worker, once all workers have theirs: nobody is left waiting for one that has failed.
-
-    Raises:
-        BadData: on every worker, when one of them cannot draw.
-    """
-    reason, found = "", None
-    try:
-        found = draw()
-    except ValueError as error:
-        reason = str(error)
-    failed = context.sum(torch.tensor(float(found is None), device=context.device))
-    if found is None or failed > 0:
-        raise BadData(reason or "the training data cannot be read on another worker")
-    return found
 
 
 def name(pruner: Spec, seed: int) -> str:
@@ -165,7 +146,8 @@ class ScorerTrainer:
             networks = pruner.networks = pruner.build(seen)
         self.width = seen.features.shape[-1]
         self.networks = networks.train()
-        self.module = context.wrap(Objective(pruner, networks))
+        alike(context, networks)
+        self.clock = clocks(vlm.device)[0]
         self.parameters = [p for p in networks.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.done, self.skips = 0, 0
@@ -214,27 +196,40 @@ class ScorerTrainer:
             return [batch]
         return [batch.part(self.vlm, i, min(i + size, batch.examples)) for i in range(0, batch.examples, size)]
 
-    def step(self, batch: TrainBatch) -> Step:
+    def count(self, batch: TrainBatch) -> tuple[float, float]:
+        """Labels of a share, and its rows that are relaxed."""
+        return float(batch.num_labels), float(self.rows(batch))
+
+    def step(self, batch: TrainBatch, counted: Tensor | None = None, meanwhile: Callable[[], object] = lambda: None) -> Step:
         """One update from this worker's share of a batch; skipped on every worker when loss or gradient is not finite.
+
+        counted [2]: `count`, added up over the workers; asked now where it is not given.
+        meanwhile: done while gradients are computed on a GPU, and travel; the time of a step is without it.
 
         Raises:
             Diverged: that happened more than `max_skips` times.
         """
-        started, t, recipe, world = time.perf_counter(), self.done, self.recipe, self.context.world
+        t, recipe, world, marks = self.done, self.recipe, self.context.world, Marks(self.clock)
         budget = drawn_budget(recipe, self.seed, t)
-        counts = torch.tensor([batch.num_labels, self.rows(batch)], dtype=torch.float32, device=self.vlm.device)
-        total, rows = self.context.sum(counts)
-        sums = self._backward(batch, eased(recipe, budget, t), total, float(rows) / world)
-        norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
-        found = self.context.sum(torch.stack([*sums.values(), norm])).tolist()
-        values = dict(zip([*sums, "norm"], found, strict=True))
-        finite = math.isfinite(sum(found))
-        if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, t)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        step_ms = 1000 * (time.perf_counter() - started)
+        with marks.span("step"):
+            if counted is None:
+                counted = self.context.sum(torch.tensor(self.count(batch), device=self.vlm.device))
+            total, rows = counted
+            sums = self._backward(batch, eased(recipe, budget, t), total, float(rows) / world)
+            mine = torch.stack([*sums.values()])
+        arrived = begun(self.context, self.parameters, mine)
+        meanwhile()
+        with marks.span("step"):
+            everyone = arrived()
+            norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
+            values = dict(zip([*sums, "norm"], torch.stack([*everyone, norm]).tolist(), strict=True))
+            finite = math.isfinite(sum(values.values()))
+            if finite:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(recipe, t)
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        step_ms = marks.totals()["step"]
         if not finite:
             self._skip(t)
         self.done += 1
@@ -242,8 +237,8 @@ class ScorerTrainer:
         return Step(
             step=t, loss=loss, penalty=values.get("penalty", 0.0) / world,
             temperature=self.pruner.temperature(self.progress(t), self.annealing), drawn_budget=str(budget),
-            kept=values.get("kept", math.nan) / world, grad_norm=values["norm"] / world,
-            clipped=values["norm"] / world > recipe.clip, score_sd=values.get("score_sd", math.nan) / world,
+            kept=values.get("kept", math.nan) / world, grad_norm=values["norm"],
+            clipped=values["norm"] > recipe.clip, score_sd=values.get("score_sd", math.nan) / world,
             overlap=values.get("overlap", math.nan) / world, grad_cosine=math.nan, step_ms=step_ms,
             workers=world, validation_soft=math.nan, validation_hard=math.nan,
         )  # fmt: skip
@@ -253,13 +248,10 @@ class ScorerTrainer:
 
         Every image has noise of its own, so parts see what the whole share would have seen: nothing but rounding differs.
         """
-        parts = self._parts(batch)
         run, progress, sums = self.run(batch, total, self.context.world, rows), self.progress(self.done), dict[str, Tensor]()
-        for number, part in enumerate(parts, 1):
-            # Workers exchange gradients once, with the last part.
-            quiet = contextlib.nullcontext if number == len(parts) else getattr(self.module, "no_sync", contextlib.nullcontext)
-            with quiet(), self._differentiated():
-                loss = self.module(run, part, budget, progress, self.noise(part, NOISE, self.seed, self.done))
+        for part in self._parts(batch):
+            with self._differentiated():
+                loss = self.pruner.objective(run, part, budget, progress, self.noise(part, NOISE, self.seed, self.done))
                 loss.total.backward()
             for term, value in {"total": loss.total, **loss.terms}.items():
                 sums[term] = sums.get(term, 0.0) + value.detach().float()

@@ -28,11 +28,12 @@ from diffprune.core.records import SearchLook
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
+from diffprune.train.ahead import drawn
 from diffprune.train.context import LocalContext
 from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.loop import KEPT_MIB, batches
 from diffprune.train.recipe import MethodSettings, Recipe
-from diffprune.train.scorer_trainer import Diverged, ScorerTrainer, drawn
+from diffprune.train.scorer_trainer import Diverged, ScorerTrainer
 
 COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
 SEARCHED = (

@@ -44,10 +44,11 @@ from diffprune.store import Store, lock
 from diffprune.store.provenance import collect
 from diffprune.timing.options import Measurement
 from diffprune.train import estimate
+from diffprune.train.ahead import drawn
 from diffprune.train.context import LocalContext
 from diffprune.train.loop import batches
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import ScorerTrainer, drawn
+from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.meta_model import configuration
 
 NAME, SEED, STEPS = "gpu_truth", 0, 20
