@@ -27,6 +27,7 @@ from diffprune.report.tables import speed as speed_tables
 from diffprune.statistics import judged
 from diffprune.store import Store
 from diffprune.tune import probes
+from diffprune.verify import verify
 from tests.records import (
     choice,
     evaluate_cell,
@@ -41,6 +42,7 @@ from tests.records import (
     tune_cell,
 )
 
+DYNAMIC = "Dynamic-LLaVA (image part)"
 RIGHT = {"unpruned": 1.0, "diffprune": 0.95, "gumbel_topk": 0.6, "grid": 0.5, "attention": 0.7}  # chance of a right answer
 
 
@@ -51,7 +53,7 @@ def put(store: Store, cell: Cell, **tables: Iterable[Any]) -> None:
 def answered(store: Store, seeds: int, right: dict[str, float] = RIGHT, kept: tuple[int, ...] = (16, 32), num: int = 60) -> None:
     """Answers of two trained methods with scorer seeds, of rules, and of the unpruned model, about `num` pictures."""
     for name, chance in right.items():
-        trained = name in ("diffprune", "gumbel_topk")
+        trained = name in ("diffprune", "gumbel_topk", "dynamic_llava")
         for seed in range(seeds if trained else 1):
             about = {"weights": f"{name}{seed}", "recipe": name, "seed": seed} if trained else {}
             for tokens in (144,) if name == "unpruned" else kept:
@@ -246,6 +248,34 @@ def test_the_best_rule_is_chosen_where_it_is_not_compared(tmp_path: Path) -> Non
     found = chapter(tmp_path / "two")
     assert verdicts.best_rule(found, "Keep(16)") == verdicts.BestRule("Attention", verdicts.ON_CALIBRATION)
     assert verdicts.best_rule(found, "Keep(32)").chosen == verdicts.ON_OTHERS
+
+
+def test_methods_that_read_the_question_are_judged_in_a_family_of_their_own(tmp_path: Path) -> None:
+    answered(Store(tmp_path / "peers"), seeds=4)
+    both = Store(tmp_path / "both" / "store")
+    answered(both, seeds=4)
+    answered(both, seeds=4, right={"dynamic_llava": 0.93})
+    answered(both, seeds=1, right={"fastv": 0.3, "sparsevlm": 0.5})
+    peers, found = chapter(tmp_path / "peers"), chapter(tmp_path / "both" / "store")
+    assert verdicts.of(found) == verdicts.of(peers) and not verdicts.with_question(peers)
+    aware = verdicts.with_question(found)
+    assert {key: one.other for key, one in aware.items()} == {
+        (name, f"Keep({tokens})"): other for tokens in (16, 32)
+        for name, other in ((DYNAMIC, DYNAMIC), (verdicts.QUESTION_RULE, "SparseVLM"))
+    }  # fmt: skip
+    family = {key: found.difference("DiffPrune", one.other, key[1]) for key, one in aware.items()}
+    assert {key: one.verdict for key, one in aware.items()} == judged(family)
+    table = accuracy_tables.differences(found, 2000)
+    names = [row[0] for row in table.rows]
+    assert names == ["Gumbel top-K", verdicts.RULE, "Unpruned", DYNAMIC, verdicts.QUESTION_RULE]
+    assert table.rule_before == {3} and not accuracy_tables.differences(peers, 2000).rule_before
+    assert any("for all below it: methods that also read the question" in note for note in table.notes)
+    said = " ".join(verdict.headline(found, {}, None))
+    assert f"Against {DYNAMIC}, which also reads the question, DiffPrune " in said
+    assert "Against the best of the training-free rules asked here that also read the question, DiffPrune is better with" in said
+    made = report(tmp_path / "both" / "store", tmp_path / "both")
+    assert "minus Dynamic-LLaVA" in made["markdown"].read_text("utf-8") and made["svg/forest"].stat().st_size
+    assert not [one for one in verify(tmp_path / "both").differences if one.startswith("differences")]
 
 
 # --- speed, training, tuning -------------------------------------------------------------------------------------------------

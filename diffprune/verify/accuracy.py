@@ -7,6 +7,7 @@ arms and replicates have answered equally many questions. Every statement ends i
 from __future__ import annotations
 
 SUBJECT = "DiffPrune"
+CHOSEN = "('best training-free rule', 'best rule that reads the question')"  # rows that name another at each budget
 
 ARMS = f"""
 CREATE TABLE arm AS
@@ -227,11 +228,11 @@ WHERE kind = 'pair' AND method = '{SUBJECT}' GROUP BY ALL
 UNION ALL BY NAME
 SELECT r.chapter, 'differences' AS "table", r."row", 'pictures' AS "column", max(pictures) AS value
 FROM printed r JOIN pictures_of p ON p.chapter = r.chapter AND p.budget = r."column" AND p.other = split_part(r.note, ';', 1)
-WHERE r."table" = 'differences' AND r."row" = 'best training-free rule' AND p.kind = 'pair' AND p.method = 'DiffPrune' GROUP BY ALL
+WHERE r."table" = 'differences' AND r."row" IN {CHOSEN} AND p.kind = 'pair' AND p.method = 'DiffPrune' GROUP BY ALL
 UNION ALL BY NAME
 SELECT r.chapter, 'differences' AS "table", r."row", r."column", d.value
 FROM printed r JOIN difference d ON d.chapter = r.chapter AND d.budget = r."column" AND d.other = split_part(r.note, ';', 1)
-WHERE r."table" = 'differences' AND r."row" = 'best training-free rule' AND d.kind = 'pair' AND d.method = 'DiffPrune'
+WHERE r."table" = 'differences' AND r."row" IN {CHOSEN} AND d.kind = 'pair' AND d.method = 'DiffPrune'
 UNION ALL BY NAME
 SELECT chapter, 'headline' AS "table", 'Unpruned |' AS "row", 'net prefill speedup' AS "column", 1 AS value FROM whole
 UNION ALL BY NAME

@@ -44,9 +44,9 @@ class Method:
         return not self.reads_question and not self.variant
 
     @property
-    def rule(self) -> bool:
-        """Whether it needs no training and does not look at the question."""
-        return self.kind in ("rule", "control") and not self.reads_question
+    def free(self) -> bool:
+        """Whether it needs no training, be it that some settings of it are fitted to a few pictures."""
+        return self.kind in ("rule", "control", "calibrated")
 
     @property
     def order(self) -> tuple[int, int, bool, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,28 +13,38 @@ from diffprune.report.analysis.labels import SUBJECT
 from diffprune.statistics import Verdict, judged
 
 RULE = "best training-free rule"
+QUESTION_RULE = "best rule that reads the question"
+CHOSEN = (RULE, QUESTION_RULE)  # another method at each budget
 NEAR = 0.1  # share by which the tokens a rule kept on the calibration split may miss a budget
 ON_CALIBRATION = "on the calibration split, by the trials of tuning"
 ON_OTHERS = "by its mean accuracy at the other budgets"
 ON_THESE = "on these same questions, which favours the rule"
 
 
-def rivals(chapter: Comparison) -> list[str]:
-    """Other trained methods that see what the subject sees, their variants too: one of them may be the strongest."""
-    return [x for x, m in chapter.methods.items() if m.kind == "trained" and not m.reads_question and m.base != SUBJECT]
+def rivals(chapter: Comparison, reads_question: bool = False) -> list[str]:
+    """Other trained methods that see what the subject sees, their variants too: one of them may be the strongest.
+
+    reads_question: those that see the question as well, in their stead.
+    """
+    trained = (x for x, m in chapter.methods.items() if m.kind == "trained" and m.base != SUBJECT)
+    return [x for x in trained if chapter.methods[x].reads_question == reads_question]
 
 
 @dataclass(frozen=True)
 class BestRule:
-    """The training-free image-only rule that stands for all of them at a budget, and on what it was chosen."""
+    """The training-free rule that stands for all of its sort at a budget, and on what it was chosen."""
 
     label: str
     chosen: str
 
 
-def best_rule(chapter: Comparison, budget: str) -> BestRule | None:
-    """The most accurate rule, chosen without looking at the answers it is compared by, as far as the store allows."""
-    rules = [label for label, m in chapter.methods.items() if m.rule and (label, budget) in chapter.arms]
+def best_rule(chapter: Comparison, budget: str, reads_question: bool = False) -> BestRule | None:
+    """The most accurate rule, chosen without looking at the answers it is compared by, as far as the store allows.
+
+    reads_question: of those that read the question; else of those that see the picture alone.
+    """
+    sort = (x for x, m in chapter.methods.items() if m.free and m.reads_question == reads_question)
+    rules = [label for label in sort if (label, budget) in chapter.arms]
     rules = [label for label in rules if not chapter.off(label, budget)] or rules
     if not rules:
         return None
@@ -76,14 +86,28 @@ class Judged:
 @lru_cache(maxsize=8)
 def of(chapter: Comparison) -> Mapping[tuple[str, str], Judged]:
     """(a rival, `RULE` or the unpruned model; budget) -> the subject minus it. All of them are one family."""
+    return _judged(chapter, (*rivals(chapter), RULE, FULL))
+
+
+@lru_cache(maxsize=8)
+def with_question(chapter: Comparison) -> Mapping[tuple[str, str], Judged]:
+    """(a trained method that also reads the question, or `QUESTION_RULE`; budget) -> the subject minus it. A family of its own:
+    they are told more than the subject, and are no reason to correct what is said of its peers."""
+    return _judged(chapter, (*rivals(chapter, reads_question=True), QUESTION_RULE))
+
+
+def _judged(chapter: Comparison, against: Sequence[str]) -> dict[tuple[str, str], Judged]:
+    """The subject minus each of some others at every budget, as one family."""
     family, who = {}, {}
-    for against in (*rivals(chapter), RULE, FULL):
+    for name in against:
         for budget in chapter.budgets:
-            chosen = best_rule(chapter, budget.spelling) if against == RULE else None
-            other = (chosen.label if chosen else "") if against == RULE else against
+            other = name
+            if name in CHOSEN:
+                chosen = best_rule(chapter, budget.spelling, name == QUESTION_RULE)
+                other = chosen.label if chosen else ""
             found = chapter.difference(SUBJECT, other, budget.spelling) if other else None
             if found:
-                family[against, budget.spelling], who[against, budget.spelling] = found, other
+                family[name, budget.spelling], who[name, budget.spelling] = found, other
     return {key: Judged(who[key], verdict) for key, verdict in judged(family).items()}
 
 

@@ -11,7 +11,7 @@ from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.seeds import differences
 from diffprune.report.analysis.two_runs import TwoRuns
-from diffprune.report.analysis.verdicts import RULE
+from diffprune.report.analysis.verdicts import QUESTION_RULE, RULE
 from diffprune.report.render.escape import plain
 from diffprune.report.render.svg import HALF, INK, SHOWN, Plot, axes, plot, styled, svg
 from diffprune.report.render.table import Number
@@ -38,14 +38,15 @@ Group = tuple[str, list[Row]]  # heading, rows
 
 def _groups(chapter: Comparison) -> list[Group]:
     """(whom DiffPrune is held against, its comparisons, most tokens first)."""
-    every = verdicts.of(chapter)
+    peers, aware = verdicts.of(chapter), verdicts.with_question(chapter)
+    every, fixed = {**peers, **aware}, (RULE, FULL, QUESTION_RULE)
     against = dict.fromkeys(key[0] for key in every)
-    chosen = [x for x in against if x not in (RULE, FULL)][: SHOWN - 2] + [x for x in (RULE, FULL) if x in against]
+    chosen = [x for x in against if x not in fixed][: SHOWN - len(fixed)] + [x for x in fixed if x in against]
     found: list[Group] = []
     for x in chosen:
         judged = [(b, every[x, b.spelling]) for b in chapter.budgets if (x, b.spelling) in every]
         rows = [Row(b.short, one.verdict, differences(chapter, SUBJECT, one.other, b.spelling)) for b, one in judged]
-        found.append((f"minus {plain(x, 44)}", rows))
+        found.append((f"minus {plain(x, 48)}", rows))
     return found
 
 

@@ -84,7 +84,7 @@ def open_note(found: Verdict, digits: int = 1) -> str:
     if found.word != CANNOT_TELL:
         return ""
     if found.found.p < ALPHA:
-        return f"p {found.p:.2f} after Holm"
+        return f"p {found.p:.{2 if found.p >= 0.1 else 3}f} after Holm"
     return f"{Number(found.found.detectable, digits=digits).main} would show"
 
 
@@ -222,24 +222,32 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
 
 
 def differences(chapter: Comparison, draws: int) -> Table:
-    """DiffPrune minus each other trained method, the best training-free rule and the unpruned model; one column per budget."""
+    """DiffPrune minus each other trained method, the best training-free rule and the unpruned model; one column per budget.
+
+    Below a line: minus those that also read the question, corrected by themselves.
+    """
     rows: list[tuple[Entry, ...]] = []
-    every = verdicts.of(chapter)
+    peers, aware = verdicts.of(chapter), verdicts.with_question(chapter)
+    every = {**peers, **aware}
     for against in dict.fromkeys(key[0] for key in every):
         cells: list[Entry] = []
         pictures, seeds = 0, set()
         for budget in chapter.budgets:
             one = every.get((against, budget.spelling))
-            cells.append(judged_entry(one.verdict, note=one.other if against == verdicts.RULE else "") if one else None)
+            cells.append(judged_entry(one.verdict, note=one.other if against in verdicts.CHOSEN else "") if one else None)
             if one:
                 pictures = max(pictures, one.verdict.found.num_groups)
                 arms = ((SUBJECT, budget.spelling), (one.other, "" if one.other == FULL else budget.spelling))
                 seeds.add("/".join(str(len(chapter.arms[arm])) for arm in arms))
         rows.append((against, *cells, Number(pictures, digits=0), ", ".join(sorted(seeds))))
     columns = ("DiffPrune minus", *(b.short for b in chapter.budgets), "pictures", "seeds")
-    notes = (_paired([one.verdict for one in every.values()], draws), words("all cells of this table"), *_chosen(chapter))
+    family = "all cells of this table"
+    if peers and aware:
+        family = "all cells above the line, and for all below it: methods that also read the question"
+    notes = (_paired([one.verdict for one in every.values()], draws), words(family), *_chosen(chapter))
     return Table(
         "differences", "Paired differences in mean credit, points", columns, tuple(rows), notes,
+        frozenset({len({key[0] for key in peers})} if peers and aware else ()),
         keys=tuple(str(row[0]) for row in rows), column_keys=_by_budget(chapter, columns),
     )  # fmt: skip
 
@@ -268,13 +276,14 @@ def _paired(found: Iterable[Verdict], draws: int) -> str:
 
 def _chosen(chapter: Comparison) -> Iterable[str]:
     """On what the best rule of each budget was chosen."""
-    by: dict[str, list[str]] = {}
-    for budget in chapter.budgets:
-        if rule := verdicts.best_rule(chapter, budget.spelling):
-            by.setdefault(rule.chosen, []).append(budget.short)
-    if by:
-        said = [chosen + (f" ({', '.join(at)})" if len(by) > 1 else "") for chosen, at in by.items()]
-        yield f"The best rule of a budget is chosen {'; '.join(said)}."
+    for reads_question, which in enumerate(("rule", "rule that reads the question")):
+        by: dict[str, list[str]] = {}
+        for budget in chapter.budgets:
+            if rule := verdicts.best_rule(chapter, budget.spelling, bool(reads_question)):
+                by.setdefault(rule.chosen, []).append(budget.short)
+        if by:
+            said = [chosen + (f" ({', '.join(at)})" if len(by) > 1 else "") for chosen, at in by.items()]
+            yield f"The best {which} of a budget is chosen {'; '.join(said)}."
 
 
 def variants(chapter: Comparison) -> Table | None:

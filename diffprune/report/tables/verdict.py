@@ -10,14 +10,17 @@ from diffprune.report.analysis.comparison import FULL, Budget, Comparison
 from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.seeds import FAR
 from diffprune.report.analysis.speed import Speed
-from diffprune.report.analysis.verdicts import RULE, Judged, rivals
+from diffprune.report.analysis.verdicts import CHOSEN, QUESTION_RULE, RULE, Judged, rivals
 from diffprune.report.render.table import Number
 from diffprune.report.tables.accuracy import open_note, seeds_failed, withheld
 from diffprune.statistics import Difference, Verdict, counted
 from diffprune.statistics.verdict import BETTER, CANNOT_TELL, EQUIVALENT, WORSE
 
 DOUBTS = frozenset(("above_flop_ratio", "clock_drift", "parts_differ", "shared_device"))  # flags that stand beside a speedup
-RULES = "the best of the training-free image-only rules asked here"
+NAMED = {
+    RULE: "the best of the training-free image-only rules asked here", FULL: "the unpruned model",
+    QUESTION_RULE: "the best of the training-free rules asked here that also read the question",
+}  # fmt: skip
 
 
 def joined(parts: list[str]) -> str:
@@ -79,7 +82,7 @@ def verdict(against: str, found: Sequence[tuple[Budget, Judged]], split: str = "
 def _told(budget: Budget, one: Judged, against: str) -> str:
     """One comparison: tokens, difference, whom it is with where that changes, and what would have shown."""
     found = one.verdict.found
-    rule = f", {one.other}" if against == RULES else ""
+    rule = f", {one.other}" if against in (NAMED[chosen] for chosen in CHOSEN) else ""
     seen = open_note(one.verdict) or (withheld(found) if found.counts else "")
     return f"{budget.kept:.0f} tokens ({_points(found)}{rule}{', ' * bool(seen)}{seen})"
 
@@ -92,20 +95,24 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
     base = chapter.accuracy(SUBJECT, first)
     seeds = len(chapter.arms[SUBJECT, first]) if first else 0
     said = []
+    every, aware = verdicts.of(chapter), verdicts.with_question(chapter)
     if base:
+        apart = ", those with methods that also read the question by themselves" if aware else ""
         said.append(
             f"DiffPrune was asked {base.num_rows:,} questions about {base.num_groups:,} pictures of {len(chapter.benchmarks)} "
             f"benchmarks at {len(chapter.budgets)} budgets, with {seeds} scorer seed{'s' * (seeds != 1)}. Differences are in "
-            "points of mean credit, with paired 95 % intervals; verdicts are corrected for all comparisons made here."
+            f"points of mean credit, with paired 95 % intervals; verdicts are corrected for all comparisons made here{apart}."
         )
-    every = verdicts.of(chapter)
     for against in (*rivals(chapter), RULE, FULL):
         found = [(b, every[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in every]
         if found or against != FULL:
-            named = {RULE: RULES, FULL: "the unpruned model"}.get(against, against)
-            said.append(verdict(named, found, _split(chapter, found) if against in rivals(chapter) else ""))
+            said.append(verdict(NAMED.get(against, against), found, _split(chapter, found) if against in rivals(chapter) else ""))
     if not rivals(chapter):
-        said.append("No other trained method was evaluated, so nothing is said about one.")
+        said.append("No other trained method that sees the picture alone was evaluated, so nothing is said about one.")
+    for against in dict.fromkeys(key[0] for key in aware):
+        found = [(b, aware[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in aware]
+        named = NAMED.get(against, f"{against}, which also reads the question")
+        said.append(verdict(named, found, _split(chapter, found) if against not in CHOSEN else ""))
     return said + _speed(chapter, fast, batch)
 
 
