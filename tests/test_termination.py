@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from blob_stores import MemoryBlobs
 from diffprune import verify
 from diffprune.cli import commands, job_verbs
 from diffprune.core import termination
-from diffprune.distributed import cluster, watchdog
+from diffprune.distributed import cluster, train_worker, watchdog
+from diffprune.distributed.train_worker import RayContext
 from diffprune.distributed.watchdog import Watchdog, Word
 from diffprune.io.run_lock import machine, start_ticks
 from diffprune.train import loop
@@ -265,6 +267,15 @@ def test_where_a_thread_is_and_whether_it_waits(monkeypatch: pytest.MonkeyPatch)
     assert not watchdog.where(thread(lambda: (gate.set(), free.wait())))[1]
     monkeypatch.setattr(Files, "check", lambda _: (gate.set(), free.wait()))
     place, waits = watchdog.where(thread(lambda: LocalContext("run").files.discard("x")))
+    member = object.__new__(RayContext)
+    member.rank, member.world = 0, 2
+    lock = threading.Lock()  # as a sum of torch.distributed does, it waits within one call that has no frame
+    lock.acquire()
+    begun = SimpleNamespace(wait=lock.acquire)
+    monkeypatch.setattr(train_worker.group, "all_reduce", lambda values, async_op: gate.set() or begun)
+    found = watchdog.where(thread(lambda: member.sum(torch.zeros(1))))
+    assert found[1] and "train_worker.py" in found[0]
+    lock.release()
     free.set()
     assert "checkpoints.py" in place and "discard" in place and not waits
 

@@ -53,11 +53,11 @@ class RayContext(Context):
         total = values.clone()
         begun = group.all_reduce(total, async_op=True)
 
-        def arrived() -> Tensor:
+        def wait_for_all() -> Tensor:
             begun.wait()
             return total
 
-        return arrived
+        return wait_for_all
 
     def report(self, scorer: str, step: Step) -> None:
         super().report(scorer, step)

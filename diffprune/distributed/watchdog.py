@@ -33,7 +33,8 @@ BUSY = 0.02  # of the time on a processor: more is work; saying where one is tak
 KILL_S = 20.0  # for a task of Ray's that kills a process, wherever that is
 PACKAGE = str(Path(__file__).parents[1])
 WAITING = ("torch/distributed/", "/ray/")  # files whose functions wait for other workers or for the driver
-WAITS = ("_engine_run_backward", "_others_done")  # functions that do: gradients are exchanged within the backward pass
+# Functions that do: sums over workers, a look at what others have finished, layers of a decoder that is spread over the workers.
+WAITS = ("wait_for_all", "_others_done", "_engine_run_backward")
 
 
 @dataclass(frozen=True)
