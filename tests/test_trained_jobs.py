@@ -23,7 +23,7 @@ from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.load import load
 
 REPOSITORY = Path(__file__).parents[1]
-IMAGES = {"ablation_throttler": (400,), "compare_trained": (1200,), "compare_inside": (1200, 400)}
+IMAGES = {"ablation_throttler": (400,), "ablation_longer": (1200,), "compare_trained": (1200,), "compare_inside": (1200, 400)}
 SEARCHES = {400: "tune_training", 1200: "tune_longer"}  # by the images of a configuration
 JOBS = tuple(IMAGES)
 
@@ -37,7 +37,7 @@ def test_the_search_covers_every_trained_method() -> None:
     searched, longer = ({spec.name for spec in load_job(name).search.recipe.pruners} for name in ("tune_training", "tune_longer"))
     trained = {name for name in registry.names("pruners") if issubclass(registry.find("pruners", name), TrainablePruner)}
     assert searched == longer == trained
-    compared = {spec.name for name in JOBS[1:] for spec in load_job(name).train.pruners}
+    compared = {spec.name for name in JOBS if name.startswith("compare") for spec in load_job(name).train.pruners}
     assert compared == trained
 
 
@@ -62,7 +62,7 @@ def test_all_methods_see_as_many_training_images_with_five_seeds(name: str) -> N
     )
     for own in recipe.methods:
         known = winners(lengths[own.pruner])
-        asked = "diffprune" if name == "ablation_throttler" else str(own.pruner)
+        asked = "diffprune" if name.startswith("ablation") else str(own.pruner)
         (won,) = (known[w] for w in known if w in (asked, f"{asked}(slack=1.0)"))  # ATP was searched with guards
         wanted = {k: v for k, v in won.items() if k != "pruner"}
         assert own.model_dump(exclude_none=True, exclude={"pruner"}) == wanted

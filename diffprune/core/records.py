@@ -152,7 +152,7 @@ class Step:
     score_sd: float  # of an image's scores, mean over images; nan where the objective is not the default one
     overlap: float  # share of the tokens that selection would keep which the draw let through, mean over images; nan likewise
     grad_cosine: float  # mean pairwise cosine of micro-batch gradients; nan between probes
-    step_ms: float
+    step_ms: float  # without drawing its batch
     workers: int
     validation_soft: float  # loss of the objective per answer token, nan between validations
     validation_hard: float  # NLL with tokens removed, nan between validations
