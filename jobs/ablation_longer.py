@@ -3,8 +3,8 @@
     diffprune run ablation_longer
 
 The variants of jobs/ablation_throttler.py but those that read the question, whose rows show one question each and cost six times as
-much. Settings are those of the whole method in jobs/tune_longer.py; asked are pictures that no search has looked at. About 50 minutes
-on two cores.
+much. Settings are those of the whole method in jobs/tune_longer.py; asked are pictures that no search has looked at. About 50
+minutes on two cores.
 """
 
 from _winners import LONG
