@@ -122,6 +122,13 @@ def test_one_scorer_seed_gets_no_verdict(tmp_path: Path) -> None:
     assert "no verdict in 1" in said[0]
 
 
+def test_as_many_but_other_questions_differ(tmp_path: Path) -> None:
+    made, said = compare(run(tmp_path / "one"), run(tmp_path / "two", questions=range(60, 120)), tmp_path / "out")
+    assert said[1].startswith("No question is common to both runs") and said[2] == "The runs differ in questions."
+    (row,) = rows_of(made["csv/differs"])
+    assert row["one"].startswith("120; only here world('gqa') 0, ") and row["two"].startswith("120; only here world('gqa') 100, ")
+
+
 def test_what_differs_is_told_and_nothing_else(tmp_path: Path) -> None:
     versions = {"torch": "2.13.0", "numpy": "2.4"}
     one = run(tmp_path / "one", source={"commit": "a" * 40, "versions": json.dumps(versions)})

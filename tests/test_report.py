@@ -557,6 +557,16 @@ def test_an_empty_store_gives_a_page_that_says_so(tmp_path: Path) -> None:
     assert "holds no results yet" in summary(tmp_path / "nothing")
 
 
+def test_thresholds_beside_the_unpruned_model_and_a_model_that_is_always_wrong_give_a_page(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for cell in (evaluate_cell("unpruned"), evaluate_cell("attention", "Above(0.5)")):
+        publish(store, cell, predictions=[prediction(number, 0.0) for number in range(6)])
+    made = report(tmp_path / "store", tmp_path / "out")
+    inspected(made["html"].read_text("utf-8"))
+    assert "| Unpruned | 144 | 0.0 " in (told := made["markdown"].read_text("utf-8"))
+    assert "| 100.0 | 1.00× |" not in told, "no share of nothing is 100 %"
+
+
 @pytest.mark.parametrize("only", ["answers", "times", "steps", "tuning"])
 def test_missing_parts_are_named_in_their_place(only: str, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")

@@ -21,7 +21,7 @@ from diffprune.store.views import connect
 from diffprune.verify import verify
 from tests import test_report as made_up
 from tests import test_tune as tuning
-from tests.records import evaluate_cell, outcome, prediction
+from tests.records import evaluate_cell, outcome, prediction, provenance
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +74,18 @@ def test_speedups_of_seeds_and_sessions_are_computed_again(tmp_path: Path) -> No
     found = verify(tmp_path)
     assert not found.differences and found.intervals > 50, str(found)[:2000]
     assert "own overhead, batch 8, 3 timing sessions: " in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_figures_that_a_store_does_not_record_are_said_to_be_left(tmp_path: Path) -> None:
+    """Six equal answers as tests make them, without the figure of the benchmark's own that evaluation records beside them."""
+    for asked in ("unpruned", "grid"):
+        cell = evaluate_cell(asked)
+        rows = [prediction(number) for number in range(6)]
+        Store(tmp_path / "store").publish({"predictions": rows}, cell=cell, provenance=provenance())
+    report(tmp_path / "store", tmp_path)
+    found = verify(tmp_path)
+    assert not found.differences and found.recomputed > 20, str(found)
+    assert found.left["figures of benchmarks' own that the store does not record"] == 10, str(found)
 
 
 def _changed(name: str, old: str, new: str) -> Callable[[Path], None]:

@@ -140,22 +140,19 @@ class Estimate:
             one, two = seeds
             seeds = (Seeds(one.values - two.values, one.draws - two.draws),)
         return replace(
-            self, value=self.value - other.value, draws=self.draws - other.draws, seeds=seeds,
+            self, value=self.value - other.value, draws=self.draws - other.draws, seeds=seeds, df=min(self.df, other.df),
             num_seeds=max(self.num_seeds, other.num_seeds), answer=max(self.answer, other.answer) * group,
         )  # fmt: skip
 
     def apart(self, other: Estimate) -> Estimate:
         """Difference of two estimates on different groups, drawn independently of each other: their variances add.
 
-        Both come with draws of one seed, so the other's are taken in another order. Degrees of freedom are those of Welch (1947).
+        Both come with draws of one seed, so the other's are taken in another order.
         """
         order = np.random.default_rng(0).permutation(len(other.draws))
-        parts = [(float(np.nanvar(one.draws)), one.df) for one in (self, other)]
-        spread = sum(variance**2 / df for variance, df in parts if df > 0)
-        df = sum(variance for variance, _ in parts) ** 2 / spread if spread else min(df for _, df in parts)
         return replace(
             self, value=self.value - other.value, draws=self.draws - other.draws[order], seeds=(*self.seeds, *other.seeds),
-            num_seeds=max(self.num_seeds, other.num_seeds), used=np.concatenate([self.used, other.used]), df=df,
+            num_seeds=max(self.num_seeds, other.num_seeds), used=np.concatenate([self.used, other.used]), df=_welch((self, other)),
             num_rows=self.num_rows + other.num_rows, answer=self.answer + other.answer,
         )  # fmt: skip
 
@@ -212,12 +209,25 @@ def average(parts: Sequence[Estimate], *, together: bool, cap: float = np.inf) -
         np.mean([np.minimum(part.draws, cap) for part in parts], axis=0),
         every,
         rows,
-        max(0.0, float(every.sum()) - 1) if together else sum(part.df for part in parts),
+        max(0.0, float(every.sum()) - 1) if together else _welch(parts),
         max(part.num_seeds for part in parts),
         _seeds([tuple(s.times(float(part.value < cap)) for s in part.seeds) for part in parts]),
         float(np.mean([part.full for part in parts])),
         sum(part.num_rows * part.answer for part in parts) / max(1, rows) / num**2,
     )
+
+
+def _welch(parts: Sequence[Estimate]) -> float:
+    """Degrees of freedom of a sum or a mean of estimates on groups of their own, after Welch (1947).
+
+    Where a part of few groups has most of the variance, little is known of it, however many groups the others have; nothing (0)
+    where one part's spread is not known, as that of a single group.
+    """
+    if any(part.df <= 0 or not np.isfinite(part.draws).any() for part in parts):
+        return 0.0
+    variances = [float(np.var(part.draws[np.isfinite(part.draws)])) + PSEUDO_CHANGES * part.answer for part in parts]
+    spread = sum(variance**2 / part.df for variance, part in zip(variances, parts, strict=True))
+    return sum(variances) ** 2 / spread if spread > 0 else sum(part.df for part in parts)
 
 
 def _seeds(parts: Sequence[tuple[Seeds, ...]]) -> tuple[Seeds, ...]:

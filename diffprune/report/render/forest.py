@@ -13,14 +13,14 @@ from diffprune.report.analysis.seeds import differences
 from diffprune.report.analysis.two_runs import TwoRuns
 from diffprune.report.analysis.verdicts import QUESTION_RULE, RULE
 from diffprune.report.render.escape import plain
-from diffprune.report.render.svg import HALF, INK, SHOWN, Plot, axes, plot, styled, svg
+from diffprune.report.render.svg import HALF, INK, Plot, axes, plot, styled, svg
 from diffprune.report.render.table import Number
 from diffprune.statistics.verdict import BETTER, WORSE, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST = 12  # methods in one figure of two runs, or variants; the others are in the table
+MOST = 12  # methods in one figure; the others are in the table
 COLOR = {BETTER: "#009e73", WORSE: "#d55e00"}
 
 
@@ -39,11 +39,11 @@ Group = tuple[str, list[Row]]  # heading, rows
 def _groups(chapter: Comparison) -> list[Group]:
     """(whom DiffPrune is held against, its comparisons, most tokens first)."""
     peers, aware = verdicts.of(chapter), verdicts.with_question(chapter)
-    every, fixed = {**peers, **aware}, (RULE, FULL, QUESTION_RULE)
+    every = {**peers, **aware}
     against = dict.fromkeys(key[0] for key in every)
-    chosen = [x for x in against if x not in fixed][: SHOWN - len(fixed)] + [x for x in fixed if x in against]
+    last = [x for x in (RULE, FULL, QUESTION_RULE) if x in against]
     found: list[Group] = []
-    for x in chosen:
+    for x in [x for x in against if x not in last][: MOST - len(last)] + last:
         judged = [(b, every[x, b.spelling]) for b in chapter.budgets if (x, b.spelling) in every]
         rows = [Row(b.short, one.verdict, differences(chapter, SUBJECT, one.other, b.spelling)) for b, one in judged]
         found.append((f"minus {plain(x, 48)}", rows))

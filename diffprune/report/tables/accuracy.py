@@ -153,7 +153,7 @@ def _row(chapter: Comparison, label: str, budget: str, winner: str | None) -> tu
     complete = all(any(b in r for r in chapter.arms[label, budget].values()) for b in chapter.benchmarks)
     flags = chapter.flags(label, budget)
     accuracy = shown(chapter.accuracy(label, budget), best=winner == label, note=note, flags=flags) if complete else None
-    relative = Number(chapter.relative(label, budget) if label != FULL else 100.0, best=winner == label)
+    relative = Number(chapter.relative(label, budget), best=winner == label)
     return (label, Number(seeds, digits=0) if label != FULL else "", *cells, accuracy, relative)
 
 
@@ -191,9 +191,8 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
     breaks, common = {1}, common_flags(list(fast.values()))
     full = chapter.accuracy(FULL, "")
     if full:
-        rows.append(
-            (FULL, Number(chapter.total, digits=0), shown(full), Number(100.0, digits=1), Number(1.0, digits=2, unit="×"), None)
-        )
+        relative, speedup = Number(chapter.relative(FULL, "")), Number(1.0, digits=2, unit="×")
+        rows.append((FULL, Number(chapter.total, digits=0), shown(full), relative, speedup, None))
         keys.append(f"{FULL} | ")
     for budget in chapter.budgets:
         breaks.add(len(rows))

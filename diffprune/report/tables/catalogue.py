@@ -52,10 +52,10 @@ class Measured:
 
     @staticmethod
     def of(chapter: Comparison) -> Measured | None:
-        """None where there is no unpruned model to divide by, or nothing beside it."""
+        """None where there is no unpruned model to divide by, or nothing beside it at a count or a share."""
         plain = [method for method in chapter.methods.values() if method.label == method.base and method.kind != "diagnostic"]
         labels = {method.plugin: method.label for method in reversed(plain)}
-        if (FULL, "") not in chapter.arms or not labels:
+        if (FULL, "") not in chapter.arms or not labels or not chapter.budgets:
             return None
         relative = {
             (name, budget.spelling): chapter.relative(label, budget.spelling)

@@ -118,7 +118,12 @@ def _benchmarks(two: TwoRuns) -> Iterator[Fact]:
         size.groupby(chapter.evaluated["benchmark"].reindex(size.index).astype(str)).max().sum()
         for size, chapter in zip(asked, two.two, strict=True)
     ]
-    yield "questions", *(f"{int(count):,}" for count in counts)
+    told = [f"{int(count):,}" for count in counts]
+    if told[0] == told[1]:  # as many, but perhaps others
+        names = [set(chapter.rows["sample"].unique()) for chapter in two.two]
+        alone = [_several(pd.Series(sorted(mine - theirs, key=str)), 20) for mine, theirs in (names, names[::-1])]
+        told = [f"{count}; only here {name}" if name else count for count, name in zip(told, alone, strict=True)]
+    yield "questions", *told
 
 
 def _methods(two: TwoRuns) -> Iterator[Fact]:
