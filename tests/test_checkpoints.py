@@ -13,7 +13,7 @@ from blob_stores import FailingBlobs, MemoryBlobs
 from diffprune.core.records import Step
 from diffprune.io.attempts import Fenced
 from diffprune.io.blob_store import Blobs, LocalBlobs
-from diffprune.train.checkpoints import Files, claim, read_steps
+from diffprune.train.checkpoints import ELSEWHERE, Files, claim, read_steps
 from diffprune.train.context import LocalContext
 from diffprune.train.step_log import STEPS
 
@@ -82,6 +82,15 @@ def test_stopped_while_saving_a_state_is_left(storage: Blobs, late: bool) -> Non
         assert newest(files) == (6 if late or point else 4)
     files.save("scorer", state(8))
     assert newest(files) == 8 and len(storage.list("states/scorer")) == 2
+
+
+def test_the_reason_why_all_stop_is_that_of_the_worker_that_has_one(storage: Blobs) -> None:
+    files = attempt(storage)
+    assert files.stopped() == ""
+    files.stop(0, f"the training data cannot be read {ELSEWHERE}")
+    assert files.stopped().endswith(ELSEWHERE), "the other has not noted its own yet"
+    files.stop(1, "7 of 9 rows are broken")
+    assert files.stopped() == "7 of 9 rows are broken"
 
 
 def test_an_older_attempt_may_not_write_any_more(storage: Blobs) -> None:

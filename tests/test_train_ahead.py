@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,9 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffprune.core import registry
 from diffprune.train.ahead import AHEAD, Ahead, BadData
 from diffprune.train.context import Context
 from diffprune.train.exchange import alike, begun
+from diffprune.train.loop import batches
+from diffprune.train.recipe import Recipe
+from diffprune.train.scorer_trainer import ScorerTrainer
+from diffprune.vlm.load import load
 
 
 class Group:
@@ -140,6 +146,39 @@ def test_gradients_are_averaged_and_values_added_up_while_something_else_is_done
         assert total == [3.0, 3.0]
         for one, mean in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, mean)
+
+
+def test_a_parameter_without_a_gradient_anywhere_has_none_afterwards() -> None:
+    """A zero would make the optimizer decay it, and go on with its momentum, on several workers but not on one."""
+
+    def work(context: Member) -> Any:
+        first, second = parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
+        if context.rank == 0:
+            first.grad = torch.tensor([2.0, 4.0])
+        total = begun(context, parameters, torch.tensor([1.0]))()
+        return total.tolist(), None if first.grad is None else first.grad.tolist(), second.grad
+
+    assert together(2, work) == [([2.0], [1.0, 2.0], None)] * 2
+
+
+@pytest.mark.parametrize("images", [3, 4])
+def test_agreement_of_gradients_is_that_of_the_same_sets_on_one_worker(images: int) -> None:
+    """Three images on two workers are a set on one and two on the other, as they are three sets alone."""
+    recipe = Recipe(
+        pruners=("diffprune",), steps=1, images=images, questions=1, calibration_images=2, validate_every=0, workers=1,
+        budgets=("Keep(32)",),
+    )  # fmt: skip
+    built = ScorerTrainer(
+        Member(Group(1), 0), load("embedded", device="cpu"), recipe, registry.make("pruners", recipe.pruners[0]), 0
+    )
+
+    def work(context: Member) -> float:
+        trainer = copy.copy(built)
+        trainer.context = context
+        return trainer.grad_cosine(next(batches(trainer)), 0)
+
+    (alone,) = together(1, work)
+    assert together(2, work) == [pytest.approx(alone, abs=1e-4)] * 2
 
 
 def test_alone_gradients_stay_what_they_are() -> None:

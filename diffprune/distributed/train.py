@@ -55,6 +55,7 @@ def train(
         try:
             with Follower(recipe, folder, store, provenance, files), termination.saving(files.ask_to_end):
                 reason = _until_stuck(recipe, files, config)
+                reason = reason and (files.stopped() or reason)  # by now all have noted theirs
         finally:
             files.tidy()
         if reason:

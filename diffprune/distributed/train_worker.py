@@ -22,7 +22,7 @@ from diffprune.distributed import watchdog
 from diffprune.distributed.fsdp import spread
 from diffprune.io.shared_storage import proof, unseen
 from diffprune.train.ahead import BadData
-from diffprune.train.checkpoints import Files, attempts_at
+from diffprune.train.checkpoints import ELSEWHERE, Files, attempts_at
 from diffprune.train.context import Context, Ended
 from diffprune.train.loop import train
 from diffprune.train.scorer_trainer import Diverged
@@ -91,7 +91,7 @@ class RayContext(Context):
             reason = str(error)
         failed = self.sum(torch.tensor(float(vlm is None), device=self.device))
         if vlm is None or failed > 0:
-            raise Refused(reason or f"{name}: the model cannot be loaded on another worker")
+            raise Refused(reason or f"{name}: the model cannot be loaded {ELSEWHERE}")
         return spread(vlm, self.device) if shard and self.world > 1 else vlm
 
 

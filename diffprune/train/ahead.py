@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffprune.data import TrainBatch
+from diffprune.train.checkpoints import ELSEWHERE
 from diffprune.train.context import Context
 
 AHEAD = 2  # batches: what the workers tell each other of one has come long before its step begins
@@ -84,7 +85,7 @@ def _begun(context: Context, draw: Callable[[], TrainBatch], count: Count) -> Ca
     def agreed() -> Share:
         total = told()
         if found is None or total[0] > 0:
-            raise BadData(reason or "the training data cannot be read on another worker")
+            raise BadData(reason or f"the training data cannot be read {ELSEWHERE}")
         return found, total[1:]
 
     return agreed

@@ -30,6 +30,7 @@ STOPPED = "stopped"
 ENDING = "ending"
 WORKERS = "workers"
 NOTES = (STOPPED, ENDING, WORKERS)  # for the length of a run
+ELSEWHERE = "on another worker"  # ends the reason of a worker that stops because of another's
 
 
 def attempts_at(folder: Blobs | Path | str) -> Attempts:
@@ -104,9 +105,9 @@ class Files:
         self.blobs.replace(f"{STOPPED}/{self.attempt:08d}-{rank}", reason.encode())
 
     def stopped(self) -> str:
-        """Why a worker of this attempt cannot go on, the first one's reason; empty while all can."""
+        """Why a worker of this attempt cannot go on: the first reason of its own, if one has noted it yet; empty while all can."""
         noted = [key for key in self.blobs.list(STOPPED) if key.startswith(f"{STOPPED}/{self.attempt:08d}-")]
-        return self.blobs.read(noted[0]).decode() if noted else ""
+        return min((self.blobs.read(key).decode() for key in noted), key=lambda reason: reason.endswith(ELSEWHERE), default="")
 
     def ask_to_end(self) -> None:
         """Ask all workers to save and end."""

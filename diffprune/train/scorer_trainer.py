@@ -283,9 +283,10 @@ class ScorerTrainer:
                 grads = torch.autograd.grad(loss.total, scorer, allow_unused=True)
             flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(scorer, grads, strict=True)])
             total = total + functional.normalize(flat, dim=0)
-        num = mine * self.context.world
         assert isinstance(total, Tensor)
-        mean = self.context.sum(total) / num
+        *summed, sets = self.context.sum(torch.cat([total, total.new_tensor([float(mine)])])).split([len(total), 1])
+        num = int(sets)  # workers with fewer images have fewer sets
+        mean = summed[0] / num
         return (float(mean.square().sum()) - 1 / num) / (1 - 1 / num) if num > 1 else math.nan
 
     @torch.no_grad()
