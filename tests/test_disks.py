@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from diffprune.cli import commands
+from diffprune.distributed import cluster
 from diffprune.store import Store
 from diffprune.train import loop
 from diffprune.train.checkpoints import Files, read_steps, verified
@@ -103,6 +105,22 @@ def test_a_full_disk_leaves_no_stub_of_states_scorers_and_records() -> None:
         remount(place, "size=16m")
         answered(Store(place / "store"), 999)
         assert not Store(place / "store").problems
+
+
+def test_a_temporary_folder_that_is_full_is_a_sentence_and_keeps_no_stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault() -> None:
+        raise KeyError("a fault of ours")
+
+    with disk("tmp", 64) as place:
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        monkeypatch.setattr(cluster, "MOST_TMPDIR", 1000)  # no socket is made in it
+        (place / "filler").write_bytes(bytes(65536))
+        with pytest.raises(OSError, match=r"disk full, could not write: .*tmp/dp-ray-.*/owner"), cluster.private_folder():
+            pytest.fail("Ray would start without room for its notes")
+        monkeypatch.setattr(commands.app.commands["doctor"], "callback", fault)
+        code, sentence = commands.call(["doctor"])
+        assert code == 1 and "a fault of ours" in sentence and "could not be written: No space left" in sentence
+        assert [path.name for path in place.iterdir()] == ["filler"]
 
 
 def test_the_page_of_a_read_only_run_is_written_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,12 +189,13 @@ def test_alone_gradients_stay_what_they_are() -> None:
 
 
 def test_all_workers_begin_with_the_numbers_of_the_first() -> None:
-    def work(context: Member) -> dict[str, Tensor]:
-        made = networks(context.rank)
-        alike(context, made)
-        return made.state_dict()
+    made = [networks(rank) for rank in range(2)]
+    first = {name: value.clone() for name, value in made[0].state_dict().items()}
 
-    first = networks(0).state_dict()
+    def work(context: Member) -> dict[str, Tensor]:
+        alike(context, made[context.rank])
+        return made[context.rank].state_dict()
+
     for found in together(2, work):
         assert all(torch.equal(found[name], first[name]) for name in first)
 

@@ -288,13 +288,12 @@ def test_a_run_in_a_bucket_is_watched_there(
         with lock(folder / "store", "demo") as attempt, observed(folder, attempt) as watcher:
             watcher.begins("evaluate")
             fill(folder)
-        assert (
-            "TensorBoard is told nothing more of this run, which goes on: ValueError: event files need" in capsys.readouterr().out
-        )
+        assert "TensorBoard is told nothing more of this run, which goes on: event files need" in capsys.readouterr().out
         seen = read(folder)
         assert seen.state == "finished" and len(seen.points) == 3 and seen.num_failures == 1
         assert commands.call(["watch", f"s3://{str(folder).partition(':/')[2]}"]) == (0, "")
-        assert "finished" in capsys.readouterr().out
+        shown = "".join(capsys.readouterr().out.split())  # a narrow terminal breaks the address
+        assert "finished" in shown and f"thepage:s3://{str(folder).partition(':/')[2]}/{PAGE}" in shown
         assert open_blobs(folder).read(PAGE).startswith(b"<!DOCTYPE html>")
     assert not list(tmp_path.iterdir()), "nothing of it is on this machine"
 

@@ -84,11 +84,17 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _crash(error: BaseException) -> str:
-    """Write the traceback of a fault of ours to a file, and say where."""
-    handle, path = tempfile.mkstemp(prefix="diffprune-", suffix=".txt", text=True)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write("".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (the traceback is in {path})"
+    """Write the traceback of a fault of ours to a file, and say where; where none can be written, as on a full disk, say that."""
+    said, path = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", ""
+    try:
+        handle, path = tempfile.mkstemp(prefix="diffprune-", suffix=".txt", text=True)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write("".join(traceback.format_exception(error)))
+    except OSError as full:
+        if path:
+            os.unlink(path)
+        return f"{said} (the traceback could not be written: {full.strerror or full})"
+    return f"{said} (the traceback is in {path})"
 
 
 def call(arguments: Sequence[str] | None = None) -> tuple[int, str]:

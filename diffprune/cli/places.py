@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
+
+MOST_NAME = 255  # bytes of a file's name, on every file system there is
+
+
+def _impossible(value: Any) -> str:
+    """Why no folder can have this name; "" where one can."""
+    long = next((part for part in Path(value).parts if len(os.fsencode(part)) > MOST_NAME), "")
+    return f"{long[:20]}... is a name of {len(os.fsencode(long))} bytes, and no file's has more than {MOST_NAME}" if long else ""
 
 
 class Place(click.Path):
@@ -23,6 +32,8 @@ class Place(click.Path):
                 open_blobs(value)
             except ValueError as error:
                 self.fail(str(error), param, ctx)
+        elif told := _impossible(value):
+            self.fail(told, param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -40,4 +51,6 @@ class Folder(click.Path):
         if remote(value):
             shown = without_secrets(str(value))
             self.fail(f"{shown} lies in object storage, and this verb works in a folder of this machine: copy it there", param, ctx)
+        if told := _impossible(value):
+            self.fail(told, param, ctx)
         return super().convert(value, param, ctx)

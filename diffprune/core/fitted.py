@@ -60,8 +60,8 @@ class Loss:
 
     total: scalar with a gradient. Gradients of parts add up and those of workers are averaged, so it is scaled by
            `TrainingRun.per_answer` or `TrainingRun.per_row`.
-    terms: scalars for the step record, summed over parts and workers: "nll" (sum over answer tokens, nats), "penalty" and "kept"
-           (both per row), and others of the method's own.
+    terms: scalars for the step record, summed over parts and workers: "nll" (sum over answer tokens, nats), "penalty", "kept",
+           "score_sd" and "overlap" (per row). One that is not given of every part is not recorded, nor is any other.
     """
 
     total: Tensor

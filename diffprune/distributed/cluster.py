@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import socket
 import stat
 import sys
@@ -28,6 +29,7 @@ from diffprune.core import termination
 from diffprune.core.errors import first_line
 from diffprune.core.registry import FOLDER
 from diffprune.distributed.reaper import clear, reaped
+from diffprune.io.blob_store import named
 from diffprune.io.run_lock import machine, start_ticks
 
 INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by the Jobs API for the process it starts, together with RAY_ADDRESS
@@ -244,11 +246,20 @@ def _on_loopback() -> Iterator[None]:
 @contextmanager
 def private_folder() -> Iterator[str]:
     """A folder of this machine for what Ray notes while at work: below one that is ours and stays 0700, named by its owner, and
-    removed in the end with the processes that still write there, be it that this process was killed."""
+    removed in the end with the processes that still write there, be it that this process was killed.
+
+    Raises:
+        OSError: the disk is full; the text names the folder, of which nothing stays.
+    """
     place = _short_folder()
     sweep_leftovers(Path(place))
     private = tempfile.mkdtemp(prefix=PREFIX, dir=place)
-    (Path(private) / OWNER).write_text(f"{machine()} {os.getpid()} {start_ticks(os.getpid())}")
+    note = Path(private) / OWNER
+    try:
+        note.write_text(f"{machine()} {os.getpid()} {start_ticks(os.getpid())}")
+    except OSError as error:  # as on a full disk; without a note nobody would ever sweep the folder
+        shutil.rmtree(private, ignore_errors=True)
+        raise named(error, note) from error
     with reaped(private):
         (folder := Path(private) / "r").mkdir(mode=0o700)
         yield str(folder)

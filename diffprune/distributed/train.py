@@ -152,5 +152,6 @@ def _fitted(trainer: Any, controllers: list[Any]) -> str:
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failures = getattr(error, "worker_failures", {})
         first = next((f"worker {rank}: {failure}" for rank, failure in failures.items()), str(error)).strip()
-        said = [text for text in first.splitlines() if text.strip()]
-        raise RuntimeError(f"training stopped ({said[0]} ... {said[-1]}); run the same command again to go on") from error
+        said = list(dict.fromkeys(text for text in first.splitlines() if text.strip()))
+        told = " ... ".join((said[0], *said[1:][-1:]))
+        raise RuntimeError(f"training stopped ({told}); run the same command again to go on") from error

@@ -25,6 +25,7 @@ from diffprune.train.ahead import BadData
 from diffprune.train.checkpoints import ELSEWHERE, Files, attempts_at
 from diffprune.train.context import Context, Ended
 from diffprune.train.loop import train
+from diffprune.train.objective import BadObjective
 from diffprune.train.scorer_trainer import Diverged
 from diffprune.vlm.load import load
 
@@ -104,12 +105,18 @@ def work(config: dict[str, Any]) -> str:
         context = RayContext(Path(config["folder"]), config["attempt"])
     except Refused as error:
         return str(error)
+    if reason := context.files.stopped():  # of the group before this one
+        return reason
     if context.rank == 0:
         context.files.append({"group": context.world})  # the driver counts how often they begin
     try:
         train(recipe, context, partial(context.load_model, shard=recipe.shard))
     except (BadData, Diverged, Refused) as error:
         context.stop(str(error))
+    except BadObjective as error:
+        context.stop(str(error))
+        if context.world > 1:  # others may wait for this one, and end with it; who starts again finds the note
+            raise
     except Ended:
         pass  # saved; the driver knows
     return context.files.stopped()

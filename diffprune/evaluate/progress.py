@@ -118,4 +118,4 @@ class SweepProgress:
         """What remains at the pace since the first batch; "" until there is one."""
         begun, before = self.first or (now, 0.0)
         gained = self.share() - before
-        return f", about {(now - begun) * (1 - self.share()) / gained:.0f} s left" if gained > 0 else ""
+        return f", about {(now - begun) * max(0.0, 1 - self.share()) / gained:.0f} s left" if gained > 0 else ""

@@ -60,8 +60,7 @@ class Trackers:
         try:
             call()
         except Exception as error:
-            print(
-                f"{name} is told nothing more of this run, which goes on: {' '.join(with_class(error).split())[:300]}", flush=True
-            )
+            why = " ".join((str(error) if isinstance(error, ValueError) else with_class(error)).split())[:300]
+            print(f"{name} is told nothing more of this run, which goes on: {why}", flush=True)
             return False
         return True

@@ -151,7 +151,7 @@ def _steps(trainer: ScorerTrainer) -> None:
     trainer.resume()
     context.begin(trainer.name, trainer.done)
     ahead = Ahead(context, batches(trainer), recipe.steps - trainer.done, trainer.count)
-    ending = context.begin_ending()
+    ending: Callable[[], bool] = bool
 
     def meanwhile() -> None:
         nonlocal ending

@@ -39,6 +39,7 @@ from diffprune.train.context import Context
 from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.exchange import alike, begun
 from diffprune.train.loss import answer_nll, relaxed_nll, softened_nll
+from diffprune.train.objective import BadObjective, checked, read, recorded, told
 from diffprune.train.recipe import CHECK, NOISE, PROBE, Recipe, drawn_budget, eased, learning_rate
 from diffprune.vlm.activation_checkpointing import recomputed
 from diffprune.vlm.attention import decoder_attention
@@ -149,8 +150,10 @@ class ScorerTrainer:
         alike(context, networks)
         self.clock = clocks(vlm.device)[0]
         self.parameters = [p for p in networks.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise BadObjective(f"{self.spec}: its networks have no parameter that trains")
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self.done, self.skips = 0, 0
+        self.done, self.skips, self._alike = 0, 0, context.world == 1
         self.batch = drawn(context, lambda: training.validation(
             vlm, recipe.data, images=recipe.validation_images, rank=context.rank, world=context.world, tally=self.tally,
         )) if recipe.validate_every else None  # fmt: skip
@@ -207,7 +210,7 @@ class ScorerTrainer:
         meanwhile: done while gradients are computed on a GPU, and travel; the time of a step is without it.
 
         Raises:
-            Diverged: that happened more than `max_skips` times.
+            Diverged: that happened more than `max_skips` times. BadObjective: on this worker, the method's own code fails.
         """
         t, recipe, world, marks = self.done, self.recipe, self.context.world, Marks(self.clock)
         budget = drawn_budget(recipe, self.seed, t)
@@ -215,14 +218,15 @@ class ScorerTrainer:
             if counted is None:
                 counted = self.context.sum(torch.tensor(self.count(batch), device=self.vlm.device))
             total, rows = counted
-            sums = self._backward(batch, eased(recipe, budget, t), total, float(rows) / world)
-            mine = torch.stack([*sums.values()])
+            with self._own_numbers_told():
+                mine = self._backward(batch, eased(recipe, budget, t), total, float(rows) / world)
         arrived = begun(self.context, self.parameters, mine)
         meanwhile()
         with marks.span("step"):
             everyone = arrived()
             norm = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
-            values = dict(zip([*sums, "norm"], torch.stack([*everyone, norm]).tolist(), strict=True))
+            *sums, length = torch.cat([everyone, norm.to(everyone).reshape(1)]).tolist()
+            values = {**read(sums), "norm": length}
             finite = math.isfinite(sum(values.values()))
             if finite:
                 for group in self.optimizer.param_groups:
@@ -243,19 +247,37 @@ class ScorerTrainer:
             workers=world, validation_soft=math.nan, validation_hard=math.nan,
         )  # fmt: skip
 
-    def _backward(self, batch: TrainBatch, budget: Budget, total: Tensor, rows: float) -> dict[str, Tensor]:
-        """Gradients of this worker's share, part by part; returns the sums of the loss ("total") and of its terms.
+    def _backward(self, batch: TrainBatch, budget: Budget, total: Tensor, rows: float) -> Tensor:
+        """Gradients of this worker's share, part by part; returns what is `recorded` of it.
 
         Every image has noise of its own, so parts see what the whole share would have seen: nothing but rounding differs.
         """
-        run, progress, sums = self.run(batch, total, self.context.world, rows), self.progress(self.done), dict[str, Tensor]()
+        run, progress, sums = self.run(batch, total, self.context.world, rows), self.progress(self.done), list[Tensor]()
         for part in self._parts(batch):
-            with self._differentiated():
-                loss = self.pruner.objective(run, part, budget, progress, self.noise(part, NOISE, self.seed, self.done))
+            with self._mistakes_told(), self._differentiated():
+                loss = checked(self.pruner.objective(run, part, budget, progress, self.noise(part, NOISE, self.seed, self.done)))
                 loss.total.backward()
-            for term, value in {"total": loss.total, **loss.terms}.items():
-                sums[term] = sums.get(term, 0.0) + value.detach().float()
-        return sums
+            sums.append(recorded(loss))
+        return torch.stack(sums).sum(0)
+
+    @contextlib.contextmanager
+    def _own_numbers_told(self) -> Iterator[None]:
+        """Around the first step on several workers, whose networks must stay alike.
+
+        Raises:
+            BadObjective: the networks keep numbers of the images that they have seen, as batch norm does.
+        """
+        before = {} if self._alike else {name: value.clone() for name, value in self.networks.named_buffers()}
+        yield
+        self._alike = True
+        if moved := [name for name, value in self.networks.named_buffers() if name in before and not value.equal(before[name])]:
+            raise BadObjective(
+                f"{self.spec}: its networks keep {moved[0]} from batch to batch, and each worker sees other images: train it "
+                "with one worker (train.workers=1)"
+            )
+
+    def _mistakes_told(self) -> contextlib.AbstractContextManager[None]:
+        return told(f"{self.spec}, seed {self.seed}, step {self.done}", others=self.recipe.shard and self.context.world > 1)
 
     def _skip(self, step: int) -> None:
         self.skips += 1
@@ -278,15 +300,15 @@ class ScorerTrainer:
         for m in range(mine):
             piece = batch.part(self.vlm, m * examples // mine, (m + 1) * examples // mine)
             noise, run = self.noise(piece, PROBE, self.seed, step), self.run(piece, max(piece.num_labels, 1))
-            with self._differentiated():
-                loss = self.pruner.objective(run, piece, budget, progress, noise)
+            with self._mistakes_told(), self._differentiated():
+                loss = checked(self.pruner.objective(run, piece, budget, progress, noise))
                 grads = torch.autograd.grad(loss.total, scorer, allow_unused=True)
             flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(scorer, grads, strict=True)])
             total = total + functional.normalize(flat, dim=0)
         assert isinstance(total, Tensor)
-        *summed, sets = self.context.sum(torch.cat([total, total.new_tensor([float(mine)])])).split([len(total), 1])
+        summed, sets = self.context.sum(torch.cat([total, total.new_tensor([float(mine)])])).split([len(total), 1])
         num = int(sets)  # workers with fewer images have fewer sets
-        mean = summed[0] / num
+        mean = summed / num
         return (float(mean.square().sum()) - 1 / num) / (1 - 1 / num) if num > 1 else math.nan
 
     @torch.no_grad()

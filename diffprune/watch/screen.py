@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from diffprune.io.blob_store import remote
+from diffprune.io.blob_store import open_blobs, remote
 from diffprune.watch.snapshot import PAGE, Curve, Snapshot, read, standing
 
 LOOK_S = 1.0
@@ -51,7 +51,8 @@ def screen(folder: Path, seen: Snapshot) -> Group:
     parts += [Text(plain(f"failed: {one.what}: {one.reason}", 300), "red") for one in seen.failures[:5]]
     more = seen.num_failures - len(seen.failures[:5])
     parts += [Text(f"and {more} more failures", "red")] if more > 0 else []
-    parts.append(Text(f"the page: {plain(str(folder / PAGE if remote(folder) else (folder / PAGE).resolve()), 400)}", "dim"))
+    page = f"{open_blobs(folder)}/{PAGE}" if remote(folder) else str((folder / PAGE).resolve())
+    parts.append(Text(f"the page: {plain(page, 400)}", "dim"))
     return Group(*parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -121,7 +122,10 @@ def standing(folder: Path, seen: Snapshot, now: float | None = None) -> str:
         return f"{seen.state}{f': {seen.reason}' if seen.reason else ''}"
     late = (time.time() if now is None else now) - seen.written
     if holder(folder / "store", seen.run) is None:
-        return "killed: the process that drove it is gone; the same command goes on where it stopped"
+        shown = f"{datetime.fromtimestamp(seen.written):%Y-%m-%d %H:%M:%S}"  # later work is kept, and not in the snapshot
+        return (
+            f"killed: the process that drove it is gone; the same command goes on where it stopped (shown is how it was at {shown})"
+        )
     if late > seen.every_s + SLACK_S:
         return f"no news for {late:.0f} s: its process may hang, or the machine it is on"
     return "running"

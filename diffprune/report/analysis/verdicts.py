@@ -19,6 +19,7 @@ NEAR = 0.1  # share by which the tokens a rule kept on the calibration split may
 ON_CALIBRATION = "on the calibration split, by the trials of tuning"
 ON_OTHERS = "by its mean accuracy at the other budgets"
 ON_THESE = "on these same questions, which favours the rule"
+THE_ONLY = "as the only one asked"
 
 
 def rivals(chapter: Comparison, reads_question: bool = False) -> list[str]:
@@ -48,6 +49,8 @@ def best_rule(chapter: Comparison, budget: str, reads_question: bool = False) ->
     rules = [label for label in rules if not chapter.off(label, budget)] or rules
     if not rules:
         return None
+    if len(rules) == 1:
+        return BestRule(rules[0], THE_ONLY)
     for chosen, scores in (
         (ON_CALIBRATION, _calibrated(chapter, budget)),
         (ON_OTHERS, _elsewhere(chapter, rules, budget)),

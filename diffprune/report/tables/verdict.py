@@ -105,7 +105,7 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
         )
     for against in (*rivals(chapter), RULE, FULL):
         found = [(b, every[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in every]
-        if found or against != FULL:
+        if found or against in rivals(chapter):
             said.append(verdict(NAMED.get(against, against), found, _split(chapter, found) if against in rivals(chapter) else ""))
     if not rivals(chapter):
         said.append("No other trained method that sees the picture alone was evaluated, so nothing is said about one.")
