@@ -5,8 +5,6 @@ from statistics import fmean
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffprune.core.budget import Above, Keep, Share
 from diffprune.core.site import (
@@ -26,7 +24,8 @@ from diffprune.embedded import vlm as embedded
 from diffprune.models.llava import Llava
 from diffprune.timing import flops, roofline
 from diffprune.timing.eager import native, prepare
-from diffprune.timing.measured_cost import counted_flops
+from diffprune.timing.measured_cost import counted_flops, encoder_flops
+from diffprune.vlm.load import load
 
 SEVEN = Shape(
     layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocabulary=32064,
@@ -175,9 +174,19 @@ def test_decoder_against_torchs_counter(tiny: Llava, kept: int) -> None:
 
 @torch.inference_mode()
 def test_encoder_against_torchs_counter(tiny: Llava) -> None:
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        tiny.encode(tiny.pixels(_pictures(1)))
-    assert counter.get_total_flops() == pytest.approx(flops.encoder_flops(tiny.shape), rel=0.02)
+    assert encoder_flops(tiny, tiny.pixels(_pictures(1))) == pytest.approx(flops.encoder_flops(tiny.shape), rel=0.02)
+
+
+def test_the_encoder_of_a_picture_in_tiles_is_counted_by_its_tiles() -> None:
+    """Oracle: that of one tile, by the tiles that the processor made. The formula has the layers, not what joins patches behind them."""
+    from PIL import Image
+
+    vlm = load("tiny(internvl)", device="cpu")
+    one, several = (vlm.pixels([Image.new("RGB", size)]) for size in ((16, 16), (64, 16)))
+    tiles = int(several["num_tiles"].sum())
+    assert tiles > 1 and int(one["num_tiles"].sum()) == 1
+    assert encoder_flops(vlm, several) == tiles * encoder_flops(vlm, one)
+    assert encoder_flops(vlm, one) == pytest.approx(flops.encoder_flops(vlm.shape), rel=0.2)
 
 
 def _pictures(number: int) -> list:  # type: ignore[type-arg]

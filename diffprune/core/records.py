@@ -130,7 +130,7 @@ class Cost:
     visual_kept: float
     text_tokens: float
     prefill_flops: float
-    encoder_flops: float
+    encoder_flops: float  # counted by torch over the picture's own tiles
     counted_flops: float  # torch's own counter over one prefill; nan where it was not run
     kv_bytes: float  # from the plan
     kv_measured_bytes: float  # from the cache object after prefill

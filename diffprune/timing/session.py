@@ -202,7 +202,7 @@ class Session:
                 ready = self.mode.native(self.vlm, one, [int(variant.fixed[where].packed.kept[row])])
             else:
                 ready = self._counted(self.mode.shrink(self.vlm, one, variant.pruner, variant.budget, self.clock)[0])
-            self.costs[id(variant)] = cost_of(self.vlm, variant.name, ready, self.clock, self.mode)
+            self.costs[id(variant)] = cost_of(self.vlm, variant.name, ready, pixels, self.clock, self.mode)
         return self.costs[id(variant)]
 
     def _typical(self, variant: TimedVariant) -> tuple[int, int]:
