@@ -178,7 +178,7 @@ def test_encoder_against_torchs_counter(tiny: Llava) -> None:
 
 
 def test_the_encoder_of_a_picture_in_tiles_is_counted_by_its_tiles() -> None:
-    """Oracle: that of one tile, by the tiles that the processor made. The formula has the layers, not what joins patches behind them."""
+    """Oracle: that of one tile, by the tiles that the processor made. The formula leaves out what joins patches."""
     from PIL import Image
 
     vlm = load("tiny(internvl)", device="cpu")

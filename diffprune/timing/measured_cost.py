@@ -28,7 +28,7 @@ def counted_flops(vlm: VLM, ready: Ready) -> float:
 
 @torch.inference_mode()
 def encoder_flops(vlm: VLM, pixels: dict[str, Tensor]) -> float:
-    """torch's own counter over the encoder's pass of one picture, by all its tiles and windows, with what joins patches to tokens."""
+    """torch's own counter over the encoder's pass of one picture: all its tiles or windows, and what joins patches to tokens."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         vlm.encode(pixels)
     return float(counter.get_total_flops())
