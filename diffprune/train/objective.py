@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffprune.core.errors import with_class
+from diffprune.core.errors import first_line, with_class
+from diffprune.core.exits import ours
 from diffprune.core.fitted import Loss
 
 TERMS = ("nll", "penalty", "kept", "score_sd", "overlap")  # of `Loss.terms`, those of a step record
@@ -39,7 +40,9 @@ def told(about: str, others: bool) -> Iterator[None]:
         plain = type(error) in (RuntimeError, NotImplementedError)
         if isinstance(error, OSError | MemoryError) or (isinstance(error, RuntimeError) and (others or not plain)):
             raise
-        raise BadObjective(f"{about}: its objective fails: {with_class(error)} ({_place(error)})") from error
+        meant = isinstance(error, ValueError) and ours(error)
+        said = first_line(error) if meant else f"its objective fails: {with_class(error)} ({_place(error)})"
+        raise BadObjective(f"{about}: {said}") from error
 
 
 def _place(error: BaseException) -> str:
