@@ -20,7 +20,7 @@ from diffprune.statistics.verdict import BETTER, WORSE, Verdict
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST = 12  # methods in one figure; the others are in the table
+MOST = 18  # methods in one figure; the others are in the table
 COLOR = {BETTER: "#009e73", WORSE: "#d55e00"}
 
 
