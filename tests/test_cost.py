@@ -24,7 +24,7 @@ from diffprune.embedded import vlm as embedded
 from diffprune.models.llava import Llava
 from diffprune.timing import flops, roofline
 from diffprune.timing.eager import native, prepare
-from diffprune.timing.measured_cost import counted_flops, encoder_flops
+from diffprune.timing.measured_cost import counted_encoder_flops, counted_flops
 from diffprune.vlm.load import load
 
 SEVEN = Shape(
@@ -174,7 +174,7 @@ def test_decoder_against_torchs_counter(tiny: Llava, kept: int) -> None:
 
 @torch.inference_mode()
 def test_encoder_against_torchs_counter(tiny: Llava) -> None:
-    assert encoder_flops(tiny, tiny.pixels(_pictures(1))) == pytest.approx(flops.encoder_flops(tiny.shape), rel=0.02)
+    assert counted_encoder_flops(tiny, tiny.pixels(_pictures(1))) == pytest.approx(flops.encoder_flops(tiny.shape), rel=0.02)
 
 
 def test_the_encoder_of_a_picture_in_tiles_is_counted_by_its_tiles() -> None:
@@ -185,8 +185,8 @@ def test_the_encoder_of_a_picture_in_tiles_is_counted_by_its_tiles() -> None:
     one, several = (vlm.pixels([Image.new("RGB", size)]) for size in ((16, 16), (64, 16)))
     tiles = int(several["num_tiles"].sum())
     assert tiles > 1 and int(one["num_tiles"].sum()) == 1
-    assert encoder_flops(vlm, several) == tiles * encoder_flops(vlm, one)
-    assert encoder_flops(vlm, one) == pytest.approx(flops.encoder_flops(vlm.shape), rel=0.2)
+    assert counted_encoder_flops(vlm, several) == tiles * counted_encoder_flops(vlm, one)
+    assert counted_encoder_flops(vlm, one) == pytest.approx(flops.encoder_flops(vlm.shape), rel=0.2)
 
 
 def _pictures(number: int) -> list:  # type: ignore[type-arg]

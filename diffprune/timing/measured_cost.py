@@ -27,7 +27,7 @@ def counted_flops(vlm: VLM, ready: Ready) -> float:
 
 
 @torch.inference_mode()
-def encoder_flops(vlm: VLM, pixels: dict[str, Tensor]) -> float:
+def counted_encoder_flops(vlm: VLM, pixels: dict[str, Tensor]) -> float:
     """torch's own counter over the encoder's pass of one picture: all its tiles or windows, and what joins patches to tokens."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         vlm.encode(pixels)
@@ -52,7 +52,8 @@ def cost_of(vlm: VLM, arm: str, ready: Ready, pixels: dict[str, Tensor], clock: 
     peak = float(torch.cuda.max_memory_allocated(vlm.device) - before) if cuda else float("nan")
     return Cost(
         arm=arm, visual_kept=fmean(visual), text_tokens=text, prefill_flops=flops.prefill_flops(shape, visual, text),
-        encoder_flops=encoder_flops(vlm, pixels), counted_flops=counted_flops(vlm, ready) if ready.keywords else float("nan"),
+        encoder_flops=counted_encoder_flops(vlm, pixels),
+        counted_flops=counted_flops(vlm, ready) if ready.keywords else float("nan"),
         kv_bytes=flops.kv_bytes(shape, visual, text, vlm.model.dtype.itemsize),
         kv_measured_bytes=mode.prove_removed(ready, output), peak_bytes=peak,
     )  # fmt: skip

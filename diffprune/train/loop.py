@@ -69,7 +69,7 @@ def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Pa
 
     Raises:
         Ended: it was asked to. ValueError: a folder holds another recipe's scorer. Diverged: an arm's loss stayed NaN or infinite.
-        BadData: no batch.
+        BadData: no batch. BadObjective: a method's own code fails.
     """
     folder, known = context.files.folder, DrawnBatches(KEPT_MIB)
     left = _agreed(recipe, context)

@@ -105,14 +105,14 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
         )
     for against in (*rivals(chapter), RULE, FULL):
         found = [(b, every[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in every]
-        if found or against in rivals(chapter):
-            said.append(verdict(NAMED.get(against, against), found, _split(chapter, found) if against in rivals(chapter) else ""))
+        if found or against not in NAMED:
+            said.append(verdict(NAMED.get(against, against), found, "" if against in NAMED else _split(chapter, found)))
     if not rivals(chapter):
         said.append("No other trained method that sees the picture alone was evaluated, so nothing is said about one.")
     for against in dict.fromkeys(key[0] for key in aware):
         found = [(b, aware[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in aware]
         named = NAMED.get(against, f"{against}, which also reads the question")
-        said.append(verdict(named, found, _split(chapter, found) if against not in CHOSEN else ""))
+        said.append(verdict(named, found, "" if against in NAMED else _split(chapter, found)))
     return said + _speed(chapter, fast, batch)
 
 
