@@ -385,6 +385,7 @@ def test_holm_against_the_definition() -> None:
 SMALL = (  # of the cases of the study, whose table is in `reports/coverage`
     "fixed scorers, 1 benchmark of 20 groups", "3 seeds, seed SD 0", "3 seeds, seed SD 2.5", "3 seeds, seed SD 12",
     "5 seeds, seed SD 5", "10 seeds, seed SD 5, against a rule", "3 against 5 seeds, seed SD 5",
+    "fixed scorers, benchmarks of 5 and 200 groups",
     "0.3 % of answers lost, 10 benchmarks of 40 groups", "1.2 % of answers lost, 1 benchmark of 400 groups",
     "median of ratios, 6 rounds", "median of ratios, 30 rounds, AR(1) 0.9",
 )  # fmt: skip

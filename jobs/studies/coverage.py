@@ -38,12 +38,12 @@ def bootstrap(credit: np.ndarray, group: np.ndarray, draws: int, name: str) -> C
 
 @dataclass(frozen=True)
 class Differences:
-    """Paired difference of two arms, mean over benchmarks. seed_sd: of an arm's accuracy over scorer seeds, in points; the second
-    arm has `others` of them, as many as the first, or is a rule without seeds (0). failing: chance that a seed of the first arm
-    fails, and the points it then loses."""
+    """Paired difference of two arms, mean over benchmarks. groups: of each of them, or of all alike. seed_sd: of an arm's accuracy
+    over scorer seeds, in points; the second arm has `others` of them, as many as the first, or is a rule without seeds (0).
+    failing: chance that a seed of the first arm fails, and the points it then loses."""
 
     benchmarks: int
-    groups: int
+    groups: int | tuple[int, ...]
     seeds: int = 1
     seed_sd: float = 0.0
     others: int | None = None
@@ -60,14 +60,15 @@ class Differences:
         if chance:  # the mean over all seeds there could be stays the truth
             shift[0] += 0.01 * lost * (chance - (rng.random(sizes[0]) < chance))
         arms = [list(range(sizes[0])), list(range(sizes[0], sum(sizes)))]
-        found = [self._benchmark(rng, shift, draws, str(i)).estimates(arms) for i in range(self.benchmarks)]
+        sized = self.groups if isinstance(self.groups, tuple) else (self.groups,) * self.benchmarks
+        found = [self._benchmark(rng, shift, draws, str(i), groups).estimates(arms) for i, groups in enumerate(sized)]
         one, two = (average(parts, together=False) for parts in zip(*found, strict=True))
         return (one - two).difference()
 
-    def _benchmark(self, rng: np.random.Generator, shift: list[np.ndarray], draws: int, name: str) -> ClusterBootstrap:
-        group = np.repeat(np.arange(self.groups), rng.integers(1, 5, self.groups))
-        level = rng.uniform(*self.level, self.groups)[group]
-        columns = [(level + rng.choice([-0.08, 0.08], self.groups)[group], by_seed) for by_seed in shift]
+    def _benchmark(self, rng: np.random.Generator, shift: list[np.ndarray], draws: int, name: str, groups: int) -> ClusterBootstrap:
+        group = np.repeat(np.arange(groups), rng.integers(1, 5, groups))
+        level = rng.uniform(*self.level, groups)[group]
+        columns = [(level + rng.choice([-0.08, 0.08], groups)[group], by_seed) for by_seed in shift]
         chance = np.concatenate([own + by_seed[:, None] for own, by_seed in columns])  # [C R]
         luck = np.where(rng.random(chance.shape) < 0.7, rng.random(len(group)), rng.random(chance.shape))  # mostly shared
         return bootstrap((luck < chance).astype(float), group, draws, name)
@@ -142,6 +143,11 @@ SPREADS = (0.0, 0.5, 2.5, 5.0, 8.0, 12.0)
 CASES: Mapping[str, Case] = {
     "fixed scorers, 10 benchmarks of 100 groups": Differences(10, 100),
     "fixed scorers, 1 benchmark of 20 groups": Differences(1, 20),
+    **{
+        f"{kind}, benchmarks of {' and '.join(map(str, groups))} groups": Differences(len(groups), groups, seeds, sd)
+        for kind, seeds, sd in (("fixed scorers", 1, 0.0), ("5 seeds, seed SD 2.5", 5, 2.5))
+        for groups in ((5, 200), (10, 30, 1000))
+    },
     **{f"accuracy of {level} %, 1 benchmark of 20 groups": Accuracy(20, level) for level in (60, 90, 95)},
     **{f"1 seed, seed SD {sd:g}, as a claim about the method (none is made)": Differences(3, 100, 1, sd) for sd in (2.5, 8.0)},
     **{f"2 seeds, seed SD {sd:g}": Differences(3, 100, 2, sd) for sd in (0.0, 5.0, 12.0)},
