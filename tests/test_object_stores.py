@@ -24,6 +24,8 @@ from object_server import SECRET as TOKEN
 from object_server import place as folder_of
 from s3_server import SECRET, bucket, keys, server
 
+from diffprune import verify
+from diffprune.cli import commands
 from diffprune.core.cell import Cell, TrainSpec
 from diffprune.core.records import Outcome, Provenance
 from diffprune.core.spec import Spec
@@ -98,7 +100,9 @@ def publish(store: Store, number: int, made: Provenance) -> None:
 WRITER = """
     import sys, itertools
     from diffprune.io import lease, run_lock
-    from diffprune.core.cell import Cell, TrainSpec
+    from diffprune import verify
+from diffprune.cli import commands
+from diffprune.core.cell import Cell, TrainSpec
     from diffprune.core.records import Outcome, Provenance
     from diffprune.core.spec import Spec
     from diffprune.store import Store, lock
@@ -410,6 +414,16 @@ def test_a_run_reports_from_a_bucket_into_it_and_leaves_no_secret(place: str, ca
     blobs = open_blobs(place)
     everything = [out, err, *blobs.list(), *(blobs.read(key).decode(errors="replace") for key in blobs.list())]
     assert not any(secret in text for text in everything for secret in (SECRET, keys()["AWS_ACCESS_KEY_ID"], KEY, TOKEN))
+    run = f"{place}/look"
+    assert commands.call(["export", run, "here"])[0] == 0
+    again = verify.verify(Path("here"))
+    assert again.recomputed > 20 and not again.differences
+    store.publish({"outcomes": [Outcome("ok", "", 1, 1.0)]}, cell=evaluate_cell("random"), provenance=provenance(run="look"))
+    code, said = commands.call(["export", run, "later"])
+    assert code == 2 and f"{run}: its store has records that its report has not seen" in said and not Path("later").exists()
+    assert f"`diffprune report JOB --name look --out {place}`" in said
+    code, said = commands.call(["export", f"{place}/other", "later"])
+    assert code == 2 and f"{place}/other has no report" in said
     assert not any(path.name.startswith(place[:2]) for path in Path().iterdir()), "no folder of that name on this machine"
 
 

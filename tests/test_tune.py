@@ -478,7 +478,9 @@ def test_only_deaths_in_a_row_end_a_tuning(tiny: Llava, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_trials_share_one_model_and_ctrl_c_stays_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_share_one_model_and_ctrl_c_stays_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Accuracies are written as they come, through Ctrl-C; asked again, nothing runs: not even Ray starts."""
     options = Tuning(
         targets=(1.5,), benchmarks=(GQA,), calibration=8, held_out=8, batch=4, candidates=1, curve_repeats=3, warmup=1,
@@ -498,6 +500,7 @@ def test_trials_share_one_model_and_ctrl_c_stays_ours(tmp_path: Path, monkeypatc
     assert Store(tmp_path / "store").read("trials")["accuracy"].notna().any()
 
     first = running.tune(*given, model=Spec("embedded"))
+    assert all(line.startswith("tune: ") for line in capsys.readouterr().out.splitlines() if line), "Ray has a heading of its own"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len(first) == 3 and all(c.measured_speedup > 0 and 0 <= c.accuracy <= 1 and c.num_held_out == 8 for c in first)
     assert not list(tmp_path.glob("*ray-tune*"))

@@ -299,7 +299,8 @@ def test_a_search_from_the_command_to_the_page(
     page = Path("runs/tune_training/report/report.html").read_text()
     assert "Search of training settings" in page and Path("runs/tune_training/report/figures/sensitivity.svg").is_file()
     monkeypatch.setattr(running, "connect", None)
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "search: " in said and not any(word in said for word in ("detailed results", "tensorboard", "╭")), "a heading of Ray's"
     assert call(command) == (0, "") and "all 3 trials are in the store already" in capsys.readouterr().out
     assert not list(Path("runs/tune_training").glob("*ray*"))
 

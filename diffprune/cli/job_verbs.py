@@ -142,8 +142,7 @@ def _report(folder: Path, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{out} has a store of its own, of which this page would not be: name another folder with --out")
     before = seen.commits(folder / "store")
     made = report.report(folder / "store", out, title=options["name"] or folder.resolve().name)
-    if not remote(out):
-        seen.note(out, before)
+    seen.note(out, before)
     print(f"\n{report.summary(folder / 'store')}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -48,22 +49,27 @@ def verify_(place: Path) -> None:
 
 
 @click.command("export")
-@click.argument("run", type=Folder())
+@click.argument("run", type=Place())
 @click.argument("out", type=Folder())
 def export(run: Path, out: Path) -> None:
-    """Copy the report of a run into the folder OUT, and its store beside it, compacted to one file for each table."""
-    from diffprune.io.blob_store import LocalBlobs
+    """Copy the report of a run into the folder OUT, and its store beside it, compacted to one file for each table.
+
+    RUN is a folder, or s3://, gs:// or az://bucket/folder/run: so a run in object storage is brought here, to verify or compare."""
+    from diffprune.io.blob_store import LocalBlobs, open_blobs, remote
     from diffprune.job import seen
     from diffprune.store import Store, readme
 
-    present(run)
-    write = f"`diffprune report {run}`"
-    if not (run / "report" / "report.html").is_file():
-        raise ValueError(f"{run} has no report: write it with {write}")
+    blobs, shown = open_blobs(run), f"{open_blobs(run) if remote(run) else run}"
+    place, _, name = str(blobs).rpartition("/")
+    write = f"`diffprune report JOB --name {name} --out {place}`" if remote(run) else f"`diffprune report {run}`"
+    if not remote(run):
+        present(run)
+    if blobs.version("report/report.html") is None:
+        raise ValueError(f"{shown} has no report: write it with {write}")
     if not seen.all_of(run / "store", run / "report"):
-        raise ValueError(f"{run}: its store has records that its report has not seen: write it anew with {write}")
+        raise ValueError(f"{shown}: its store has records that its report has not seen: write it anew with {write}")
     to = out.resolve()  # of a link the folder it leads to
-    if to.is_relative_to(run.resolve()):
+    if not remote(run) and to.is_relative_to(run.resolve()):
         raise ValueError(f"{out} lies in the run that is exported: choose a folder outside {run}")
     if to.exists() and not to.is_dir():
         raise ValueError(f"{out} is a file, but a folder is needed")
@@ -74,12 +80,12 @@ def export(run: Path, out: Path) -> None:
     try:
         Store(run / "store").compact(half / "store")
         readme.write(half / "store")
-        page, copy = LocalBlobs(run / "report"), LocalBlobs(half)
+        page, copy = open_blobs(run / "report"), LocalBlobs(half)
         for key in page.list():
             if key != seen.FILE:
                 copy.replace(key, page.read(key))
-        if (won := run / "winners.json").is_file():  # of a search
-            copy.replace(won.name, won.read_bytes())
+        with suppress(FileNotFoundError):  # of a search alone
+            copy.replace("winners.json", blobs.read("winners.json"))
         _put(half, to)
     finally:
         shutil.rmtree(half, ignore_errors=True)

@@ -58,6 +58,7 @@ def failures(
 
     # Ctrl-C stays ours: Ray's handler ends the trials as if they were done, and then swallows one more.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has a heading that no verbosity keeps from the terminal
     with private_folder() as folder, watched(working):
         results = ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(trial, **given), dict(resources)),

@@ -20,7 +20,7 @@ from diffprune.core.vlm import VLM
 from diffprune.embedded.world import SPLITS, WORLD_VERSION
 from diffprune.evaluate import grading
 from diffprune.evaluate.cells import cells as evaluation_cells
-from diffprune.io.blob_store import absolute, open_blobs, remote
+from diffprune.io.blob_store import absolute, open_blobs
 from diffprune.job import changed_recipe, overlap, preflight, questions, seen, training_data, tuning
 from diffprune.job.job import Job
 from diffprune.measure import measure
@@ -245,11 +245,10 @@ class Plan:
 
     def report(self, out: Path) -> None:
         """Page and tables in the folder `out`, from the records alone; then the short table."""
-        job, before = self.job, "" if remote(self.store_root) else seen.commits(self.store_root)
+        job, before = self.job, seen.commits(self.store_root)
         found = report.read(self.store_root)
         made = report.report(found, out, title=job.title or job.name, command=f"diffprune run {job.name}", asked=self.setting)
-        if before and not remote(out):
-            seen.note(out, before)
+        seen.note(out, before)
         print(f"\n{report.summary(found, asked=self.setting)}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
 
     def summary(self) -> str:
