@@ -29,7 +29,7 @@ from diffprune.io.s3_blobs import S3Blobs
 IMPLEMENTATIONS: dict[str, Callable[[], Blobs]] = {"local": lambda: LocalBlobs("blobs"), "memory": MemoryBlobs}
 
 
-@pytest.fixture(params=[*IMPLEMENTATIONS, "s3", "gs", "az", "azurite"])
+@pytest.fixture(params=[*IMPLEMENTATIONS, "s3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gs", "az", "azurite"))])
 def blobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Blobs:
     if request.param == "s3":
         return S3Blobs(bucket(request.getfixturevalue("s3_endpoint"), monkeypatch))

@@ -197,6 +197,7 @@ def run(own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return run
 
 
+@pytest.mark.slow
 def test_a_changed_grader_grades_again_without_the_model(run: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     run(FIRST, "run", "small.py", asks=True)
     store = Store("runs/small/store")

@@ -351,6 +351,7 @@ def test_no_login_and_one_that_cannot_be_read_are_named(monkeypatch: pytest.Monk
     assert "no base64" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_body_may_take_as_long_as_it_is_large_and_slowness_is_told_from_silence(
     slow: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

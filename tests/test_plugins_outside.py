@@ -294,6 +294,7 @@ def test_a_benchmark_has_its_own_heading_and_figure(root: Path, tmp_path: Path) 
         assert [row["Method"] for row in csv.DictReader(file)] == ["Largest norms"]
 
 
+@pytest.mark.slow
 def test_a_report_needs_none_of_the_plug_ins(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows say what tables must know; a benchmark that is not installed is shown as mean credit, which is said."""
     monkeypatch.chdir("/")

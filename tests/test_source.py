@@ -323,6 +323,7 @@ print({name: registry.grader(Spec(name)) for name in registry.names("benchmarks"
 """
 
 
+@pytest.mark.slow
 def test_a_copy_elsewhere_in_another_process_has_the_same_digests(tmp_path: Path) -> None:
     package = Path(diffprune.__file__).parent
     shutil.copytree(package, tmp_path / "site" / "diffprune", ignore=shutil.ignore_patterns("__pycache__", "checkpoint"))

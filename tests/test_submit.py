@@ -753,6 +753,7 @@ def test_a_job_is_followed_and_its_status_returned(real: dict[str, str], token: 
     assert not any(secret in path.read_text(errors="replace") for path in (place / "ray").rglob("*.log")), "in no log of Ray's"
 
 
+@pytest.mark.slow
 def test_a_running_job_is_stopped(real: dict[str, str], token: None) -> None:
     client = head.connect(real["address"])
     submit.start(client, "sleep 60", "long-1", {}, {})

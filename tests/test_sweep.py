@@ -159,6 +159,7 @@ class Sleepy:
         return {i: row(i, "OSError: no such image" if i < 3 else "") for i in index}, time.perf_counter() - start
 
 
+@pytest.mark.slow
 def test_two_workers_share_one_cell_to_its_end(session: None, asked: list[Cell], own_folder: Path, monkeypatch) -> None:
     """The unit of work is a batch, so neither rests while the other has a queue. Rows that failed are counted in the outcome."""
 
@@ -205,6 +206,7 @@ def test_a_place_where_every_process_dies_while_loading_is_left_out(
         sweep.sweep([asked[1]], own_folder / "store", PROVENANCE, workers=1, model=EMBEDDED)
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_or_fails_does_not_stop_the_others(
     session: None, asked: list[Cell], own_folder: Path, monkeypatch
 ) -> None:
@@ -373,6 +375,7 @@ def test_a_user_s_mistake_comes_back_as_itself(session: None, asked: list[Cell],
         sweep.sweep([measure_cell()], own_folder, PROVENANCE, workers=1, model=EMBEDDED)
 
 
+@pytest.mark.slow
 def test_every_session_is_timed_by_a_process_of_its_own(session: None, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [measure_cell(batch=size, session=number) for number in (0, 1) for size in (1, 2)]
 
@@ -389,6 +392,7 @@ def test_every_session_is_timed_by_a_process_of_its_own(session: None, own_folde
     assert len(first) == len(second) == 1 and first != second
 
 
+@pytest.mark.slow
 def test_exclusive_has_the_host_to_itself(session: None) -> None:
     def alone(word: str, *, twice: bool) -> Iterator[tuple[float, int, str]]:
         yield ray.get_runtime_context().get_assigned_resources()["CPU"], os.getpid(), word * (1 + twice)

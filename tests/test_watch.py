@@ -280,6 +280,7 @@ def test_a_terminal_is_followed_until_the_run_ends(tmp_path: Path, monkeypatch: 
     assert "\x1b[2J[red]" not in out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_watched_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
