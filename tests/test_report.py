@@ -35,8 +35,8 @@ from diffprune.report.analysis.records import read
 from diffprune.report.analysis.scenes import Scene
 from diffprune.report.render import escape, svg, table
 from diffprune.report.render.scenes import strips
-from diffprune.report.tables.accuracy import per_budget
-from diffprune.statistics import holm
+from diffprune.report.tables.accuracy import open_note, per_budget
+from diffprune.statistics import Difference, Verdict, holm
 from diffprune.store import Store
 from tests.records import (
     choice,
@@ -429,6 +429,15 @@ def test_verdicts_are_those_of_the_corrected_family(chapter: Comparison, made: d
         assert (why in row[f"{column} note"]) == (word == "cannot tell")
     assert {one.verdict.word for one in judged.values()} >= {"better", "worse", "cannot tell"}
     assert {r["pictures"] for r in rows.values()} == {str(float(answers_pictures(chapter)))}
+
+
+@pytest.mark.parametrize(
+    ("corrected", "says"),
+    [(0.2, "p 0.20 after Holm"), (0.0612, "p 0.061 after Holm"), (0.0501, "p just above 0.05 after Holm")],
+)
+def test_a_p_that_rounds_to_its_limit_does_not_contradict_the_verdict(corrected: float, says: str) -> None:
+    found = Difference(1.0, 0.1, 1.9, 40, 20, p=0.03, detectable=1.3)
+    assert open_note(Verdict(found, "cannot tell", corrected)) == says
 
 
 def answers_pictures(chapter: Comparison) -> int:

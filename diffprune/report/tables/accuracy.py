@@ -84,7 +84,8 @@ def open_note(found: Verdict, digits: int = 1) -> str:
     if found.word != CANNOT_TELL:
         return ""
     if found.found.p < ALPHA:
-        return f"p {found.p:.{2 if found.p >= 0.1 else 3}f} after Holm"
+        told = f"{found.p:.{2 if found.p >= 0.1 else 3}f}"
+        return f"p {told if float(told) > ALPHA else f'just above {ALPHA:g}'} after Holm"
     return f"{Number(found.found.detectable, digits=digits).main} would show"
 
 
