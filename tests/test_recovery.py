@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 from diffprune.core.records import Step
@@ -48,19 +50,32 @@ def test_phases_and_times_of_steps_are_told_from_the_lines(study: ModuleType) ->
     assert list(times.values()) == pytest.approx([200.0] * 14)
 
 
+def test_processor_time_is_that_of_a_process_and_all_below_it(study: ModuleType) -> None:
+    busy = "import time\nwhile time.process_time() < 0.4: pass\nprint(flush=True)\ntime.sleep(60)"
+    parent = f"import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', {busy!r}])\n{busy}"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        said = [process.stdout.readline(), process.stdout.readline()]
+        found = study.processor_s(process.pid)
+        for one in [*psutil.Process(process.pid).children(), process]:
+            one.kill()
+    assert said == [b"\n", b"\n"] and 0.75 <= found < 2
+    assert study.processor_s(process.pid) == 0, "it is gone"
+
+
 def test_ratios_compare_the_same_steps_and_goals_have_a_direction(study: ModuleType) -> None:
     one = {step: 100.0 + step for step in range(20)}
     half = {step: (100.0 + step) / 2 for step in range(5, 30)}
     assert study.ratio([one, one], [half, half]) == pytest.approx((2.0, 2.0, 2.0))
     round_ = {
-        "begins_s": [14.0, 16.0], "goes_on_s": 13.0, "noticed_s": 5.0, "loaded_s": 4.0, "blocks_ms": 0.3, "one": one, "plain": one,
-        "two": half,
+        "begins_s": [14.0, 16.0], "begins_1_cpu_s": 20.0, "begins_2_cpu_s": 30.0, "goes_on_s": 13.0, "noticed_s": 5.0,
+        "loaded_s": 4.0, "blocks_ms": 0.3, "one": one, "plain": one, "two": half,
         "apart": {step: 1.25 * value for step, value in one.items()},
     }  # fmt: skip
     rows = study.table([round_, round_ | {"goes_on_s": 10.0}]).set_index("figure")
     assert rows["met"].to_dict() == {
-        "begins_s": "yes", "goes_on_s": "yes", "noticed_s": "", "loaded_s": "", "blocks_ms": "yes", "ray_ratio": "yes",
-        "speed_of_two": "yes", "speed_apart": "",
+        "begins_s": "yes", "begins_1_cpu_s": "", "begins_2_cpu_s": "", "goes_on_s": "yes", "noticed_s": "", "loaded_s": "",
+        "blocks_ms": "yes", "ray_ratio": "yes", "speed_of_two": "yes", "speed_apart": "",
     }  # fmt: skip
     assert rows.loc["speed_apart", ["value", "low", "high"]].tolist() == pytest.approx([1.6, 1.6, 1.6]), "2 / 1.25"
     assert rows.loc["goes_on_s", ["value", "low", "high"]].tolist() == [11.5, 10.0, 13.0]
