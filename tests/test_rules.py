@@ -125,8 +125,7 @@ def vispruner_(image: Image, count: int) -> Answer:
         one, two = rest[0::2], rest[1::2]
         step = min(8, len(rest) - wanted, len(one))
         nearest = {i: max((x[i] @ x[j] for j in two), default=-2.0) for i in one}
-        gone = sorted(one, key=lambda i: -nearest[i])[:step]
-        rest = [i for i in one if i not in gone] + two
+        rest = sorted(one, key=lambda i: -nearest[i])[step:] + two
     return {*kept, *rest}, None
 
 
@@ -166,7 +165,7 @@ def prunesid(image: Image, count: int) -> Answer:
     group = loadings.argmax(1)
     x = unit(image.x)
     similar = x @ x.T
-    threshold = count / 32 * float(np.mean([similar[i, j] for i in range(image.num) for j in range(i)] or [0.0]))
+    threshold = 18 * count / image.num * float(np.mean([similar[i, j] for i in range(image.num) for j in range(i)] or [0.0]))
     members = [[i for i in range(image.num) if group[i] == g] for g in range(groups)]
     distinct: list[list[int]] = []
     for inside in members:
@@ -244,7 +243,7 @@ def prumerge_plus(image: Image, count: int) -> Answer:
 def prumerge_adaptive(image: Image, count: int) -> Answer:
     low, high = np.percentile(image.joint.astype(np.float32), [25, 75])
     found = int((image.joint > high + 1.5 * (high - low)).sum())
-    return prumerge(image, min(count, max(1, found)))
+    return prumerge(image, min(count, found + 1))
 
 
 def tome(image: Image, count: int, rounds: int = 23) -> Answer:

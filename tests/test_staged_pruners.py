@@ -39,7 +39,7 @@ def test_plans_of_the_papers() -> None:
     assert plan("fastv", Keep(96)) == [(2, Keep(64))] and plan("dart", Keep(96)) == [(2, Keep(64))]
     assert plan("fastv(after=8)", Keep(300)) == [(8, Keep(208))]
     assert plan("pyramiddrop", Keep(270)) == [(8, Keep(288)), (16, Keep(144)), (24, Keep(72))]
-    assert [layer for layer, _ in plan("sparsevlm", Keep(192))] == [2, 6, 15]
+    assert [layer for layer, _ in plan("sparsevlm", Keep(192))] == [3, 7, 16], "as 3 x 576, 4 x 300, 9 x 200, 16 x 110"
     halving = Share((3 * 576 + 3 * 288 + 8 * 144 + 8 * 48 + 10 * 1) / 32 / 576)  # an average of 129.3
     found = plan("btp", halving)
     assert [layer for layer, _ in found] == [3, 6, 14, 22]
@@ -224,6 +224,17 @@ def test_sparsevlm_keeps_the_best_and_means_of_clusters(count: int) -> None:
         for centre in centres:
             mean = torch.stack([tokens.features[i, p] for p in group if joined[p] == centre]).mean(0)
             torch.testing.assert_close(after[i, centre], mean)
+
+
+@pytest.mark.parametrize(("plain", "total"), [(300, 576), (200, 309), (66, 576), (30, 82), (30, 72)])
+def test_sparsevlm_clusters_as_many_as_the_authors_for_what_they_keep(plain: int, total: int) -> None:
+    pool = int((total - plain) * 0.3) + 1  # the authors' code, which adds the clusters to what is kept
+    clusters = int(pool / 10) + 1
+    assert sparsevlm.recycled(plain + clusters, total) == (pool, clusters)
+
+
+def test_sparsevlm_clusters_fewer_where_that_leaves_no_token_as_it_is() -> None:
+    assert [sparsevlm.recycled(count, 576)[1] for count in (1, 2, 3, 576)] == [0, 1, 2, 0]
 
 
 def test_density_peaks_find_clusters_that_are_far_apart() -> None:

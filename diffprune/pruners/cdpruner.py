@@ -23,7 +23,7 @@ class CDPruner(Pruner):
     The release takes the relevance r from CLIP's text tower and visual projection, which vision-language checkpoints leave out.
     Here it is read in the decoder's word space: the mean cosine of a projected token and the question's embedded words, scaled to
     0 .. 1 within the image. That is another relevance than the paper's, hence the label; its sign is plain, where the release
-    negates its own. Released with contiguous positions.
+    negates its own. Released with contiguous positions, and on LLaVA-NeXT with a budget for each crop; here an image has one.
 
     question: False leaves relevance out, which is the unconditional process.
     """

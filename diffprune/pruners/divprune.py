@@ -13,7 +13,9 @@ from diffprune.pruners._greedy import cosines, first, max_min
 class DivPrune(Pruner):
     """Keeps the tokens that are most unlike each other: each is the farthest, by cosine after the projector, from those before it.
 
-    Unlike the release, a chosen token is never chosen again where others are its exact copies. Released with contiguous positions.
+    Unlike the release, a chosen token is never chosen again where others are its exact copies, and cosines are computed in float32,
+    where the release computes them in the model's dtype: of random features in float16, 84 to 90 % of 64 to 192 tokens are then the
+    same. Released with contiguous positions.
     """
 
     label = "DivPrune"

@@ -30,11 +30,12 @@ class DynamicLLaVA(OwnScorer):
     From the authors' code. How we differ: the model stays frozen, which the release trains at a fortieth of the predictor's rate;
     the gate on generated text is left out; budgets are drawn per step, of which the predictor learns no more than the mean, where
     the release trains at 20 % alone. A drawn budget is the share that the cut leaves; when tokens are removed a budget is the
-    average over layers, as for every method that cuts inside the decoder. Blocks are those of the shared scorer (SiLU for GELU).
+    average over layers, as for every method that cuts inside the decoder. Blocks are those of the shared scorer (SiLU for GELU, a
+    bias in the attention's projections), on states that are standardised channel by channel first.
 
     after:        decoder layers that see every token; 0 is the paper's 2 of 32, the same fraction of another depth, at least one.
     ratio_weight: of the published ratio loss, which pulls the share of kept tokens towards the budget.
-    width:        of the predictor; 0 is the paper's eighth of the model's, or half of a narrow model's.
+    width:        of the predictor; 0 is an eighth of the model's, as the release's 512 for 7B, or half of a narrow model's.
     """
 
     label = "Dynamic-LLaVA (image part)"

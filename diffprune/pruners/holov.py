@@ -22,7 +22,8 @@ class HoloV(Pruner):
     stretch's share of the budget is that of its mean token score, 1000 a_i + 0.09 v_i: attention, and the variance of the token's
     cosines to the others of its stretch after the projector, scaled to the size of the attention there. What rounding leaves, and
     what a stretch cannot hold, goes one each to the largest shares; the release fills up with zeros instead, and gives stretches of
-    one token a thousandth of their score. Released with contiguous positions on LLaVA and original ones on Qwen.
+    one token a thousandth of their score. Tokens stay in raster order, where the release leaves those of a stretch in that of their
+    attention. Released with contiguous positions on LLaVA and original ones on Qwen.
     """
 
     label = "HoloV"

@@ -28,9 +28,10 @@ class PruMerge(Pruner):
     The order is that of the raster; the release's is by attention. Released with contiguous positions.
 
     plus:     PruMerge+: a quarter of the tokens by attention, the others evenly over what is left. The release's strides do that
-              about, without meeting a count.
-    adaptive: as many by attention as are outliers, above Q3 + 1.5 IQR of the image's attention; the budget is then an upper limit,
-              and with `plus` three times as many again are spread over what is left.
+              about, without meeting a count, where it counts outliers; at a fixed ratio, for training, they are a half.
+    adaptive: as many by attention as are outliers, above Q3 + 1.5 IQR of the image's attention, and the one that is made of what
+              is not kept; the budget is then an upper limit, and with `plus` three times as many again are spread over what is
+              left.
     """
 
     label = "PruMerge"
@@ -45,7 +46,7 @@ class PruMerge(Pruner):
         valid, weight, total = tokens.valid, tokens.given(ATTENTION).float(), tokens.counts
         counts = cut.budget.counts(total)
         if self.adaptive:
-            counts = (outliers(weight, valid) * (4 if self.plus else 1)).clamp_min(1).minimum(counts)
+            counts = (outliers(weight, valid) * (4 if self.plus else 1) + 1).minimum(counts)
         last = (counts > 1) & (counts < total)  # whether there is a token of what is not kept
         best = counts - last.long()
         if self.plus:

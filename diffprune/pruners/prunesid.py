@@ -14,6 +14,7 @@ from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.pruners._greedy import cosines, unsuppressed
 from diffprune.pruners._quotas import lowest, ranks, sizes_of
 
+SUPPRESSED = 18  # times the share that is kept and the mean cosine: above, a token is a near-duplicate
 ITERATIONS = 2  # of the subspace, as in `torch.pca_lowrank`
 
 
@@ -21,10 +22,12 @@ class PruneSID(Pruner):
     """Keeps the most attended tokens of every group of tokens that share a principal component, distinct ones first.
 
     A quarter of the budget is the number of components, of the sigmoid of the features with tokens as variables; a token belongs
-    to the one where its loading is largest. In a group, tokens with a cosine above K/32 of the image's mean to a better one are
+    to the one where its loading is largest. In a group, tokens with a cosine above 18 K/N of the image's mean to a better one are
     suppressed and rank last. Every group has at least one place; the others are shared out by the number of distinct tokens, up to
-    a limit. [CLS] takes one of the K in the release; a family's visual tokens need not include it, so here the tokens have all K.
-    The release draws the subspace's start at random; `seed` fixes it. Released with contiguous positions.
+    a limit. This is the release for LLaVA, whose K/32 is of each crop of 576; that for Qwen takes at least the mean itself, and
+    loadings in place of attention. [CLS] takes one of the K in the release; a family's visual tokens need not include it, so here
+    the tokens have all K, and an image of several crops one budget. The release draws the subspace's start at random; `seed` fixes
+    it. Tokens stand in the order of the raster, where the release leaves that of the groups. Released with contiguous positions.
 
     seed: of the start of the subspace iteration.
     """
@@ -47,7 +50,7 @@ class PruneSID(Pruner):
         likeness = cosines(tokens.features, valid)
         pairs = (tokens.counts * (tokens.counts - 1)).clamp_min(1)
         mean = (likeness.sum((1, 2)) - likeness.diagonal(dim1=1, dim2=2).sum(1)) / pairs
-        alike = likeness > (counts / 32 * mean)[:, None, None]
+        alike = likeness > (SUPPRESSED * counts / tokens.counts.clamp_min(1) * mean)[:, None, None]
         distinct = unsuppressed(alike & (group[:, None] == group[:, :, None]), attention, valid)
         return Selection(chosen(group, attention, distinct, valid, counts, num))
 

@@ -20,8 +20,9 @@ class PyramidDrop(ScorePruner):
     stages: cuts, which part the decoder evenly: 3 are the paper's after 8, 16 and 24 of 32 layers.
 
     From the authors' code: the next layer's norm, projections and rotary embedding on the states at the cut, softmax over the
-    whole sequence, mean over heads. A layer average of 270 of 576 tokens is the paper's half of what is left at each cut. How we
-    differ: tokens keep their positions, where the release numbers what is left anew.
+    whole sequence, mean over heads. A layer average of 270 of 576 tokens is the paper's half of what is left at each cut. As the
+    layers before the first cut see every token, no average below that share, a quarter with 3 stages, can be met. How we differ:
+    tokens keep their positions, where the release numbers what is left anew.
     """
 
     label = "PyramidDrop"

@@ -13,21 +13,23 @@ from diffprune.core.tokens import Selection, VisualTokens, means
 from diffprune.core.vlm import Shape
 from diffprune.pruners._depth import scaled
 
-AFTER = (2, 6, 15)  # of 32 layers
+AFTER = (3, 7, 16)  # of 32 layers
 EACH, EMBEDDED = decoder_attention(queries="each"), decoder_features(0)
-RECYCLED, PER_CLUSTER, NEIGHBOURS = 0.3, 10, 5
+RECYCLED, PER_CLUSTER = 0.3, 10
 
 
 class SparseVLM(Pruner):
     """Keeps the tokens to which rater words attend most; the best of the others are clustered, each cluster kept as its mean.
 
     Raters are the words of the question to which visual tokens point more than to the average word (softmax of products of input
-    embeddings). recycle: cluster the best 30 % of what is dropped, one cluster for ten tokens (density peaks over five nearest
-    neighbours; the release leaves the number open); their means take part in the budget, where the release adds them to it.
+    embeddings). recycle: cluster the best 30 % of what is dropped, one cluster for ten tokens (density peaks over as many nearest
+    neighbours as there are clusters); their means take part in the budget, where the release adds them to it.
 
-    From the authors' code, cuts after 2, 6 and 15 of 32 layers, the same fractions of other depths. How we differ: every cut
-    leaves the same share, so that the layer average is the budget, where the release lists counts for four budgets; a cluster's
-    mean stands at its centre, and tokens keep their positions, where the release appends means and numbers anew.
+    From the authors' code, cuts behind layers 2, 6 and 15 of 32, counted from 0, by the attention in them: after 3, 7 and 16
+    layers, the same fractions of other depths. How we differ: every cut leaves the same share, so that the layer average is the
+    budget, where the release lists counts for four budgets; a cluster's mean stands at its centre, and tokens keep their
+    positions, where the release appends means and numbers anew; of equal densities the earlier token's is the larger, where the
+    release adds noise.
     """
 
     label = "SparseVLM"
@@ -70,20 +72,25 @@ def raters(visual: Tensor, valid: Tensor, question: Question) -> Tensor:
 
 
 def recycled(count: int, total: int) -> tuple[int, int]:
-    """(tokens that are clustered, clusters) where `count` of `total` are to be left; at least one is kept as it is."""
-    dropped = total - count
-    num = int(RECYCLED * dropped) + 1
-    clusters = min(num // PER_CLUSTER + 1, count - 1)
-    return (min(num + clusters, dropped + clusters), clusters) if dropped and clusters > 0 else (0, 0)
+    """(tokens that are clustered, clusters) where `count` of `total` are to be left; at least one is kept as it is.
+
+    Clustered are 30 % of the tokens that are not kept as they are, and one more; clusters are a tenth of these, and one more.
+    """
+    pool, clusters = 0, 0
+    while total > count and pool // PER_CLUSTER + 1 > clusters < count - 1:  # a cluster more leaves one token less as it is
+        clusters += 1
+        pool = int(RECYCLED * (total - count + clusters)) + 1
+    return pool, clusters
 
 
 def density_peaks(points: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """(centres [clusters], the number of each point's centre [N]): density peaks by nearest neighbours (DPC-kNN).
 
-    Centres have most density times distance to the nearest denser point; others join the nearest centre. Ties go to the earlier.
+    Centres have most density times distance to the nearest denser point; others join the nearest centre. A density is of as many
+    nearest points as there are clusters, the point itself among them. Ties go to the earlier.
     """
     apart = torch.cdist(points[None], points[None])[0] / points.shape[1] ** 0.5
-    near = apart.sort(dim=1).values[:, : min(NEIGHBOURS, len(points))]  # the point itself among them
+    near = apart.sort(dim=1).values[:, :clusters]
     density = (-near.square().mean(1)).exp()
     denser = density[None, :] > density[:, None]
     height = torch.where(denser.any(1), apart.masked_fill(~denser, torch.inf).amin(1), apart.amax())

@@ -28,8 +28,8 @@ class ToMe(Pruner):
     and later blocks work on what is merged. Here the encoder runs whole and the same number of rounds follow each other on the
     keys of the layer that the projector reads, so time is saved in the decoder alone. Hence also no size in the attention's logits.
     A mean stands in the place of the token of B that others went into, and tokens are dealt out in the order of the raster, where
-    the release puts B behind what is left of A. A round merges half of what is there at most, and rounds are added where the
-    budget is not met by then.
+    the release puts B behind what is left of A; A begins with the first patch, where that of the release begins with [CLS]. A round
+    merges half of what is there at most, and rounds are added where the budget is not met by then.
 
     rounds: over which merging is spread evenly; 23 blocks of CLIP ViT-L act before the layer that LLaVA reads.
     """

@@ -22,7 +22,7 @@ class VisionZip(Pruner):
     Each of the others goes to the target whose key, mean over heads, is most like its own; a target becomes itself plus the mean of
     what it got, as in the release: no weighted mean of both. [CLS] counts among the dominant tokens of the release and reaches the
     decoder; here the budget is of visual tokens, and all of it goes to them. Tokens stay in raster order; the release puts
-    contextual ones last. Released with contiguous positions.
+    contextual ones last. Released with contiguous positions, and on LLaVA-NeXT with a budget for each crop; here an image has one.
 
     contextual: share of the budget that goes to contextual tokens; 5/32 is the release's 10 of 64, 20 of 128, 30 of 192.
     """

@@ -22,9 +22,10 @@ class VisPruner(Pruner):
     """Keeps the tokens that the encoder attends to most, and of the others those that are no near-duplicates of each other.
 
     The others are listed by attention and split alternately in two; the eight of the first half that are most like a token of the
-    second are dropped, again and again. The release breaks where the list is odd: here the first half is then the longer one, and
-    no round drops more than the first half has. Features and attention are those the projector reads. Released with contiguous
-    positions, and on LLaVA-NeXT with a budget for each crop; here an image has one budget.
+    second are dropped, and the rest of it is listed anew, most alike first, with the second half behind; again and again. The
+    release breaks where the list is odd: here the first half is then the longer one, and no round drops more than the first half
+    has. Features and attention are those the projector reads; cosines are computed in float32, where the release computes them in
+    the model's dtype. Released with contiguous positions, and on LLaVA-NeXT with a budget for each crop; here an image has one.
 
     important: the share of the budget that goes by attention.
     """
@@ -76,7 +77,9 @@ def distinct(likeness: Tensor, scores: Tensor, among: Tensor, counts: Tensor, lo
         again = two.where(listed[:, 1::2], two[:, :1])  # behind the end of a list its first once more, which changes no maximum
         pairs = torch.index_select(rows, 0, (again + base).flatten(), out=work[: two.numel()]).view(batch, -1, num)
         nearest = pairs.amax(1).gather(1, one)
-        gone = torch.cat([top(nearest, listed[:, 0::2], step) | ~listed[:, 0::2], ~listed[:, 1::2]], 1)
+        alike = nearest.masked_fill(~listed[:, 0::2], -math.inf).argsort(dim=1, descending=True, stable=True)
+        one, place = one.gather(1, alike), torch.arange(one.shape[1], device=one.device)
+        gone = torch.cat([(place < step[:, None]) | ~listed[:, 0::2], ~listed[:, 1::2]], 1)
         longest = max(longest - min(STEP, (longest + 1) // 2), most, 2)
         order = torch.cat([one, two], 1).gather(1, gone.int().argsort(dim=1, stable=True))[:, :longest]
         length = length - step
