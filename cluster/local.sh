@@ -83,7 +83,7 @@ stop() {
   if ! running; then echo "no head is running in $DIFFPRUNE_HEAD"; rm -f "$pidfile"; return; fi
   local pid; pid=$(cat "$pidfile")
   kill "$pid"  # `ray start --block` takes its own children down; `ray stop` would take everybody's
-  for _ in $(seq 120); do kill -0 "$pid" 2>/dev/null || { rm -f "$pidfile"; echo "stopped $pid"; return; }; sleep 0.25; done
+  for _ in $(seq 480); do kill -0 "$pid" 2>/dev/null || { rm -f "$pidfile"; echo "stopped $pid"; return; }; sleep 0.25; done
   echo "process $pid does not end" >&2
   exit 1
 }

@@ -23,7 +23,7 @@ def test_the_readme_is_in_step_with_the_files() -> None:
 
 
 def test_every_method_has_one_row_that_says_what_it_is() -> None:
-    table = catalogue.catalogue(package_only=True)
+    table = catalogue.catalogue()
     rows = {str(row[0]).partition("(")[0]: row for row in table.rows}
     assert sorted(rows) == registry.names("pruners") and len(rows) == len(table.rows)
     assert all(row[1] and "arXiv" not in str(row[1]) for row in table.rows)
@@ -55,9 +55,9 @@ def test_a_users_method_is_in_the_report_but_not_in_the_readme(tmp_path: Path, m
         'class Norms(ScorePruner):\n    """x"""\n    def score(self, tokens):\n        return tokens.features.norm(dim=-1)\n'
     )
     monkeypatch.setenv("DIFFPRUNE_PLUGINS", str(tmp_path))
-    rows = {row[0]: row for row in catalogue.catalogue().rows}
+    rows = {row[0]: row for row in catalogue.catalogue({"norms"}).rows}
     assert rows["norms"] == ("norms", "Long vectors first", "before the projector", "nothing", "rule", "")
-    assert "norms" not in {row[0] for row in catalogue.catalogue(package_only=True).rows}
+    assert "norms" not in {row[0] for row in catalogue.catalogue().rows}
 
 
 def test_the_command_writes_between_the_marks_and_refuses_a_page_without(tmp_path: Path) -> None:
@@ -87,3 +87,18 @@ def test_every_trained_method_but_those_of_the_shared_recipe_says_how_its_traini
     silent = {plugin.label for plugin in found if issubclass(plugin, TrainablePruner) and not plugin.apart}
     assert silent == {"DiffPrune", "Gumbel top-K"}
     assert all(text.endswith(".") for plugin in found if issubclass(plugin, TrainablePruner) for text in plugin.apart)
+
+
+def test_files_that_a_run_does_not_name_cost_its_page_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pruners").mkdir()
+    (tmp_path / "pruners" / "broken.py").write_text("class Foo(\n")
+    (tmp_path / "pruners" / "asks.py").write_text(
+        '"""Says what it is told."""\nfrom diffprune.core.pruner import ScorePruner\n\n'
+        'class Asks(ScorePruner):\n    label = "Asks"\n\n    def __init__(self, what):\n        self.what = what\n\n'
+        "    def score(self, tokens):\n        return tokens.features.norm(dim=-1)\n"
+    )
+    monkeypatch.setenv("DIFFPRUNE_PLUGINS", str(tmp_path))
+    package = catalogue.catalogue().rows
+    assert catalogue.catalogue({"broken"}).rows == package, "which could be had when the run was made"
+    (more,) = set(catalogue.catalogue({"asks", "broken"}).rows) - set(package)
+    assert more == ("asks(…)", "Says what it is told", "as its options say", "as its options say", "rule", "")

@@ -29,7 +29,7 @@ from diffprune.cli import commands
 from diffprune.core.cell import Cell, TrainSpec
 from diffprune.core.records import Outcome, Provenance
 from diffprune.core.spec import Spec
-from diffprune.io import checkpoint, lease, object_blobs, run_lock
+from diffprune.io import checkpoint, lease, object_blobs, outage, run_lock
 from diffprune.io.attempts import Attempts
 from diffprune.io.blob_store import open_blobs
 from diffprune.io.object_blobs import ObjectBlobs
@@ -43,6 +43,11 @@ from diffprune.train.step_log import opened
 from tests.records import evaluate_cell, prediction, provenance
 
 AWSResponse: Any = pytest.importorskip("botocore.awsrequest", reason="no S3 server: boto3 is missing").AWSResponse
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "PATIENCE_S", 0.0)  # what a store says, not that it is waited for
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +105,7 @@ def publish(store: Store, number: int, made: Provenance) -> None:
 WRITER = """
     import sys, itertools
     from diffprune.io import lease, run_lock
-    from diffprune import verify
-from diffprune.cli import commands
-from diffprune.core.cell import Cell, TrainSpec
+    from diffprune.core.cell import Cell, TrainSpec
     from diffprune.core.records import Outcome, Provenance
     from diffprune.core.spec import Spec
     from diffprune.store import Store, lock
@@ -246,6 +249,35 @@ def test_what_a_store_says_is_not_repeated(s3_place: str, status: int, code: str
         with pytest.raises(OSError, match=words) as caught:
             put("a/b", b"")
         assert SECRET not in str(caught.value) and f"{s3_place}/a/b" in str(caught.value)
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(s3_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that break and answers of 503, behind what boto3 tries again by itself."""
+    from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
+
+    monkeypatch.setattr(outage, "FIRST_S", 0.01)
+    monkeypatch.setattr(outage, "PATIENCE_S", 30.0)
+    blobs = S3Blobs(s3_place)
+    blobs.replace("a", b"1")
+    faults: list[Exception] = [
+        EndpointConnectionError(endpoint_url="x"), ConnectionClosedError(endpoint_url="x"),
+        ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "x"),
+    ]  # fmt: skip
+    for verb, call, expected in (
+        ("get_object", lambda: blobs.read("a"), b"1"), ("put_object", lambda: blobs.replace("b", b"2"), None),
+        ("put_object", lambda: blobs.create("c", b"3"), None), ("head_object", lambda: blobs.version("d"), None),
+        ("get_paginator", lambda: list(blobs.list()), ["a", "b", "c"]), ("delete_object", lambda: blobs.delete("a"), None),
+    ):  # fmt: skip
+        left, own = list(faults), getattr(blobs.client, verb)
+
+        def broken(*args: Any, left: list[Exception] = left, own: Any = own, **kwargs: Any) -> Any:
+            if left:
+                raise left.pop(0)
+            return own(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(blobs.client, verb, broken)
+            assert call() == expected and not left
 
 
 def test_a_store_that_does_not_answer_and_a_bucket_that_is_not_there(s3_place: str, monkeypatch: pytest.MonkeyPatch) -> None:

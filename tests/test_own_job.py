@@ -629,7 +629,8 @@ def test_a_changed_setting_under_an_old_name_is_told(capsys: pytest.CaptureFixtu
     settings.keep(new, folder, ["evaluate", "measure"])
     said = capsys.readouterr().out
     assert "settings changed since the last run of 'mine'" in said
-    assert "evaluate.limit 80 -> 60" in said and "measure.rounds 10 -> 50" in said
+    assert "evaluate.limit 80 -> 60; the old results stay, apart" in said
+    assert "measure.rounds 10 -> 50; that holds for what is still to be done, and what is done stays as it is" in said
     settings.keep(new.model_copy(update={"name": "copy"}), folder, ["evaluate"])
     assert "made by the run 'mine', not by 'copy'" in capsys.readouterr().out
     for damage in (b"", b"[]", b"{", b"[" * 100_000):

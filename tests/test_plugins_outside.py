@@ -176,6 +176,45 @@ def test_a_file_that_is_no_plug_in_is_refused_by_name(name: str, text: str, says
     assert says in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_method_whose_options_have_no_names_is_refused() -> None:
+    body = METHOD.format(name="Other", says="def __init__(self, *args, **kw): pass")
+    Path("pruners/other.py").write_text(body)
+    with pytest.raises(ValueError, match=r"other.py: the class Other takes \*args or \*\*kwargs, but its options must have names"):
+        registry.load("pruners", "other(kw=3)")
+
+
+def test_a_file_whose_name_no_plug_in_can_have_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pruners/my-odd.py").write_text("")
+    says = "my-odd.py cannot be used: a plug-in's file is named by letters, digits and underscores"
+    with pytest.raises(ValueError, match=says):
+        registry.find("pruners", "my-odd")
+    for line, told in ((["show", "my-odd"], 2), (["list", "pruners"], 0)):
+        code, sentence = commands.call(line)
+        assert code == told and says in sentence + capsys.readouterr().out
+
+
+AGGREGATE = "def aggregate(self, rows):"
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "says"),
+    [
+        (AGGREGATE, "return 3", "aggregate gives 3, but must give figures by name"),
+        (AGGREGATE, "return {}", "aggregate gives {}, but must give figures by name"),
+        (AGGREGATE, "1 / 0", "no figure of one graded question: ZeroDivisionError"),
+        ('def grade(self, sample, answer, protocol="llava"):', "return 7", "it gives 7, but must give a Grade"),
+    ],
+    ids=["aggregate a number", "aggregate nothing", "aggregate fails", "grade a number"],
+)
+def test_a_benchmark_that_gives_something_else_is_told_before_the_start(was: str, now: str, says: str) -> None:
+    path = next(Path("benchmarks").glob("[!_]*.py"))
+    text = path.read_text()
+    assert was in text
+    path.write_text(text.replace(was, f"{was}\n        {now}"))
+    code, sentence = commands.call(["evaluate", "--pruner", "grid", "--budget", "3", "--benchmark", path.stem, "--dry-run"])
+    assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
+
+
 def test_a_broken_file_is_imported_anew_when_it_was_mended() -> None:
     path = Path("pruners/broken.py")
     path.write_text("1 / 0")

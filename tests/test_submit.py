@@ -38,6 +38,7 @@ from diffprune.distributed.submit import Request
 from diffprune.io import project, run_archive
 from diffprune.io.job_files import REPOSITORY
 from diffprune.io.project import Project, project_of
+from diffprune.store import provenance
 from tests.sockets import listening
 
 LOCAL = REPOSITORY / "cluster" / "local.sh"
@@ -352,11 +353,21 @@ def test_the_verbs_of_a_head(fake: FakeHead, own_job: Path, monkeypatch: pytest.
     assert "mine-2 was stopped; what was finished is kept: diffprune resume mine-2" in said.out and "had ended already" in said.out
     assert commands.call(["jobs", *there]) == (0, "")
     rows = [line.split() for line in capfd.readouterr().out.splitlines()]
-    assert [(row[0], row[1], row[-1]) for row in rows] == [
-        ("ID", "STATUS", "JOB"),
-        ("mine-1", "SUCCEEDED", "study"),
-        ("mine-2", "STOPPED", "study"),
+    assert rows[0][:2] == ["ID", "STATUS"] and rows[0][-1] == "JOB"
+    assert [(row[0], row[1], row[4:7]) for row in rows[1:]] == [
+        ("mine-1", "SUCCEEDED", ["study", "--limit", "1"]),
+        ("mine-2", "STOPPED", ["study", "--limit", "1"]),
     ]
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_the_commit_of_what_is_sent_goes_with_it(fake: FakeHead, dirty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "repository", lambda folder: ("0123abcd", dirty))
+    asked = Request("demo", "demo", (), {provenance.SENT: "of another time"})
+    name = submit.submit(head.connect(fake.address), fake.address, asked, project_of("demo"))
+    sent = fake.jobs[name]["runtime_env"]["env_vars"][provenance.SENT]
+    monkeypatch.setenv(provenance.SENT, sent)
+    assert provenance.repository(Path(f"nowhere-{dirty}")) == ("0123abcd", dirty)
 
 
 def test_a_job_is_resumed_into_its_own_folder(fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

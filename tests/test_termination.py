@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -38,10 +39,11 @@ from diffprune.vlm.load import load
 
 @pytest.fixture(autouse=True)
 def handler() -> Any:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     termination.handle()
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_the_command_ends_with_143_and_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +62,48 @@ def test_the_command_ends_with_143_and_a_sentence(monkeypatch: pytest.MonkeyPatc
     termination.handle()
     monkeypatch.setattr(job_verbs, "_perform", lambda *_: signal.raise_signal(signal.SIGINT))
     assert commands.call(["run", "demo"])[0] == 130
+
+
+def test_a_terminal_that_is_closed_ends_it_as_well_with_129(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_verbs, "_perform", lambda *_: signal.raise_signal(signal.SIGHUP))
+    assert commands.call(["run", "demo"]) == (129, "terminated; what was finished is kept, the same command resumes it")
+    saved: list[str] = []
+    termination.handle()
+    with pytest.raises(termination.Terminated), termination.saving(lambda: saved.append("saved")):
+        signal.raise_signal(signal.SIGHUP)
+        assert saved == ["saved"] and not termination.asked(), "the block ends by itself"
+    assert termination.exit_code() == 129
+
+
+def test_after_a_terminal_has_gone_nothing_that_is_printed_is_an_error() -> None:
+    program = textwrap.dedent("""
+        import os, sys, time
+        from diffprune.core import termination
+        termination.handle()
+        try:
+            print("ready", flush=True)
+            time.sleep(30)
+        except termination.Terminated:
+            print("x" * 100_000, flush=True)
+            os.write(int(sys.argv[1]), b"told")
+    """)
+    near, far = os.openpty()
+    read, write = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", program, str(write)], stdout=far, stderr=far, pass_fds=(write,)) as process:
+        os.close(far)
+        os.close(write)
+        os.read(near, 100)
+        os.close(near)  # as a terminal that is closed
+        process.send_signal(signal.SIGHUP)
+        assert os.read(read, 10) == b"told"
+        assert process.wait(20) == 0
+    os.close(read)
+
+
+def test_under_nohup_the_terminal_may_go() -> None:
+    program = "import signal; from diffprune.core import termination; termination.handle(); signal.raise_signal(1); print('on')"
+    ignoring = ["sh", "-c", 'trap \'\' HUP; exec "$0" "$@"', sys.executable, "-c", program]
+    assert subprocess.run(ignoring, capture_output=True, text=True, check=True).stdout == "on\n"
 
 
 @pytest.mark.parametrize(("number", "code", "how"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")])

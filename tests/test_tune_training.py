@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -247,7 +248,7 @@ def test_what_the_store_holds_is_not_trained_again(tmp_path: Path, monkeypatch: 
     with pytest.raises(AssertionError, match="Ray was started"):
         running.search(search, [first, second], store, provenance(), workers=1)
     published(store, second, (0.8, 0.75))
-    assert running.search(search, [first, second], store, provenance(), workers=1) == {Spec("diffprune"): first}
+    assert running.search(search, [first, second], store, provenance(), workers=1) == ({Spec("diffprune"): first}, [])
 
 
 def test_the_table_of_a_search_tells_what_each_method_cost_and_found(tmp_path: Path) -> None:
@@ -275,6 +276,30 @@ def test_the_table_of_a_search_tells_what_each_method_cost_and_found(tmp_path: P
     Store(tmp_path).compact(tmp_path / "page" / "store")
     found = verify(tmp_path / "page")
     assert not found.differences and found.recomputed > 20, str(found)
+
+
+def test_a_method_that_fails_keeps_no_other_from_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, store = made({"pruners": ("gumbel_keepdrop", "diffprune")}), Store(tmp_path)
+    mine = asked(options)
+    ended: list[int] = []
+
+    def failures(trial: Any, num: int, given: dict[str, Any], *_: Any, **__: Any) -> dict[int, str]:
+        first = given["asked"][0].method == Spec("gumbel_keepdrop")
+        ended.append(num)
+        return {1: "BadObjective: no loss"} if first else {}
+
+    monkeypatch.setattr(running, "failures", failures)
+    monkeypatch.setattr(running, "connect", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(running.resources, "awaited", lambda *_: None)
+    monkeypatch.setattr(running, "best", lambda trials, found: {trials[0].method: trials[0]})
+    won, without = running.search(options, mine, store, provenance(attempt=1), workers=1)
+    assert list(won) == [Spec("diffprune")] and len(ended) == 2
+    num = ended[0]
+    assert without == [
+        f"1 of {num} trials of gumbel_keepdrop failed, the first with BadObjective: no loss; the same command tries them again"
+    ]
+    (row,) = store.read("outcomes").to_dict("records")
+    assert (row["status"], row["reason"], row["verb"]) == ("failed", "BadObjective: no loss", "search") and not store.done()
 
 
 @pytest.mark.slow

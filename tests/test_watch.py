@@ -185,6 +185,26 @@ def test_whatever_goes_wrong_with_watching_is_said_once_and_ends_nothing(
     assert capsys.readouterr().out.count("live.html is no longer written, the run goes on: ZeroDivisionError") == 1
 
 
+def test_storage_that_fails_costs_looks_not_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(observing, "EVERY_S", 0.01)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "disk full")
+
+    with lock(tmp_path / "store", "demo") as attempt:
+        with monkeypatch.context() as patch:
+            patch.setattr(observing, "page", full)
+            watched = observed(tmp_path, attempt)
+            watched.__enter__()
+            until(lambda: watched._failing)
+            time.sleep(0.1)
+        watched.__exit__(None, None, None)
+    assert read(tmp_path).state == "finished" and (tmp_path / PAGE).is_file()
+    assert capsys.readouterr().out.count("live.html is not written, and tried again: OSError") == 1
+
+
 def test_a_run_that_was_taken_over_leaves_the_files_alone(tmp_path: Path) -> None:
     with lock(tmp_path / "store", "demo") as first:
         pass

@@ -59,6 +59,8 @@ def _plugins(kind: str) -> Iterator[Line]:
         told = label if isinstance(label, str) and label else _first(plugin)
         about = f"{told}, {plugin.kind}" if kind == "pruners" else told
         yield Line(name, about, getattr(reference, "arxiv", ""), source.origin)
+    for name, reason in registry.unusable(kind).items():
+        yield Line(name, reason, "", str(registry.own_folder(kind)))
 
 
 def _jobs() -> Iterator[Line]:
@@ -93,6 +95,9 @@ def shown(text: str) -> list[tuple[str, str, list[Option]]]:
         about = f"{_first(SOURCES[name])} {_first(catalog, 1)}".strip()
         found.append((f"training data {name}", about, list(_options(SOURCES[name], QAColumns))))
     if not found:
+        for kind in registry.KINDS:
+            if name in (odd := registry.unusable(kind)):
+                raise ValueError(odd[name])
         plugins = [n for kind in registry.KINDS for n in registry.names(kind)]
         if name not in known():
             raise ValueError(

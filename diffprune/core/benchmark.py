@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -180,6 +182,18 @@ class Benchmark(ABC):
     def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:
         """The benchmark's figures; the first key is the main one. Native units (percent, MME points). Needs no data."""
 
+    def figures(self, rows: Sequence[Graded]) -> dict[str, float]:
+        """What `aggregate` gives, looked at: {"incomplete": nan} where it refuses, as it does an incomplete group; {"failed": nan}
+        where a user's own fails, or gives something else."""
+        try:
+            return named_figures(self.aggregate(rows))
+        except ValueError:
+            return {"incomplete": math.nan}
+        except Exception:  # whatever a user's function raises costs its figure alone
+            if not users_own(self):
+                raise
+            return {"failed": math.nan}
+
     def formula(self, figure: str) -> Formula:
         """How a figure of `aggregate` follows from sums; the mean credit where nothing else is declared."""
         return self.formulas.get(figure, Formula())
@@ -245,6 +259,18 @@ def check_samples(benchmark: Benchmark, split: str, limit: int | None, protocol:
     name, times = Counter(one.id for one in found).most_common(1)[0]
     if times > 1:
         raise ValueError(f"{benchmark.spec}: {times} samples of split {split!r} have the id {name!r:.80}, but each has its own")
+
+
+def named_figures(found: object) -> dict[str, float]:
+    """Figures by name, as `Benchmark.aggregate` has to give them.
+
+    Raises:
+        TypeError: something else.
+    """
+    named = dict(found) if isinstance(found, Mapping) else {}
+    if not named or not all(isinstance(name, str) and isinstance(value, Real) for name, value in named.items()):
+        raise TypeError(f"aggregate gives {found!r:.60}, but must give figures by name, as in {{'accuracy': 71.0}}")
+    return {name: float(value) for name, value in named.items()}
 
 
 def users_own(benchmark: Benchmark) -> bool:

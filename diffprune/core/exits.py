@@ -12,11 +12,11 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # after Ctrl-C
 
 
 def exit_code(error: BaseException | None) -> int:
-    """0 without an error, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, else 1."""
+    """0 without an error, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, else 1."""
     if isinstance(error, SystemExit):
         return int(error.code or 0)
     if isinstance(error, KeyboardInterrupt):  # Ray raises one of its own where SIGTERM comes while we wait for it
-        return termination.EXIT_CODE if termination.asked() else INTERRUPTED
+        return termination.exit_code() if termination.asked() else INTERRUPTED
     if isinstance(error, ValueError) and ours(error):
         return MISTAKE
     return FAILED if error else 0

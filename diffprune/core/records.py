@@ -99,7 +99,7 @@ class Prediction:
 class Figure:
     """The main figure of a benchmark for one cell, as the benchmark's own code says it, table `figures`: one row."""
 
-    figure: str  # its name, such as f1_mean; "incomplete" where the benchmark refuses one, then the value is nan
+    figure: str  # its name, such as f1_mean; "incomplete" or "failed" where the benchmark has none: the value is nan
     figure_value: float  # in the benchmark's own units
     formula: str  # how it follows from rows: mean, f1_mean, circular or paired_sum, see `core.benchmark.Formula`
     formula_categories: str  # of the rows that count, separated by commas; "" is all

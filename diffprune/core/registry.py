@@ -70,6 +70,13 @@ def sources(kind: str) -> dict[str, Source]:
     return dict(sorted(found.items()))
 
 
+def unusable(kind: str) -> dict[str, str]:
+    """Files of a user's folder whose names no plug-in can have: {name: a sentence}."""
+    files = [file for file in sorted(own_folder(kind).glob("*.py")) if not file.stem.startswith("_")]
+    hint = "a plug-in's file is named by letters, digits and underscores, and begins with no digit"
+    return {file.stem: f"{file} cannot be used: {hint}" for file in files if not file.stem.isidentifier()}
+
+
 def own_folder(kind: str) -> Path:
     """Where a user's own plug-ins of a kind are looked for."""
     return Path(os.environ.get(FOLDER) or Path.cwd()) / kind
@@ -108,6 +115,8 @@ def find(kind: str, name: str) -> type:
     if name not in known:
         if (kind, name) in RENAMED:
             raise ValueError(f"{name!r} is called {RENAMED[kind, name]!r} now")
+        if name in (odd := unusable(kind)):
+            raise ValueError(f"{odd[name]}")
         raise ValueError(f"no {kind.rstrip('s')} named {name!r:.200}: {nearest(name, known)}")
     module = _imported(known[name])
     wanted = name.replace("_", "")
@@ -123,6 +132,8 @@ def _check_class(kind: str, plugin: type, source: Source) -> None:
     where, base = f"{source.file or source.module}: the class {plugin.__name__}", BASES[kind]
     if base not in {f"{parent.__module__}.{parent.__qualname__}" for parent in plugin.__mro__}:
         raise ValueError(f"{where} is no {kind.rstrip('s')}: let it inherit from {base}")
+    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in inspect.signature(plugin).parameters.values()):
+        raise ValueError(f"{where} takes *args or **kwargs, but its options must have names: tables and results are told by them")
     if lacking := sorted(getattr(plugin, "__abstractmethods__", ())):
         raise ValueError(f"{where} lacks {', '.join(lacking)}, which every {kind.rstrip('s')} of its kind defines")
 

@@ -1,4 +1,5 @@
-"""SIGTERM as Ctrl-C that ends with exit code 143, and with time to save what is under way."""
+"""SIGTERM, and SIGHUP of a terminal that was closed, as Ctrl-C that ends with exit code 143 or 129, and with time to save what is
+under way."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE_S = 8.0  # to save; who sends SIGTERM waits ten seconds or more before it sends SIGKILL
-EXIT_CODE = 128 + signal.SIGTERM
 
-_saving: list[Callable[[], None]] = []
-_asked = threading.Event()
+_saving: list[Callable[[int], None]] = []
+_asked: list[int] = []  # the signal by which the process was asked to end
+_terminals: list[int] = []  # streams that go with their terminal
 
 
 class Terminated(KeyboardInterrupt):
@@ -21,14 +22,22 @@ class Terminated(KeyboardInterrupt):
 
 
 def handle() -> None:
-    """Let SIGTERM raise `Terminated` in the main thread from now on."""
+    """Let SIGTERM, and SIGHUP unless it is ignored as under nohup, raise `Terminated` in the main thread from now on."""
     _asked.clear()
     signal.signal(signal.SIGTERM, _on_signal)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _on_signal)
+    _terminals[:] = [stream for stream in (1, 2) if os.isatty(stream)]
 
 
 def asked() -> bool:
     """Whether `Terminated` was raised since `handle`. Who waits for Ray, in C, gets a KeyboardInterrupt in its place."""
-    return _asked.is_set()
+    return bool(_asked)
+
+
+def exit_code() -> int:
+    """Of a process that was asked to end, by the signal that asked."""
+    return 128 + (_asked[0] if _asked else signal.SIGTERM)
 
 
 @contextmanager
@@ -44,11 +53,13 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def saving(save: Callable[[], None]) -> Iterator[None]:
-    """In this block the first SIGTERM calls `save`, which asks that the block be ended; `Terminated` is raised at its end, or after
+    """In this block the first signal calls `save`, which asks that the block be ended; `Terminated` is raised at its end, or after
     `GRACE_S`, or by a second signal."""
     timers: list[threading.Timer] = []
+    by: list[int] = []
 
-    def first() -> None:
+    def first(number: int) -> None:
+        by.append(number)
         timers.append(threading.Timer(GRACE_S, os.kill, (os.getpid(), signal.SIGTERM)))
         timers[0].daemon = True
         timers[0].start()
@@ -63,15 +74,20 @@ def saving(save: Callable[[], None]) -> Iterator[None]:
         for timer in timers:
             timer.cancel()
     if timers:
-        raise _terminated()
+        raise _terminated(by[0])
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    if number != signal.SIGTERM:
+        for stream in _terminals:  # what is printed from here on would be an error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
     if not _saving:
-        raise _terminated()
-    _saving.pop()()
+        raise _terminated(number)
+    _saving.pop()(number)
 
 
-def _terminated() -> Terminated:
-    _asked.set()
+def _terminated(number: int) -> Terminated:
+    _asked.append(number)
     return Terminated()

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from diffprune.distributed.head import Head, on_this_machine
+from diffprune.distributed.head import Head, on_this_machine, without_rays_lines
 from diffprune.distributed.submit import POLL_S, found, start
 from diffprune.io import run_archive
 from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs, remote
@@ -36,7 +36,7 @@ def fetch(head: Head, name: str, to: Path) -> int:
         return copied(open_blobs(f"{told['out']}/{told['run']}"), to)
     log = _log_of(head, f"{told['out']}/{told['run']}")
     if run_archive.BEGIN not in log:
-        raise ValueError(" ".join(log.split()) or f"the head gave no results of {name}")
+        raise ValueError(" ".join(without_rays_lines(log).split()) or f"the head gave no results of {name}")
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
     return run_archive.unpacked(log, to)
 

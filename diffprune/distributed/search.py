@@ -51,14 +51,14 @@ def search(
     workers: int,
     address: str | None = None,
     gpus: float = 0.0,
-) -> dict[Spec, SearchTrial]:
-    """Run the trials that the store does not hold; returns the winner of each method. Where nothing is missing, Ray is not started.
+) -> tuple[dict[Spec, SearchTrial], list[str]]:
+    """Run the trials that the store does not hold; where nothing is missing, Ray is not started. Returns the winner of each method,
+    and a sentence on each that has none, as trials of it failed or none came to the end of its training.
 
     gpus: of each worker.
-
-    Raises:
-        RuntimeError: some trials failed, the others are in the store; or none of a method's came to the end of its training.
     """
+    winners: dict[Spec, SearchTrial] = {}
+    without: list[str] = []
     with ExitStack() as stack:
         for method in options.recipe.pruners:
             mine = [trial for trial in asked if trial.method == method]
@@ -66,32 +66,36 @@ def search(
             if left := len(mine) - len(known):
                 print(f"search: {method}, {left} of {len(mine)} trials to run", flush=True)
                 stack.enter_context(connect(address, workers))
-                _run(mine, known, store, provenance, workers, options.halvings, gpus)
-    winners = best(asked, stored(store, asked))
-    for method in options.recipe.pruners:
-        if method not in winners:
-            raise RuntimeError(f"no trial of {method} came to the end of its training without diverging: lower the learning rates")
-    return winners
+                failed = _run(mine, known, store, provenance, workers, options.halvings, gpus)
+                if failed:
+                    first = f"{next(iter(failed.values()))}; the same command tries them again"
+                    without.append(f"{len(failed)} of {len(mine)} trials of {method} failed, the first with {first}")
+                    print(f"search: {without[-1]}", flush=True)
+                    continue
+            if won := best(mine, stored(store, mine)):
+                winners |= won
+            else:
+                without.append(f"no trial of {method} came to the end of its training without diverging: lower the learning rates")
+    return winners, without
 
 
 def _run(
     asked: Sequence[SearchTrial], known: Known, store: Store, provenance: Provenance, workers: int, halvings: int, gpus: float
-) -> None:
-    """All trials of one method, those that are known told again."""
+) -> dict[int, str]:
+    """All trials of one method, those that are known told again; returns why some failed, by their number."""
     from ray.tune.schedulers import ASHAScheduler
 
     resources.awaited(workers, 1, gpus)
     storage = proof(attempts_at(store.blobs, provenance.run), provenance.attempt)
-    failed, reason = failures(
+    failed = failures(
         _trial, len(asked), {"asked": list(asked), "known": dict(known), "storage": storage},
         _Publish(asked, known, store, provenance), {"cpu": 1, "gpu": gpus}, computing=True, max_concurrent_trials=workers,
         scheduler=ASHAScheduler("look", "validation_hard", "min", max_t=2**halvings, grace_period=1, reduction_factor=2),
     )  # fmt: skip
-    if failed:
-        raise RuntimeError(
-            f"{failed} of {len(asked)} trials of {asked[0].method} failed and will be tried again by the next run; the first with: "
-            f"{reason}"
-        )
+    for index, reason in failed.items():
+        store.publish({"outcomes": [Outcome("failed", reason, 0, 0.0)]}, cell=asked[index].cell, provenance=provenance)
+        metrics.CELLS.add(1, provenance.run, "search", "failed")
+    return failed
 
 
 def _trial(config: dict[str, Any], asked: Sequence[SearchTrial], known: Known, storage: Proof | None) -> None:

@@ -27,12 +27,14 @@ from diffprune.distributed.head import Head, on_this_machine, without_rays_lines
 from diffprune.io.blob_store import open_blobs, remote
 from diffprune.io.names import checked_name
 from diffprune.io.project import Project
+from diffprune.store.provenance import SENT, repository
 
 POLL_S = 0.5
 AGENT_S = 30.0  # a head answers before it can start jobs
 GRACE_S = 30  # between SIGTERM and SIGKILL; Ray's own three seconds are less than a large state takes to be written
 STOP_S = 60.0
 STOPPED = 130  # exit code of a job that was stopped, as of a program after Ctrl-C
+MOST_ASKED = 100  # characters of what a job was asked, in a list
 MOST_RUN = 56  # characters of a run's name in an id, which has at most 64
 SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CONNECTION_?STRING|AUTHORIZATION|BEARER|COOKIE|API_?KEY"
@@ -146,6 +148,10 @@ def submit(head: Head, address: str, request: Request, project: Project | None) 
     command = shlex.join(request.entrypoint(job, address))
     prefix = request.run[:MOST_RUN]
     environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S), **request.env}
+    environment.pop(SENT, None)  # of a job that is sent again, as it was then
+    commit, dirty = repository(project.root / "diffprune") if project else ("", False)
+    if commit:
+        environment[SENT] = commit + "+" * dirty
     runtime: dict[str, Any] = {"env_vars": environment}
     with tempfile.TemporaryDirectory(prefix="diffprune-") as folder:
         if project:
@@ -310,10 +316,18 @@ def stop(head: Head, name: str) -> str:
 
 
 def listed(head: Head) -> list[tuple[str, ...]]:
-    """(id, status, started, job) of every job of a head, oldest first."""
+    """(id, status, started, job and what it was given) of every job of a head, oldest first."""
     jobs = sorted((job for job in head.list_jobs() if job.submission_id), key=lambda job: job.start_time or 0)
     rows: list[tuple[str, ...]] = []
     for job in jobs:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.start_time / 1000)) if job.start_time else ""
-        rows.append((str(job.submission_id), job.status.value, began, (job.metadata or {}).get("job", job.entrypoint[:60])))
+        rows.append((str(job.submission_id), job.status.value, began, _asked(job)))
     return rows
+
+
+def _asked(job: JobDetails) -> str:
+    told = job.metadata or {}
+    if "job" not in told:
+        return job.entrypoint[:MOST_ASKED]
+    text = shlex.join([told["job"], *json.loads(told.get("arguments", "[]"))])
+    return text if len(text) <= MOST_ASKED else f"{text[: MOST_ASKED - 3]}..."

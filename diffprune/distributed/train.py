@@ -23,7 +23,7 @@ from diffprune.distributed.follower import Follower, publish
 from diffprune.distributed.interface import OwnInterface
 from diffprune.distributed.parcel import opened, packed
 from diffprune.distributed.train_worker import work
-from diffprune.io.blob_store import absolute
+from diffprune.io.blob_store import absolute, remote
 from diffprune.store import Store
 from diffprune.train.checkpoints import STATES, Files, attempts_at, claim
 from diffprune.train.loop import missing, scorers
@@ -58,6 +58,8 @@ def train(
                 reason = reason and (files.stopped() or reason)  # by now all have noted theirs
         finally:
             files.tidy()
+        if reason and not remote(folder) and not folder.is_dir():
+            raise RuntimeError(f"{folder} was moved or removed while it was trained into: move it back, and run the same again")
         if reason:
             publish(recipe, folder, store, provenance)
             raise RuntimeError(reason)

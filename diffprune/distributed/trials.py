@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -28,8 +30,8 @@ def failures(
     resources: Mapping[str, float],
     computing: bool = False,
     **options: Any,
-) -> tuple[int, str]:
-    """Run `trial` with {"index": i} for each i below `num`; returns how many failed, and the last line of the first one's reason.
+) -> dict[int, str]:
+    """Run `trial` with {"index": i} for each i below `num`; returns the numbers of those that failed, each with its reason.
 
     given: what every trial gets beside its number. resources: of one trial. computing: trials compute by themselves, so that one
     whose process does nothing for long hangs, and is killed, which is its failure. options: of `ray.tune.TuneConfig`.
@@ -58,6 +60,7 @@ def failures(
 
     # Ctrl-C stays ours: Ray's handler ends the trials as if they were done, and then swallows one more.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # else it prints the traceback of every trial that fails
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has a heading that no verbosity keeps from the terminal
     with private_folder() as folder, watched(working):
         results = ray_tune.Tuner(
@@ -66,5 +69,10 @@ def failures(
             tune_config=ray_tune.TuneConfig(reuse_actors=True, **options),
             run_config=ray_tune.RunConfig(name="trials", storage_path=folder, callbacks=[Callback()], verbose=0),
         ).fit()
-    reason = (str(results.errors[0]).strip().splitlines() or [""])[-1] if results.errors else ""
-    return results.num_errors, reason
+    return {one.config["index"]: _reason(one.error) for one in results if one.error}
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what a trial raised, which Ray gives with all tracebacks on the way, without the module of its class."""
+    last = (str(error).strip().splitlines() or [""])[-1] or type(error).__name__
+    return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", last)

@@ -160,7 +160,7 @@ def _trials(actor: Any, candidates: Sequence[Candidate], found: Callable[[Candid
     Raises:
         Failed: a trial failed; the first one's reason. The accuracies of the others have been told.
     """
-    failed, reason = failures(
+    failed = failures(
         _trial,
         len(candidates),
         {"actor": actor, "candidates": list(candidates)},
@@ -171,7 +171,7 @@ def _trials(actor: Any, candidates: Sequence[Candidate], found: Callable[[Candid
         max_concurrent_trials=2,
     )
     if failed:
-        raise Failed(f"{failed} of {len(candidates)} trials failed, the first with: {reason}")
+        raise Failed(f"{len(failed)} of {len(candidates)} trials failed, the first with: {next(iter(failed.values()))}")
 
 
 def tune(

@@ -30,6 +30,7 @@ from diffprune.train.checkpoints import WORKERS
 BEAT_S = 3.0  # between two words of a worker
 HANG_S = 40.0  # without a word, or without work
 BUSY = 0.02  # of the time on a processor: more is work; saying where one is takes less
+BLIND_S = 10.0  # between two looks: storage was away, so that workers may have spoken to no avail, and that time does not count
 KILL_S = 20.0  # for a task of Ray's that kills a process, wherever that is
 PACKAGE = str(Path(__file__).parents[1])
 WAITING = ("torch/distributed/", "/ray/")  # files whose functions wait for other workers or for the driver
@@ -120,11 +121,13 @@ class Watchdog:
     blobs: Blobs
     attempt: int
     seen: dict[int, _Seen] = field(default_factory=dict)
+    looked: float = field(default_factory=time.monotonic)
 
     def look(self) -> list[str]:
         """Kill whoever hangs; a sentence on each."""
-        now, told = time.monotonic(), []
-        for word in self._words():
+        words, now, told = self._words(), time.monotonic(), []
+        self.after_a_break(now)
+        for word in words:
             self._hear(word, now)
         for seen, why in self.hanging(now):
             del self.seen[seen.word.rank]  # said once of a process; the next has a rank and a process id of its own
@@ -132,6 +135,13 @@ class Watchdog:
                 who = f"worker {seen.word.rank} (process {seen.word.pid} on {seen.word.host})"
                 told.append(f"train: {who} hangs: {why}; it is killed, and all start again from the last state")
         return told
+
+    def after_a_break(self, now: float) -> None:
+        """Leave time in which nothing could be heard out of account."""
+        if (missed := now - self.looked) > BLIND_S:
+            for one in self.seen.values():
+                one.since, one.idle_since = one.since + missed, one.idle_since + missed
+        self.looked = now
 
     def _words(self) -> list[Word]:
         found = []

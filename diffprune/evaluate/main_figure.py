@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -20,9 +19,6 @@ def answered(rows: Sequence[Prediction]) -> list[Graded]:
 def main_figure(questions: Questions, graded: Sequence[Graded], made: Benchmark | None = None) -> Figure:
     """What the benchmark's own code makes of the answers that did not fail. made: the benchmark, where it is there already."""
     benchmark: Benchmark = made or registry.make("benchmarks", questions.benchmark)
-    try:
-        name, value = next(iter(benchmark.aggregate(graded).items()))
-    except ValueError:  # an incomplete group: the benchmark refuses its own figure
-        name, value = "incomplete", math.nan
+    name, value = next(iter(benchmark.figures(graded).items()))
     formula = benchmark.formula(name)
-    return Figure(name, float(value), formula.kind, ",".join(formula.categories))
+    return Figure(name, value, formula.kind, ",".join(formula.categories))

@@ -31,6 +31,7 @@ from diffprune.core.exits import exit_code
 from diffprune.io.attempts import Attempts
 from diffprune.io.blob_store import Blobs
 from diffprune.io.json_object import parsed
+from diffprune.io.outage import hurry
 from diffprune.io.run_lock import attempts_at
 
 PREFIX = "events"
@@ -60,16 +61,17 @@ class EventLog:
             self._write()
 
     def _write(self) -> None:
-        """All lines, unless the store was moved away, which is not made anew; who was taken over writes on, to its own file."""
-        if self._broken:
-            return
+        """All lines, also those that could not be written before, unless the store was moved away, which is not made anew; who was
+        taken over writes on, to its own file."""
         try:
             if self.attempts.newest() >= self.attempt:
                 text = "".join(f"{json.dumps(one, allow_nan=False)}\n" for one in self.events)
                 self.blobs.replace(f"{PREFIX}/{self.run}/{self.attempt:08d}.jsonl", text.encode())
+                self._broken = False
         except OSError as error:
+            if not self._broken:
+                print(f"the event log is not written, and tried again at the next event: {with_class(error)}", flush=True)
             self._broken = True
-            print(f"the event log is no longer written, the run goes on: {with_class(error)}", flush=True)
 
 
 _open: list[EventLog] = []
@@ -82,6 +84,7 @@ def kept(blobs: Blobs, run: str, attempt: int) -> Iterator[None]:
     Raises:
         Fenced: at the end of the block, which went well, the run's lock was not this attempt's any more.
     """
+    hurry(False)
     log = EventLog(blobs, run, attempt)
     log.tell("started", host=socket.gethostname(), pid=os.getpid())
     before = [one for one in log.earlier if one["attempt"] < log.attempt]
@@ -94,6 +97,8 @@ def kept(blobs: Blobs, run: str, attempt: int) -> Iterator[None]:
         log.attempts.check(attempt)
     except BaseException as error:
         code, reason = exit_code(error), with_class(error)
+        if isinstance(error, KeyboardInterrupt):
+            hurry()
         raise
     finally:
         _open.remove(log)

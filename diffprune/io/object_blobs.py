@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from diffprune.io.names import checked_key, is_key, without_secrets
+from diffprune.io.outage import Outage, patient
 
 ADDRESS = {
     "gs": re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*?))?/?\Z", re.DOTALL),
@@ -125,11 +126,13 @@ class ObjectBlobs:
             hint = "AZURE_STORAGE_ACCOUNT_NAME must be set" if "Account must be specified" in str(error) else "it cannot be read"
             raise ValueError(f"{self} has no usable login in the environment ({self.kind.login}): {hint}") from None
 
+    @patient
     def create(self, key: str, data: bytes | memoryview) -> None:
         """See `Blobs`. Among the writers of one key the store itself says who was first."""
         with self._named(key, memoryview(data).nbytes):
             self._put(key, data, "create")
 
+    @patient
     def replace(self, key: str, data: bytes | memoryview) -> None:
         """See `Blobs`."""
         with self._named(key, memoryview(data).nbytes):
@@ -142,6 +145,7 @@ class ObjectBlobs:
         except FileNotFoundError:
             raise self._no_bucket(key) from None
 
+    @patient
     def read(self, key: str) -> bytes:
         """See `Blobs`."""
         with self._named(key):
@@ -152,6 +156,7 @@ class ObjectBlobs:
         with self._named(key, size):
             return bytes(self.sized(size).get(self._path(key)).bytes())
 
+    @patient
     def version(self, key: str) -> str | None:
         """See `Blobs`: the store's own tag."""
         try:
@@ -160,6 +165,7 @@ class ObjectBlobs:
         except FileNotFoundError:
             return None
 
+    @patient
     def list(self, prefix: str = "") -> dict[str, str]:
         """See `Blobs`."""
         start, below = self._path(prefix) if prefix else self.folder, len(f"{self.folder}/".lstrip("/"))
@@ -168,6 +174,7 @@ class ObjectBlobs:
         found = {one["path"][below:]: _bare(one["e_tag"]) for page in pages for one in page}
         return {key: found[key] for key in sorted(found) if is_key(key)}
 
+    @patient
     def delete(self, key: str) -> None:
         """See `Blobs`."""
         try:
@@ -200,7 +207,7 @@ class ObjectBlobs:
             slow = f"{size / 2**20:.0f} MiB did not pass in {seconds(size):.0f} s: the connection is too slow, or broke off"
             return OSError(errno.ETIMEDOUT, slow, self._name(key))
         silent = "did not answer" if SILENT.search(text) else "failed"
-        return OSError(errno.EIO, f"the object store {silent}", self._name(key))
+        return Outage(errno.EIO, f"the object store {silent}", self._name(key))
 
     @contextmanager
     def _named(self, key: str, size: int = 0) -> Iterator[None]:

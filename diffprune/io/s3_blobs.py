@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from diffprune.io.names import checked_key, is_key, without_secrets
+from diffprune.io.outage import Outage, patient
 
 SCHEME = "s3://"
 ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/?\Z", re.DOTALL)
@@ -60,6 +61,7 @@ class S3Blobs:
         own = boto3.session.Session()  # not the process's shared one, which several threads may not use to make clients
         return own.client("s3", config=Config(connect_timeout=10, read_timeout=60, retries=retries, **plain))
 
+    @patient
     def create(self, key: str, data: bytes | memoryview) -> None:
         """See `Blobs`. Among the writers of one key the store itself says who was first."""
         for _ in range(MOST_CONFLICTS):
@@ -71,6 +73,7 @@ class S3Blobs:
                 raise FileExistsError(errno.EEXIST, "is there already", self._name(key))
         raise OSError(errno.EAGAIN, "could not write (others keep writing it)", self._name(key))
 
+    @patient
     def replace(self, key: str, data: bytes | memoryview) -> None:
         """See `Blobs`."""
         with self._named(key):
@@ -90,11 +93,13 @@ class S3Blobs:
             raise
         return None
 
+    @patient
     def read(self, key: str) -> bytes:
         """See `Blobs`."""
         with self._named(key):
             return bytes(self.client.get_object(Bucket=self.bucket, Key=self._path(key))["Body"].read())
 
+    @patient
     def version(self, key: str) -> str | None:
         """See `Blobs`: the store's own tag, which is that of the content."""
         try:
@@ -103,6 +108,7 @@ class S3Blobs:
         except FileNotFoundError:
             return None
 
+    @patient
     def list(self, prefix: str = "") -> dict[str, str]:
         """See `Blobs`."""
         start = f"{self._path(prefix)}/" if prefix else f"{self.folder}/".lstrip("/")
@@ -112,6 +118,7 @@ class S3Blobs:
             found = {one["Key"][len(below) :]: str(one["ETag"]) for page in pages for one in page.get("Contents", ())}
         return {key: found[key] for key in sorted(found) if is_key(key)}
 
+    @patient
     def delete(self, key: str) -> None:
         """See `Blobs`."""
         with self._named(key):
@@ -127,7 +134,7 @@ class S3Blobs:
     def _named(self, key: str) -> Iterator[None]:
         """Faults of boto3 as those of a file, which name the blob; what they say beyond a code may hold an access key, so it is
         left out."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
         try:
             yield
@@ -135,7 +142,8 @@ class S3Blobs:
             raise self._fault(key, error.response) from None
         except BotoCoreError as error:
             hint = "no credentials: set them as for any program that uses boto3" if "Credentials" in type(error).__name__ else ""
-            raise OSError(errno.EIO, f"the object store did not answer ({hint or type(error).__name__})", self._name(key)) from None
+            kind = Outage if isinstance(error, ConnectionError | HTTPClientError) else OSError
+            raise kind(errno.EIO, f"the object store did not answer ({hint or type(error).__name__})", self._name(key)) from None
 
     def _fault(self, key: str, response: Mapping[str, Any]) -> OSError:
         code = _code(response)
@@ -145,7 +153,8 @@ class S3Blobs:
             return OSError(errno.EIO, f"there is no bucket {self.bucket}: make it first", self._name(key))
         if code in DENIED:
             return OSError(errno.EACCES, f"the object store refuses these credentials ({code})", self._name(key))
-        return OSError(errno.EIO, f"the object store failed ({code})", self._name(key))
+        own = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        return (Outage if own else OSError)(errno.EIO, f"the object store failed ({code})", self._name(key))
 
 
 def _code(response: Mapping[str, Any]) -> str:

@@ -151,7 +151,11 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     for part in parents:
         below = here.get(part)
         if not isinstance(below, dict):
-            if part not in SECTIONS:
+            if parents[0] in SECTIONS and part != parents[0]:
+                known = sorted(SECTIONS[parents[0]].model_fields)
+                if part not in known:
+                    raise ValueError(f"--set {path}: {parents[0]} has no setting {part!r}: {registry.nearest(part, known)}")
+            elif part not in SECTIONS:
                 raise ValueError(f"--set {path}: no section {part!r}: {registry.nearest(part, SECTIONS)}")
             below = here[part] = {}
         here = below

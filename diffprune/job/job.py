@@ -47,7 +47,8 @@ class Job(BaseModel):
     tuned:     methods (of `train.pruners` or `baselines`) that `tune` looks at, trained ones with their first seed; () for all.
     budgets:   for evaluation and measuring; training draws from `train.budgets`.
     leave_out: budgets that a method cannot meet in this model, such as one below what the layers before its first cut see alone,
-               are left out for this method; else the job is refused.
+               are left out for this method; else the job is refused. It is refused for a threshold (`Above`) and a method that
+               needs a count, whatever this says.
     seed:      of the job's provenance; training seeds are `train.seeds`.
     workers:   processes that share the cells (training has `train.workers`).
     gpus:      of every worker: 1, or a share, as 0.5, for two workers on one (to train and time a whole one). None: none, and

@@ -189,7 +189,11 @@ class PipelineRun:
             self.connected, self.gpus = True, resources.each(self.job.gpus)
 
     def search(self) -> None:
-        """Trials that are missing; the winners as text for a job file, and in `winners.json` as arguments of a recipe."""
+        """Trials that are missing; the winners as text for a job file, and in `winners.json` as arguments of a recipe.
+
+        Raises:
+            SweepFailed: a method has no winner; those of the others are there.
+        """
         options, asked, store = self.job.search, self.plan.trials(), self.plan.store
         assert options is not None
         self.observer.expects("search", [trial.cell.key for trial in asked])
@@ -197,13 +201,16 @@ class PipelineRun:
             print(f"search: all {len(asked)} trials are in the store already", flush=True)
         else:
             self.ray()
-        found = searching.search(
+        found, without = searching.search(
             options, asked, store, self.provenance, workers=self.job.workers, address=self.address, gpus=self.gpus
         )
-        winners = [found[method] for method in options.recipe.pruners]
+        winners = [found[method] for method in options.recipe.pruners if method in found]
         told = {"pruners": [str(trial.recipe.pruners[0]) for trial in winners], "methods": [trial.winner for trial in winners]}
-        open_blobs(self.plan.folder).replace("winners.json", (json.dumps(told, indent=1) + "\n").encode())
-        print(f"search: the winners, as a job file's Recipe names them\n{spelled(winners)}", flush=True)
+        if winners:
+            open_blobs(self.plan.folder).replace("winners.json", (json.dumps(told, indent=1) + "\n").encode())
+            print(f"search: the winners, as a job file's Recipe names them\n{spelled(winners)}", flush=True)
+        if without:
+            raise SweepFailed("; ".join(without))
 
     def train(self) -> None:
         """Scorers that are missing, and the step records of all."""

@@ -43,11 +43,9 @@ def check(vlm: VLM, methods: Sequence[Spec], asked: Questions, budgets: Sequence
                 f"{describe(pruner).label} cannot meet a budget of the job: {error}; or do without the method"
             ) from None
         except Exception as error:  # whatever a method or a model raises is the reason
-            said = str(error) if isinstance(error, ValueError) else with_class(error)
-            raise ValueError(
-                f"{describe(pruner).label} cannot run on {vlm.name}: {' '.join(said.split()).rstrip('.')}; do without it, as in "
-                '--set \'baselines=["unpruned", "random"]\''
-            ) from error
+            said = " ".join((str(error) if isinstance(error, ValueError) else with_class(error)).split()).rstrip(".")
+            hint = "do without it: name the others as the job's baselines, or with --pruner"
+            raise ValueError(f"{describe(pruner).label} cannot run on {vlm.name}: {said}; {hint}") from error
 
 
 def _met(vlm: VLM, pruner: Pruner, budgets: Sequence[Budget]) -> list[Budget]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from PIL import Image
 
 from diffprune.core import registry
-from diffprune.core.benchmark import Benchmark, Sample, users_own
+from diffprune.core.benchmark import Benchmark, Grade, Graded, Sample, named_figures, users_own
 from diffprune.core.cell import Cell, Questions, TuneSpec
 from diffprune.core.errors import with_class
 
@@ -27,7 +27,8 @@ def asked(cells: Iterable[Cell]) -> list[Questions]:
 
 
 def check(every: Sequence[Questions]) -> None:
-    """Open pictures of data that are given by a path, and grade the first question's own answer by a user's grader.
+    """Open pictures of data that are given by a path, grade the first question's own answer by a user's grader, and ask a user's
+    benchmark for the figure of that grade.
 
     Of each data set LOOKED pictures at most, evenly spread: all of small ones. Damaged ones of large data are told as errors of
     their questions.
@@ -42,7 +43,7 @@ def check(every: Sequence[Questions]) -> None:
         if not (own or grader):
             continue
         samples = benchmark.samples(questions.split, questions.limit, questions.protocol)
-        if grader:
+        if grader or users_own(benchmark):
             _grade(benchmark, samples[0], questions.protocol)
         for sample in samples if own else ():
             for number, name in enumerate(sample.image_ids):
@@ -69,9 +70,21 @@ def _open(benchmark: Benchmark, sample: Sample, number: int) -> None:
 def _grade(benchmark: Benchmark, sample: Sample, protocol: str) -> None:
     answer = next(iter(sample.row.get("answers", ())), "")
     try:
-        benchmark.grade(sample, answer, protocol)
+        grade = benchmark.grade(sample, answer, protocol)
+        if not isinstance(grade, Grade):
+            raise ValueError(f"it gives {grade!r:.60}, but must give a Grade")
     except Exception as error:  # whatever a user's function raises is the reason
-        said = " ".join((str(error) if isinstance(error, ValueError) else with_class(error)).split())
         raise ValueError(
-            f"the grader of {benchmark.spec} fails on the answer {answer!r:.60} to question {sample.id}: {said}"
+            f"the grader of {benchmark.spec} fails on the answer {answer!r:.60} to question {sample.id}: {_reason(error)}"
         ) from None
+    try:
+        named_figures(benchmark.aggregate([Graded(sample.group, sample.category, grade.credit, grade.parsed, grade.target)]))
+    except ValueError:  # one row may be no whole group, which has no figure
+        return
+    except Exception as error:
+        raise ValueError(f"{benchmark.spec} has no figure of one graded question: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; its class, too, where it is no sentence of ours or of the data."""
+    return " ".join((str(error) if isinstance(error, ValueError) else with_class(error)).split())

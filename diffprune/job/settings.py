@@ -10,9 +10,16 @@ from typing import Any
 from diffprune.io.blob_store import open_blobs
 from diffprune.io.json_object import parsed
 from diffprune.job.job import SECTIONS, Job
+from diffprune.train.recipe import SHAPE_NOTHING
 
 FILE = "job.json"
 SILENT = ("title", "workers", "gpus", "accelerator", "config", "assumed", "tiny", "report", "trackers")  # which change no result
+
+TIMED = ("rounds", "warmup", "slow_rounds", "decode_tokens", "spans", "inputs", "threads")  # how long and how often, in no key
+UNKEYED = {
+    *(f"measure.{name}" for name in TIMED), "tune.threads",
+    *(f"{recipe}.{name}" for recipe in ("train", "search.recipe") for name in {*SHAPE_NOTHING} - {"pruners", "methods", "seeds"}),
+}  # fmt: skip
 
 
 def keep(job: Job, folder: Path, stages: Sequence[str]) -> None:
@@ -45,11 +52,17 @@ def told(old: Mapping[str, Any], new: Mapping[str, Any], stages: Sequence[str]) 
         yield f"this folder was made by the run {old.get('name')!r}, not by {new['name']!r}: what it holds is taken over"
     other = {section for section in SECTIONS if section not in stages}
     changed = [line for line in changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith("name ")]
-    if changed:
-        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        yield (
-            f"settings changed since the last run of {new['name']!r}: {', '.join(changed[:6])}{more}; the old results stay, apart"
-        )
+    later = [line for line in changed if line.partition(" ")[0] in UNKEYED]
+    apart = [line for line in changed if line not in later]
+    since = f"settings changed since the last run of {new['name']!r}"
+    if apart:
+        yield f"{since}: {_listed(apart)}; the old results stay, apart"
+    if later:
+        yield f"{since}: {_listed(later)}; that holds for what is still to be done, and what is done stays as it is"
+
+
+def _listed(changed: Sequence[str]) -> str:
+    return ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
 
 
 def changes(old: Any, new: Any, path: str) -> Iterator[str]:

@@ -77,7 +77,8 @@ def report(
         "training": curves.training(found),
         "sensitivity": sensitivity.sensitivity(found),
     }
-    methods = catalogue.catalogue(found=catalogue.Measured.of(there[0]) if there else None)
+    used = {method.plugin for method in found.methods.values()}
+    methods = catalogue.catalogue(used, catalogue.Measured.of(there[0]) if there else None)
     shared = {
         "searched": search_tables.searched(found), "tuned": speed_tables.tuned(found),
         "training": speed_tables.training(found), "failures": provenance.failures(found),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from diffprune.core.records import Provenance
 
+SENT = "DIFFPRUNE_COMMIT"  # of the code that was sent to where it runs: the commit, with a + where it was changed
 PACKAGES = ("diffprune", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers")
 
 
@@ -34,12 +35,13 @@ def _answer(*command: str) -> str | None:
 def repository(folder: Path) -> tuple[str, bool]:
     """Commit and dirty flag (changed or new files, ignored ones aside) of the repository that `folder`'s code is tracked in.
 
-    ("", False) outside one, also where the package is merely installed inside somebody else's repository. Looked up once per
-    process: code that is changed later is not the code that runs.
+    ("", False) outside one, also where the package is merely installed inside somebody else's repository; of code that was sent to
+    a cluster, what it had where it was sent from. Looked up once per process: code that is changed later is not the code that runs.
     """
     git = ("git", "-C", str(folder))
     if not _answer(*git, "ls-files", "--error-unmatch", "--", "__init__.py"):
-        return "", False
+        sent = os.environ.get(SENT, "")
+        return sent.removesuffix("+"), sent.endswith("+")
     commit = _answer(*git, "rev-parse", "--verify", "HEAD")
     changes = _answer(*git, "status", "--porcelain")
     return (commit or "").strip(), changes is None or bool(changes.strip())

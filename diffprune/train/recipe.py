@@ -61,8 +61,9 @@ class Recipe(BaseModel):
     warmup_share: of the steps, over which the learning rate grows; it falls along a cosine then.
     clip:       of the gradient's norm.
     budgets:    one is drawn per step, the same for the whole batch, so that one scorer serves all.
-    ease_share, ease_start: a budget that keeps K of N tokens lets N^(1 - g) K^g through, g rising from `ease_start` to 1 over that
-                share of the steps: what few noisy tokens cannot show is learnt while many are let through. 0: no easing.
+    ease_share, ease_start: a budget that keeps K of N tokens lets N^(1 - g) K^g through, g rising from `ease_start` to 1 over
+                `ease_share` of the training, as what few noisy tokens cannot show is learnt while many are let through; with an
+                `ease_share` of 0 nothing is eased.
     temperature_start, temperature_end, anneal_share: of the relaxation, over that share of the steps, then constant. A method may
                 make of them what it wants (`TrainablePruner.temperature`).
     calibration_images: by which a scorer standardises its features.

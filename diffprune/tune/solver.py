@@ -163,7 +163,7 @@ def unreachable(solver: Solver) -> Choice:
     """The answer where even the fewest tokens are not fast enough: no budget, but the best there is, and why."""
     best, value, nan = solver.best, solver.values[-1], math.nan
     note = (
-        f"unreachable here, best is {best:.2f}x at the floor of {solver.kept(value).mean():.0f} visual tokens: "
+        f"best is {best:.2f}x at the floor of {solver.kept(value).mean():.0f} visual tokens: "
         f"{float(solver.data.text.mean()):.0f} text tokens and the method's overhead remain"
     )
     return Choice(

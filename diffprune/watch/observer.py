@@ -27,6 +27,7 @@ from diffprune.watch.page import page
 from diffprune.watch.snapshot import FILE, PAGE, Snapshot, Stage, State
 
 EVERY_S = 3.0
+LEAVE_S = 30.0  # for the last look at storage that does not answer
 QUIET_S = 30.0  # while a stage of `QUIET` runs
 QUIET = ("measure", "tune")  # stages that time the machine
 RESTS = 50  # a look is followed by so many times as long without one: it never costs more than 2 % of a core
@@ -56,7 +57,7 @@ class Observer:
     def __post_init__(self) -> None:
         self.began, self.spent_s, self.every_s, self._slow_s = time.time(), 0.0, EVERY_S, 0.0
         self._state: State = "running"
-        self._reason, self._broken = "", False
+        self._reason, self._broken, self._failing = "", False, False
         self._stages: dict[str, _Expected] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="observer")
@@ -109,23 +110,23 @@ class Observer:
         else:
             self._state = "finished"
         self._ended.set()
-        self._thread.join()
+        self._thread.join(LEAVE_S)
 
     def _follow(self) -> None:
         """Look, write, rest, until the run ends; then once more."""
         news: News | None = None
         trackers: Trackers | None = None
-        with self._said_once():
-            news = News(self.folder, self.steps)
-            trackers = Trackers(self.folder, self.run, self.trackers, self.settings)
-        while not self._broken and news and trackers:
+        while not self._broken:
             last = self._ended.is_set()
             before = time.thread_time()
             with self._said_once():
+                news = news or News(self.folder, self.steps)
+                trackers = trackers or Trackers(self.folder, self.run, self.trackers, self.settings)
                 if not self._holds():
                     break
                 trackers.log(news.look())
                 self._write(news)
+                self._failing = False
             took = time.thread_time() - before
             self.spent_s, self._slow_s = self.spent_s + took, RESTS * took
             if last:
@@ -142,8 +143,12 @@ class Observer:
         return _Guard(self._breaks)
 
     def _breaks(self, error: Exception) -> None:
-        self._broken = True
-        print(f"{PAGE} is no longer written, the run goes on: {' '.join(with_class(error).split())[:300]}", flush=True)
+        """Storage that fails costs one look; anything else all further ones. Either is said once."""
+        self._broken, before = not isinstance(error, OSError), self._failing
+        self._failing = True
+        if self._broken or not before:
+            how = "is no longer written, the run goes on" if self._broken else "is not written, and tried again"
+            print(f"{PAGE} {how}: {' '.join(with_class(error).split())[:300]}", flush=True)
 
     def _write(self, news: News) -> None:
         with self._lock:

@@ -45,7 +45,11 @@ def screen(folder: Path, seen: Snapshot) -> Group:
     """Everything of a snapshot that fits a terminal. Text of others is plain: its markup counts for nothing."""
     stands = standing(folder, seen)
     head = Text.assemble((plain(seen.title or seen.run), "bold"), f"  attempt {seen.attempt}  ", (plain(stands, 400), "bold"))
-    parts: list[RenderableType] = [head, *([Text(plain(seen.restarts, 200), "dim")] if seen.restarts else []), _stages(seen)]
+    parts: list[RenderableType] = [
+        head,
+        *([Text(f"until then {plain(seen.restarts, 200)}", "dim")] if seen.restarts else []),
+        _stages(seen),
+    ]
     parts += [_curves(seen)] if seen.curves else []
     parts += [_points(seen)] if seen.points else []
     parts += [Text(plain(f"failed: {one.what}: {one.reason}", 300), "red") for one in seen.failures[:5]]

@@ -268,10 +268,7 @@ class Comparison:
         plugin = self._plugin(benchmark)
         if plugin is None:
             return {"mean credit": 100 * float(np.mean(columns[2]))}
-        try:
-            return dict(plugin.aggregate(list(map(Graded, *columns))))
-        except ValueError:  # an incomplete group: the benchmark refuses its own figure
-            return {"incomplete": float("nan")}
+        return plugin.figures(list(map(Graded, *columns)))
 
     def native_of(self, label: str, budget: str, benchmark: str, figure: str = "") -> tuple[str, float]:
         """The benchmark's main figure of an arm (or `figure`), mean over its seeds: (name, value); nan where missing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def summary(store_root: Path | str | records.Records, asked: Mapping[str, str] |
 
 TUNED = ("target", "Method", "kind", "verdict", "budget", "measured", "accuracy %")  # what the terminal shows of a tuning
 SEARCHED = ("Method", "trials", "stopped early", "recipe's own", "best", "minutes")  # and of a search
+NOTES = re.compile(r" \((?!asked ).*")  # behind a number
 _NOTHING = Table("", "", (), ())
 
 
@@ -65,6 +67,9 @@ def _block(chapter: Comparison) -> str:
     asked = [verdict.short(chapter), escape.plain(_failed(chapter), 400)] if chapter.benchmarks else []
     told = [escape.plain(f"{flag}: {says}", 400) for flag, says in caveats(chapter)]
     notes = [escape.plain(note, 400) for note in table.notes]
+    counted = {budget.spelling for budget in chapter.budgets}
+    if beside := sorted({budget for _, budget in chapter.arms} - counted - {""}):
+        notes.append(escape.plain(f"On the page alone, as they keep another count of every picture: {', '.join(beside)}.", 400))
     return "\n".join(
         [escape.plain(about), "", *_lines([tuple(table.columns), *table.rows], table.rule_before), "", *notes, *asked, *told]
     )
@@ -80,9 +85,9 @@ def _failed(chapter: Comparison) -> str:
 
 
 def _lines(rows: list[tuple[Entry, ...]], breaks: frozenset[int]) -> list[str]:
-    """Columns aligned, the first to the left; flags left out, they are on the page."""
+    """Columns aligned, the first to the left; flags left out, they are on the page, but for the count that was asked."""
     cells = [
-        [escape.plain("–" if e is None else str(e).split(" (")[0] if not isinstance(e, str) else e) for e in row] for row in rows
+        [escape.plain("–" if e is None else NOTES.sub("", str(e)) if not isinstance(e, str) else e) for e in row] for row in rows
     ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [

@@ -7,7 +7,8 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
@@ -115,13 +116,20 @@ def _overhead(one: speed.Speed) -> float:
     return 100 * spans["pruned", "overhead"].median / spans["full", "prefill"].median
 
 
-def catalogue(package_only: bool = False, found: Measured | None = None) -> Table:
+def catalogue(beside: Collection[str] = (), found: Measured | None = None) -> Table:
     """Method, idea, where it cuts at half of the tokens, what it reads beside the features, kind, paper. Wrappers come last.
 
-    package_only: without those of the working directory and of other distributions. found: of a run, in further columns.
+    beside: methods of the working directory and of other distributions that are shown, too, where they can be had. found: of a run,
+    in further columns.
     """
-    names = [name for name, source in registry.sources("pruners").items() if source.origin == "diffprune" or not package_only]
-    rows = {name: _row(name, registry.find("pruners", name)) + (found.row(name) if found else ()) for name in names}
+    rows = {}
+    for name, source in registry.sources("pruners").items():
+        if source.origin == "diffprune":
+            rows[name] = _row(name, registry.find("pruners", name))
+        elif name in beside:
+            with suppress(ValueError):  # its file has gone or changed since
+                rows[name] = _row(name, registry.find("pruners", name))
+    rows = {name: row + (found.row(name) if found else ()) for name, row in rows.items()}
     ordered = sorted(rows, key=lambda name: "(" in str(rows[name][0]))
     columns = ("method", "idea", "cuts", "reads beside the features", "kind", "arXiv")
     notes = (
@@ -150,6 +158,8 @@ def _row(name: str, plugin: Any) -> tuple[Entry, ...]:
     inner = [key for key, value in inspect.signature(plugin).parameters.items() if re.search(r"\bPruner\b", str(value.annotation))]
     if inner:
         return f"{name}(…)", idea(plugin), "where the method inside does", "what the method inside reads", *_end(plugin)
+    if any(value.default is value.empty for value in registry.signature(plugin).parameters.values()):
+        return f"{name}(…)", idea(plugin), "as its options say", "as its options say", *_end(plugin)
     made: Pruner = registry.load("pruners", name)
     return name, idea(plugin), _where(made), "; ".join(sorted(map(str, made.needs))) or "nothing", *_end(plugin)
 
@@ -192,7 +202,7 @@ def written(page: str, found: Measured | None = None) -> str:
     _, end, after = rest.partition(END)
     if not start or not end:
         raise ValueError(f"the page has no place for the methods: write {START} and {END} where they belong")
-    table = markdown(catalogue(package_only=True, found=found)).partition("\n\n")[2]
+    table = markdown(catalogue(found=found)).partition("\n\n")[2]
     return f"{before}{START}\n{table}\n{END}{after}"
 
 

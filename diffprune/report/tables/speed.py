@@ -208,7 +208,7 @@ def tuned(records: Records) -> Table | None:
             breaks.add(len(rows))
         target = r["target_speedup"]
         note = r["note"]
-        if r["verdict"] == "unreachable" and "unreachable" not in note:
+        if r["verdict"] == "unreachable" and "best is" not in note:
             note = f"unreachable here, best is {r['best_speedup']:.2f}× at the floor" + (f"; {note}" if note else "")
         rows.append((
             Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["tuned_kind"], _word(r), r["chosen_budget"],
