@@ -253,6 +253,17 @@ def test_data_that_cannot_be_read_stop_at_once(monkeypatch: pytest.MonkeyPatch) 
         on_ray.train(Recipe(**{**SMALL, "model": "tiny(llava)"}), "other")
 
 
+def test_a_folder_that_went_away_while_it_was_trained_into_is_named_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(config: dict[str, Any], workers: int) -> str:
+        Path("run").rename("elsewhere")
+        return "a-host cannot see run, where the driver has written"
+
+    monkeypatch.setattr(on_ray, "_fit", fit)
+    with pytest.raises(RuntimeError, match="run was moved or removed while it was trained into: move it back"):
+        on_ray.train(Recipe(**{**SMALL, "model": "tiny(llava)"}), "run")
+    assert not Path("run").exists(), "nor is it made anew"
+
+
 # --- trained scorers by name ------------------------------------------------------------------------------------------
 
 

@@ -272,6 +272,23 @@ def test_of_workers_that_wait_for_each_other_the_odd_one_is_named(monkeypatch: p
     assert together.pass_by(600, w0=idle, w1=idle) == [], "all wait for something that is no worker of theirs"
 
 
+def test_time_in_which_storage_was_away_counts_against_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(monkeypatch, w0=WORK, w1=WAIT)
+    group.pass_by(60, w0=working, w1=idle)
+    group.now += 120
+    assert group.dog.look() == [], "nobody could speak"
+    assert group.pass_by(60, w0=working, w1=idle) == []
+    group.now += 120
+    (told,) = group.pass_by(60, w0=working)
+    assert group.killed == [1] and "no sign of life for 4" in told
+    slow = Group(monkeypatch, w0=WORK, w1=WORK)
+    slow.pass_by(5, w0=working, w1=working)
+    for _ in range(12):  # storage that takes twelve seconds for a look
+        slow.now += 11
+        slow.pass_by(1, w0=working)
+    assert set(slow.killed) == {1}
+
+
 def test_loading_a_model_may_take_long_and_one_that_moves_on_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     group = Group(monkeypatch, w0=replace(WORK, steps=0))
     assert group.pass_by(600, w0=idle) == []

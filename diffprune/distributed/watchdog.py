@@ -30,7 +30,7 @@ from diffprune.train.checkpoints import WORKERS
 BEAT_S = 3.0  # between two words of a worker
 HANG_S = 40.0  # without a word, or without work
 BUSY = 0.02  # of the time on a processor: more is work; saying where one is takes less
-BLIND_S = 10.0  # between two looks: storage was away, so that workers may have spoken to no avail, and that time does not count
+BLIND_S = 10.0  # between two looks at most; beyond, storage was away, so that workers may have spoken to no avail
 KILL_S = 20.0  # for a task of Ray's that kills a process, wherever that is
 PACKAGE = str(Path(__file__).parents[1])
 WAITING = ("torch/distributed/", "/ray/")  # files whose functions wait for other workers or for the driver
@@ -138,7 +138,7 @@ class Watchdog:
 
     def after_a_break(self, now: float) -> None:
         """Leave time in which nothing could be heard out of account."""
-        if (missed := now - self.looked) > BLIND_S:
+        if (missed := now - self.looked - BLIND_S) > 0:
             for one in self.seen.values():
                 one.since, one.idle_since = one.since + missed, one.idle_since + missed
         self.looked = now
