@@ -223,9 +223,9 @@ def test_a_changed_grader_grades_again_without_the_model(run: Callable[..., str]
 
 
 def test_a_grader_that_fails_costs_no_answer(run: Callable[..., str]) -> None:
-    run(FIRST.replace("float(0.25)", "{}[int(sample.id) // 3]"), "run", "small.py", asks=True)
+    run(FIRST.replace("float(0.25)", "{0: 0.25}[int(sample.id) // 2]"), "run", "small.py", asks=True)
     store = Store("runs/small/store")
-    assert set(store.read("predictions")["error"]) == {"KeyError: 0", "KeyError: 1"} and set(store.read("answers")["error"]) == {""}
+    assert set(store.read("predictions")["error"]) == {"", "KeyError: 1"} and set(store.read("answers")["error"]) == {""}
     said = run(FIRST, "run", "small.py")
     assert "graded again" in said and set(store.read("predictions")["error"]) == {""}
     assert set(store.read("predictions")["credit"]) == {0.25}
