@@ -39,6 +39,7 @@ def failures(
     from ray import tune as ray_tune  # to import it takes half a second, of which most commands have no use
 
     running: dict[int, Any] = {}
+    failed: dict[int, Any] = {}
 
     class Callback(ray_tune.Callback):
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -53,6 +54,7 @@ def failures(
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             running.pop(trial.config["index"], None)
+            failed[trial.config["index"]] = trial
 
     def working() -> list[Any]:
         actors = [trial.temporary_state.ray_actor for trial in list(running.values())] if computing else []
@@ -63,16 +65,16 @@ def failures(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # else it prints the traceback of every trial that fails
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has a heading that no verbosity keeps from the terminal
     with private_folder() as folder, watched(working):
-        results = ray_tune.Tuner(
+        ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(trial, **given), dict(resources)),
             param_space={"index": ray_tune.grid_search(list(range(num)))},
             tune_config=ray_tune.TuneConfig(reuse_actors=True, **options),
             run_config=ray_tune.RunConfig(name="trials", storage_path=folder, callbacks=[Callback()], verbose=0),
         ).fit()
-    return {one.config["index"]: _reason(one.error) for one in results if one.error}
+        return {index: _reason(trial.get_error()) for index, trial in sorted(failed.items())}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException | None) -> str:
     """The last line of what a trial raised, which Ray gives with all tracebacks on the way, without the module of its class."""
-    last = (str(error).strip().splitlines() or [""])[-1] or type(error).__name__
+    last = (str(error or "").strip().splitlines() or [""])[-1] or (type(error).__name__ if error else "no reason given")
     return re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", last)
