@@ -50,7 +50,8 @@ class Folder(click.Path):
 
         if remote(value):
             shown = without_secrets(str(value))
-            hint = f"bring a run here with `diffprune export {shown} FOLDER`"
+            written = param is not None and param.name == "out"
+            hint = "name one" if written else f"bring a run here with `diffprune export {shown} FOLDER`"
             self.fail(f"{shown} lies in object storage, and this verb works in a folder of this machine: {hint}", param, ctx)
         if told := _impossible(value):
             self.fail(told, param, ctx)

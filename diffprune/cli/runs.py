@@ -59,17 +59,17 @@ def export(run: Path, out: Path) -> None:
     from diffprune.job import seen
     from diffprune.store import Store, readme
 
-    blobs, shown = open_blobs(run), f"{open_blobs(run) if remote(run) else run}"
-    place, _, name = str(blobs).rpartition("/")
-    write = f"`diffprune report JOB --name {name} --out {place}`" if remote(run) else f"`diffprune report {run}`"
-    if not remote(run):
+    blobs, away = open_blobs(run), remote(run) is not None
+    shown, (place, _, name) = str(blobs if away else run), str(blobs).rpartition("/")
+    write = f"`diffprune report JOB --name {name} --out {place}`" if away else f"`diffprune report {run}`"
+    if not away:
         present(run)
     if blobs.version("report/report.html") is None:
         raise ValueError(f"{shown} has no report: write it with {write}")
     if not seen.all_of(run / "store", run / "report"):
         raise ValueError(f"{shown}: its store has records that its report has not seen: write it anew with {write}")
     to = out.resolve()  # of a link the folder it leads to
-    if not remote(run) and to.is_relative_to(run.resolve()):
+    if not away and to.is_relative_to(run.resolve()):
         raise ValueError(f"{out} lies in the run that is exported: choose a folder outside {run}")
     if to.exists() and not to.is_dir():
         raise ValueError(f"{out} is a file, but a folder is needed")

@@ -116,7 +116,7 @@ def find(kind: str, name: str) -> type:
         if (kind, name) in RENAMED:
             raise ValueError(f"{name!r} is called {RENAMED[kind, name]!r} now")
         if name in (odd := unusable(kind)):
-            raise ValueError(f"{odd[name]}")
+            raise ValueError(odd[name])
         raise ValueError(f"no {kind.rstrip('s')} named {name!r:.200}: {nearest(name, known)}")
     module = _imported(known[name])
     wanted = name.replace("_", "")
@@ -128,7 +128,8 @@ def find(kind: str, name: str) -> type:
 
 
 def _check_class(kind: str, plugin: type, source: Source) -> None:
-    """Raises ValueError: it does not inherit from what its kind does, or leaves a method of that unwritten."""
+    """Raises ValueError: it does not inherit from what its kind does, leaves a method of that unwritten, or has options without
+    names."""
     where, base = f"{source.file or source.module}: the class {plugin.__name__}", BASES[kind]
     if base not in {f"{parent.__module__}.{parent.__qualname__}" for parent in plugin.__mro__}:
         raise ValueError(f"{where} is no {kind.rstrip('s')}: let it inherit from {base}")

@@ -60,7 +60,7 @@ def saving(save: Callable[[], None]) -> Iterator[None]:
 
     def first(number: int) -> None:
         by.append(number)
-        timers.append(threading.Timer(GRACE_S, os.kill, (os.getpid(), signal.SIGTERM)))
+        timers.append(threading.Timer(GRACE_S, os.kill, (os.getpid(), number)))
         timers[0].daemon = True
         timers[0].start()
         save()

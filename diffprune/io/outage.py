@@ -12,7 +12,7 @@ PATIENCE_S = 300.0  # longer than what restarts a gateway or renews a route
 FIRST_S, LONGEST_S = 0.5, 10.0  # between two tries
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
-_answered: set[str] = set()  # addresses of stores that have, in this process
+_answered: set[str] = set()  # buckets that have, in this process: `s3://bucket`, whatever the folder
 _away: set[str] = set()  # those of which it has been said that they do not
 _hurry = threading.Event()
 
@@ -36,30 +36,31 @@ def patient(verb: Verb) -> Verb:
 
     @functools.wraps(verb)
     def asked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        place, end, pause = str(self), time.monotonic() + PATIENCE_S, FIRST_S
+        bucket = "/".join(str(self).split("/", 3)[:3])
+        end, pause = time.monotonic() + PATIENCE_S, FIRST_S
         while True:
             try:
                 found = verb(self, *args, **kwargs)
             except Outage as error:
-                if place not in _answered or _hurry.is_set() or time.monotonic() > end:
+                if bucket not in _answered or _hurry.is_set() or time.monotonic() > end:
                     raise
-                if place not in _away:
-                    _away.add(place)
+                if bucket not in _away:
+                    _away.add(bucket)
                     print(f"{error.strerror}: {error.filename}; it is asked again for up to {PATIENCE_S:.0f} s", flush=True)
                 _hurry.wait(pause)
                 pause = min(2 * pause, LONGEST_S)
             except (FileNotFoundError, FileExistsError):
-                _heard(place)
+                _heard(bucket)
                 raise
             else:
-                _heard(place)
+                _heard(bucket)
                 return found
 
     return asked  # type: ignore[return-value]
 
 
-def _heard(place: str) -> None:
-    _answered.add(place)
-    if place in _away:
-        _away.discard(place)
-        print(f"{place} answers again", flush=True)
+def _heard(bucket: str) -> None:
+    _answered.add(bucket)
+    if bucket in _away:
+        _away.discard(bucket)
+        print(f"{bucket} answers again", flush=True)

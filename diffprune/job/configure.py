@@ -148,15 +148,13 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set `a.b` in nested dictionaries; sections that are missing are made."""
     *parents, leaf = path.split(".")
     here = tree
+    if parents and parents[0] not in SECTIONS and not isinstance(tree.get(parents[0]), dict):
+        raise ValueError(f"--set {path}: no section {parents[0]!r}: {registry.nearest(parents[0], SECTIONS)}")
+    if len(parents) > 1 and parents[0] in SECTIONS and parents[1] not in (known := SECTIONS[parents[0]].model_fields):
+        raise ValueError(f"--set {path}: {parents[0]} has no setting {parents[1]!r}: {registry.nearest(parents[1], known)}")
     for part in parents:
         below = here.get(part)
         if not isinstance(below, dict):
-            if parents[0] in SECTIONS and part != parents[0]:
-                known = sorted(SECTIONS[parents[0]].model_fields)
-                if part not in known:
-                    raise ValueError(f"--set {path}: {parents[0]} has no setting {part!r}: {registry.nearest(part, known)}")
-            elif part not in SECTIONS:
-                raise ValueError(f"--set {path}: no section {part!r}: {registry.nearest(part, SECTIONS)}")
             below = here[part] = {}
         here = below
     here[leaf] = value
