@@ -14,6 +14,7 @@ from diffprune.core.evidence import (
     Evidence,
     Question,
     decoder_attention,
+    decoder_features,
     encoder_attention,
     encoder_features,
     encoder_keys,
@@ -37,8 +38,10 @@ class Sees(ScorePruner):
 
 def test_evidence_is_a_value() -> None:
     assert encoder_keys(11) == encoder_keys(11) != encoder_keys(12) and len({encoder_keys(), encoder_keys(), IDENTITY}) == 2
-    assert str(encoder_attention(-1, joint=True)) == "attention in the vision encoder, layer -1, joint heads"
-    assert str(decoder_attention(2, "text")) == "attention in the decoder, layer 2, text queries"
+    assert str(encoder_attention(-1, joint=True)) == "attention in the vision encoder, the last layer, joint heads"
+    assert str(decoder_attention(2, "text")) == "attention in the decoder, layer 2, from the question"
+    assert str(decoder_attention(-1)) == "attention in the decoder, the layer before the cut, from the last token"
+    assert str(decoder_features(None, "text")) == "hidden states of the decoder, the layer after the cut, of the question"
     assert [e.of_image for e in (QUESTION, IDENTITY, encoder_attention(), decoder_attention(2))] == [False, True, True, False]
 
 

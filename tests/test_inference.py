@@ -270,6 +270,10 @@ def test_methods_that_read_the_question_are_judged_in_a_family_of_their_own(tmp_
     assert names == ["Gumbel top-K", verdicts.RULE, "Unpruned", DYNAMIC, verdicts.QUESTION_RULE]
     assert table.rule_before == {3} and not accuracy_tables.differences(peers, 2000).rule_before
     assert any("for all below it: methods that also read the question" in note for note in table.notes)
+    top = verdict.lead(found, {}, None)
+    given = verdict.counts([one.verdict for (against, _), one in aware.items() if against == DYNAMIC])
+    assert top[1] == f"Against trained methods that also read the question, 2 comparisons: {given}."
+    assert not any("read the question" in sentence for sentence in verdict.lead(peers, {}, None))
     said = " ".join(verdict.headline(found, {}, None))
     assert f"Against {DYNAMIC}, which also reads the question, DiffPrune " in said
     assert "Against the best of the training-free rules asked here that also read the question, DiffPrune is better with" in said
@@ -314,8 +318,8 @@ def test_the_sentence_on_speed_names_batch_encoder_and_flags(tmp_path: Path) -> 
     (said,) = verdict._speed(found, *speed.of(found)[1:])
     encoded = float(np.median([(60 + 2 * turn) / (30 + 3 * turn) for turn in range(9)]))  # the unpruned arm's encoder in both
     net = float(np.median([(40 + turn) / (10 + 2 * turn) for turn in range(9)]))
-    assert "batch 8, one timing session: " in said and said.endswith("All of these timings are flagged shared_device.")
-    assert f" with 32 tokens (encoder included {encoded:.2f}×; parts_differ) and " in said and f"{net:.2f}× [" in said
+    assert "batch 8, one timing session: " in said and said.endswith("All of these timings are flagged: shared device.")
+    assert f" with 32 tokens (encoder included {encoded:.2f}×; parts differ) and " in said and f"{net:.2f}× [" in said
     assert f" with 16 tokens (encoder included {encoded:.2f}×). " in said
 
 

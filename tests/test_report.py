@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.lines import Line2D
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Graded
@@ -33,7 +34,8 @@ from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.records import read
 from diffprune.report.analysis.scenes import Scene
-from diffprune.report.render import escape, svg, table
+from diffprune.report.render import escape, latex, svg, table
+from diffprune.report.render.figures import _keep_headings
 from diffprune.report.render.scenes import strips
 from diffprune.report.tables.accuracy import open_note, per_budget
 from diffprune.statistics import Difference, Verdict, holm
@@ -466,7 +468,7 @@ def test_speedup_is_the_median_of_the_rounds_ratios_with_overhead_charged(full: 
     assert float(row["net speedup"]) == pytest.approx(net)
     assert float(row["net speedup low"]) < net < float(row["net speedup high"])
     assert float(row["to native"]) == pytest.approx(native)
-    assert "All timings: cpu_only" in made["html"].read_text("utf-8")
+    assert "All timings: cpu only" in made["html"].read_text("utf-8")
 
 
 def test_ticks_of_a_logarithmic_axis_are_powers_in_words(made: dict[str, Path]) -> None:
@@ -593,7 +595,7 @@ def test_missing_parts_are_named_in_their_place(only: str, tmp_path: Path) -> No
     if only == "answers":
         assert "no figure of accuracy against speed" in page and "has not been timed yet" in page
     if only == "times":
-        assert "few_repeats" in page and "no verdict" in page
+        assert "few repeats" in page and "no verdict" in page
 
 
 # --- what others wrote -----------------------------------------------------------------------------------------------
@@ -747,6 +749,25 @@ def test_the_figure_of_variants_draws_the_table_of_variants(made: dict[str, Path
     for tokens, points, verdict in drawn:
         assert float(row[f"{tokens} tokens"]) == pytest.approx(float(points.replace("−", "-")), abs=0.051)
         assert row[f"{tokens} tokens verdict"] == verdict
+
+
+def test_no_column_of_a_legend_ends_with_a_heading() -> None:
+    names = ["a", "one:", *"bcdefgh", "two:", *"ij", "three:", *"klmnopqrstu", "four:", "v"]
+    for columns in (1, 2, 3, 4):
+        handles = [Line2D([], [], label=name) for name in names]
+        _keep_headings(handles, columns)
+        told = [str(handle.get_label()) for handle in handles]
+        assert [name for name in told if name.strip()] == names
+        parts = np.array_split(np.array(told), columns)  # as matplotlib does it
+        assert not any(part[-1].endswith(":") for part in parts)
+
+
+def test_a_text_is_cut_where_its_table_says() -> None:
+    text = " ".join(["word"] * 60)
+    for longest, whole in ((160, False), (400, True)):
+        one = table.Table("t", "T", ("a",), ((text,),), longest=longest)
+        assert (text in table.markdown(one)) == whole
+        assert (text in " ".join(latex.document("d", [one]).replace(r"\allowbreak{}", "").split())) == whole
 
 
 def test_groups_are_closed_as_often_as_they_are_opened() -> None:

@@ -23,6 +23,10 @@ class EvidenceKind(enum.StrEnum):
 
 
 OF_THE_ENCODER = frozenset({EvidenceKind.ENCODER_ATTENTION, EvidenceKind.ENCODER_KEYS, EvidenceKind.ENCODER_FEATURES})
+_FROM = {
+    "last": "from the last token", "text": "from the question", "each": "from each token of the question",
+    "image": "from the image itself",
+}  # fmt: skip
 OF_THE_DECODER = frozenset(kind for kind in EvidenceKind if kind.name.startswith("DECODER_"))
 
 
@@ -72,11 +76,21 @@ class Evidence:
         return not self.of_question
 
     def __str__(self) -> str:
-        layer = "" if self.layer is None else f", layer {self.layer}"
-        if self.from_decoder and (self.layer is None or self.layer < 0):
-            layer = ", next layer" if self.layer is None else f", layer {self.layer} from the cut"
-        told = f"{self.kind}{layer}{f', {self.queries} queries' if self.queries else ''}{', joint heads' if self.joint else ''}"
-        return f"{told}, before the softmax" if self.raw else told
+        rows = self.kind is EvidenceKind.DECODER_ATTENTION
+        whose = _FROM.get(self.queries, "") if rows else "of the question" * bool(self.queries)
+        told = (str(self.kind), self._layer, whose, "joint heads" * self.joint, "before the softmax" * self.raw)
+        return ", ".join(part for part in told if part)
+
+    @property
+    def _layer(self) -> str:
+        """Which layer, in words; "" where that goes without saying."""
+        if self.layer is None:
+            return "the layer after the cut" if self.from_decoder else ""
+        if self.layer >= 0:
+            return f"layer {self.layer}"
+        if self.from_decoder:
+            return "the layer before the cut" if self.layer == -1 else f"{-self.layer} layers before the cut"
+        return "the last layer" if self.layer == -1 else f"layer {-self.layer} from the end"
 
 
 class Question(NamedTuple):

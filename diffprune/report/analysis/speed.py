@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +107,12 @@ def common_flags(found: list[Speed]) -> set[str]:
 
 def own_flags(flags: tuple[str, ...], common: set[str]) -> str:
     """Flags to print beside one number."""
-    return " ".join(f for f in flags if f not in common)
+    return said(f for f in flags if f not in common)
+
+
+def said(flags: Iterable[str]) -> str:
+    """Flags in words, as on the page's chips: "clock drift, few repeats"."""
+    return ", ".join(sorted(flag.replace("_", " ") for flag in flags))
 
 
 def headline_batch(found: list[Speed]) -> int | None:

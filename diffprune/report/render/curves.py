@@ -64,8 +64,9 @@ def _training(records: Records, steps: pd.DataFrame, width: float) -> str:
             if not any(np.size(line.get_xdata()) for line in ax.lines):
                 ax.annotate("not recorded", (0.5, 0.5), xycoords="axes fraction", ha="center", color="#888888")
                 ax.set(xticks=[], yticks=[])
-        if (steps["grad_norm"] > 0).all():
-            panels[6].set_yscale("log")
+        norms = [y for line in panels[6].lines for y in np.asarray(line.get_ydata(), float)]
+        if any(y > 0 for y in norms):  # they differ by powers of ten; a zero has no place among them
+            panels[6].set_yscale("log", nonpositive="mask")
             panels[6].yaxis.set_major_formatter(power_of_ten)
         _costs(panels[8], steps, {x: records.styles[x][0] for x in shown})
         handles, words = panels[0].get_legend_handles_labels()

@@ -18,6 +18,7 @@ from diffprune.statistics import Interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 LONG = 28  # characters of a name beside the end of its line
 MANY = "bound", "trained", "calibrated", "rule", "control"  # kinds in a legend, in this order
@@ -48,10 +49,24 @@ def _legend(chapter: Comparison, figure: Figure, labels: Sequence[str], bound: b
         for label in groups[kind]:
             color, marker, dash = chapter.style(label)
             handles.append(Line2D([], [], color=color, marker=marker, ls=dash, label=plain(label, 34)))
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=max(1, round(width / 2)), fontsize=7.5)
+    columns = max(1, round(width / 2))
+    _keep_headings(handles, columns)
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7.5)
     for text in legend.get_texts():
         if text.get_text().endswith(":"):
             text.set_fontweight("bold")
+
+
+def _keep_headings(handles: list[Line2D], columns: int) -> None:
+    """Move each heading that would end a column of the legend to the next one, by a blank line before it."""
+    from matplotlib.lines import Line2D
+
+    for _ in range(len(handles)):
+        ends = np.cumsum([len(part) for part in np.array_split(np.arange(len(handles)), columns)])[:-1] - 1
+        orphan = next((end for end in ends if str(handles[end].get_label()).endswith(":")), None)
+        if orphan is None:
+            return
+        handles.insert(orphan, Line2D([], [], ls="none", label=" "))
 
 
 def _named(chapter: Comparison, figure: Figure, ax: Axes, ends: list[tuple[str, float, float]], width: float) -> None:

@@ -98,8 +98,8 @@ def _draw(groups: Sequence[Group], axis: str, width: float) -> str:
         ticks: list[tuple[float, str]] = []
         y = 0.0
         for heading, rows in groups:
-            ax.annotate(heading, (0, y), xycoords=("axes fraction", "data"), fontsize=8, weight="bold",
-                        va="center", xytext=(3, 0), textcoords="offset points")  # fmt: skip
+            ax.annotate(heading, (0, y), xycoords=("axes fraction", "data"), fontsize=8, weight="bold", va="center", xytext=(3, 0),
+                        textcoords="offset points", bbox={"fc": "white", "ec": "none", "pad": 0.6})  # fmt: skip
             for row in rows:
                 y += 1
                 _row(ax, y, row)

@@ -44,7 +44,7 @@ def document(title: str, tables: Sequence[Table]) -> str:
 
 def _table(table: Table, label: str) -> str:
     """A longtable, in as many parts as its columns need."""
-    cells = [[_cell(entry) for entry in row] for row in (table.columns, *table.rows)]
+    cells = [[_cell(entry, table.longest) for entry in row] for row in (table.columns, *table.rows)]
     size, widths, parts = _fitted(cells)
     found = ((part, label + (f"-{number}" if number > 1 else "")) for number, part in enumerate(parts, 1))
     return "\n".join(_part(table, cells, part, size, widths, name) for part, name in found)
@@ -53,9 +53,9 @@ def _table(table: Table, label: str) -> str:
 Cell = tuple[str, str]  # what is printed, and what below it
 
 
-def _cell(entry: Entry) -> Cell:
+def _cell(entry: Entry, longest: int) -> Cell:
     if not isinstance(entry, Number):
-        return ("--" if entry is None else str(entry)), ""
+        return ("--" if entry is None else escape.plain(entry, longest)), ""
     return entry.main, " ".join(part for part in (entry.interval, entry.word, f"({entry.aside})" if entry.aside else "") if part)
 
 
@@ -65,7 +65,7 @@ def _need(cell: Cell, points: float) -> tuple[float, float]:
     return max(max(line, default=0.0) for line in lines), max(sum(line) + 0.4 * points * len(line) for line in lines)
 
 
-def _words(text: str, limit: int = 160) -> list[list[str]]:
+def _words(text: str, limit: int = 1200) -> list[list[str]]:
     """The words of a text, each in parts between which a line may break: after marks, and anywhere in what is too long."""
     plain = escape.latin(escape.plain(text.replace("\u202f", ","), limit))
     split = [re.findall(r"\(+[^/_=(;]+$|[^/_=(;]*[/_=(;]|[^/_=(;]+$", word) for word in plain.split()]
@@ -100,7 +100,7 @@ def _fitted(cells: list[list[Cell]]) -> tuple[str, list[float], list[list[int]]]
     return size, widths, parts
 
 
-def _breakable(text: str, limit: int = 160) -> str:
+def _breakable(text: str, limit: int = 1200) -> str:
     return " ".join(r"\allowbreak{}".join(map(escape.latex, word)) for word in _words(text, limit))
 
 
@@ -120,7 +120,7 @@ def _part(table: Table, cells: list[list[Cell]], part: list[int], size: str, wid
         rows += [r"\midrule"] if at in table.rule_before and at else []
         shown = [_printed(cells[at + 1][i], isinstance(e := row[i], Number) and e.best) for i in part]
         rows.append(" & ".join(shown) + r" \\")
-    notes = "" if again else "\n\n".join(_breakable(note, 1200) for note in table.notes)
+    notes = "" if again else "\n\n".join(_breakable(note) for note in table.notes)
     return "\n".join([
         "{" + size, rf"\begin{{longtable}}{{{columns}}}", rf"\caption{{{caption}}}\label{{tab:{label}}}\\",
         r"\toprule", head, r"\midrule", r"\endfirsthead", r"\toprule", head, r"\midrule", r"\endhead",

@@ -63,7 +63,7 @@ class Table:
     """`rows` of entries under `columns`; `name` is the file's, `notes` stand below. `rule_before`: rows after a thin line.
 
     keys, column_keys: what each row and column is about, in words of the store, for whoever computes the numbers again; where none
-    are given the texts of the row, and the columns.
+    are given the texts of the row, and the columns. longest: characters of a cell, of which what is more is cut.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Table:
     rule_before: frozenset[int] = field(default_factory=frozenset)
     keys: tuple[str, ...] = ()
     column_keys: tuple[str, ...] = ()
+    longest: int = 160
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), f"{self.name}: rows do not fit the columns"
@@ -100,7 +101,7 @@ def markdown(table: Table) -> str:
     lines.append("| " + " | ".join(map(escape.markdown, table.columns)) + " |")
     lines.append("|" + "|".join(" ---: " if table.numeric(i) else " --- " for i in range(len(table.columns))) + "|")
     for row in table.rows:
-        cells = [escape.markdown(_show(e)) for e in row]
+        cells = [escape.markdown(_show(e), table.longest) for e in row]
         cells = [f"**{c}**" if isinstance(e, Number) and e.best else c for c, e in zip(cells, row, strict=True)]
         lines.append("| " + " | ".join(cells) + " |")
     notes = [f"\n*{escape.markdown(note, 900)}*" for note in table.notes]

@@ -312,14 +312,15 @@ def removal(chapter: Comparison) -> Table | None:
     rows: list[tuple[Entry, ...]] = []
     for label, budget in keys:
         means = [shown(chapter.panel.mean(arms[label, budget])) for arms in (chapter.arms, chapter.replaced_arms)]
-        rows.append((label, budget, *means, judged_entry(found[label, budget])))
-    columns = ("Method", "budget", "removed, %", "replaced by mean, %", "removed − replaced, points")
+        rows.append((label, kept_entry(chapter, label, budget), *means, judged_entry(found[label, budget])))
+    columns = ("Method", "kept", "removed, %", "replaced by mean, %", "removed − replaced, points")
     notes = (
         "Replaced tokens stay in the sequence as the mean of their picture: no speedup. A negative difference is the price "
         "of removal itself.",
         words("all rows of this table"),
     )
-    return Table("replaced", "Removed against replaced by their mean", columns, tuple(rows), notes) if rows else None
+    about = tuple(f"{label} | {budget}" for label, budget in keys)
+    return Table("replaced", "Removed against replaced by their mean", columns, tuple(rows), notes, keys=about) if rows else None
 
 
 def kinds(chapter: Comparison) -> Table:

@@ -139,7 +139,7 @@ def catalogue(beside: Collection[str] = (), found: Measured | None = None) -> Ta
         "methods", "Methods", columns + (found.columns if found else ()), tuple(rows[name] for name in ordered),
         notes=(*notes, *([found.note] if found else ())),
         keys=tuple(found.labels.get(name, name) for name in ordered) if found else (),
-        column_keys=columns + found.keys if found else (),
+        column_keys=columns + found.keys if found else (), longest=400,
     )  # fmt: skip
 
 
@@ -151,6 +151,7 @@ def apart(methods: Iterable[Method]) -> Table | None:
     return Table(
         "apart", "How trainings differ", ("method", "its training"), tuple(rows),
         notes=("All see the same images, steps, seeds and drawn budgets of a recipe, or as many training images, but for this.",),
+        longest=600,
     ) if rows else None  # fmt: skip
 
 

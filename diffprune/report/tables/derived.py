@@ -59,7 +59,7 @@ def relative(chapter: Comparison, derived: Derived) -> Table | None:
             "Blind-corrected: (pruned − no image) / (unpruned − no image), mean over the benchmarks on which the image helps by "
             "more than 3 standard errors; below 0 means worse than without any image."
         )
-    title = "Relative accuracy, as papers print it, and its deepstack"
+    title = "Relative accuracy, as papers print it, and what belongs beside it"
     return Table("relative", title, columns, tuple(rows), tuple(notes), _breaks(arms), _keys(arms)) if rows else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from diffprune.report.analysis import tuning
 from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.records import Records
-from diffprune.report.analysis.speed import SLOW, Speed, Spread, common_flags, own_flags
+from diffprune.report.analysis.speed import SLOW, Speed, Spread, common_flags, own_flags, said
 from diffprune.report.render.table import Entry, Number, Table
 from diffprune.report.tables.accuracy import judged_entry, shown, words
 from diffprune.statistics import Verdict
@@ -34,11 +34,20 @@ def _keys(ordered: list[Speed]) -> tuple[str, ...]:
     return tuple(f"{s.label} | {s.budget} | {s.batch} | {s.mode}" for s in ordered)
 
 
+Rows = list[tuple[Entry, ...]]
+
+
+def _flagged(columns: tuple[str, ...], rows: Rows) -> tuple[tuple[str, ...], tuple[tuple[Entry, ...], ...]]:
+    """Columns and rows; without the last one, that of flags, where no row has any of its own."""
+    end = None if any(row[-1] for row in rows) else -1
+    return columns[:end], tuple(row[:end] for row in rows)
+
+
 def latency(chapter: Comparison, found: list[Speed]) -> Table:
     """Encoder, overhead and prefill of every arm: medians in ms, ratios with intervals, flags beside."""
     ordered, breaks = _ordered(chapter, found)
     common = common_flags(found)
-    rows: list[tuple[Entry, ...]] = []
+    rows: Rows = []
     for s in ordered:
         span = s.spans.get
         rows.append(
@@ -78,16 +87,17 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
         "averaged (geometric mean), with a 95 % interval over sessions, or over the interleaved rounds of one. Net speedup: "
         "full / (pruned + overhead). With encoder: the same with the encoder's time in both. "
         "To native: (pruned + overhead) / native, where native is a prompt that was always this short; "
-        "1 means that removing tokens costs nothing." + (f" All timings: {', '.join(sorted(common))}." if common else ""),
+        "1 means that removing tokens costs nothing." + (f" All timings: {said(common)}." if common else ""),
     )
-    return Table("latency", "Encoder, overhead and prefill, ms", columns, tuple(rows), notes, breaks, _keys(ordered))
+    title = "Encoder, overhead and prefill, ms"
+    return Table("latency", title, *_flagged(columns, rows), notes, breaks, _keys(ordered))
 
 
 def answer_times(chapter: Comparison, found: list[Speed]) -> Table | None:
     """Time to the first token and per further token."""
     ordered, breaks = _ordered(chapter, [s for s in found if s.ttft or ("pruned", "decode") in s.spans])
-    common = common_flags(found)
-    rows: list[tuple[Entry, ...]] = []
+    common = set.intersection(*(set(s.slow_flags) for s in ordered)) if ordered else set()
+    rows: Rows = []
     for s in ordered:
         span = s.spans.get
         rows.append(
@@ -105,15 +115,16 @@ def answer_times(chapter: Comparison, found: list[Speed]) -> Table | None:
         )
     columns = ("Method", "batch", "kept", "TTFT: full", "pruned", "TTFT speedup", "decode: full", "decode: pruned", "flags")
     notes = (
-        "TTFT: from picture and question to the first answer token, encoder and overhead included. Decode: per further token.",
+        "TTFT: from picture and question to the first answer token, encoder and overhead included. Decode: per further token."
+        + (f" All of these: {said(common)}." if common else ""),
     )
     title = "Time to first token and decoding, ms"
-    return Table("answer_times", title, columns, tuple(rows), notes, breaks, _keys(ordered)) if rows else None
+    return Table("answer_times", title, *_flagged(columns, rows), notes, breaks, _keys(ordered)) if rows else None
 
 
 def spans(found: list[Speed]) -> Table:
     """Median, p10, p90 and repeats of every timed span."""
-    rows: list[tuple[Entry, ...]] = [
+    rows: Rows = [
         (
             s.label,
             s.budget,
@@ -142,7 +153,7 @@ def cost(chapter: Comparison) -> Table | None:
     table = rows.groupby(["arm", "visual_kept", "label"], observed=True, sort=True)[figures].mean().reset_index()
     every = set(table["label"])
     most = float(table["prefill_flops"].max())
-    entries: list[tuple[Entry, ...]] = []
+    entries: Rows = []
     keys: list[str] = []
     for (kept, arm, *_), part in sorted(
         table.round(6).groupby(["visual_kept", "arm", *figures], observed=True, dropna=False),
@@ -200,7 +211,7 @@ def tuned(records: Records) -> Table | None:
     ).sort_index()
     order, places = list(records.methods), tuning.against_best(records, frame)
     frame = frame.assign(order=[order.index(x) for x in frame["label"]])
-    rows: list[tuple[Entry, ...]] = []
+    rows: Rows = []
     breaks, target = set(), None
     frame = frame.sort_values(["target_speedup", "order", "tuned_kind"], kind="stable")
     for index, r in zip(frame.index, frame.to_dict("records"), strict=True):
@@ -254,7 +265,7 @@ def _measured(row: dict[str, Any]) -> Number | None:
 
 def thresholds(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table | None:
     """Arms evaluated at a threshold: they keep a different number of tokens of every picture."""
-    rows: list[tuple[Entry, ...]] = []
+    rows: Rows = []
     common = common_flags(list(fast.values()))
     for label, budget in chapter.thresholds:
         speed = fast.get((label, budget))
@@ -278,7 +289,7 @@ def training(records: Records) -> Table | None:
     frame = records.told("steps", "label", "scorer_seed")
     if frame.empty:
         return None
-    rows: list[tuple[Entry, ...]] = []
+    rows: Rows = []
     for label in [x for x in records.methods if (frame["label"] == x).any()]:
         part = frame[frame["label"] == label].sort_values("step", kind="stable")
         seeds = part.groupby("scorer_seed", dropna=False)

@@ -10,6 +10,7 @@ from diffprune.report.analysis.comparison import FULL, Budget, Comparison
 from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.seeds import FAR
 from diffprune.report.analysis.speed import Speed
+from diffprune.report.analysis.speed import said as words
 from diffprune.report.analysis.verdicts import CHOSEN, QUESTION_RULE, RULE, Judged, rivals
 from diffprune.report.render.table import Number
 from diffprune.report.tables.accuracy import open_note, seeds_failed, withheld
@@ -146,7 +147,7 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     counts = sorted({str(net.num_groups) for net, _ in nets}, key=int)
     over = "one timing session" if counts == ["1"] else f"{' or '.join(counts)} timing sessions"
     said = f"Measured prefill speedup net of the pruner's own overhead, batch {batch}, {over}"
-    flagged = f" All of these timings are flagged {', '.join(sorted(common))}." if common else ""
+    flagged = f" All of these timings are flagged: {words(common)}." if common else ""
     if parts:
         return [f"{said}: {joined(parts)}.{flagged}"]
     if nets and not any(label == SUBJECT for label, _ in chapter.arms):
@@ -158,15 +159,16 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
 def _beside(one: Speed, common: set[str]) -> str:
     """What stands beside a speedup: that with the encoder included, and what makes its timings doubtful."""
     parts = [f"encoder included {one.encoded.estimate:.2f}×"] if one.encoded else []
-    parts += sorted(set(one.flags) & DOUBTS - common)
+    parts += [words(set(one.flags) & DOUBTS - common)]
+    parts = [part for part in parts if part]
     return f" ({'; '.join(parts)})" if parts else ""
 
 
 def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
-    """Three sentences for the top of the page: the verdict, what it rests on, what pruning saves."""
+    """The top of the page: the verdict, that on methods that also read the question, what it rests on, what pruning saves."""
     budgets = [b.spelling for b in chapter.budgets if (SUBJECT, b.spelling) in chapter.arms]
     base = chapter.accuracy(SUBJECT, budgets[0]) if budgets else None
-    said = [short(chapter)]
+    said = [short(chapter), *_short_with_question(chapter)]
     if base:
         seeds = len(chapter.arms[SUBJECT, budgets[0]])
         num = (base.num_rows, base.num_groups, len(chapter.benchmarks), len(budgets))
@@ -192,6 +194,16 @@ def short(chapter: Comparison) -> str:
     if not num:
         return _no_comparison(chapter)
     return f"DiffPrune against the other trained methods, {num} comparison{'s' * (num != 1)}: {tally(chapter)}."
+
+
+def _short_with_question(chapter: Comparison) -> list[str]:
+    """The same of trained methods that also read the question; [] where there are none."""
+    others = verdicts.rivals(chapter, reads_question=True)
+    found = [one.verdict for (against, _), one in verdicts.with_question(chapter).items() if against in others]
+    if not found:
+        return []
+    num = len(found)
+    return [f"Against trained methods that also read the question, {num} comparison{'s' * (num != 1)}: {counts(found)}."]
 
 
 def _no_comparison(chapter: Comparison) -> str:
