@@ -218,7 +218,8 @@ SELECT chapter, t.name AS "table", t.start || method || ' | ' || budget AS "row"
 FROM native_arm, (VALUES ('budget', ''), ('published', 'ours | ')) t(name, start)
 UNION ALL BY NAME
 SELECT chapter, t.name AS "table", t.start || method || ' | ' || budget AS "row", t.col AS "column", kept AS value
-FROM own_kept, (VALUES ('thresholds', '', 'kept, mean'), ('published', 'ours | ', 'kept'), ('replaced', '', 'kept')) t(name, start, col)
+FROM own_kept,
+    (VALUES ('thresholds', '', 'kept, mean'), ('published', 'ours | ', 'kept'), ('replaced', '', 'kept')) t(name, start, col)
 UNION ALL BY NAME
 SELECT chapter, 'differences' AS "table", other AS "row", budget AS "column", value FROM difference
 WHERE kind = 'pair' AND method = '{SUBJECT}'
