@@ -23,7 +23,10 @@ from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.load import load
 
 REPOSITORY = Path(__file__).parents[1]
-IMAGES = {"ablation_throttler": (400,), "ablation_longer": (1200,), "compare_trained": (1200,), "compare_inside": (1200, 400)}
+IMAGES = {
+    "ablation_throttler": (400,), "ablation_longer": (1200,), "ablation_questions": (1200,), "compare_trained": (1200,),
+    "compare_inside": (1200, 400),
+}  # fmt: skip
 SEARCHES = {400: "tune_training", 1200: "tune_longer"}  # by the images of a configuration
 JOBS = tuple(IMAGES)
 
@@ -89,9 +92,10 @@ def test_every_method_trains_a_step_and_prunes_at_every_budget(name: str, vlm: A
                 assert torch.isfinite(pruning.forward(vlm, packed, logits_to_keep=1, use_cache=False).logits).all()
 
 
-def test_scorers_that_read_the_question_see_as_many_questions_about_the_same_pictures(vlm: Any) -> None:
+@pytest.mark.parametrize("name", ["ablation_throttler", "ablation_questions"])
+def test_scorers_that_read_the_question_see_as_many_questions_about_the_same_pictures(name: str, vlm: Any) -> None:
     """Answers in the first two steps of the ablation, told by their tokens; every question ends in one end token."""
-    recipe, found = load_job("ablation_throttler").train, {}
+    recipe, found = load_job(name).train, {}
     for spelling in ("diffprune", "diffprune(question_aware=True)", "diffprune(question_aware='cross')"):
         spec = registry.spec("pruners", spelling)
         trainer = ScorerTrainer(LocalContext("run"), vlm, recipe.of(spec), registry.make("pruners", spec), 0)
