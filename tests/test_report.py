@@ -762,6 +762,11 @@ def test_no_column_of_a_legend_ends_with_a_heading() -> None:
         assert not any(part[-1].endswith(":") for part in parts)
 
 
+@pytest.mark.parametrize(("value", "text"), [(-0.04, "0.0"), (0.04, "0.0"), (0.0, "0.0"), (-0.06, "−0.1"), (0.06, "+0.1")])
+def test_what_rounds_to_nothing_has_no_sign(value: float, text: str) -> None:
+    assert table.Number(value, signed=True).main == text
+
+
 def test_a_text_is_cut_where_its_table_says() -> None:
     text = " ".join(["word"] * 60)
     for longest, whole in ((160, False), (400, True)):

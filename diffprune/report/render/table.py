@@ -39,7 +39,7 @@ class Number:
         """One of the three numbers with this one's digits; a dash for what does not exist."""
         if not math.isfinite(value):
             return "–"
-        value = 0.0 if abs(value) < 1e-9 else value
+        value = round(value, self.digits) or 0.0  # which has no sign
         shown = f"{value:{'+' if self.signed and value else ''},.{self.digits}f}"
         return shown.replace("-", "−").replace(",", "\u202f")
 
