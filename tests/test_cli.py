@@ -26,6 +26,18 @@ def asked(verb: str, job: str | None = None, settings: dict[str, object] | None 
     return configure(verb, job, None, {key: short.get(key) for key in SHORT}, settings or {})
 
 
+def test_a_setting_of_training_holds_for_methods_that_have_one_of_their_own() -> None:
+    """Unless what single methods have of their own is asked for as well."""
+    plain = load_job("demo").train
+    for job in (asked("run", "demo", {"train.steps": 30}), asked("run", "demo", steps=30)):
+        for spec in plain.pruners:
+            before, after = plain.of(spec), job.train.of(spec)
+            assert after.steps == 30 and after.learning_rate == before.learning_rate != plain.learning_rate
+    apart = ({"pruner": "diffprune", "steps": 7},)
+    job = asked("run", "demo", {"train.steps": 30, "train.methods": apart})
+    assert [job.train.of(spec).steps for spec in plain.pruners] == [7 if spec.name == "diffprune" else 30 for spec in plain.pruners]
+
+
 def test_help_does_not_wait_for_torch_or_ray() -> None:
     heavy = "[m for m in ('torch', 'ray', 'transformers') if m in sys.modules]"
     code = f"import sys, diffprune.cli.commands as c; print(c.call(['--help'])); print({heavy})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,7 +13,7 @@ from diffprune.core.spec import Spec
 from diffprune.io.dataset_manifest import FIXTURE
 from diffprune.job.files import load_job
 from diffprune.job.job import SECTIONS, TINY_BUDGETS, Job, explain
-from diffprune.train.recipe import Recipe
+from diffprune.train.recipe import MethodSettings, Recipe
 
 
 def configure(
@@ -32,13 +32,15 @@ def configure(
     fresh: dict[str, Any] = {"name": verb, "baselines": ("unpruned",)}
     fresh |= {verb: {"recipe": {}} if verb == "search" else {}} if verb in SECTIONS else {}
     tree = _tree(job) if job else fresh
-    if tiny:
-        for path, value in tiny_settings(job).items():
-            _put(tree, path, value)
+    few = tiny_settings(job) if tiny else {}
+    for path, value in few.items():
+        _put(tree, path, value)
     if name is not None:
         tree["name"] = name
-    for path, value in (*_long(verb, short, tree, fresh=job is None), *settings.items()):
+    given = (*_long(verb, short, tree, fresh=job is None), *settings.items())
+    for path, value in given:
         _put(tree, path, value)
+    _hold_for_all(tree, {*few, *(path for path, _ in given)})
     try:
         return Job.model_validate(tree)
     except ValidationError as error:
@@ -142,6 +144,15 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: b
         )
         raise ValueError(f"{verb} has no use for {idle[0]}: {hint}")
     return found
+
+
+def _hold_for_all(tree: Mapping[str, Any], paths: Collection[str]) -> None:
+    """What is asked of training here holds for every method, in place of what the job says of some of them apart (`methods`)."""
+    asked = {path.removeprefix("train.") for path in paths if path.startswith("train.")}
+    shared = dict.fromkeys(asked & MethodSettings.model_fields.keys())
+    train = tree.get("train", {})
+    if shared and "methods" not in asked and train.get("methods"):
+        train["methods"] = tuple(own.model_copy(update=shared) for own in train["methods"])
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
