@@ -44,6 +44,7 @@ def test_help_does_not_wait_for_torch_or_ray() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("(0, '')\n[]\n"), done.stdout[-200:]
     assert "diffprune demo" in done.stdout and "compare_gumbel" in done.stdout
+    assert "..." not in done.stdout.partition("Commands:")[2]  # whole sentences
 
 
 @pytest.mark.parametrize("verb", [*job_verbs.HELP, "plan", "submit", "jobs", "logs", "stop", "resume", "results"])
