@@ -20,7 +20,7 @@ from diffprune.job.preflight import _try
 from diffprune.models.llava import Llava
 from diffprune.timing import eager, flops
 from diffprune.timing.clock import Clock
-from diffprune.timing.measured_cost import counted_flops
+from diffprune.timing.measured_cost import cost_of, counted_flops
 from diffprune.timing.session import Session
 from tests.test_decoder_cuts import Staged, deep
 from tests.test_families import pictures
@@ -66,6 +66,23 @@ def test_counted_flops_are_those_of_the_plan_alone_where_nothing_is_looked_at(ti
         plain = counted_flops(tiny, eager.native(tiny, inputs, [144]))
         more = flops.prefill_flops(tiny.shape, (144,) * LAYERS, text) + flops.causal_half(tiny.shape, (144,) * LAYERS, text)
         assert plain - counter == pytest.approx(more - wanted, rel=1e-6), "what is saved is what the plan says"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_separators_that_leave_with_their_rows_are_in_no_later_layers_cost(family: str) -> None:
+    vlm, clock, plan = deep(family), Clock(), (inside(1, Share(0.25)), inside(3, Keep(5)))
+    inputs = eager.prepare(vlm, pictures()[:1], ["what is this"], frozenset())
+    rows = [eager.native(vlm, inputs, inputs.tokens.counts.tolist()), eager.shrink(vlm, inputs, Staged(plan), Share(1), clock)[0]]
+    full, pruned = (cost_of(vlm, "pruned", ready, inputs.pixels, clock, eager) for ready in rows)
+    beside = rows[1].packed.separators(LAYERS)[0]
+    assert beside[0] > beside[1] >= beside[3] >= 0 and rows[0].packed.separators(LAYERS)[0] == (beside[0],) * LAYERS
+    assert pruned.kv_bytes == pruned.kv_measured_bytes and full.kv_bytes == full.kv_measured_bytes
+    text = int(pruned.text_tokens)
+    others = [text - beside[0] + there for there in beside]
+    more = full.prefill_flops + flops.causal_half(vlm.shape, [full.visual_kept] * LAYERS, full.text_tokens)
+    wanted = pruned.prefill_flops + flops.causal_half(vlm.shape, rows[1].packed.per_layer(LAYERS)[0], others)
+    assert full.counted_flops - pruned.counted_flops == pytest.approx(more - wanted, rel=1e-6)
 
 
 class Slow(Staged):

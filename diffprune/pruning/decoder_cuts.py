@@ -41,12 +41,14 @@ class Inside:
     """What is to happen inside the decoder. tokens: of the rows' images, as cuts before the decoder left them.
 
     left: what happened there in the newest forward pass: by the first layer (from 0) behind each cut, tokens [I N] bool.
+    beside: separators of each image [I] int that were left there, as `left`.
     """
 
     pruner: Pruner
     cuts: Plan
     tokens: VisualTokens
     left: dict[int, Tensor] = field(default_factory=dict, compare=False)
+    beside: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(pruner: Pruner, cuts: Plan, tokens: VisualTokens) -> Inside | None:

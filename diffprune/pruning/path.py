@@ -10,7 +10,7 @@ Survivors keep their original positions unless asked otherwise. A row may show s
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -70,14 +70,24 @@ class Packed:
         """
         cuts = () if self.inside is None else self.inside.cuts
         if self.inside is not None and (left := self.inside.left):
-            counts = {0: self.kept} | {number: valid.sum(1) for number, valid in left.items()}
-            entering = [counts[max(at for at in counts if at <= number)].cpu() for number in range(layers)]
-            return [tuple(row) for row in torch.stack(entering, 1).tolist()]
+            return _entering(self.kept, {number: valid.sum(1) for number, valid in left.items()}, layers)
         return [tokens_per_layer(cuts, num, layers) for num in self.kept.tolist()]
+
+    def separators(self, layers: int) -> list[tuple[int, ...]]:
+        """Of each image, separators entering each of the decoder's layers. Which leave inside depends on the choice: before a
+        forward pass (`running`) they are as many as enter the first."""
+        return _entering(self.sizes - self.kept, {} if self.inside is None else self.inside.beside, layers)
 
     def averages(self, layers: int) -> list[float]:
         """Of each image, the mean of `per_layer`: what a budget means."""
         return [fmean(seen) for seen in self.per_layer(layers)]
+
+
+def _entering(first: Tensor, behind: Mapping[int, Tensor], layers: int) -> list[tuple[int, ...]]:
+    """Of each image, what enters each layer: `first` [I] of the first, and `behind` [I] by the first layer behind each cut."""
+    counts = {0: first} | dict(behind)
+    entering = [counts[max(at for at in counts if at <= number)].cpu() for number in range(layers)]
+    return [tuple(row) for row in torch.stack(entering, 1).tolist()]
 
 
 def with_question(vlm: VLM, prompts: Prompts, tokens: VisualTokens) -> VisualTokens:
@@ -248,8 +258,10 @@ def running(
         cuts.expect(packed.prompts, inside.tokens)
         with cuts.hooked():
             yield cuts
-        inside.left.clear()
+        for noted in (inside.left, inside.beside):
+            noted.clear()
         inside.left.update({number: stage.tokens.valid for number, stage in cuts.stages.items()})
+        inside.beside.update({number: stage.tokens.present.sum(1) - stage.tokens.counts for number, stage in cuts.stages.items()})
 
 
 GREEDY = {

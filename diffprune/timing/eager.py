@@ -246,26 +246,17 @@ def prove_removed(ready: Ready, output: Any) -> int:
         RuntimeError: a layer's cache is longer than its rows: tokens were hidden, not removed.
     """
     layers = output.past_key_values.layers
-    for number, (layer, (least, most)) in enumerate(zip(layers, _lengths(ready.packed, len(layers)), strict=True)):
-        if not least <= (found := int(layer.get_seq_length())) <= most:
+    for number, (layer, wanted) in enumerate(zip(layers, _lengths(ready.packed, len(layers)), strict=True)):
+        if (found := int(layer.get_seq_length())) != wanted:
             raise RuntimeError(
-                f"the cache holds {found} tokens where {least} were kept: tokens were hidden, not removed (layer {number})"
+                f"the cache holds {found} tokens where {wanted} were kept: tokens were hidden, not removed (layer {number})"
             )
     return sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
 
 
-def _lengths(packed: pruning.Packed, layers: int) -> list[tuple[int, int]]:
-    """(shortest, longest) that the longest row can be in each layer: behind a cut inside, separators depend on the choice."""
-    prompts, whole = packed.prompts, packed.sizes
-    text = prompts.attention_mask.sum(1) - prompts.slots.sum(1)
-    entering = int((whole + text).max())
-    if packed.inside is None:
-        return [(entering, entering)] * layers
-    counts = torch.tensor(packed.per_layer(layers), device=text.device).T
-    rows = packed.inside.tokens.row_id
-    more = torch.zeros_like(counts) if rows is None else counts.clamp_max(int(rows.abs().max()))
-    first = packed.inside.cuts[0].site.layer
-    return [
-        (entering, entering) if number < first else (int((seen + text).max()), int((seen + extra + text).max()))
-        for number, (seen, extra) in enumerate(zip(counts, more, strict=True))
-    ]
+def _lengths(packed: pruning.Packed, layers: int) -> list[int]:
+    """The longest row in each layer, of one image each, as the forward pass left them."""
+    text = packed.prompts.attention_mask.sum(1) - packed.prompts.slots.sum(1)
+    visual, beside = (torch.tensor(counts, device=text.device) for counts in (packed.per_layer(layers), packed.separators(layers)))
+    longest: list[int] = (visual + beside + text[:, None]).amax(0).tolist()
+    return longest

@@ -24,20 +24,26 @@ def layer_weights(shape: Shape) -> int:
     return shape.width * (query + 2 * keys) + query * shape.width + 3 * shape.width * shape.ffn
 
 
-def prefill_flops(shape: Shape, visual: Sequence[float], text: float) -> float:
+def prefill_flops(shape: Shape, visual: Sequence[float], text: float | Sequence[float]) -> float:
     """One image through the decoder and the head of its last position.
 
-    visual: visual tokens entering each layer (`core.site.tokens_per_layer`); text: text tokens, the frame included.
+    visual: visual tokens entering each layer (`core.site.tokens_per_layer`); text: text tokens, the frame and separators included,
+    in all layers or in each.
     """
-    assert len(visual) == shape.layers, "one count per decoder layer"
-    weights, query = layer_weights(shape), _attention_width(shape)
-    lengths = [v + text for v in visual]
+    weights, query, lengths = layer_weights(shape), _attention_width(shape), _lengths(shape, visual, text)
     return sum(2 * n * weights + 2 * query * n * (n + 1) for n in lengths) + 2 * shape.width * shape.vocabulary
 
 
-def causal_half(shape: Shape, visual: Sequence[float], text: float) -> float:
+def _lengths(shape: Shape, visual: Sequence[float], text: float | Sequence[float]) -> list[float]:
+    """Of the row that enters each layer."""
+    others = text if isinstance(text, Sequence) else [text] * len(visual)
+    assert len(visual) == len(others) == shape.layers, "one count per decoder layer"
+    return [seen + other for seen, other in zip(visual, others, strict=True)]
+
+
+def causal_half(shape: Shape, visual: Sequence[float], text: float | Sequence[float]) -> float:
     """FLOPs that a counter of full attention sees above `prefill_flops`: 2 q n (n - 1) in each layer."""
-    return sum(2 * _attention_width(shape) * n * (n - 1) for n in (v + text for v in visual))
+    return sum(2 * _attention_width(shape) * n * (n - 1) for n in _lengths(shape, visual, text))
 
 
 def encoder_flops(shape: Shape) -> float:
@@ -52,9 +58,9 @@ def projector_flops(shape: Shape, tokens: float) -> float:
     return 2 * tokens * (shape.vision_width * shape.width + shape.width * shape.width)
 
 
-def kv_bytes(shape: Shape, visual: Sequence[float], text: float, element_bytes: int) -> float:
+def kv_bytes(shape: Shape, visual: Sequence[float], text: float | Sequence[float], element_bytes: int) -> float:
     """Keys and values of all layers after the prefill of one image."""
-    return sum(2 * shape.kv_heads * shape.head_dim * element_bytes * (v + text) for v in visual)
+    return sum(2 * shape.kv_heads * shape.head_dim * element_bytes * n for n in _lengths(shape, visual, text))
 
 
 # --- work, for a roofline ----------------------------------------------------------------------------------------------

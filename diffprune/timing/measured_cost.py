@@ -38,22 +38,25 @@ def counted_encoder_flops(vlm: VLM, pixels: dict[str, Tensor]) -> float:
 def cost_of(vlm: VLM, arm: str, ready: Ready, pixels: dict[str, Tensor], clock: Clock, mode: Mode) -> Cost:
     """Cost of one image (batch 1), with the proof that its tokens were removed; a graph has its memory beforehand.
 
-    Separators between rows of an image count as text, in all layers; where they leave with their row inside the decoder, FLOPs and
-    bytes by formula are a little above those counted and measured.
+    Separators between rows of an image count as text of the layers that they enter: inside the decoder they leave with their row.
+    In a graph, which does not say when, they stay to the end, so that FLOPs and bytes by formula are a little too high there.
     """
-    shape, visual = vlm.shape, ready.packed.per_layer(vlm.shape.layers)[0]
-    text = int(ready.packed.prompts.attention_mask.sum()) - visual[0]
+    shape = vlm.shape
     cuda = vlm.device.type == "cuda" and mode is eager
     if cuda:
         clock.wait()
         torch.cuda.reset_peak_memory_stats(vlm.device)
     before = torch.cuda.memory_allocated(vlm.device) if cuda else 0
     output = mode.prefill(vlm, ready, clock).output
+    packed = ready.packed
+    visual, beside = packed.per_layer(shape.layers)[0], packed.separators(shape.layers)[0]
+    text = int(packed.prompts.attention_mask.sum()) - visual[0]
+    others = [text - beside[0] + there for there in beside]
     peak = float(torch.cuda.max_memory_allocated(vlm.device) - before) if cuda else float("nan")
     return Cost(
-        arm=arm, visual_kept=fmean(visual), text_tokens=text, prefill_flops=flops.prefill_flops(shape, visual, text),
+        arm=arm, visual_kept=fmean(visual), text_tokens=text, prefill_flops=flops.prefill_flops(shape, visual, others),
         encoder_flops=counted_encoder_flops(vlm, pixels),
         counted_flops=counted_flops(vlm, ready) if ready.keywords else float("nan"),
-        kv_bytes=flops.kv_bytes(shape, visual, text, vlm.model.dtype.itemsize),
+        kv_bytes=flops.kv_bytes(shape, visual, others, vlm.model.dtype.itemsize),
         kv_measured_bytes=mode.prove_removed(ready, output), peak_bytes=peak,
     )  # fmt: skip
