@@ -767,6 +767,11 @@ def test_what_rounds_to_nothing_has_no_sign(value: float, text: str) -> None:
     assert table.Number(value, signed=True).main == text
 
 
+def test_an_interval_in_a_paper_breaks_nowhere() -> None:
+    rows = ((table.Number(94.96, 93.8, 96.04, note="p 0.05"),),)
+    assert r"95.0\linebreak{} [93.8,\,96.0] (p 0.05)" in latex.document("d", [table.Table("t", "T", ("mean credit",), rows)])
+
+
 def test_a_text_is_cut_where_its_table_says() -> None:
     text = " ".join(["word"] * 60)
     for longest, whole in ((160, False), (400, True)):

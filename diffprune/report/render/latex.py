@@ -56,7 +56,8 @@ Cell = tuple[str, str]  # what is printed, and what below it
 def _cell(entry: Entry, longest: int) -> Cell:
     if not isinstance(entry, Number):
         return ("--" if entry is None else escape.plain(entry, longest)), ""
-    return entry.main, " ".join(part for part in (entry.interval, entry.word, f"({entry.aside})" if entry.aside else "") if part)
+    interval = entry.interval.replace(", ", ",")  # one word, which breaks nowhere
+    return entry.main, " ".join(part for part in (interval, entry.word, f"({entry.aside})" if entry.aside else "") if part)
 
 
 def _need(cell: Cell, points: float) -> tuple[float, float]:
@@ -106,7 +107,8 @@ def _breakable(text: str, limit: int = 1200) -> str:
 
 def _printed(cell: Cell, best: bool) -> str:
     main = rf"\textbf{{{_breakable(cell[0])}}}" if best else _breakable(cell[0])
-    return main + (rf"\linebreak{{}} {_breakable(cell[1])}" if cell[1] else "")
+    below = re.sub(r"(\[\S+?),(\S+\])", r"\1,\\,\2", _breakable(cell[1]))
+    return main + (rf"\linebreak{{}} {below}" if below else "")
 
 
 def _part(table: Table, cells: list[list[Cell]], part: list[int], size: str, widths: list[float], label: str) -> str:
