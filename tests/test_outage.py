@@ -32,7 +32,7 @@ class Store:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"FIRST_S": 0.01, "PATIENCE_S": 0.5, "_answered": set(), "_away": set()}.items():
+    for name, value in {"FIRST_S": 0.01, "PATIENCE_S": 0.5, "_answered": set(), "_away": set(), "_silent": set()}.items():
         monkeypatch.setattr(outage, name, value)
     outage.hurry(False)
 
@@ -88,3 +88,43 @@ def test_who_is_to_end_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Outage):
         store.read("b")
     assert time.monotonic() - began < 10
+
+
+def test_in_a_hurry_a_silent_store_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "HURRY_S", 0.3)
+
+    class Hangs(Store):
+        @patient
+        def read(self, key: str) -> str:
+            self.calls += 1
+            time.sleep(60)
+            return key
+
+    hangs, works = Hangs("s3://f/one"), Store("s3://g", "one", OSError(errno.EACCES, "refused"))
+    outage.hurry()
+    began = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(Outage, match="in time"):
+            hangs.read("b")
+    with pytest.raises(Outage):
+        Hangs("s3://f/two").read("b")
+    assert hangs.calls == 1 and time.monotonic() - began < 5
+    assert works.read("b") == "b: one"
+    with pytest.raises(OSError, match="refused"):
+        works.read("b")
+    outage.hurry(False)
+    assert not outage._silent
+
+
+def test_a_thread_that_waits_for_a_store_is_waited_for_until_there_is_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "HURRY_S", 0.3)
+    gate = threading.Event()
+    thread = threading.Thread(target=gate.wait, daemon=True)
+    thread.start()
+    threading.Timer(0.5, outage.hurry).start()
+    began = time.monotonic()
+    outage.joined(thread)
+    assert 0.7 < time.monotonic() - began < 5 and thread.is_alive()
+    gate.set()
+    outage.joined(thread)
+    assert not thread.is_alive()

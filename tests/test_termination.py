@@ -464,3 +464,19 @@ def test_what_a_killed_driver_started_ends_with_it_and_nothing_else(tmp_path: Pa
         assert start_ticks(int(reading)) and innocent.poll() is None and Path(mine).is_dir()
     os.kill(int(reading), signal.SIGKILL)
     assert innocent.wait(10) == -signal.SIGKILL and not Path(mine).parent.exists(), "at the end of one's own"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_to_be_told_hears_of_a_signal_before_anything_else(number: int) -> None:
+    code = (
+        "import os, signal\n"
+        "from diffprune.core import termination\n"
+        "heard = []\n"
+        "termination.handle(lambda: heard.append(1))\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), {number})\n"
+        "except KeyboardInterrupt:\n"
+        "    print(heard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1]\n"

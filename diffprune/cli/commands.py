@@ -18,6 +18,7 @@ import click
 
 from diffprune.cli import inventory, job_verbs, remote, runs
 from diffprune.core import exits, termination
+from diffprune.io import outage
 
 OVERVIEW = """Train, tune, measure and honestly compare visual-token pruners.
 
@@ -154,7 +155,7 @@ def main() -> None:
     """Entry point of the `diffprune` command."""
     for key, value in environment().items():
         os.environ.setdefault(key, value)
-    termination.handle()
+    termination.handle(outage.hurry)
     code, sentence = call()
     if sentence:
         print(f"diffprune: {sentence}", file=sys.stderr)

@@ -15,16 +15,23 @@ GRACE_S = 8.0  # to save; who sends SIGTERM waits ten seconds or more before it 
 _saving: list[Callable[[int], None]] = []
 _asked: list[int] = []  # the signal by which the process was asked to end
 _terminals: list[int] = []  # streams that go with their terminal
+_told: list[Callable[[], None]] = []  # as soon as a signal has come
 
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end."""
 
 
-def handle() -> None:
-    """Let SIGTERM, and SIGHUP unless it is ignored as under nohup, raise `Terminated` in the main thread from now on."""
+def handle(tell: Callable[[], None] | None = None) -> None:
+    """Let SIGTERM, and SIGHUP unless it is ignored as under nohup, raise `Terminated` in the main thread from now on.
+
+    tell: called as soon as one of them or Ctrl-C has come, before anything is raised or saved; it returns at once.
+    """
     _asked.clear()
+    _told[:] = [tell] if tell else []
     signal.signal(signal.SIGTERM, _on_signal)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_interrupt)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _on_signal)
     _terminals[:] = [stream for stream in (1, 2) if os.isatty(stream)]
@@ -77,7 +84,15 @@ def saving(save: Callable[[], None]) -> Iterator[None]:
         raise _terminated(by[0])
 
 
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    for tell in _told:
+        tell()
+    signal.default_int_handler(number, frame)
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    for tell in _told:
+        tell()
     if number != signal.SIGTERM:
         for stream in _terminals:  # what is printed from here on would be an error
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -14,6 +14,7 @@ from diffprune.core.errors import first_line
 from diffprune.core.records import Outcome, Provenance, Step
 from diffprune.distributed import metrics, watchdog
 from diffprune.io.checkpoint import is_complete, read_config
+from diffprune.io.outage import joined
 from diffprune.store import Store
 from diffprune.train import step_log
 from diffprune.train.checkpoints import Files, as_step, damaged_lines, read_steps, verified
@@ -75,7 +76,7 @@ class Follower(threading.Thread):
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
-        self.join(LEAVE_S)
+        joined(self, LEAVE_S)
         if not (self.is_alive() or self.failing):
             with suppress(OSError):  # how the training ended is what counts, and is raised by others
                 self._show()

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from diffprune.io.blob_store import Blobs
+from diffprune.io.outage import joined
 
 BEAT_S = 4.0  # between heartbeats
 LEASE_S = 24.0  # without a heartbeat, after which the work may be taken over
@@ -37,7 +38,7 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
-        self.thread.join()
+        joined(self.thread)
         with suppress(OSError):
             self.blobs.delete(self.key)
 

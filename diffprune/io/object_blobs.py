@@ -26,8 +26,8 @@ ADDRESS = {
 }
 NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist|container does not exist", re.IGNORECASE)
 DENIED = re.compile(r"status code: 40[13]\b")
-RETRIES, CONNECT_S = 5, 10.0
-REQUEST_S = 60.0  # for a request and its answer, bodies apart
+RETRIES, CONNECT_S = 2, 10.0  # `outage` is who has patience
+REQUEST_S = 30.0  # for a request and its answer, bodies apart
 SLOWEST = 2**19  # bytes a second of a body, below which a connection is given up: obstore has one limit for both
 LARGE = 2**22  # bytes, from which on a body counts
 THIS_MACHINE = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|\Z)")

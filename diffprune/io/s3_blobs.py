@@ -57,9 +57,9 @@ class S3Blobs:
             raise ValueError(f"{self} needs boto3: pip install 'diffprune[s3]'") from None
         # Checksums beyond what S3 has always asked for are unknown to other stores; ours stand in manifests and names.
         plain: dict[str, Any] = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-        retries = {"mode": "standard", "total_max_attempts": 5}
+        retries = {"mode": "standard", "total_max_attempts": 2}  # `outage` is who has patience
         own = boto3.session.Session()  # not the process's shared one, which several threads may not use to make clients
-        return own.client("s3", config=Config(connect_timeout=10, read_timeout=60, retries=retries, **plain))
+        return own.client("s3", config=Config(connect_timeout=10, read_timeout=30, retries=retries, **plain))
 
     @patient
     def create(self, key: str, data: bytes | memoryview) -> None:

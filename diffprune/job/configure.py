@@ -15,6 +15,12 @@ from diffprune.job.files import load_job
 from diffprune.job.job import SECTIONS, TINY_BUDGETS, Job, explain
 from diffprune.train.recipe import MethodSettings, Recipe
 
+READ = {  # sections, or settings of them, by verb; all of them by a verb that is not named
+    "search": ("search",), "train": ("train",), "evaluate": ("train", "evaluate"),
+    "tune": ("train", "tune", "evaluate.benchmarks", "evaluate.protocol", "evaluate.split"),
+    "measure": ("train", "measure", "evaluate.benchmarks", "evaluate.protocol"),
+}  # fmt: skip
+
 
 def configure(
     verb: str, text: str | None, name: str | None, short: Mapping[str, Any], settings: Mapping[str, Any], tiny: bool = False
@@ -37,7 +43,8 @@ def configure(
         _put(tree, path, value)
     if name is not None:
         tree["name"] = name
-    given = (*_long(verb, short, tree, fresh=job is None), *settings.items())
+    given = (*_long(verb, short, tree), *settings.items())
+    _check_used(verb, [path for path, _ in given], tree, job)
     for path, value in given:
         _put(tree, path, value)
     _hold_for_all(tree, {*few, *(path for path, _ in given)})
@@ -102,7 +109,7 @@ def _own_rows(benchmark: Spec) -> Spec:
     return benchmark.at(folder=FIXTURE) if has_folder else benchmark
 
 
-def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: bool) -> list[tuple[str, Any]]:
+def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Short options as the settings they stand for."""
     found: list[tuple[str, Any]] = []
     given = {key: value for key, value in short.items() if value not in (None, ())}
@@ -134,16 +141,24 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any], fresh: b
         "trackers": "trackers",
         "gpus": "gpus",
     }
-    found += [(path, given[key]) for key, path in paths.items() if key in given]
-    idle = [path for path, _ in found if fresh and path.partition(".")[0] in SECTIONS and path.partition(".")[0] != verb]
-    if idle:
-        hint = (
-            "train it first, then name it with its weights, as in --pruner \"diffprune(weights='folder')\""
-            if idle[0] == "train.pruners"
-            else f"give it to {idle[0].partition('.')[0]}"
-        )
-        raise ValueError(f"{verb} has no use for {idle[0]}: {hint}")
-    return found
+    return found + [(path, given[key]) for key, path in paths.items() if key in given]
+
+
+def _check_used(verb: str, paths: Sequence[str], tree: Mapping[str, Any], job: Job | None) -> None:
+    """Raises ValueError: a setting of a section that the verb does not read, or that is not part of the job and would come to be by
+    it. A job that is told what to train trains, and a verb's own section may be made."""
+    for path in paths:
+        section, dot, name = path.partition(".")
+        if not dot or section not in SECTIONS or name.partition(".")[0] not in SECTIONS[section].model_fields:
+            continue  # `_put` says what is wrong with it
+        if not {section, path} & {*READ.get(verb, SECTIONS)} or (job is None and section != verb):
+            hint = f"give it to {section}"
+            if path == "train.pruners":
+                hint = "train it first, then name it with its weights, as in --pruner \"diffprune(weights='folder')\""
+            raise ValueError(f"{verb} has no use for {path}: {hint}")
+        if job is not None and section not in tree and section != verb and "train.pruners" not in paths:
+            hint = f"leave it out, or write {section} into the job"
+            raise ValueError(f"{job.name} has no {section}, so {path} would change nothing: {hint}")
 
 
 def _hold_for_all(tree: Mapping[str, Any], paths: Collection[str]) -> None:

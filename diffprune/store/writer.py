@@ -9,6 +9,7 @@ from typing import Any
 
 from diffprune.core.cell import Cell
 from diffprune.core.records import Provenance
+from diffprune.io.outage import joined
 from diffprune.store.bundles import FULL, MOST_CELLS
 from diffprune.store.parquet import Store
 from diffprune.store.unfinished import Kept, Unfinished
@@ -99,7 +100,7 @@ class Writer:
         with self._change:
             self._closing = True
             self._change.notify_all()
-        self._thread.join()
+        joined(self._thread)
         if kind is None:
             if self._error:
                 raise self._error

@@ -20,6 +20,7 @@ from diffprune.core.errors import with_class
 from diffprune.io import event_log
 from diffprune.io.blob_store import open_blobs
 from diffprune.io.checkpoint import is_complete
+from diffprune.io.outage import joined
 from diffprune.io.run_lock import attempts_at
 from diffprune.track.trackers import Trackers
 from diffprune.watch.news import News
@@ -110,7 +111,7 @@ class Observer:
         else:
             self._state = "finished"
         self._ended.set()
-        self._thread.join(LEAVE_S)
+        joined(self._thread, LEAVE_S)
 
     def _follow(self) -> None:
         """Look, write, rest, until the run ends; then once more."""
