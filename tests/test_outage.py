@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -31,9 +32,11 @@ class Store:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in {"FIRST_S": 0.01, "PATIENCE_S": 0.5, "_answered": set(), "_away": set(), "_silent": set()}.items():
         monkeypatch.setattr(outage, name, value)
+    outage.hurry(False)
+    yield
     outage.hurry(False)
 
 

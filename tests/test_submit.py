@@ -287,7 +287,8 @@ def test_a_container_on_this_machine_has_folders_of_its_own(fake: FakeHead) -> N
     "name",
     "AZURE_STORAGE_ACCOUNT_KEY AZURE_STORAGE_CONNECTION_STRING AZURE_STORAGE_SAS_TOKEN GOOGLE_SERVICE_ACCOUNT_KEY "
     "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY "
-    "SSH_KEY MY_PASSPHRASE mysql_pwd DB_PASS APIKEY SIGNING_KEY_2 HF_TOKEN WANDB_API_KEY".split(),
+    "SSH_KEY MY_PASSPHRASE mysql_pwd DB_PASS APIKEY SIGNING_KEY_2 HF_TOKEN WANDB_API_KEY "
+    "GITHUB_PAT PAT SLACK_WEBHOOK JWT DB_LOGIN".split(),
 )
 def test_a_variable_named_as_a_secret_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"--env {name}: Ray writes variables into its logs"):
@@ -308,6 +309,12 @@ def test_a_variable_named_as_a_secret_is_refused(name: str) -> None:
         "Bearer abc",
         f"hf_{'abc' * 10}",
         f"AKIA{'ABCD' * 4}",
+        "https://hooks.slack.com/services/T0/B0/abc",
+        f"glpat-{'abc' * 7}",
+        f"npm_{'abc' * 12}",
+        f"xoxb-{'abc' * 4}-abc",
+        f"AIza{'abc' * 12}",
+        f"eyJ{'abc' * 5}.eyJ{'abc' * 5}.abc",
     ],
 )
 def test_a_value_that_is_a_secret_is_refused_and_not_repeated(value: str) -> None:
@@ -320,7 +327,7 @@ def test_other_variables_travel() -> None:
     plain = {
         "AZURE_STORAGE_ACCOUNT_NAME": "mine", "AWS_ENDPOINT_URL_S3": "https://minio.example.com:9000", "PASSES": "2",
         "GOOGLE_SERVICE_ACCOUNT": "/shared/login.json", "NUM_KEYS": "3", "KEYBOARD": "x", "REPO": "ssh://git@host/mine",
-        "SIG": "a=b;design=c", "OMP_NUM_THREADS": "2",
+        "SIG": "a=b;design=c", "OMP_NUM_THREADS": "2", "PATTERN": "x", "LOGIN_SHELL": "no",
     }  # fmt: skip
     assert submit.variables([f"{name}={value}" for name, value in plain.items()]) == plain
 
@@ -506,7 +513,7 @@ def test_a_head_that_goes_away_is_told_in_one_sentence(fake: FakeHead, monkeypat
 
     monkeypatch.setattr(client, "tail_job_logs", broken)
     monkeypatch.setattr(client, "get_job_status", lambda _: gone.wait(10) and client._do_request("GET", "/api/jobs/x"))
-    with pytest.raises(RuntimeError, match="went away while mine-1 ran; resume it"):
+    with pytest.raises(RuntimeError, match="went away while mine-1 ran; once a head is there again, send the same submit again"):
         submit.follow(client, "mine-1")
     gc.collect()
     assert "never retrieved" not in caplog.text

@@ -38,13 +38,15 @@ MOST_ASKED = 100  # characters of what a job was asked, in a list
 MOST_RUN = 56  # characters of a run's name in an id, which has at most 64
 SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CONNECTION_?STRING|AUTHORIZATION|BEARER|COOKIE|API_?KEY"
-    r"|KEY(_|$)|(^|_)(PASS|PWD|SAS|AUTH)$"
+    r"|WEBHOOK|KEY(_|$)|(^|_)(PASS|PWD|SAS|AUTH|PAT|JWT|LOGIN)$"
 )
 SECRET_VALUE = re.compile(
     r"://[^/\s:@]*:[^/\s@]+@|https?://[^/\s@]+@"  # a password or token in an address
     r"|\b(AccountKey|SharedAccessKey|SharedAccessSignature|sig|X-Amz-Signature|X-Goog-Signature)="  # what signs one
     r"|private_?key|-----BEGIN |\bBearer\s"
-    r"|\bhf_\w{16}|\bgh[pousr]_\w{16}|\bgithub_pat_|\b(AKIA|ASIA)[0-9A-Z]{16}\b|\bsk-[\w-]{16}",  # how some tokens begin
+    r"|hooks\.slack\.com|\beyJ[\w-]{8,}\.[\w-]{8,}\.|\bxox[abeoprs]-[\w-]{8}|\bAIza[\w-]{16}"  # how some tokens begin
+    r"|\bglpat-[\w-]{8}|\bnpm_\w{16}|\bpypi-[\w-]{16}|\bdckr_\w{3}_|\bwandb_v1_"
+    r"|\bhf_\w{16}|\bgh[pousr]_\w{16}|\bgithub_pat_|\b(AKIA|ASIA)[0-9A-Z]{16}\b|\bsk-[\w-]{16}",
     re.IGNORECASE,
 )
 
@@ -243,7 +245,8 @@ def follow(head: Head, name: str) -> int:
         print(f"\nno longer following {name}; it goes on. To stop it: {stop}", file=sys.stderr)
         return STOPPED
     except OSError as error:
-        raise RuntimeError(f"the head at {address} went away while {name} ran; resume it to go on from what is stored") from error
+        hint = "once a head is there again, send the same submit again: it goes on from what is stored"
+        raise RuntimeError(f"the head at {address} went away while {name} ran; {hint}") from error
     return _verdict(head, name)
 
 
