@@ -24,6 +24,7 @@ from diffprune.report.render.table import Number, Table
 from diffprune.report.tables import accuracy as accuracy_tables
 from diffprune.report.tables import catalogue, verdict
 from diffprune.report.tables import speed as speed_tables
+from diffprune.report.tables.caveats import caveats
 from diffprune.statistics import judged
 from diffprune.store import Store
 from diffprune.tune import probes
@@ -280,6 +281,47 @@ def test_methods_that_read_the_question_are_judged_in_a_family_of_their_own(tmp_
     made = report(tmp_path / "both" / "store", tmp_path / "both")
     assert "minus Dynamic-LLaVA" in made["markdown"].read_text("utf-8") and made["svg/forest"].stat().st_size
     assert not [one for one in verify(tmp_path / "both").differences if one.startswith("differences")]
+
+
+def test_a_mean_without_a_benchmark_that_others_have_is_no_mean(tmp_path: Path) -> None:
+    """Of a method, of one seed of another, and of the rule that would have been the best: nowhere a figure of fewer benchmarks."""
+    store = Store(tmp_path / "store")
+    answered(store, seeds=3, right={"unpruned": 1.0, "diffprune": 0.9, "gumbel_topk": 0.9, "grid": 0.5, "attention": 0.99})
+    for name, seeds in (("unpruned", (None,)), ("diffprune", (0, 1, 2)), ("gumbel_topk", (0, 1)), ("grid", (None,))):
+        for seed in seeds:
+            about = {} if seed is None else {"weights": f"{name}{seed}", "recipe": name, "seed": seed}
+            for tokens in (144,) if name == "unpruned" else (16, 32):
+                rows = [prediction(i, float(i % 3 > 0), visual_kept=tokens, question_type="new") for i in range(60)]
+                put(store, evaluate_cell(name, f"Keep({tokens})", "world('pope')", **about), predictions=rows)
+    found = chapter(tmp_path / "store")
+    whole, partial = ("DiffPrune", "Grid"), ("Gumbel top-K", "Attention")
+    (missing,) = found.missing("Attention", "Keep(16)")
+    for label in (*whole, *partial):
+        known = label in whole
+        assert (found.accuracy(label, "Keep(16)") is not None) == known == math.isfinite(found.estimate(label, "Keep(16)"))
+        assert (found.difference("DiffPrune", label, "Keep(16)") is not None) == known
+        assert found.without(label, "Keep(16)") == ("" if known else f"without {found.heading(missing)}")
+        assert (Derived(found).relative(label, "Keep(16)") is not None) == known
+    assert verdicts.best_rule(found, "Keep(16)") == verdicts.BestRule("Grid", verdicts.THE_ONLY)
+    assert {label for _, label in accuracy_tables.kind_curves(found)} == {"DiffPrune", "Grid", "Unpruned"}
+    for table in (accuracy_tables.headline(found, {}), accuracy_tables.per_budget(found, found.budgets[0])):
+        by = {row[0]: next(n for n in row[1:] if isinstance(n, Number) and (n.note or math.isfinite(n.low))) for row in table.rows}
+        assert {label: math.isfinite(n.value) for label, n in by.items()} == {"Unpruned": True} | {
+            label: label in whole for label in (*whole, *partial)
+        }
+    report(tmp_path / "store", tmp_path)
+    assert not verify(tmp_path).differences
+    assert f"– (without {found.heading(missing)})" in summary(tmp_path / "store")
+
+
+def test_a_benchmark_of_which_the_unpruned_model_knows_nothing_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    answered(store, seeds=1)
+    for name, tokens in (("unpruned", 144), ("grid", 16)):
+        rows = [prediction(i, 0.0, visual_kept=tokens, parsed="no") for i in range(20)]
+        put(store, evaluate_cell(name, f"Keep({tokens})", "world('pope')"), predictions=rows)
+    (says,) = [says for flag, says in caveats(chapter(tmp_path)) if flag == "none_right"]
+    assert says.startswith("The unpruned model has no credit here") and says.endswith("leaves these benchmarks out: POPE.")
 
 
 # --- speed, training, tuning -------------------------------------------------------------------------------------------------

@@ -593,7 +593,7 @@ def test_missing_parts_are_named_in_their_place(only: str, tmp_path: Path) -> No
     assert ("No training steps in this store" in page) == (only != "steps")
     assert ("The tuner has given no answer" in page) == (only != "tuning")
     if only == "answers":
-        assert "no figure of accuracy against speed" in page and "has not been timed yet" in page
+        assert "no figure of accuracy against speed" in page and "was not timed, so there is no speedup" in page
     if only == "times":
         assert "few repeats" in page and "no verdict" in page
 

@@ -38,11 +38,21 @@ class Budget:
 
     @property
     def label(self) -> str:
-        return f"{self.kept:.0f} of {self.total:.0f} tokens ({100 * self.kept / self.total:.0f} %)"
+        return f"{self.kept:.0f} of {self.total:.0f} tokens ({100 * self.kept / self.total:.0f} %){self._over}"
 
     @property
     def short(self) -> str:
-        return f"{self.kept:.0f} tokens"
+        return f"{self.kept:.0f} tokens{self._over}"
+
+    @property
+    def over(self) -> float:
+        """The count that was asked, where images have fewer tokens; else 0."""
+        kind, number = labels.budget(self.spelling)
+        return number if kind == "Keep" and number > self.total else 0.0
+
+    @property
+    def _over(self) -> str:
+        return f", {self.over:.0f} asked" if self.over else ""
 
 
 def same_count(one: float, two: float) -> bool:
@@ -190,6 +200,8 @@ class Comparison:
     def kinds(self) -> BootstrapTable:
         """Answers by kind of question, over all benchmarks; a column is "method TAB budget TAB replicate"."""
         cells = self._labelled[~self._labelled["replaced"].astype(bool)]
+        partial = {key for key in self.arms if self.missing(*key)}
+        cells = cells[np.array([key not in partial for key in zip(cells["label"], cells["budget"], strict=True)], bool)]
         replicate = cells["replicate"].where(cells["label"] != FULL, "")
         column = cells["label"] + "\t" + cells["budget"] + "\t" + replicate
         rows = self.rows[["cell", "group", "question_type", "credit"]]
@@ -208,19 +220,37 @@ class Comparison:
         cells = {c for r in self.arms.get((label, budget), {}).values() for c in r.values()}
         return "error_rows" if cells & self._failed_cells else ""
 
+    def missing(self, label: str, budget: str) -> list[str]:
+        """Benchmarks of this chapter that an arm, or one of its seeds, has no answers to: a mean without them is of other questions
+        than that of other arms."""
+        arm = self.arms.get((label, budget), {})
+        return [b for b in self.benchmarks if any(b not in cells for cells in arm.values())]
+
+    def without(self, label: str, budget: str) -> str:
+        """`missing` in words; "" where nothing is."""
+        found = self.missing(label, budget)
+        told = self.heading(found[0]) if len(found) == 1 else f"{len(found)} of {len(self.benchmarks)} benchmarks"
+        return f"without {told}" if found else ""
+
+    def _whole(self, label: str, budget: str) -> Arm:
+        """An arm that has answers to every benchmark; {} where there is none."""
+        return {} if self.missing(label, budget) else self.arms.get((label, budget), {})
+
     def accuracy(self, label: str, budget: str) -> Interval | None:
-        """Mean credit in percent, unweighted over benchmarks; None where the method was not evaluated."""
-        arm = self.arms.get((label, budget))
+        """Mean credit in percent, unweighted over benchmarks; None where the method was not evaluated on all of them."""
+        arm = self._whole(label, budget)
         return self.panel.mean(arm) if arm else None
 
     def estimate(self, label: str, budget: str) -> float:
-        """`accuracy` without its interval; nan where the method was not evaluated."""
-        arm = self.arms.get((label, budget))
+        """`accuracy` without its interval; nan where there is none."""
+        arm = self._whole(label, budget)
         return self.panel.value(arm) if arm else float("nan")
 
     def difference(self, one: str, two: str, budget: str, benchmark: str | None = None) -> Difference | None:
-        """Paired difference of two methods at one budget (the unpruned model has none), on all benchmarks or on one."""
-        arms = [self.arms.get((label, "" if label in BOUNDS else budget), {}) for label in (one, two)]
+        """Paired difference of two methods at one budget (the unpruned model has none), on all benchmarks or on one; None where one
+        of them was not asked all of that."""
+        keys = [(label, "" if label in BOUNDS else budget) for label in (one, two)]
+        arms = [self.arms.get(key, {}) if benchmark else self._whole(*key) for key in keys]
         if benchmark:
             arms = [{r: {benchmark: c[benchmark]} for r, c in arm.items() if benchmark in c} for arm in arms]
         if not all(arms):
@@ -295,7 +325,8 @@ class Comparison:
         return found
 
     def relative(self, label: str, budget: str) -> float:
-        """Mean over benchmarks of pruned / unpruned in native units, percent; nan unless every benchmark is there."""
+        """Mean over benchmarks of pruned / unpruned in native units, percent; nan unless every benchmark is there. Without those on
+        which the unpruned model has 0."""
         shares = [
             self.native_of(label, budget, b)[1] / self.native_of(FULL, "", b)[1]
             for b in self.benchmarks

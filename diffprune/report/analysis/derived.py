@@ -35,9 +35,11 @@ class Derived:
         return native.estimates([[native.columns[cell] for cell in arm] for arm in arms])
 
     def ratios(self, label: str, budget: str) -> dict[str, Estimate]:
-        """Per benchmark: pruned / unpruned in percent, in its own units. Without benchmarks on which the unpruned model has 0."""
+        """Per benchmark: pruned / unpruned in percent, in its own units. Without benchmarks on which the unpruned model has 0;
+        {} where one of the two lacks a benchmark."""
         if (label, budget) not in self._ratios:
-            pairs = {b: self.beside((label, FULL), budget, b) for b in self.chapter.benchmarks}
+            whole = not (self.chapter.missing(label, budget) or self.chapter.missing(FULL, ""))
+            pairs = {b: self.beside((label, FULL), budget, b) for b in self.chapter.benchmarks if whole}
             self._ratios[label, budget] = {b: pair[0].percent_of(pair[1]) for b, pair in pairs.items() if pair and pair[1].value}
         return self._ratios[label, budget]
 

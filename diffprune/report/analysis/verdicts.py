@@ -45,7 +45,7 @@ def best_rule(chapter: Comparison, budget: str, reads_question: bool = False) ->
     reads_question: of those that read the question; else of those that see the picture alone.
     """
     sort = (x for x, m in chapter.methods.items() if m.free and m.reads_question == reads_question)
-    rules = [label for label in sort if (label, budget) in chapter.arms]
+    rules = [label for label in sort if (label, budget) in chapter.arms and not chapter.missing(label, budget)]
     rules = [label for label in rules if not chapter.off(label, budget)] or rules
     if not rules:
         return None

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+HANDLE, LETTER = 0.5, 0.062  # inches of a legend's marker, and of a letter beside it
+FAR = 0.5  # of the span of points: what of an interval is beyond it is not drawn
 LONG = 28  # characters of a name beside the end of its line
 MANY = "bound", "trained", "calibrated", "rule", "control"  # kinds in a legend, in this order
 
@@ -42,14 +44,15 @@ def _legend(chapter: Comparison, figure: Figure, labels: Sequence[str], bound: b
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(chapter.methods[label].kind, []).append(label)
+    columns = max(1, round(width / 2))
+    longest = 34 if width > NARROW else int((width / columns - HANDLE) / LETTER)
     handles = [Line2D([], [], color=chapter.style(FULL)[0], label=FULL)] if bound else []
     for kind in sorted(groups, key=lambda k: MANY.index(k) if k in MANY else len(MANY)):
         if len(labels) > SHOWN:
             handles.append(Line2D([], [], ls="none", label=f"{kind}:"))
         for label in groups[kind]:
             color, marker, dash = chapter.style(label)
-            handles.append(Line2D([], [], color=color, marker=marker, ls=dash, label=plain(label, 34)))
-    columns = max(1, round(width / 2))
+            handles.append(Line2D([], [], color=color, marker=marker, ls=dash, label=plain(label, longest)))
     _keep_headings(handles, columns)
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7.5)
     for text in legend.get_texts():
@@ -166,6 +169,7 @@ def _pareto(chapter: Comparison, lines: Mapping[str, list[tuple[Interval, Interv
         if full:
             ax.plot([1], [full[0][2]], color=chapter.style(FULL)[0], marker="*", ms=8, ls="none")
         ax.margins(x=0.04)
+        _near(ax, [net for points in lines.values() for net, _, _ in points])
         _named(chapter, figure, ax, [(label, p[-1][0].estimate, p[-1][1].estimate) for label, p in lines.items()] + full, width)
         return svg(figure)
 
@@ -190,6 +194,14 @@ def _accuracy(chapter: Comparison, lines: Mapping[str, list[tuple[float, Interva
         ax.set(xlabel=f"tokens kept, of {chapter.budgets[0].total:.0f} (log scale)", ylabel="accuracy, % (mean over benchmarks)")
         _named(chapter, figure, ax, [(label, _place(p[-1][0]), p[-1][1].estimate) for label, p in lines.items()] + full, width)
         return svg(figure)
+
+
+def _near(ax: Axes, found: Sequence[Interval]) -> None:
+    """An axis on which the points can be told apart, also where an interval of few sessions reaches a hundred times as far."""
+    low, high = min(1.0, *(one.estimate for one in found)), max(1.0, *(one.estimate for one in found))
+    room = FAR * (high - low or 1.0)
+    left, right = ax.get_xlim()
+    ax.set_xlim(max(left, low - room), min(right, high + room))
 
 
 def _place(kept: float) -> float:

@@ -37,7 +37,7 @@ def summary(store_root: Path | str | records.Records, asked: Mapping[str, str] |
         blocks.append("\n".join([searched.title, "", *_lines(rows, searched.rule_before)]))
     if failed := [row for row in (provenance.failures(found) or _NOTHING).rows if row[0] == "cell failed"]:
         _, label, where, reason = failed[0]
-        blocks.append(escape.plain(f"{len(failed)} cells failed; first {label} {where}: {reason}", 400))
+        blocks.append(escape.plain(f"{len(failed)} cell{'s' * (len(failed) > 1)} failed; first {label} {where}: {reason}", 400))
     return (
         "\n\n".join(blocks)
         if blocks
@@ -47,7 +47,7 @@ def summary(store_root: Path | str | records.Records, asked: Mapping[str, str] |
 
 TUNED = ("target", "Method", "kind", "verdict", "budget", "measured", "accuracy %")  # what the terminal shows of a tuning
 SEARCHED = ("Method", "trials", "stopped early", "recipe's own", "best", "minutes")  # and of a search
-NOTES = re.compile(r" \((?!asked ).*")  # behind a number
+NOTES = re.compile(r" \((?!asked |without ).*")  # behind a number
 _NOTHING = Table("", "", (), ())
 
 
@@ -85,7 +85,7 @@ def _failed(chapter: Comparison) -> str:
 
 
 def _lines(rows: list[tuple[Entry, ...]], breaks: frozenset[int]) -> list[str]:
-    """Columns aligned, the first to the left; flags left out, they are on the page, but for the count that was asked."""
+    """Columns aligned, the first to the left; flags are on the page alone, but for what was asked and what a mean lacks."""
     cells = [
         [escape.plain("–" if e is None else NOTES.sub("", str(e)) if not isinstance(e, str) else e) for e in row] for row in rows
     ]

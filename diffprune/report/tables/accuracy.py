@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 from diffprune.report.analysis import labels, verdicts
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
@@ -47,9 +48,10 @@ def other_count(kept: float) -> str:
 def kept_entry(chapter: Comparison, label: str, budget: str) -> Number:
     """Tokens that a method itself kept, and what was asked where that is another count."""
     kept = chapter.kept_by(label, budget)
-    met = next((b.kept for b in chapter.budgets if b.spelling == budget), kept)
+    shared = next((b for b in chapter.budgets if b.spelling == budget), None)
     off = chapter.off(label, budget)
-    return Number(kept, digits=1 if off else 0, note=f"asked {round(met, 1):g}" if off else "")
+    asked = shared.over or shared.kept if shared else kept
+    return Number(kept, digits=1 if off else 0, note=f"asked {round(asked, 1):g}" if off or (shared and shared.over) else "")
 
 
 def shown(found: Interval | None, digits: int = 1, unit: str = "", **more: object) -> Number | None:
@@ -151,11 +153,17 @@ def _row(chapter: Comparison, label: str, budget: str, winner: str | None) -> tu
     seeds = len(chapter.arms[label, budget])
     off = other_count(chapter.kept_by(label, budget)) if budget and chapter.off(label, budget) else ""
     note = "; ".join(filter(None, (off, seeds_failed(chapter, label, budget))))
-    complete = all(any(b in r for r in chapter.arms[label, budget].values()) for b in chapter.benchmarks)
     flags = chapter.flags(label, budget)
-    accuracy = shown(chapter.accuracy(label, budget), best=winner == label, note=note, flags=flags) if complete else None
+    accuracy = _mean_credit(chapter, label, budget, best=winner == label, note=note, flags=flags)
     relative = Number(chapter.relative(label, budget), best=winner == label)
     return (label, Number(seeds, digits=0) if label != FULL else "", *cells, accuracy, relative)
+
+
+def _mean_credit(chapter: Comparison, label: str, budget: str, **more: Any) -> Number | None:
+    """The mean over all benchmarks, or which of them are missing to it."""
+    if without := chapter.without(label, budget):
+        return Number(math.nan, note=without)
+    return shown(chapter.accuracy(label, budget), **more)
 
 
 def seeds_failed(chapter: Comparison, label: str, budget: str) -> str:
@@ -190,16 +198,15 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
     rows: list[tuple[Entry, ...]] = []
     keys: list[str] = []
     breaks, common = {1}, common_flags(list(fast.values()))
-    full = chapter.accuracy(FULL, "")
-    if full:
+    if (FULL, "") in chapter.arms:
         relative, speedup = Number(chapter.relative(FULL, "")), Number(1.0, digits=2, unit="×")
-        rows.append((FULL, Number(chapter.total, digits=0), shown(full), relative, speedup, None))
+        rows.append((FULL, Number(chapter.total, digits=0), _mean_credit(chapter, FULL, ""), relative, speedup, None))
         keys.append(f"{FULL} | ")
     for budget in chapter.budgets:
         breaks.add(len(rows))
         for label in chapter.methods:
             accuracy, speed = chapter.accuracy(label, budget.spelling), fast.get((label, budget.spelling))
-            if accuracy is None and speed is None:
+            if accuracy is None and speed is None and not chapter.missing(label, budget.spelling):
                 continue
             overhead = speed.spans.get(("pruned", "overhead")) if speed else None
             keys.append(f"{label} | {budget.spelling}")
@@ -207,7 +214,7 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
             kept = kept_entry(chapter, label, budget.spelling) if evaluated or not speed else Number(speed.kept, digits=0)
             note, flags = seeds_failed(chapter, label, budget.spelling), chapter.flags(label, budget.spelling)
             rows.append((
-                label, kept, shown(accuracy, note=note, flags=flags),
+                label, kept, _mean_credit(chapter, label, budget.spelling, note=note, flags=flags),
                 Number(chapter.relative(label, budget.spelling)),
                 shown(speed.net, 2, "×", flags=own_flags(speed.flags, common)) if speed else None,
                 Number(overhead.median, digits=2) if overhead else None,

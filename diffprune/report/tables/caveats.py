@@ -17,6 +17,8 @@ SAYS = {
     "other_model": "Scorers that were trained on another model than the one they prune here, as was asked: {}.",
     "other_pictures": "Not all timings of this store stand here: {} are left out.",
     "unread": "The rule reads almost none of the unpruned model's answers: the figure is about their form, not about pruning: {}.",
+    "none_right": "The unpruned model has no credit here, as where a suffix or a grading rule does not fit; what is divided by its "
+    "accuracy (avg %, relative accuracy) leaves these benchmarks out: {}.",
     "embedded": "Benchmarks of the embedded world: answer format and grading rule of the namesakes, not their pictures: {}.",
     "substitute": "Other data or another rule than the numbers papers print rest on, for want of published answers: {}.",
 }
@@ -41,6 +43,8 @@ def caveats(chapter: Comparison) -> list[tuple[str, str]]:
         found["other_pictures"] = chapter.other_pictures
     if unread := [chapter.heading(b) for b in chapter.benchmarks if _unread(chapter, b)]:
         found["unread"] = ", ".join(unread)
+    if none := [chapter.heading(b) for b in chapter.benchmarks if chapter.native_of(FULL, "", b)[1] == 0]:
+        found["none_right"] = ", ".join(none)
     found |= {flag: ", ".join(there) for flag, there in by_flag.items()}
     order = list(SAYS)
     return [

@@ -22,8 +22,9 @@ FAULTS = (
 
 
 def _arms(chapter: Comparison) -> list[tuple[str, str]]:
-    """(method, budget) in the order of tables."""
-    return [(label, b.spelling) for b in chapter.budgets for label in chapter.methods if (label, b.spelling) in chapter.arms]
+    """(method, budget) in the order of tables, of those that were asked everything."""
+    every = [(label, b.spelling) for b in chapter.budgets for label in chapter.methods]
+    return [key for key in every if key in chapter.arms and not chapter.missing(*key)]
 
 
 def _keys(arms: list[tuple[str, str]]) -> tuple[str, ...]:

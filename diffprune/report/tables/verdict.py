@@ -91,7 +91,7 @@ def _told(budget: Budget, one: Judged, against: str) -> str:
 def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
     """Sentences: what was asked, each comparison, what pruning costs and saves, and how it was timed."""
     if not any(label == SUBJECT for label, _ in chapter.arms):
-        return ["There are no answers of DiffPrune in this store yet, so there is no verdict."]
+        return ["DiffPrune was not asked here, so there is no verdict on it."]
     first = next(b.spelling for b in chapter.budgets if (SUBJECT, b.spelling) in chapter.arms) if chapter.budgets else ""
     base = chapter.accuracy(SUBJECT, first)
     seeds = len(chapter.arms[SUBJECT, first]) if first else 0
@@ -153,7 +153,8 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     if nets and not any(label == SUBJECT for label, _ in chapter.arms):
         ends = [f"{net.estimate:.2f}× [{net.low:.2f}, {net.high:.2f}] ({who})" for net, who in (nets[0], nets[-1])][: len(nets)]
         return [f"{said}{', between' if len(ends) > 1 else ':'} {joined(ends)}.{flagged}"]
-    return [f"The prefill of {SUBJECT} has not been timed yet, so there is no speedup to report."]
+    who = f"The prefill of {SUBJECT}" if any(label == SUBJECT for label, _ in chapter.arms) else "Prefill"
+    return [f"{who} was not timed, so there is no speedup to report."]
 
 
 def _beside(one: Speed, common: set[str]) -> str:
@@ -210,6 +211,9 @@ def _no_comparison(chapter: Comparison) -> str:
     """Why there is no verdict."""
     if not chapter.arms:
         return "Nothing was evaluated in this store, so there is no verdict."
+    if found := [one.verdict for one in verdicts.variants(chapter).values()]:
+        num = len(found)
+        return f"Variants against the plain method, {num} comparison{'s' * (num != 1)}: {counts(found)}."
     if all(label != SUBJECT for label, _ in chapter.arms):
         return f"{SUBJECT} is not among the methods that were evaluated, so there is no verdict on it."
     return "No comparison with another trained method in this store."
