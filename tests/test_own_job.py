@@ -189,8 +189,8 @@ def test_paths_of_a_job_are_absolute_and_no_part_of_what_is_asked(own_folder: Pa
         (own_folder / place / "my" / "model").mkdir(parents=True)
         (own_folder / place / "rows.jsonl").write_text("{}")
         monkeypatch.chdir(own_folder / place)
-        data = {"train.data": "jsonl('rows.jsonl')", "evaluate.benchmarks": ["custom('rows.jsonl')"]}
-        job = configure("train", None, None, {"model": "my/model", "scorers": ("diffprune",)}, data)
+        data = {"train.model": "my/model", "train.data": "jsonl('rows.jsonl')", "evaluate.benchmarks": ["custom('rows.jsonl')"]}
+        job = configure("run", None, None, {"model": "my/model", "scorers": ("diffprune",)}, data)
         assert job.train and job.train.model.place("folder") == own_folder / place / "my/model" == job.model.place("folder")
         assert job.train.data.place("file") == own_folder / place / "rows.jsonl"
         found.append(job)
@@ -541,7 +541,7 @@ def test_every_verb_ends_with_the_number_of_failed_questions(failed: int, capsys
 def test_failed_cells_are_told_with_the_first_reason() -> None:
     outcome = Outcome("failed", "ValueError: no [CLS]", 0, 0.0)
     Store("store").publish({"outcomes": [outcome]}, cell=cell(), provenance=provenance())
-    assert "1 cells failed; first Random Keep(8) world(like='gqa'): ValueError: no [CLS]" in summary("store")
+    assert "1 cell failed; first Random Keep(8) world(like='gqa'): ValueError: no [CLS]" in summary("store")
 
 
 def test_answers_that_the_rule_cannot_read_are_remarked_on() -> None:

@@ -151,7 +151,7 @@ def _check_used(verb: str, paths: Sequence[str], tree: Mapping[str, Any], job: J
         section, dot, name = path.partition(".")
         if not dot or section not in SECTIONS or name.partition(".")[0] not in SECTIONS[section].model_fields:
             continue  # `_put` says what is wrong with it
-        if not {section, path} & {*READ.get(verb, SECTIONS)} or (job is None and section != verb):
+        if not {section, path} & {*READ.get(verb, SECTIONS)} or (job is None and section != verb in SECTIONS):
             hint = f"give it to {section}"
             if path == "train.pruners":
                 hint = "train it first, then name it with its weights, as in --pruner \"diffprune(weights='folder')\""
