@@ -438,16 +438,20 @@ def test_what_cannot_be_cut_inside_is_refused() -> None:
 
     refused("after decoder layer 4, which saves nothing in a decoder of 4 layers", (_after(4, Keep(2)),))
     refused(
-        "by attention in the decoder, layer 2, last queries, which is not known there", (_after(2, Keep(2)),), decoder_attention(2)
+        "by attention in the decoder, layer 2, from the last token, which is not known there",
+        (_after(2, Keep(2)),),
+        decoder_attention(2),
     )
-    refused("layer -2 from the cut, last queries, which is not known there", (_after(1, Keep(2)),), decoder_attention(-2))
+    refused("2 layers before the cut, from the last token, which is not known there", (_after(1, Keep(2)),), decoder_attention(-2))
     refused("tokens keep their positions", (_after(1, Keep(2)),), positions="compact")
     with (
         pytest.raises(ValueError, match="tokens keep their positions"),
         diffprune.pruned(vlm.model, Sees((_after(1, Keep(2)),)), Keep(1), positions="compact"),
     ):
         pass
-    with pytest.raises(ValueError, match="llava cannot give attention in the decoder, layer 9, last queries: its decoder has the"):
+    with pytest.raises(
+        ValueError, match="llava cannot give attention in the decoder, layer 9, from the last token: its decoder has the"
+    ):
         vlm.check_evidence({decoder_attention(9)})
 
 
