@@ -301,7 +301,7 @@ def test_a_mean_without_a_benchmark_that_others_have_is_no_mean(tmp_path: Path) 
         assert (found.accuracy(label, "Keep(16)") is not None) == known == math.isfinite(found.estimate(label, "Keep(16)"))
         assert (found.difference("DiffPrune", label, "Keep(16)") is not None) == known
         assert found.without(label, "Keep(16)") == ("" if known else f"without {found.heading(missing)}")
-        assert (Derived(found).relative(label, "Keep(16)") is not None) == known
+        assert (Derived(found).relative(label, "Keep(16)") is not None) == known == math.isfinite(found.relative(label, "Keep(16)"))
     assert verdicts.best_rule(found, "Keep(16)") == verdicts.BestRule("Grid", verdicts.THE_ONLY)
     assert {label for _, label in accuracy_tables.kind_curves(found)} == {"DiffPrune", "Grid", "Unpruned"}
     for table in (accuracy_tables.headline(found, {}), accuracy_tables.per_budget(found, found.budgets[0])):

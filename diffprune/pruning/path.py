@@ -261,7 +261,9 @@ def running(
         for noted in (inside.left, inside.beside):
             noted.clear()
         inside.left.update({number: stage.tokens.valid for number, stage in cuts.stages.items()})
-        inside.beside.update({number: stage.tokens.present.sum(1) - stage.tokens.counts for number, stage in cuts.stages.items()})
+        if inside.tokens.row_id is not None:  # else there are no separators, and nothing to count in a timed request
+            beside = {number: stage.tokens.present.sum(1) - stage.tokens.counts for number, stage in cuts.stages.items()}
+            inside.beside.update(beside)
 
 
 GREEDY = {

@@ -223,7 +223,10 @@ class Comparison:
     def missing(self, label: str, budget: str) -> list[str]:
         """Benchmarks of this chapter that an arm, or one of its seeds, has no answers to: a mean without them is of other questions
         than that of other arms."""
-        arm = self.arms.get((label, budget), {})
+        return self.lacking(self.arms.get((label, budget), {}))
+
+    def lacking(self, arm: Arm) -> list[str]:
+        """`missing` of an arm, also of one with replaced tokens."""
         return [b for b in self.benchmarks if any(b not in cells for cells in arm.values())]
 
     def without(self, label: str, budget: str) -> str:
@@ -327,6 +330,8 @@ class Comparison:
     def relative(self, label: str, budget: str) -> float:
         """Mean over benchmarks of pruned / unpruned in native units, percent; nan unless every benchmark is there. Without those on
         which the unpruned model has 0."""
+        if self.missing(label, budget):
+            return float("nan")
         shares = [
             self.native_of(label, budget, b)[1] / self.native_of(FULL, "", b)[1]
             for b in self.benchmarks

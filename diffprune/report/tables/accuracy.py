@@ -310,7 +310,8 @@ def variants(chapter: Comparison) -> Table | None:
 def removal(chapter: Comparison) -> Table | None:
     """Accuracy with tokens removed beside tokens replaced by their mean: what removal itself costs."""
     keys = sorted(chapter.replaced_arms, key=lambda k: (chapter.order(k[0]), -labels.budget(k[1])[1]))
-    keys = [key for key in keys if key in chapter.arms]
+    both = (chapter.arms, chapter.replaced_arms)
+    keys = [key for key in keys if key in chapter.arms and not any(chapter.lacking(arms[key]) for arms in both)]
     family = {}
     for key in keys:
         difference = chapter.panel.difference(chapter.arms[key], chapter.replaced_arms[key])
@@ -318,7 +319,7 @@ def removal(chapter: Comparison) -> Table | None:
     found = judged(family)
     rows: list[tuple[Entry, ...]] = []
     for label, budget in keys:
-        means = [shown(chapter.panel.mean(arms[label, budget])) for arms in (chapter.arms, chapter.replaced_arms)]
+        means = [shown(chapter.panel.mean(arms[label, budget])) for arms in both]
         rows.append((label, kept_entry(chapter, label, budget), *means, judged_entry(found[label, budget])))
     columns = ("Method", "kept", "removed, %", "replaced by mean, %", "removed − replaced, points")
     notes = (
