@@ -1,10 +1,11 @@
-"""DiffPrune beside scorers that read the question, at 1,200 training images: by late interaction and by cross-attention.
+"""DiffPrune beside scorers that read the question, at 1,200 training images, and beside rules that read it.
 
     diffprune run ablation_questions
 
 The part of jobs/ablation_throttler.py that jobs/ablation_longer.py leaves out, as each of the same ten questions about a picture
 has a row of its own here, which takes six times as long. Settings are those of the whole method in jobs/tune_longer.py; asked are
-pictures that no search has looked at. About an hour on two cores.
+pictures that no search has looked at. Rules that read the question are there as their papers have them, and CDPruner without it,
+too; those that cut inside the decoder meet the largest budget alone. About an hour on two cores.
 """
 
 from _winners import LONG
@@ -16,7 +17,7 @@ VARIANTS = (WHOLE, *(part for part in PARTS if "question_aware" in part))
 
 job = Job(
     name="ablation_questions",
-    title="DiffPrune beside scorers that read the question, 1,200 training images",
+    title="Scorers and rules that read the question, 1,200 training images",
     train=Recipe(
         pruners=VARIANTS,
         seeds=tuple(range(5)),
@@ -29,7 +30,8 @@ job = Job(
         methods=tuple({"pruner": variant, **LONG[WHOLE]} for variant in VARIANTS),
     ),
     evaluate=Evaluation(split="confirmation", limit=180),
-    baselines=("unpruned",),
-    budgets=("Share(1/9)", "Share(1/20)"),
+    baselines=("unpruned", "cdpruner", "cdpruner(question=False)", "fastv", "sparsevlm", "pyramiddrop"),
+    budgets=("Share(1/3)", "Share(1/9)", "Share(1/20)"),
+    leave_out=True,
     workers=2,
 )
