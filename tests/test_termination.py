@@ -92,10 +92,55 @@ def test_after_a_terminal_has_gone_nothing_that_is_printed_is_an_error() -> None
     with subprocess.Popen([sys.executable, "-c", program, str(write)], stdout=far, stderr=far, pass_fds=(write,)) as process:
         os.close(far)
         os.close(write)
-        os.read(near, 100)
+        lines(near, 1)
         os.close(near)  # as a terminal that is closed
         process.send_signal(signal.SIGHUP)
         assert os.read(read, 10) == b"told"
+        assert process.wait(20) == 0
+    os.close(read)
+
+
+def lines(terminal: int, count: int) -> bytes:
+    """What a terminal shows until it has shown `count` whole lines, which it gets piece by piece."""
+    seen = b""
+    while seen.count(b"\n") < count:
+        seen += os.read(terminal, 100)
+    return seen
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_terminal_may_go_before_its_signal_comes_or_without_one(told: bool) -> None:
+    program = textwrap.dedent("""
+        import os, sys, time
+        from diffprune.core import termination
+        termination.handle()
+        print("ready")
+        try:
+            while os.read(int(sys.argv[2]), 1) == b"g":
+                print("x" * 10_000)
+                print("to the other stream", file=sys.stderr)
+                os.write(int(sys.argv[1]), b"on")
+        except termination.Terminated:
+            print("saved")
+            os.write(int(sys.argv[1]), b"told")
+    """)
+    near, far = os.openpty()
+    read, write = os.pipe()
+    asked, ask = os.pipe()
+    command = [sys.executable, "-c", program, str(write), str(asked)]
+    with subprocess.Popen(command, stdout=far, stderr=far, pass_fds=(write, asked)) as process:
+        os.close(far)
+        os.close(write)
+        lines(near, 1)
+        os.close(near)
+        for _ in range(2):  # as long as nobody has told it of the end
+            os.write(ask, b"g")
+            assert os.read(read, 10) == b"on"
+        if told:
+            process.send_signal(signal.SIGHUP)
+            assert os.read(read, 10) == b"told"
+        os.close(ask)
+        os.close(asked)
         assert process.wait(20) == 0
     os.close(read)
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from diffprune.core import terminal
+
 GRACE_S = 8.0  # to save; who sends SIGTERM waits ten seconds or more before it sends SIGKILL
 
 _saving: list[Callable[[int], None]] = []
 _asked: list[int] = []  # the signal by which the process was asked to end
-_terminals: list[int] = []  # streams that go with their terminal
 _told: list[Callable[[], None]] = []  # as soon as a signal has come
 
 
@@ -34,7 +35,7 @@ def handle(tell: Callable[[], None] | None = None) -> None:
         signal.signal(signal.SIGINT, _on_interrupt)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _on_signal)
-    _terminals[:] = [stream for stream in (1, 2) if os.isatty(stream)]
+    terminal.outlive()
 
 
 def asked() -> bool:
@@ -94,10 +95,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     for tell in _told:
         tell()
     if number != signal.SIGTERM:
-        for stream in _terminals:  # what is printed from here on would be an error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream)
-            os.close(nowhere)
+        terminal.gone()
     if not _saving:
         raise _terminated(number)
     _saving.pop()(number)
