@@ -18,6 +18,7 @@ VARIANTS = (WHOLE, *(part for part in PARTS if "question_aware" in part))
 job = Job(
     name="ablation_questions",
     title="Scorers and rules that read the question, 1,200 training images",
+    subject="diffprune(question_aware='cross')",
     train=Recipe(
         pruners=VARIANTS,
         seeds=tuple(range(5)),

@@ -124,26 +124,35 @@ def _run_folder(asked: str) -> Path | None:
 
 
 def _report(folder: Path, options: Mapping[str, Any]) -> None:
-    """The report of a run's folder, which may be read-only, into --out if that was given.
+    """The report of a run's folder, which may be read-only, into --out if that was given; about the method that the page which is
+    there is about, unless `--set subject=LABEL` names another.
 
     Raises:
-        ValueError: an option that a report of what is there has no use for.
+        ValueError: an option that a report of what is there has no use for, or no results of the subject.
     """
     from diffprune import report
     from diffprune.io.blob_store import open_blobs, remote
     from diffprune.job import seen
 
-    idle = [key for key, value in options.items() if key not in ("job", "name", "out") and value not in (None, (), False)]
-    if idle:
-        raise ValueError(f"the report of the folder {folder} takes --name and --out alone: leave out {', '.join(map(flag, idle))}")
+    idle = [key for key, value in options.items() if key not in ("job", "name", "out", "pairs") and value not in (None, (), False)]
+    pairs = dict(pair.partition("=")[::2] for pair in options["pairs"])
+    if idle or {*pairs} - {"subject"}:
+        others = [*map(flag, idle), *(f"--set {key}" for key in pairs if key != "subject")]
+        takes = "takes --name, --out and --set subject=LABEL alone"
+        raise ValueError(f"the report of the folder {folder} {takes}: leave out {', '.join(others)}")
     given = click.get_current_context().get_parameter_source("out") is not ParameterSource.DEFAULT
     out = options["out"] if given else folder / "report"
     if not remote(out) and (out / "store").exists() and out.resolve() != folder.resolve():
         raise ValueError(f"{out} has a store of its own, of which this page would not be: name another folder with --out")
     before = seen.commits(folder / "store")
-    made = report.report(folder / "store", out, title=options["name"] or folder.resolve().name)
+    there = next((place for place in (folder / "report", folder) if (place / "numbers.csv").is_file()), folder)
+    found = report.read(folder / "store", pairs.get("subject", report.about(there)))
+    if "subject" in pairs and found.subject.label not in found.methods:
+        known = ", ".join(label for label, method in found.methods.items() if method.kind != "bound")
+        raise ValueError(f"a report about {pairs['subject']!r} needs results of it: {folder} has those of {known or 'no method'}")
+    made = report.report(found, out, title=options["name"] or folder.resolve().name)
     seen.note(out, before)
-    print(f"\n{report.summary(folder / 'store')}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
+    print(f"\n{report.summary(found)}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
 
 
 def _refuse_if_held(verb: str, asked: str | None, options: Mapping[str, Any]) -> None:

@@ -38,6 +38,7 @@ class Job(BaseModel):
 
     name:      of the run and its folder.
     title:     of the report.
+    subject:   method (of `train.pruners` or `baselines`) that the report is about, held against all others; DiffPrune without one.
     model:     what is pruned: embedded, a folder, or a name of the Hub.
     search, train, tune, evaluate, measure, report: the verbs; each section's settings are shown by its own name.
     baselines: methods that need no training, or name their weights; compared with the trained ones. `unpruned` is the bound.
@@ -65,6 +66,7 @@ class Job(BaseModel):
 
     name: str
     title: str = ""
+    subject: PrunerSpec | None = None
     model: ModelSpec = Spec("embedded")
     search: Search | None = None
     train: Recipe | None = None
@@ -124,8 +126,9 @@ class Job(BaseModel):
                 asked = f"the job is about {str(self.model)!r} but {place}.model is {str(recipe.model)!r}"
                 raise ValueError(f"{asked}: give both the same model")
         known = {*self.baselines, *(self.train.pruners if self.train else ())}
-        for field in ("replaced", "tuned"):
-            for spec in set(getattr(self, field)) - known:
+        named = {"replaced": self.replaced, "tuned": self.tuned, "subject": (self.subject,) if self.subject else ()}
+        for field, specs in named.items():
+            for spec in set(specs) - known:
                 hint = registry.nearest(str(spec), map(str, known))
                 raise ValueError(f"{field} names {str(spec)!r}, which the job does not run: {hint}")
         return self

@@ -246,14 +246,19 @@ class Plan:
     def report(self, out: Path) -> None:
         """Page and tables in the folder `out`, from the records alone; then the short table."""
         job, before = self.job, seen.commits(self.store_root)
-        found = report.read(self.store_root)
+        found = report.read(self.store_root, self.subject)
         made = report.report(found, out, title=job.title or job.name, command=f"diffprune run {job.name}", asked=self.setting)
         seen.note(out, before)
         print(f"\n{report.summary(found, asked=self.setting)}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
 
     def summary(self) -> str:
         """The short table."""
-        return report.summary(self.store_root, asked=self.setting)
+        return report.summary(report.read(self.store_root, self.subject), asked=self.setting)
+
+    @property
+    def subject(self) -> str:
+        """Label of the method that the report is about; "" where the job chooses none."""
+        return describe(registry.make("pruners", self.job.subject)).label if self.job.subject else ""
 
     @property
     def setting(self) -> dict[str, str]:

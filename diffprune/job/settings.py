@@ -13,7 +13,18 @@ from diffprune.job.job import SECTIONS, Job
 from diffprune.train.recipe import SHAPE_NOTHING
 
 FILE = "job.json"
-SILENT = ("title", "workers", "gpus", "accelerator", "config", "assumed", "tiny", "report", "trackers")  # which change no result
+SILENT = (
+    "title",
+    "subject",
+    "workers",
+    "gpus",
+    "accelerator",
+    "config",
+    "assumed",
+    "tiny",
+    "report",
+    "trackers",
+)  # which change no result
 
 TIMED = ("rounds", "warmup", "slow_rounds", "decode_tokens", "spans", "inputs", "threads")  # how long and how often, in no key
 UNKEYED = {

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from diffprune.report.analysis.records import read
 from diffprune.report.compare import compare
+from diffprune.report.files import about
 from diffprune.report.index import index
 from diffprune.report.make import report
 from diffprune.report.render.terminal import summary
 
-__all__ = ["compare", "index", "read", "report", "summary"]
+__all__ = ["about", "compare", "index", "read", "report", "summary"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffprune.report.render import escape, latex, table
 from diffprune.report.render.svg import Plot
 from diffprune.report.render.table import Table
 
+DIFFERENCES, MINUS = "differences", " minus"  # the table of paired differences, and what its first column ends with
 DETAILS = ("latency_spans", "benchmarks_", "pictures")  # tables that repeat others in detail: beside the page as CSV, not on it
 
 
@@ -47,6 +49,16 @@ def write(
     for path, content in texts.values():
         blobs.replace(path.relative_to(out).as_posix(), content.encode())
     return {name: path for name, (path, _) in texts.items()}
+
+
+def about(folder: Path) -> str:
+    """Label of the method that the page in a folder is about: whose differences it prints. "" of a page without any."""
+    place = folder / "numbers.csv"
+    if not place.is_file():
+        return ""
+    with place.open(encoding="utf-8", newline="") as file:
+        columns = (row["column"] for row in csv.DictReader(file) if row.get("table") == DIFFERENCES and row.get("column"))
+        return next((column.removesuffix(MINUS) for column in columns if column.endswith(MINUS)), "")
 
 
 def _free(kind: str, stem: str, taken: Mapping[str, object]) -> str:

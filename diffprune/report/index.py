@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from diffprune.io.blob_store import LocalBlobs
+from diffprune.report import files
 from diffprune.report.analysis import records, speed
 from diffprune.report.analysis.comparison import FULL, Comparison, chapters
-from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.render import html
 from diffprune.report.render.table import Entry, Number, Table
 from diffprune.report.tables import verdict
@@ -46,10 +46,10 @@ def index(folder: Path | str) -> Path:
             links.append(quote(run.page))
     columns = (
         *("Run", "made", "Model", "questions", "pictures", "Against other trained methods", "unpruned %"),
-        *(f"{SUBJECT} %", "kept tokens", "net prefill speedup", "Caveats"),
+        *("Method", "its %", "kept tokens", "net prefill speedup", "Caveats"),
     )
     title = f"Runs in {root.resolve().name}"
-    notes = (f"{SUBJECT} is shown at the middle budget of each run, where it was asked; the run's own page has the others.",)
+    notes = ("The method is the one that the run's own page is about, at the middle of the budgets at which it was asked.",)
     page = html.render(
         "index.html.j2", title=title, runs=Table("runs", title, columns, tuple(rows), notes), links=links, num=len(found)
     )
@@ -67,9 +67,9 @@ def runs(root: Path) -> Iterator[Run]:
 
 def _rows(run: Run) -> Iterator[tuple[Entry, ...]]:
     """One for each chapter of a run; of a run that cannot be read, or has no results, one that says so."""
-    empty: tuple[Entry, ...] = (None,) * 4
+    empty: tuple[Entry, ...] = (None,) * 5
     try:
-        found = records.read(run.folder / "store")
+        found = records.read(run.folder / "store", files.about((run.folder.parent / run.page).parent) if run.page else "")
         there = list(chapters(found))
     except (ValueError, OSError) as error:
         yield run.name, "", "", *empty[:2], f"cannot be read: {error}", *empty, ""
@@ -88,14 +88,16 @@ def _made(started: object) -> str:
 
 def _row(run: Run, chapter: Comparison) -> tuple[Entry, ...]:
     cells = chapter.evaluated if len(chapter.evaluated) else chapter.measured
-    budgets = [b for b in chapter.budgets if (SUBJECT, b.spelling) in chapter.arms]
+    about = chapter.about
+    budgets = [b for b in chapter.budgets if (about, b.spelling) in chapter.arms]
     middle = budgets[len(budgets) // 2] if budgets else None
-    accuracy = chapter.accuracy(SUBJECT, middle.spelling) if middle else None
+    accuracy = chapter.accuracy(about, middle.spelling) if middle else None
     questions = chapter.rows.drop_duplicates(["sample", "group"]) if len(chapter.rows) else chapter.rows
-    fast = speed.of(chapter)[1].get((SUBJECT, middle.spelling)) if middle else None
+    fast = speed.of(chapter)[1].get((about, middle.spelling)) if middle else None
     return (
         run.name, _made(cells["started"]), str(chapter.setting["model"]), Number(len(questions), digits=0),
         Number(chapter.rows["group"].nunique(), digits=0), verdict.tally(chapter),
-        shown(chapter.accuracy(FULL, "")), shown(accuracy), kept_entry(chapter, SUBJECT, middle.spelling) if middle else None,
+        shown(chapter.accuracy(FULL, "")), about if middle else None, shown(accuracy),
+        kept_entry(chapter, about, middle.spelling) if middle else None,
         shown(fast.net, 2, "×") if fast else None, ", ".join(flag for flag, _ in caveats(chapter)),
     )  # fmt: skip

@@ -57,19 +57,21 @@ def report(
     title: str = "DiffPrune report",
     command: str | None = None,
     asked: Mapping[str, str] | None = None,
+    subject: str = "",
 ) -> dict[str, Path]:
     """Write `report.html`, `report.md`, `report.tex`, `numbers.csv`, `tables/*.csv` and `figures/*.svg` into the folder `out`.
 
     store_root: a store, or what `records.read` gave of it.
     command: how the run was started, printed under Provenance.
     asked: the setting whose chapter comes first: values of columns of cells (`analysis.records.SETTING`).
+    subject: label of the method that the page is about, where the store has not been read yet (`analysis.records.read`).
 
     Returns the paths by name ("html", "markdown", "latex", "csv/<table>", "svg/<figure>").
 
     Raises:
         ValueError: a picture in the store whose tokens are no square. OSError: names the file that could not be written.
     """
-    found = records.read(store_root)
+    found = records.read(store_root, subject)
     there = list(chapters(found, asked))
     parts = [_chapter(chapter, number) for number, chapter in enumerate(there, 1)]
     drawn = {
@@ -129,7 +131,7 @@ def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
     headline = accuracy_tables.headline(chapter, fast)
     derived = Derived(chapter)
     return {
-        "name": chapter.setting["model"], "key": " | ".join(map(str, chapter.setting.values())),
+        "name": chapter.setting["model"], "about": chapter.about, "key": " | ".join(map(str, chapter.setting.values())),
         "setting": "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in chapter.setting.items() if k != "model"),
         "lead": verdict.lead(chapter, fast, batch), "sentences": verdict.headline(chapter, fast, batch),
         "caveats": caveats.caveats(chapter),
@@ -149,12 +151,12 @@ def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
 
 
 def _examples(chapter: Comparison) -> Table | None:
-    """At the middle budget: the unpruned model, DiffPrune and the first other trained methods, first scorer seed each."""
+    """At the middle budget: the unpruned model, the subject and the first other trained methods, first scorer seed each."""
     if not chapter.budgets:
         return None
     budget = chapter.budgets[len(chapter.budgets) // 2].spelling
     arms = {}
-    for label in (FULL, accuracy_tables.SUBJECT, *verdicts.rivals(chapter)[:RIVALS]):
+    for label in (FULL, chapter.about, *verdicts.rivals(chapter)[:RIVALS]):
         arm = chapter.arms.get((label, "" if label == FULL else budget))
         if arm:
             arms[label] = list(arm[min(arm)].values())

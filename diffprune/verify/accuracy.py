@@ -6,10 +6,9 @@ arms and replicates have answered equally many questions. Every statement ends i
 
 from __future__ import annotations
 
-SUBJECT = "DiffPrune"
 CHOSEN = "('best training-free rule', 'best rule that reads the question')"  # rows that name another at each budget
 
-ARMS = f"""
+ARMS = """
 CREATE TABLE arm AS
 SELECT DISTINCT chapter, method, method_kind, budget, replaced, replicate, asked AS benchmark, cell FROM answers;
 CREATE TABLE arms AS SELECT DISTINCT chapter, method, method_kind, budget, replaced FROM arm;
@@ -24,6 +23,10 @@ SELECT chapter, count(*) > 1 AND sum(pictures) > any_value(distinct_pictures) AS
     SELECT chapter, asked, count(DISTINCT picture) AS pictures FROM answers GROUP BY ALL
 ) JOIN (SELECT chapter, count(DISTINCT picture) AS distinct_pictures FROM answers GROUP BY ALL) USING (chapter) GROUP BY ALL;
 
+CREATE TABLE subject AS
+SELECT DISTINCT chapter, regexp_replace("column", ' minus$', '') AS method FROM printed
+WHERE "table" = 'differences' AND "column" LIKE '% minus';
+
 CREATE TABLE side AS
 WITH pruned AS (SELECT * FROM arms WHERE method_kind <> 'bound'), other AS (SELECT * FROM arms WHERE NOT replaced)
 SELECT 'alone' AS kind, chapter, method, budget, replaced, '' AS other, 1 AS side, method AS m, budget AS b, replaced AS r FROM arms
@@ -32,7 +35,7 @@ SELECT 'pair' AS kind, p.chapter, p.method, p.budget, false AS replaced, o.metho
     unnest([p.method, o.method]) AS m, unnest([p.budget, o.budget]) AS b, false AS r
 FROM pruned p JOIN other o ON p.chapter = o.chapter AND NOT p.replaced AND o.method <> p.method
     AND o.budget = if(o.method_kind = 'bound', '', p.budget)
-WHERE p.method LIKE '{SUBJECT}%' OR o.method = 'Unpruned' OR p.method LIKE o.method || ',%'
+WHERE (p.chapter, p.method) IN (FROM subject) OR o.method = 'Unpruned' OR p.method LIKE o.method || ',%'
 UNION ALL BY NAME
 SELECT 'blind' AS kind, p.chapter, p.method, p.budget, false AS replaced, '' AS other, unnest([1, 2, 3]) AS side,
     unnest([p.method, 'Unpruned', 'No image']) AS m, unnest([p.budget, '', '']) AS b, false AS r
@@ -222,18 +225,18 @@ FROM own_kept,
     (VALUES ('thresholds', '', 'kept, mean'), ('published', 'ours | ', 'kept'), ('replaced', '', 'kept')) t(name, start, col)
 UNION ALL BY NAME
 SELECT chapter, 'differences' AS "table", other AS "row", budget AS "column", value FROM difference
-WHERE kind = 'pair' AND method = '{SUBJECT}'
+WHERE kind = 'pair' AND (chapter, method) IN (FROM subject)
 UNION ALL BY NAME
 SELECT chapter, 'differences' AS "table", other AS "row", 'pictures' AS "column", max(pictures) AS value FROM pictures_of
-WHERE kind = 'pair' AND method = '{SUBJECT}' GROUP BY ALL
+WHERE kind = 'pair' AND (chapter, method) IN (FROM subject) GROUP BY ALL
 UNION ALL BY NAME
 SELECT r.chapter, 'differences' AS "table", r."row", 'pictures' AS "column", max(pictures) AS value
 FROM printed r JOIN pictures_of p ON p.chapter = r.chapter AND p.budget = r."column" AND p.other = split_part(r.note, ';', 1)
-WHERE r."table" = 'differences' AND r."row" IN {CHOSEN} AND p.kind = 'pair' AND p.method = 'DiffPrune' GROUP BY ALL
+WHERE r."table" = 'differences' AND r."row" IN {CHOSEN} AND p.kind = 'pair' AND (p.chapter, p.method) IN (FROM subject) GROUP BY ALL
 UNION ALL BY NAME
 SELECT r.chapter, 'differences' AS "table", r."row", r."column", d.value
 FROM printed r JOIN difference d ON d.chapter = r.chapter AND d.budget = r."column" AND d.other = split_part(r.note, ';', 1)
-WHERE r."table" = 'differences' AND r."row" IN {CHOSEN} AND d.kind = 'pair' AND d.method = 'DiffPrune'
+WHERE r."table" = 'differences' AND r."row" IN {CHOSEN} AND d.kind = 'pair' AND (d.chapter, d.method) IN (FROM subject)
 UNION ALL BY NAME
 SELECT chapter, 'headline' AS "table", 'Unpruned |' AS "row", 'net prefill speedup' AS "column", 1 AS value FROM whole
 UNION ALL BY NAME
@@ -277,11 +280,12 @@ UNION ALL BY NAME
 SELECT chapter, 'blind' AS "table", benchmark AS "row", 'the image''s part' AS "column", one.value - two.value AS value
 FROM native_of one JOIN native_of two USING (kind, chapter, benchmark) WHERE kind = 'gap' AND one.side = 1 AND two.side = 2
 UNION ALL BY NAME
-SELECT chapter, 'blind' AS "table", benchmark AS "row", budget AS "column", value FROM retained WHERE method = '{SUBJECT}'
+SELECT chapter, 'blind' AS "table", benchmark AS "row", budget AS "column", value FROM retained
+WHERE (chapter, method) IN (FROM subject)
 UNION ALL BY NAME
 SELECT chapter, 'benchmarks' AS "table", other || ' | ' || benchmark AS "row", budget AS "column", one.value - two.value AS value
 FROM native_of one JOIN native_of two USING (kind, chapter, method, budget, other, benchmark)
-WHERE kind = 'pair' AND method = '{SUBJECT}' AND one.side = 1 AND two.side = 2
+WHERE kind = 'pair' AND (chapter, method) IN (FROM subject) AND one.side = 1 AND two.side = 2
 UNION ALL BY NAME
 SELECT chapter, 'kinds' AS "table", kind || ' | ' || method || ' | ' || budget AS "row", t.col AS "column",
     CASE t.col WHEN 'accuracy %' THEN k.value WHEN 'questions' THEN questions WHEN 'pictures' THEN pictures

@@ -166,6 +166,20 @@ class Comparison:
         here = {*self.evaluated["label"], *self.measured["label"]}
         return {x: method for x, method in self.records.methods.items() if x in here and method.kind != "bound"}
 
+    @property
+    def subject(self) -> Method:
+        """Whom the report is about."""
+        return self.records.subject
+
+    @property
+    def about(self) -> str:
+        """The label of the subject."""
+        return self.subject.label
+
+    def part(self, label: str) -> int:
+        """Part of a table in which a method stands (`Method.part`)."""
+        return self.methods[label].part(self.subject)
+
     def style(self, label: str) -> Style:
         """Colour, marker and dash of a method."""
         return self.records.styles[label]

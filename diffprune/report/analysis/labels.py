@@ -12,7 +12,7 @@ from typing import Any
 
 from diffprune.core import budget as budgets
 
-SUBJECT = "DiffPrune"  # whom the report is about
+SUBJECT = "DiffPrune"  # whom a report is about, unless another is chosen
 KINDS = ("bound", "trained", "calibrated", "rule", "control", "diagnostic")
 
 # Okabe and Ito's palette and three more: told apart with every common colour blindness, and in grey by marker and dash.
@@ -39,21 +39,25 @@ class Method:
         return self.kind == "trained" and self.label != self.base
 
     @property
-    def image_only(self) -> bool:
-        """Whether it stands in a table's main part: sees what the subject sees."""
-        return not self.reads_question and not self.variant
-
-    @property
     def free(self) -> bool:
         """Whether it needs no training, be it that some settings of it are fitted to a few pictures."""
         return self.kind in ("rule", "control", "calibrated")
 
-    @property
-    def order(self) -> tuple[int, int, bool, str]:
-        """Image-only methods, those that also read the question, other variants; in each by kind, the subject first."""
-        special = 0 if self.image_only else 1 if self.reads_question and self.label.count(",") < 2 else 2
+    def told_more(self, subject: Method) -> bool:
+        """Whether it reads the question, and the subject does not."""
+        return self.reads_question and not subject.reads_question
+
+    def part(self, subject: Method) -> int:
+        """Part of a table: 0 for the subject and methods that are told no more than it, 1 for those that also read the question,
+        2 for other variants."""
+        if self.label == subject.label or not (self.variant or self.told_more(subject)):
+            return 0
+        return 1 if self.reads_question and self.label.count(",") < 2 else 2
+
+    def order(self, subject: Method) -> tuple[int, int, bool, bool, str]:
+        """By part; in each by kind, the subject first."""
         place = KINDS.index(self.kind) if self.kind in KINDS else len(KINDS)
-        return special, place, self.base != SUBJECT, self.label
+        return self.part(subject), place, self.label != subject.label, self.base != subject.base, self.label
 
 
 def of_row(row: Mapping[str, Any], label: str = "") -> Method:
@@ -64,19 +68,33 @@ def of_row(row: Mapping[str, Any], label: str = "") -> Method:
     )  # fmt: skip
 
 
-def ordered(methods: Iterable[Method]) -> list[Method]:
+def ordered(methods: Iterable[Method], subject: Method) -> list[Method]:
     """Each once, in the order of tables."""
-    return sorted(set(methods), key=lambda method: method.order)
+    return sorted(set(methods), key=lambda method: method.order(subject))
+
+
+def chosen(methods: Iterable[Method], asked: str) -> Method:
+    """Whom a report on these methods is about, be it there or not: the one that was asked for by its label; without one DiffPrune,
+    or, where that is not there, the only trained one."""
+    there = {method.label: method for method in methods if method.kind not in ("bound", "diagnostic")}
+    if asked:
+        told_apart = (method for label, method in there.items() if label.startswith(f"{asked} ("))  # by plug-in or recipe
+        return there.get(asked) or next(told_apart, Method(asked, asked, "trained", reads_question=False))
+    trained = [method for method in there.values() if method.kind == "trained" and not method.variant]
+    if SUBJECT not in there and len(trained) == 1:
+        return trained[0]
+    return there.get(SUBJECT, Method(SUBJECT, SUBJECT, "trained", reads_question=False))
 
 
 def styles(methods: Iterable[Method]) -> dict[str, Style]:
-    """Colour, marker and dash by label, no two alike; the same in every figure of a report."""
+    """Colour, marker and dash by label, no two alike; the same in every figure of a report. methods: in the order of tables."""
     found: dict[str, Style] = {}
-    for method in ordered(methods):
+    methods = list(methods)
+    for method in methods:
         if method.kind == "bound":
             found.setdefault(method.label, BOUND)
     number = 0
-    for method in ordered(methods):
+    for method in methods:
         if method.label not in found:
             dash = DASHES.get(method.kind, "-.")
             found[method.label] = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)], dash

@@ -37,6 +37,7 @@ class Records:
              `replicate` (scorer seed), `started`.
     sources: distinct provenance with the table it is of.
     problems: files the store set aside, results that newer ones replaced, runs that were merged; one sentence each.
+    asked:   label of the method that a report is to be about, or "".
     """
 
     frames: dict[str, pd.DataFrame]
@@ -44,6 +45,20 @@ class Records:
     sources: pd.DataFrame
     problems: tuple[str, ...]
     store: Store
+    asked: str = ""
+
+    @cached_property
+    def _methods(self) -> list[Method]:
+        """All methods of the store, in no order; see `methods`."""
+        rows = self.cells[~self.cells["replaced"].astype(bool) & (self.cells["label"] != "")].drop_duplicates("label")
+        found = [labels.of_row(row, str(row["label"])) for row in rows.to_dict("records")]
+        plain = {labels.SUBJECT, *(method.label for method in found)}
+        return [method if method.base in plain else replace(method, base=method.label) for method in found]
+
+    @cached_property
+    def subject(self) -> Method:
+        """Whom a report is about (`labels.chosen`)."""
+        return labels.chosen(self._methods, self.asked)
 
     @cached_property
     def methods(self) -> dict[str, Method]:
@@ -51,11 +66,7 @@ class Records:
 
         A trained method that is there with options alone, as a search has chosen them, is no variant: it stands for its method.
         """
-        rows = self.cells[~self.cells["replaced"].astype(bool) & (self.cells["label"] != "")].drop_duplicates("label")
-        found = [labels.of_row(row, str(row["label"])) for row in rows.to_dict("records")]
-        plain = {labels.SUBJECT, *(method.label for method in found)}
-        found = [method if method.base in plain else replace(method, base=method.label) for method in found]
-        return {method.label: method for method in labels.ordered(found)}
+        return {method.label: method for method in labels.ordered(self._methods, self.subject)}
 
     @cached_property
     def styles(self) -> dict[str, Style]:
@@ -94,8 +105,11 @@ def where(frame: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:
     return frame if mask.all() else frame[mask]
 
 
-def read(root: Path | str | Records) -> Records:
-    """All tables of a store; what has been read already as it is. A store without records gives empty frames, not an error."""
+def read(root: Path | str | Records, subject: str = "") -> Records:
+    """All tables of a store; what has been read already as it is. A store without records gives empty frames, not an error.
+
+    subject: label of the method that a report is about; "" for the usual one (`labels.chosen`).
+    """
     if isinstance(root, Records):
         return root
     store = Store(root)
@@ -114,7 +128,7 @@ def read(root: Path | str | Records) -> Records:
     known, replaced = _newest(_labelled(every[~every.index.duplicated()].sort_index()))
     told = pd.concat(sources, ignore_index=True)
     problems = (*map(str, store.problems), *replaced, *_stale(known, store.graders()), *_merged(told))
-    return Records(frames, known, told, problems, store)
+    return Records(frames, known, told, problems, store, subject)
 
 
 def _stale(cells: pd.DataFrame, graders: Mapping[str, str]) -> list[str]:

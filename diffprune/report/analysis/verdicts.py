@@ -1,4 +1,4 @@
-"""Which comparisons a chapter makes of DiffPrune, and their verdicts, corrected together."""
+"""Which comparisons a chapter makes of the method it is about, and their verdicts, corrected together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import lru_cache
 import numpy as np
 
 from diffprune.report.analysis.comparison import FULL, Comparison
-from diffprune.report.analysis.labels import SUBJECT
 from diffprune.statistics import Verdict, judged
 
 RULE = "best training-free rule"
@@ -22,13 +21,13 @@ ON_THESE = "on these same questions, which favours the rule"
 THE_ONLY = "as the only one asked"
 
 
-def rivals(chapter: Comparison, reads_question: bool = False) -> list[str]:
-    """Other trained methods that see what the subject sees, their variants too: one of them may be the strongest.
+def rivals(chapter: Comparison, told_more: bool = False) -> list[str]:
+    """Other trained methods that are told no more than the subject, their variants too: one of them may be the strongest.
 
-    reads_question: those that see the question as well, in their stead.
+    told_more: those that see the question, where the subject does not, in their stead.
     """
-    trained = (x for x, m in chapter.methods.items() if m.kind == "trained" and m.base != SUBJECT)
-    return [x for x in trained if chapter.methods[x].reads_question == reads_question]
+    trained = (x for x, m in chapter.methods.items() if m.kind == "trained" and m.base != chapter.subject.base)
+    return [x for x in trained if chapter.methods[x].told_more(chapter.subject) == told_more]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def best_rule(chapter: Comparison, budget: str, reads_question: bool = False) ->
 
     reads_question: of those that read the question; else of those that see the picture alone.
     """
-    sort = (x for x, m in chapter.methods.items() if m.free and m.reads_question == reads_question)
+    sort = (x for x, m in chapter.methods.items() if m.free and m.reads_question == reads_question and x != chapter.about)
     rules = [label for label in sort if (label, budget) in chapter.arms and not chapter.missing(label, budget)]
     rules = [label for label in rules if not chapter.off(label, budget)] or rules
     if not rules:
@@ -88,15 +87,19 @@ class Judged:
 
 @lru_cache(maxsize=8)
 def of(chapter: Comparison) -> Mapping[tuple[str, str], Judged]:
-    """(a rival, `RULE` or the unpruned model; budget) -> the subject minus it. All of them are one family."""
-    return _judged(chapter, (*rivals(chapter), RULE, FULL))
+    """(a rival, the best rule of a sort that is told no more, or the unpruned model; budget) -> the subject minus it. All of them
+    are one family."""
+    rules = CHOSEN if chapter.subject.reads_question else (RULE,)
+    return _judged(chapter, (*rivals(chapter), *rules, FULL))
 
 
 @lru_cache(maxsize=8)
 def with_question(chapter: Comparison) -> Mapping[tuple[str, str], Judged]:
     """(a trained method that also reads the question, or `QUESTION_RULE`; budget) -> the subject minus it. A family of its own:
-    they are told more than the subject, and are no reason to correct what is said of its peers."""
-    return _judged(chapter, (*rivals(chapter, reads_question=True), QUESTION_RULE))
+    they are told more than the subject, and are no reason to correct what is said of its peers. None where the subject reads it."""
+    if chapter.subject.reads_question:
+        return {}
+    return _judged(chapter, (*rivals(chapter, told_more=True), QUESTION_RULE))
 
 
 def _judged(chapter: Comparison, against: Sequence[str]) -> dict[tuple[str, str], Judged]:
@@ -108,7 +111,7 @@ def _judged(chapter: Comparison, against: Sequence[str]) -> dict[tuple[str, str]
             if name in CHOSEN:
                 chosen = best_rule(chapter, budget.spelling, name == QUESTION_RULE)
                 other = chosen.label if chosen else ""
-            found = chapter.difference(SUBJECT, other, budget.spelling) if other else None
+            found = chapter.difference(chapter.about, other, budget.spelling) if other else None
             if found:
                 family[name, budget.spelling], who[name, budget.spelling] = found, other
     return {key: Judged(who[key], verdict) for key, verdict in judged(family).items()}

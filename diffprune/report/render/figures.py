@@ -27,7 +27,7 @@ MANY = "bound", "trained", "calibrated", "rule", "control"  # kinds in a legend,
 
 
 def _shown(chapter: Comparison) -> list[str]:
-    return [label for label, m in chapter.methods.items() if m.order[0] < 2]
+    return [label for label in chapter.methods if chapter.part(label) < 2]
 
 
 def _said(name: str, lines: Mapping[str, list[tuple[float, Interval]]], unit: str) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from diffprune.report.analysis import verdicts
 from diffprune.report.analysis.comparison import FULL, Comparison
-from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.seeds import differences
 from diffprune.report.analysis.two_runs import TwoRuns
 from diffprune.report.analysis.verdicts import QUESTION_RULE, RULE
@@ -37,7 +36,7 @@ Group = tuple[str, list[Row]]  # heading, rows
 
 
 def _groups(chapter: Comparison) -> list[Group]:
-    """(whom DiffPrune is held against, its comparisons, most tokens first)."""
+    """(whom the subject is held against, its comparisons, most tokens first)."""
     peers, aware = verdicts.of(chapter), verdicts.with_question(chapter)
     every = {**peers, **aware}
     against = dict.fromkeys(key[0] for key in every)
@@ -45,14 +44,14 @@ def _groups(chapter: Comparison) -> list[Group]:
     found: list[Group] = []
     for x in [x for x in against if x not in last][: MOST - len(last)] + last:
         judged = [(b, every[x, b.spelling]) for b in chapter.budgets if (x, b.spelling) in every]
-        rows = [Row(b.short, one.verdict, differences(chapter, SUBJECT, one.other, b.spelling)) for b, one in judged]
+        rows = [Row(b.short, one.verdict, differences(chapter, chapter.about, one.other, b.spelling)) for b, one in judged]
         found.append((f"minus {plain(x, 48)}", rows))
     return found
 
 
 def forest(chapter: Comparison) -> Plot | None:
-    """None where DiffPrune was compared with nothing."""
-    return drawn(_groups(chapter), f"{SUBJECT} minus other methods", f"{SUBJECT} minus the other")
+    """None where the subject was compared with nothing."""
+    return drawn(_groups(chapter), f"{chapter.about} minus other methods", f"{chapter.about} minus the other")
 
 
 def of_variants(chapter: Comparison) -> Plot | None:

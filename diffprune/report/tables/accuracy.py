@@ -11,7 +11,6 @@ from typing import Any
 
 from diffprune.report.analysis import labels, verdicts
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
-from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.seeds import FAR, failed
 from diffprune.report.analysis.speed import Speed, common_flags, own_flags
 from diffprune.report.render.table import Entry, Number, Table
@@ -113,10 +112,10 @@ def _verdicts_agree(chapter: Comparison, best: str, budget: str) -> bool:
 
     The subject: better than every rival and the best rule, but those of other counts. Another: the subject is worse than it.
     """
-    if (SUBJECT, budget) not in chapter.arms:
+    if (chapter.about, budget) not in chapter.arms:
         return True
     asked = {key[0]: one for key, one in verdicts.of(chapter).items() if key[1] == budget and key[0] != FULL}
-    if best == SUBJECT:
+    if best == chapter.about:
         return all(one.verdict.word == BETTER for one in asked.values() if not one.verdict.found.counts)
     return any(one.verdict.word == WORSE for one in asked.values() if one.other == best)
 
@@ -125,7 +124,7 @@ def per_budget(chapter: Comparison, budget: Budget) -> Table:
     """Columns: the benchmarks in native units, mean credit, average relative accuracy; the unpruned bound first."""
     there = [x for x in chapter.methods if (x, budget.spelling) in chapter.arms]
     columns = [chapter.heading(b) for b in chapter.benchmarks]
-    fair = [x for x in there if chapter.methods[x].image_only]
+    fair = [x for x in there if not chapter.part(x)]
     rivals = [x for x in verdicts.rivals(chapter) if x in there and x not in fair]
     winner = _best(chapter, [x for x in (*fair, *rivals) if not chapter.off(x, budget.spelling)], budget.spelling)
     rows = [_row(chapter, FULL, "", None)] if (FULL, "") in chapter.arms else []
@@ -173,6 +172,9 @@ def seeds_failed(chapter: Comparison, label: str, budget: str) -> str:
 
 
 def _notes(chapter: Comparison) -> Iterable[str]:
+    fair, below = "image-only method", "methods that also read the question, and variants"
+    if chapter.subject.reads_question:
+        fair, below = "method above the line", "variants"
     figures = {chapter.heading(b): chapter.native_of(FULL, "", b)[0] for b in chapter.benchmarks}
     units = "; ".join(f"{b}: {figure.replace('_', ' ')}" for b, figure in figures.items() if figure and figure != "accuracy")
     yield "Native units, other than plain accuracy in percent: " + units + "." if units else "Accuracy in percent."
@@ -180,9 +182,9 @@ def _notes(chapter: Comparison) -> Iterable[str]:
         "Mean credit: percent, unweighted over the benchmarks, with its 95 % interval. avg %: mean over benchmarks of pruned "
         "/ unpruned, "
         "the field's figure; it averages unlike units. Bold: the highest mean credit where this page's verdicts, in their family, "
-        "say that it is better than what DiffPrune was compared with (DiffPrune worse, where another is the highest), and the same "
-        "test, corrected after Holm for the column, that it is better than every other image-only method; single benchmarks have "
-        "no bold. Below the line: methods that also read the question, and variants."
+        f"say that it is better than what {chapter.about} was compared with ({chapter.about} worse, where another is the highest), "
+        f"and the same test, corrected after Holm for the column, that it is better than every other {fair}; single benchmarks "
+        f"have no bold. Below the line: {below}."
     )
     yield (
         f"Seeds failed: they lie more than {FAR:g} points below the median of their method's seeds. N kept: a method whose mean "
@@ -229,7 +231,7 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
 
 
 def differences(chapter: Comparison, draws: int) -> Table:
-    """DiffPrune minus each other trained method, the best training-free rule and the unpruned model; one column per budget.
+    """The subject minus each other trained method, the best training-free rule and the unpruned model; one column per budget.
 
     Below a line: minus those that also read the question, corrected by themselves.
     """
@@ -244,10 +246,10 @@ def differences(chapter: Comparison, draws: int) -> Table:
             cells.append(judged_entry(one.verdict, note=one.other if against in verdicts.CHOSEN else "") if one else None)
             if one:
                 pictures = max(pictures, one.verdict.found.num_groups)
-                arms = ((SUBJECT, budget.spelling), (one.other, "" if one.other == FULL else budget.spelling))
+                arms = ((chapter.about, budget.spelling), (one.other, "" if one.other == FULL else budget.spelling))
                 seeds.add("/".join(str(len(chapter.arms[arm])) for arm in arms))
         rows.append((against, *cells, Number(pictures, digits=0), ", ".join(sorted(seeds))))
-    columns = ("DiffPrune minus", *(b.short for b in chapter.budgets), "pictures", "seeds")
+    columns = (f"{chapter.about} minus", *(b.short for b in chapter.budgets), "pictures", "seeds")
     family = "all cells of this table"
     if peers and aware:
         family = "all cells above the line, and for all below it: methods that also read the question"

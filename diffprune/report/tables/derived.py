@@ -6,7 +6,6 @@ import math
 
 from diffprune.report.analysis.comparison import BLIND, FULL, Comparison
 from diffprune.report.analysis.derived import Derived
-from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.verdicts import rivals
 from diffprune.report.render.table import Entry, Number, Table
 from diffprune.report.tables.accuracy import judged_entry, kept_entry, shown, words
@@ -88,7 +87,7 @@ def blind(chapter: Comparison, derived: Derived) -> Table | None:
         digits = 0 if full > 200 else 1
         kept: list[Entry] = []
         for b in chapter.budgets:
-            found = derived.retained(SUBJECT, b.spelling, benchmark)
+            found = derived.retained(chapter.about, b.spelling, benchmark)
             kept.append(shown(found.interval()) if found else None)
         unknown = "no interval" if gap.num_groups >= LEAST_GROUPS else ""  # else `shown` says why
         says = "" if gap.image_bound else "not image-bound" if math.isfinite(gap.low) else unknown
@@ -96,7 +95,7 @@ def blind(chapter: Comparison, derived: Derived) -> Table | None:
             chapter.heading(benchmark), Number(full, digits=digits), Number(without, digits=digits),
             shown(gap, digits, signed=True, note=says), *kept,
         ))  # fmt: skip
-    columns = ("Benchmark", FULL, BLIND, "the image's part", *(f"{SUBJECT}, {b.short}: % kept" for b in chapter.budgets))
+    columns = ("Benchmark", FULL, BLIND, "the image's part", *(f"{chapter.about}, {b.short}: % kept" for b in chapter.budgets))
     notes = (
         "Native units. No image: the same questions with the image's place and all its tokens left out. Not image-bound: "
         "unpruned − no image does not exceed 3 standard errors, so there is no visual contribution to keep.",
@@ -107,10 +106,10 @@ def blind(chapter: Comparison, derived: Derived) -> Table | None:
 
 
 def tested(chapter: Comparison, derived: Derived) -> list[Table]:
-    """DiffPrune minus the unpruned model and minus each rival, benchmark by benchmark, in native units."""
+    """The subject minus the unpruned model and minus each rival, benchmark by benchmark, in native units."""
     found = []
     for against in (FULL, *rivals(chapter)):
-        by_budget = {b.spelling: derived.tested(SUBJECT, against, b.spelling) for b in chapter.budgets}
+        by_budget = {b.spelling: derived.tested(chapter.about, against, b.spelling) for b in chapter.budgets}
         rows: list[tuple[Entry, ...]] = []
         keys: list[str] = []
         for benchmark in chapter.benchmarks:
@@ -125,6 +124,6 @@ def tested(chapter: Comparison, derived: Derived) -> list[Table]:
             columns = ("Benchmark", "figure", *(b.short for b in chapter.budgets))
             name = "benchmarks_" + "".join(c if c.isalnum() else "_" for c in against.lower())
             notes = ("Native units. " + words("the benchmarks of one column", "1 % of the figure's largest value"),)
-            title, at = f"{SUBJECT} − {against}, benchmark by benchmark", ("Benchmark", "figure", *by_budget)
+            title, at = f"{chapter.about} − {against}, benchmark by benchmark", ("Benchmark", "figure", *by_budget)
             found.append(Table(name, title, columns, tuple(rows), notes, keys=tuple(keys), column_keys=at))
     return found

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from diffprune.report.analysis import labels, verdicts
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
-from diffprune.report.analysis.labels import SUBJECT
 from diffprune.report.analysis.seeds import FAR
 from diffprune.report.analysis.speed import Speed
 from diffprune.report.analysis.speed import said as words
@@ -57,8 +56,8 @@ def _why(found: Difference) -> str:
     return "seeds" if found.scorers_only else "" if math.isfinite(found.p) else "pictures"
 
 
-def verdict(against: str, found: Sequence[tuple[Budget, Judged]], split: str = "") -> str:
-    """ "Against X, DiffPrune is better with ..., cannot be told apart with ..." and the differences in points.
+def verdict(about: str, against: str, found: Sequence[tuple[Budget, Judged]], split: str = "") -> str:
+    """ "Against X, this one is better with ..., cannot be told apart with ..." and the differences in points.
 
     The rule compared is named where it is not `against`; where nothing may be said of methods, the scorers' differences are told.
     split: a sentence on seeds that failed, told after it.
@@ -77,7 +76,7 @@ def verdict(against: str, found: Sequence[tuple[Budget, Judged]], split: str = "
         return f"Against {against} nothing was compared at a shared budget."
     if judged == len(clauses) == 1 and len(found) > 1:
         clauses[0] += ", that is at every budget"
-    return f"Against {against}, DiffPrune " + "; ".join(clauses) + "." + split
+    return f"Against {against}, {about} " + "; ".join(clauses) + "." + split
 
 
 def _told(budget: Budget, one: Judged, against: str) -> str:
@@ -90,30 +89,32 @@ def _told(budget: Budget, one: Judged, against: str) -> str:
 
 def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
     """Sentences: what was asked, each comparison, what pruning costs and saves, and how it was timed."""
-    if not any(label == SUBJECT for label, _ in chapter.arms):
-        return ["DiffPrune was not asked here, so there is no verdict on it."]
-    first = next(b.spelling for b in chapter.budgets if (SUBJECT, b.spelling) in chapter.arms) if chapter.budgets else ""
-    base = chapter.accuracy(SUBJECT, first)
-    seeds = len(chapter.arms[SUBJECT, first]) if first else 0
+    about = chapter.about
+    if not any(label == about for label, _ in chapter.arms):
+        return [f"{about} was not asked here, so there is no verdict on it."]
+    first = next((b.spelling for b in chapter.budgets if (about, b.spelling) in chapter.arms), "")
+    base = chapter.accuracy(about, first)
+    seeds = len(chapter.arms[about, first]) if first else 0
     said = []
     every, aware = verdicts.of(chapter), verdicts.with_question(chapter)
     if base:
         apart = ", those with methods that also read the question by themselves" if aware else ""
         said.append(
-            f"DiffPrune was asked {base.num_rows:,} questions about {base.num_groups:,} pictures of {len(chapter.benchmarks)} "
+            f"{about} was asked {base.num_rows:,} questions about {base.num_groups:,} pictures of {len(chapter.benchmarks)} "
             f"benchmarks at {len(chapter.budgets)} budgets, with {seeds} scorer seed{'s' * (seeds != 1)}. Differences are in "
             f"points of mean credit, with paired 95 % intervals; verdicts are corrected for all comparisons made here{apart}."
         )
-    for against in (*rivals(chapter), RULE, FULL):
+    for against in (*rivals(chapter), RULE, QUESTION_RULE, FULL):
         found = [(b, every[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in every]
         if found or against not in NAMED:
-            said.append(verdict(NAMED.get(against, against), found, "" if against in NAMED else _split(chapter, found)))
+            said.append(verdict(about, NAMED.get(against, against), found, "" if against in NAMED else _split(chapter, found)))
     if not rivals(chapter):
-        said.append("No other trained method that sees the picture alone was evaluated, so nothing is said about one.")
+        which = "" if chapter.subject.reads_question else " that sees the picture alone"
+        said.append(f"No other trained method{which} was evaluated, so nothing is said about one.")
     for against in dict.fromkeys(key[0] for key in aware):
         found = [(b, aware[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in aware]
         named = NAMED.get(against, f"{against}, which also reads the question")
-        said.append(verdict(named, found, "" if against in NAMED else _split(chapter, found)))
+        said.append(verdict(about, named, found, "" if against in NAMED else _split(chapter, found)))
     return said + _speed(chapter, fast, batch)
 
 
@@ -121,7 +122,7 @@ def _split(chapter: Comparison, found: Sequence[tuple[Budget, Judged]]) -> str:
     """A sentence on the seeds of these comparisons that failed; "" where none did."""
     where: dict[str, list[str]] = {}
     for budget, one in found:
-        for label in (SUBJECT, one.other):
+        for label in (chapter.about, one.other):
             if says := seeds_failed(chapter, label, budget.spelling):
                 where.setdefault(f"{says.removesuffix(' failed')} of {label}", []).append(f"{budget.kept:.0f}")
     parts = [f"{who} with {joined(counts)} tokens" for who, counts in where.items()]
@@ -134,9 +135,9 @@ def _split(chapter: Comparison, found: Sequence[tuple[Budget, Judged]]) -> str:
 
 
 def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
-    """What pruning saves: DiffPrune at every budget; where it is not there, the range of the methods that are."""
+    """What pruning saves: the subject at every budget; where it is not there, the range of the methods that are."""
     shared = {key: s for key, s in fast.items() if s.net and labels.budget(key[1])[0] in ("Keep", "Share")}
-    timed = sorted((s for (label, _), s in shared.items() if label == SUBJECT), key=lambda s: -s.kept)
+    timed = sorted((s for (label, _), s in shared.items() if label == chapter.about), key=lambda s: -s.kept)
     common = set.intersection(*(set(s.flags) & DOUBTS for s in shared.values())) if shared else set()
     parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {s.kept:.0f} tokens{_beside(s, common)}"
              for s in timed if s.net]  # fmt: skip
@@ -150,10 +151,10 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     flagged = f" All of these timings are flagged: {words(common)}." if common else ""
     if parts:
         return [f"{said}: {joined(parts)}.{flagged}"]
-    if nets and not any(label == SUBJECT for label, _ in chapter.arms):
+    if nets and not any(label == chapter.about for label, _ in chapter.arms):
         ends = [f"{net.estimate:.2f}× [{net.low:.2f}, {net.high:.2f}] ({who})" for net, who in (nets[0], nets[-1])][: len(nets)]
         return [f"{said}{', between' if len(ends) > 1 else ':'} {joined(ends)}.{flagged}"]
-    who = f"The prefill of {SUBJECT}" if any(label == SUBJECT for label, _ in chapter.arms) else "Prefill"
+    who = f"The prefill of {chapter.about}" if any(label == chapter.about for label, _ in chapter.arms) else "Prefill"
     return [f"{who} was not timed, so there is no speedup to report."]
 
 
@@ -167,11 +168,11 @@ def _beside(one: Speed, common: set[str]) -> str:
 
 def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
     """The top of the page: the verdict, that on methods that also read the question, what it rests on, what pruning saves."""
-    budgets = [b.spelling for b in chapter.budgets if (SUBJECT, b.spelling) in chapter.arms]
-    base = chapter.accuracy(SUBJECT, budgets[0]) if budgets else None
-    said = [short(chapter), *_short_with_question(chapter)]
+    budgets = [b.spelling for b in chapter.budgets if (chapter.about, b.spelling) in chapter.arms]
+    base = chapter.accuracy(chapter.about, budgets[0]) if budgets else None
+    said = [short(chapter), *_short_with_question(chapter), *_short_with_rules(chapter)]
     if base:
-        seeds = len(chapter.arms[SUBJECT, budgets[0]])
+        seeds = len(chapter.arms[chapter.about, budgets[0]])
         num = (base.num_rows, base.num_groups, len(chapter.benchmarks), len(budgets))
         said.append(f"{_asked(*num)}, with {seeds} scorer seed{'s' * (seeds != 1)}.")
     elif len(chapter.rows):
@@ -194,12 +195,12 @@ def short(chapter: Comparison) -> str:
     num = len(_against_trained(chapter))
     if not num:
         return _no_comparison(chapter)
-    return f"DiffPrune against the other trained methods, {num} comparison{'s' * (num != 1)}: {tally(chapter)}."
+    return f"{chapter.about} against the other trained methods, {num} comparison{'s' * (num != 1)}: {tally(chapter)}."
 
 
 def _short_with_question(chapter: Comparison) -> list[str]:
     """The same of trained methods that also read the question; [] where there are none."""
-    others = verdicts.rivals(chapter, reads_question=True)
+    others = verdicts.rivals(chapter, told_more=True)
     found = [one.verdict for (against, _), one in verdicts.with_question(chapter).items() if against in others]
     if not found:
         return []
@@ -207,16 +208,27 @@ def _short_with_question(chapter: Comparison) -> list[str]:
     return [f"Against trained methods that also read the question, {num} comparison{'s' * (num != 1)}: {counts(found)}."]
 
 
+def _short_with_rules(chapter: Comparison) -> list[str]:
+    """The same of the best rules, where no other trained method could be compared; [] where there are none either."""
+    found = [one.verdict for (against, _), one in verdicts.of(chapter).items() if against in CHOSEN]
+    if not found or _against_trained(chapter):
+        return []
+    num = len(found)
+    return [f"{chapter.about} against the best training-free rules, {num} comparison{'s' * (num != 1)}: {counts(found)}."]
+
+
 def _no_comparison(chapter: Comparison) -> str:
     """Why there is no verdict."""
     if not chapter.arms:
         return "Nothing was evaluated in this store, so there is no verdict."
+    absent = f"{chapter.about} is not among the methods that were evaluated, so there is no verdict on it."
+    missing = all(label != chapter.about for label, _ in chapter.arms)
+    if missing and chapter.records.asked:
+        return absent
     if found := [one.verdict for one in verdicts.variants(chapter).values()]:
         num = len(found)
         return f"Variants against the plain method, {num} comparison{'s' * (num != 1)}: {counts(found)}."
-    if all(label != SUBJECT for label, _ in chapter.arms):
-        return f"{SUBJECT} is not among the methods that were evaluated, so there is no verdict on it."
-    return "No comparison with another trained method in this store."
+    return absent if missing else "No comparison with another trained method in this store."
 
 
 def tally(chapter: Comparison) -> str:

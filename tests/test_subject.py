@@ -1,0 +1,156 @@
+"""Whom a report is about: DiffPrune, the only trained method, or the one that is chosen; and with whom it is compared then."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from records import evaluate_cell, prediction, provenance
+
+from diffprune.cli import commands
+from diffprune.job.files import load_job
+from diffprune.job.job import Job
+from diffprune.report import about, index, read, report, summary
+from diffprune.report.analysis import verdicts
+from diffprune.report.analysis.comparison import FULL, chapters
+from diffprune.store import Store
+from diffprune.verify import verify
+
+LEARNT = "LearnPruner (stage 1)"
+CROSS = "DiffPrune, question-aware cross"
+CREDIT = {  # every method's share of right answers, in twelfths; only for tests
+    "unpruned": 12, "diffprune": 8, "diffprune(question_aware='cross')": 10, "learnpruner": 9, "visionselector": 6,
+    "cdpruner": 11, "divprune": 7, "attention": 5,
+}  # fmt: skip
+TRAINED = ("diffprune", "diffprune(question_aware='cross')", "learnpruner", "visionselector")
+
+
+def publish(root: Path, *asked: str, seeds: int = 2) -> Path:
+    store = Store(root)
+    for name in asked:
+        trained = name in TRAINED
+        for seed in range(seeds if trained else 1):
+            more = {"recipe": f"{name:a<20.20}", "seed": seed, "weights": f"{seed}{name:b<20.19}"} if trained else {}
+            cell = evaluate_cell(name, budget="Keep(16)", **more)
+            right = [float(i % 12 < CREDIT[name] + seed * (i % 24 < 12)) for i in range(120)]
+            kept = 144 if name == "unpruned" else 16
+            rows = [prediction(i, credit, group=str(i // 2), visual_kept=kept) for i, credit in enumerate(right)]
+            store.publish({"predictions": rows}, cell=cell, provenance=provenance())
+    return root
+
+
+@pytest.fixture(scope="module")
+def everyone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish(tmp_path_factory.mktemp("run") / "store", *CREDIT)
+
+
+def compared(store: Path, subject: str = "") -> tuple[set[str], set[str]]:
+    """Names in the family of the subject, and in that of methods which are told more."""
+    chapter = next(chapters(read(store, subject)))
+    return {name for name, _ in verdicts.of(chapter)}, {name for name, _ in verdicts.with_question(chapter)}
+
+
+def test_a_subject_that_sees_the_picture_alone_is_held_apart_from_what_reads_the_question(everyone: Path) -> None:
+    peers = {LEARNT, "VisionSelector", verdicts.RULE, FULL}
+    assert compared(everyone) == compared(everyone, "DiffPrune") == (peers, {verdicts.QUESTION_RULE})
+    mine = peers - {LEARNT} | {"DiffPrune"}
+    assert compared(everyone, LEARNT) == (mine, {CROSS, verdicts.QUESTION_RULE})
+
+
+def test_one_that_reads_the_question_is_compared_with_all_that_are_told_no_more(everyone: Path) -> None:
+    peers = {LEARNT, "VisionSelector", verdicts.RULE, verdicts.QUESTION_RULE, FULL}
+    assert compared(everyone, CROSS) == (peers, set()), "the plain one is its variants' business"
+
+
+def test_a_rule_may_be_the_subject_and_is_no_rival_of_its_own(everyone: Path) -> None:
+    peers, _ = compared(everyone, "DivPrune")
+    assert peers == {"DiffPrune", LEARNT, "VisionSelector", verdicts.RULE, FULL}
+    chapter = next(chapters(read(everyone, "DivPrune")))
+    best = verdicts.best_rule(chapter, "Keep(16)")
+    assert best is not None and best.label == "Attention"
+
+
+def difference(out: Path, row: str) -> float:
+    with open(out / "tables" / "differences.csv", newline="", encoding="utf-8") as file:
+        return next(float(r["16 tokens"]) for r in csv.DictReader(file) if next(iter(r.values())) == row)
+
+
+@pytest.mark.parametrize(
+    ("subject", "asked"),
+    [
+        ("DiffPrune", "diffprune"),
+        (CROSS, "diffprune(question_aware='cross')"),
+        (LEARNT, "learnpruner"),
+        ("CDPruner (word space)", "cdpruner"),
+    ],
+)
+def test_the_page_is_about_it_and_every_number_is_in_the_store(everyone: Path, tmp_path: Path, subject: str, asked: str) -> None:
+    made = report(everyone, tmp_path / "report", subject=subject)
+    page = made["html"].read_text("utf-8")
+    assert f"Against the unpruned model, {subject} " in page and f"{subject} was asked 120 questions" in page
+    assert about(tmp_path / "report") == subject
+    shutil.copytree(everyone, tmp_path / "store")
+    found = verify(tmp_path)
+    assert not found.differences and found.recomputed > 50
+    more = 0.25 if asked in TRAINED else 0.0  # the second seed answers one question of 24 more
+    assert difference(tmp_path / "report", FULL) == pytest.approx(100 * (CREDIT[asked] + more - 12) / 12, abs=0.01)
+
+
+def test_who_reads_the_question_stands_above_the_line_and_nothing_is_called_image_only(everyone: Path, tmp_path: Path) -> None:
+    page = report(everyone, tmp_path, subject=CROSS)["html"].read_text("utf-8")
+    assert "Below the line: variants." in page and "better than every other method above the line" in page
+    assert "those with methods that also read the question by themselves" not in page
+    usual = report(everyone, tmp_path / "usual")["html"].read_text("utf-8")
+    assert "Below the line: methods that also read the question, and variants." in usual
+
+
+def test_without_a_choice_it_is_the_only_trained_method(tmp_path: Path) -> None:
+    alone = publish(tmp_path / "alone", "unpruned", "learnpruner", "divprune", "attention")
+    assert compared(alone) == ({verdicts.RULE, FULL}, set())
+    assert f"{LEARNT} against the best training-free rules, 1 comparison: " in summary_of(alone, tmp_path)
+    two = publish(tmp_path / "two", "unpruned", "learnpruner", "visionselector")
+    assert "DiffPrune is not among the methods that were evaluated" in summary(two)
+
+
+def summary_of(store: Path, place: Path) -> str:
+    return report(store, place / "page")["markdown"].read_text("utf-8")
+
+
+def test_one_of_which_there_are_no_results_is_said_to_be_missing(everyone: Path) -> None:
+    said = summary(read(everyone, "GumbelTop"))
+    assert "GumbelTop is not among the methods that were evaluated, so there is no verdict on it." in said
+
+
+def test_an_index_has_a_run_by_the_method_of_its_page(everyone: Path, tmp_path: Path) -> None:
+    for name, subject in (("mine", LEARNT), ("usual", "")):
+        shutil.copytree(everyone, tmp_path / name / "store")
+        report(tmp_path / name / "store", tmp_path / name / "report", subject=subject)
+    page = index(tmp_path).read_text("utf-8")
+    mine, usual = (page[page.index(f"{name}/report/report.html") :][:2000] for name in ("mine", "usual"))
+    assert LEARNT in mine[: mine.index("usual/report")] and "DiffPrune" in usual
+
+
+def test_a_folder_is_reported_again_about_the_same_or_another_that_it_has(
+    everyone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(everyone, "run/store")
+    assert commands.call(["report", "run", "--set", "subject=LearnPruner"]) == (0, "")
+    assert about(Path("run/report")) == LEARNT
+    assert commands.call(["report", "run"]) == (0, "")
+    assert about(Path("run/report")) == LEARNT, "as before"
+    code, said = commands.call(["report", "run", "--set", "subject=Gumbel"])
+    assert code == 2 and said.startswith("a report about 'Gumbel' needs results of it: run has those of DiffPrune, ")
+    assert about(Path("run/report")) == LEARNT
+    capsys.readouterr()
+
+
+def test_a_job_names_one_of_its_methods() -> None:
+    told = Job(name="x", train=None, baselines=("unpruned", "divprune"), subject="divprune")
+    assert str(told.subject) == "divprune"
+    with pytest.raises(ValueError, match="subject names 'cdpruner', which the job does not run"):
+        Job(name="x", baselines=("unpruned", "divprune"), subject="cdpruner")
+    chosen = load_job("ablation_questions").subject
+    assert chosen is not None and str(chosen) == "diffprune(question_aware='cross')"
