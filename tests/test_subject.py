@@ -22,7 +22,7 @@ LEARNT = "LearnPruner (stage 1)"
 CROSS = "DiffPrune, question-aware cross"
 CREDIT = {  # every method's share of right answers, in twelfths; only for tests
     "unpruned": 12, "diffprune": 8, "diffprune(question_aware='cross')": 10, "learnpruner": 9, "visionselector": 6,
-    "cdpruner": 11, "divprune": 7, "attention": 5,
+    "cdpruner": 11, "divprune": 7, "attention": 5, "cdpruner(question=False)": 6,
 }  # fmt: skip
 TRAINED = ("diffprune", "diffprune(question_aware='cross')", "learnpruner", "visionselector")
 
@@ -43,7 +43,7 @@ def publish(root: Path, *asked: str, seeds: int = 2) -> Path:
 
 @pytest.fixture(scope="module")
 def everyone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish(tmp_path_factory.mktemp("run") / "store", *CREDIT)
+    return publish(tmp_path_factory.mktemp("run") / "store", *[name for name in CREDIT if "=False" not in name])
 
 
 def compared(store: Path, subject: str = "") -> tuple[set[str], set[str]]:
@@ -145,6 +145,11 @@ def test_a_folder_is_reported_again_about_the_same_or_another_that_it_has(
     assert code == 2 and said.startswith("a report about 'Gumbel' needs results of it: run has those of DiffPrune, ")
     assert about(Path("run/report")) == LEARNT
     capsys.readouterr()
+
+
+def test_a_name_without_what_stands_behind_it_in_brackets_is_the_plain_method(tmp_path: Path) -> None:
+    store = publish(tmp_path, "unpruned", "cdpruner(question=False)", "cdpruner", "diffprune")
+    assert read(store, "CDPruner").subject.label == "CDPruner (word space)"
 
 
 def test_a_job_names_one_of_its_methods() -> None:

@@ -5,6 +5,7 @@ No plug-in is known by name: label, kind and what a method reads are columns of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,7 +79,7 @@ def chosen(methods: Iterable[Method], asked: str) -> Method:
     or, where that is not there, the only trained one."""
     there = {method.label: method for method in methods if method.kind not in ("bound", "diagnostic")}
     if asked:
-        told_apart = (method for label, method in there.items() if label.startswith(f"{asked} ("))  # by plug-in or recipe
+        told_apart = (method for label, method in there.items() if re.fullmatch(re.escape(asked) + r"( \([^()]*\))+", label))
         return there.get(asked) or next(told_apart, Method(asked, asked, "trained", reads_question=False))
     trained = [method for method in there.values() if method.kind == "trained" and not method.variant]
     if SUBJECT not in there and len(trained) == 1:
