@@ -1,4 +1,4 @@
-"""Trained scorers whose best tokens are kept, against the same scorers with tokens chosen by volume: important and unlike each other.
+"""Trained scorers whose best tokens are kept, against the same scorers with tokens chosen by volume.
 
     diffprune run compare_volume
 

@@ -38,9 +38,9 @@ NOT_OF_ITSELF = {"replaced"}  # a diagnostic of other methods
 def test_every_method_there_is_takes_part() -> None:
     job = load_job("zoo")
     assert job.train is not None
-    asked = [spec.name for spec in (*job.baselines, *job.train.pruners)]
+    asked = [spec.name for spec in (*job.baselines, *job.train.pruners, *job.wrapped)]
     assert {*asked} == {*registry.names("pruners")} - NOT_OF_ITSELF
-    assert [asked.count(name) for name in ("pore", "btp", "attention")] == [2, 1, 1]
+    assert [asked.count(name) for name in ("pore", "dpp", "btp", "attention")] == [2, 2, 1, 1]
 
 
 def test_trained_methods_see_as_many_images_with_what_the_search_found_for_them() -> None:

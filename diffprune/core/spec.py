@@ -59,6 +59,15 @@ class Spec:
         """The same plug-in with its files elsewhere."""
         return replace(self, places=tuple(sorted((dict(self.places) | {k: str(v) for k, v in places.items()}).items())))
 
+    def wraps(self, inner: Spec) -> bool:
+        """Whether `inner` is what it wraps, or lies in that."""
+        return any(value == inner or value.wraps(inner) for _, value in self.options if isinstance(value, Spec))
+
+    def around(self, inner: Spec, other: Spec) -> Spec:
+        """The same plug-in wrapped around `other` where it wraps `inner`, as deep as that lies."""
+        held = {key: value for key, value in self.options if isinstance(value, Spec)}
+        return self.with_options(**{k: other if v == inner else v.around(inner, other) for k, v in held.items()})
+
     def without_places(self) -> Spec:
         """The same plug-in, not saying where anything lies, nor of what it wraps."""
         inner = {key: value.without_places() for key, value in self.options if isinstance(value, Spec)}

@@ -7,6 +7,7 @@ line makes a changed copy, never a changed job. Text becomes a value here, once.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ class Job(BaseModel):
     search, train, tune, evaluate, measure, report: the verbs; each section's settings are shown by its own name.
     baselines: methods that need no training, or name their weights; compared with the trained ones. `unpruned` is the bound.
                Weights are looked for when a verb needs them.
+    wrapped:   wrappers around methods of `train.pruners` that learn nothing themselves, such as `dpp(diffprune)`: asked with the
+               scorers of the method inside, all seeds.
     replaced:  methods (of `train.pruners` or `baselines`) also run with tokens replaced by their mean instead of removed, a
                diagnostic of what removal itself costs; such a run takes as long as an unpruned one.
     tuned:     methods (of `train.pruners` or `baselines`) that `tune` looks at, trained ones with their first seed; () for all.
@@ -75,6 +78,7 @@ class Job(BaseModel):
     measure: Measurement | None = None
     report: bool = True
     baselines: tuple[PrunerSpec, ...] = tuple(map(Spec, ("unpruned", "random", "grid", "attention")))
+    wrapped: tuple[PrunerSpec, ...] = ()
     replaced: tuple[PrunerSpec, ...] = ()
     tuned: tuple[PrunerSpec, ...] = ()
     budgets: tuple[BudgetValue, ...] = (Share(1 / 3), Share(2 / 9), Share(1 / 9), Share(1 / 20))
@@ -125,13 +129,28 @@ class Job(BaseModel):
             if recipe and recipe.model != self.model:
                 asked = f"the job is about {str(self.model)!r} but {place}.model is {str(recipe.model)!r}"
                 raise ValueError(f"{asked}: give both the same model")
-        known = {*self.baselines, *(self.train.pruners if self.train else ())}
+        trained = self.train.pruners if self.train else ()
+        for spec in self.wrapped:
+            self._check_wrapper(spec, trained)
+        known = {*self.baselines, *trained, *self.wrapped}
         named = {"replaced": self.replaced, "tuned": self.tuned, "subject": (self.subject,) if self.subject else ()}
         for field, specs in named.items():
             for spec in set(specs) - known:
                 hint = registry.nearest(str(spec), map(str, known))
                 raise ValueError(f"{field} names {str(spec)!r}, which the job does not run: {hint}")
         return self
+
+    def _check_wrapper(self, spec: Spec, trained: Sequence[Spec]) -> None:
+        """Raises ValueError: a method that wraps none of the trained ones, or learns something itself."""
+        if not any(map(spec.wraps, trained)):
+            told = ", ".join(map(str, trained)) or "none"
+            raise ValueError(f"wrapped names {str(spec)!r}, which wraps no method of train.pruners ({told}): is it a baseline?")
+        if issubclass(registry.find("pruners", spec.name), FittedPruner):
+            raise ValueError(f"wrapped names {str(spec)!r}, which learns something itself: put it into train.pruners")
+
+    def wrappers(self, inner: Spec, ready: Spec) -> tuple[Spec, ...]:
+        """The job's wrappers around a trained method, with the one that has its weights in its place."""
+        return tuple(spec.around(inner, ready) for spec in self.wrapped if spec.wraps(inner))
 
     @property
     def tuning(self) -> Tuning | None:

@@ -87,15 +87,21 @@ class Plan:
         ready = [spec for spec in self.job.baselines if self._wanted(stage, spec)]
         first = [spec for spec in ready if not (self.job.train and spec.place("weights"))]
         for (spec, seed), place in self.job.scorers(self.folder).items():
-            if (spec, seed) not in waiting and self._wanted(stage, spec, seed):
-                ready.append(spec.at(weights=absolute(place)))
-                first += ready[-1:] if self._first(seed) else []
+            if (spec, seed) not in waiting:
+                own = self._wanted_of(stage, spec, seed, spec.at(weights=absolute(place)))
+                ready += own
+                first += own if self._first(seed) else []
         found = self._asked(stage, ready, first)
         for spec, seed in self.job.scorers(self.folder):
-            if (spec, seed) in waiting and self._wanted(stage, spec, seed):
-                own = self._asked(stage, [spec], [spec] if self._first(seed) else [])
-                found += [_planned(cell, f"{UNTRAINED} {seed}") for cell in own if cell.method.kind != "bound"]
+            if (spec, seed) in waiting and (own := self._wanted_of(stage, spec, seed, spec)):
+                asked = self._asked(stage, own, own if self._first(seed) else [])
+                found += [_planned(cell, f"{UNTRAINED} {seed}") for cell in asked if cell.method.kind != "bound"]
         return [cell for cell in dict.fromkeys(found) if not self._unmet(cell)]
+
+    def _wanted_of(self, stage: str, spec: Spec, seed: int, ready: Spec) -> list[Spec]:
+        """What a stage looks at of a trained method and its wrappers, as `ready`, which may have its weights."""
+        named = {spec: ready, **dict(zip(self.job.wrappers(spec, spec), self.job.wrappers(spec, ready), strict=True))}
+        return [made for name, made in named.items() if self._wanted(stage, name, seed)]
 
     def _unmet(self, cell: Cell) -> str:
         """Why a cell's method cannot meet its budget in this model, where the job leaves such cells out; "" where it can.
@@ -241,6 +247,7 @@ class Plan:
                 spec if (spec, seed) in waiting else spec.at(weights=absolute(place))
                 for (spec, seed), place in self.job.scorers(self.folder).items()
             ]
+            trained += [wrapper for spec in trained for wrapper in self.job.wrappers(spec.without_places(), spec)]
             preflight.check(self.vlm, [*self.job.baselines, *trained], asked, self.job.budgets, self.job.leave_out)
 
     def report(self, out: Path) -> None:

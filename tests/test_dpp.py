@@ -1,0 +1,191 @@
+"""Tokens chosen by score and unlike each other: the definition token by token, its two ends, and jobs that ask for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffprune.core import registry
+from diffprune.core.budget import Above, Keep, Share
+from diffprune.core.cell import describe, weights
+from diffprune.core.pruner import Kind, ScorePruner
+from diffprune.core.site import ENCODED, Cut
+from diffprune.core.spec import Spec
+from diffprune.core.tokens import VisualTokens
+from diffprune.evaluate.cells import Evaluation
+from diffprune.job.job import Job
+from diffprune.job.plan import Plan
+from diffprune.pruners.dpp import DPP
+from diffprune.timing.options import Measurement
+from diffprune.train.context import LocalContext
+from diffprune.train.loop import train
+from diffprune.train.recipe import Recipe
+from diffprune.tune.options import Tuning
+from diffprune.vlm.load import load
+
+BUDGETS = (Keep(1), Keep(3), Keep(9), Share(0.3), Share(0.6), Share(1.0))
+
+
+class Column(ScorePruner):
+    """Scores are the first channel, which is no part of what is compared."""
+
+    label = "Column"
+
+    def score(self, tokens: VisualTokens) -> torch.Tensor:
+        return tokens.features[..., 0]
+
+
+def tokens(width: int = 24) -> VisualTokens:
+    torch.manual_seed(0)
+    valid = torch.ones(4, 16, dtype=torch.bool)
+    valid[0, 12:], valid[1, :3], valid[2, 1:] = False, False, False
+    return VisualTokens(torch.randn(4, 16, width), valid)
+
+
+def one_by_one(x: torch.Tensor, scores: torch.Tensor, count: int, weight: float) -> list[int]:
+    """Of one image without padding: each token makes the determinant of the chosen ones' kernel as large as any other could."""
+    unit = torch.nn.functional.normalize(x.double(), dim=1)
+    s = scores.double()
+    share = (weight * (s - s.mean()) / (s.std(correction=0) if len(s) > 1 else 1.0)).exp()
+    kernel = share[:, None] * (unit @ unit.T) * share[None]
+    kept: list[int] = []
+    for _ in range(count):
+        volume = {i: torch.linalg.det(kernel[[*kept, i]][:, [*kept, i]]).item() for i in range(len(x)) if i not in kept}
+        kept.append(max(volume, key=lambda i: volume[i]))
+    return kept
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.5, 2.0])
+def test_the_choice_is_its_definition(weight: float) -> None:
+    seen, pruner = tokens(), DPP(Column(), weight)
+    other = 0
+    for budget in BUDGETS:
+        keep = pruner.select(seen, Cut(ENCODED, budget)).keep
+        assert not (keep & ~seen.valid).any()
+        other += int((keep != Column().select(seen, Cut(ENCODED, budget)).keep).sum())
+        for row in range(4):
+            x = seen.features[row, seen.valid[row]]
+            wanted = one_by_one(x, x[:, 0], budget.count(len(x)), weight)
+            assert set(keep[row, seen.valid[row]].nonzero()[:, 0].tolist()) == set(wanted), f"{budget}, image {row}"
+    assert other > 0, "something else is kept than by score alone"
+
+
+def test_without_weight_it_is_the_unconditional_process_of_cdpruner() -> None:
+    seen = tokens()
+    plain = registry.load("pruners", "cdpruner(question=False)")
+    for budget in BUDGETS:
+        cut = Cut(ENCODED, budget)
+        assert torch.equal(DPP(Column(), 0.0).select(seen, cut).keep, plain.select(seen, cut).keep)
+
+
+def test_of_tokens_that_have_nothing_in_common_it_keeps_the_best() -> None:
+    features = torch.eye(16)[None].repeat(2, 1, 1)
+    order = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i)) for i in range(2)]).float()
+
+    class Given(ScorePruner):
+        """x"""
+
+        def score(self, tokens: VisualTokens) -> torch.Tensor:
+            return order
+
+    seen = VisualTokens(features, torch.ones(2, 16, dtype=torch.bool))
+    for budget in BUDGETS:
+        cut = Cut(ENCODED, budget)
+        assert torch.equal(DPP(Given(), 0.5).select(seen, cut).keep, Given().select(seen, cut).keep)
+
+
+def test_of_two_duplicates_one_is_kept_however_good_they_are() -> None:
+    features = torch.randn(1, 16, 24, generator=torch.Generator().manual_seed(3))
+    features[:, :, 0] = 0.0
+    features[0, 4] = features[0, 9]
+    features[0, [4, 9], 0] = 5.0
+    features[0, 7, 0] = 4.0
+    seen, cut = VisualTokens(features, torch.ones(1, 16, dtype=torch.bool)), Cut(ENCODED, Keep(2))
+    assert Column().select(seen, cut).keep[0].nonzero()[:, 0].tolist() == [4, 9]
+    assert DPP(Column(), 0.5).select(seen, cut).keep[0].nonzero()[:, 0].tolist() == [4, 7]
+
+
+@pytest.mark.parametrize("text", ["dpp(diffprune, weight=-0.1)", "dpp(diffprune, weight=9.0)", "dpp(diffprune, weight=True)"])
+def test_a_weight_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="lies from 0 to 8"):
+        registry.load("pruners", text)
+
+
+def test_a_method_that_does_not_rank_and_a_budget_that_is_no_count_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"dpp weighs diversity by scores, but ToMe .* does not rank tokens by a score"):
+        registry.load("pruners", "dpp(tome)")
+    with pytest.raises(ValueError, match="needs a count"):
+        DPP(Column()).select(tokens(), Cut(ENCODED, Above(0.5)))
+
+
+def test_it_is_what_it_wraps_trained_or_a_rule() -> None:
+    about = describe(registry.load("pruners", "dpp(attention)"))
+    assert (about.label, about.base, about.kind) == ("DPP of Attention", "DPP of Attention", Kind.RULE)
+    about = describe(registry.load("pruners", "dpp(learnpruner, weight=1.0)"))
+    assert about.label == "DPP, weight 1.0 of LearnPruner (stage 1)" and about.kind == Kind.TRAINED
+    assert describe(registry.load("pruners", "dpp(fastv)")).reads_question
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def job(**changed: Any) -> Job:
+    recipe = Recipe(
+        pruners=("diffprune", "learnpruner"), seeds=(0, 1), steps=1, images=1, questions=1, calibration_images=2, validate_every=0,
+        grad_cosine_every=0, workers=1, budgets=("Keep(16)",),
+    )  # fmt: skip
+    told = {
+        "name": "x", "train": recipe, "wrapped": ("dpp(diffprune)", "dpp(learnpruner, weight=1.0)"), "baselines": ("unpruned",),
+        "evaluate": Evaluation(benchmarks=("world('gqa')",), limit=4), "measure": Measurement(),
+        "tune": Tuning(targets=(1.5,)), "budgets": ("Keep(16)", "Keep(7)"),
+    }  # fmt: skip
+    return Job(**(told | changed))
+
+
+def test_every_seed_of_a_scorer_is_asked_in_its_wrapper_trained_or_not_yet(tmp_path: Path) -> None:
+    vlm = load("embedded")
+    before = Plan(job(), tmp_path, vlm)
+    waiting = [cell for cell in before.cells("evaluate") if cell.method.base.startswith("DPP")]
+    assert len(waiting) == len({cell.key for cell in waiting}) == 2 * 2 * 2, "methods, seeds and budgets"
+    recipe = job().train
+    assert recipe is not None
+    places = train(recipe, LocalContext(tmp_path), lambda *_, **__: vlm)
+    plan = Plan(job(), tmp_path, vlm)
+    found = [cell for cell in plan.cells("evaluate") if cell.method.base.startswith("DPP")]
+    assert len(found) == 8 and not {cell.key for cell in found} & {cell.key for cell in waiting}
+    assert {cell.method.scorer_seed for cell in found} == {0, 1}
+    plain = {weights(cell.pruner) for cell in plan.cells("evaluate") if cell.method.base == "DiffPrune" and cell.pruner}
+    assert plain == {weights(cell.pruner) for cell in found if "DiffPrune" in cell.method.label and cell.pruner}
+    assert {cell.method.recipe for cell in found} == {recipe.key(spec) for spec in recipe.pruners}
+    timed = {cell.method.label for cell in plan.cells("measure")}
+    assert {"DPP of DiffPrune", "DiffPrune"} <= timed and len(places) == 4
+    only = Plan(job(tuned=("dpp(diffprune)",)), tmp_path, vlm)
+    assert {cell.method.label for cell in only.cells("tune")} == {"DPP of DiffPrune"}
+    chosen = Plan(job(subject="dpp(diffprune)"), tmp_path, vlm)
+    assert chosen.subject == "DPP of DiffPrune"
+    also = Plan(job(replaced=("dpp(diffprune)",)), tmp_path, vlm).cells("evaluate")
+    assert {cell.method.label for cell in also if cell.method.kind == Kind.DIAGNOSTIC} == {"DPP of DiffPrune"}
+
+
+def test_wrappers_that_cannot_be_asked_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"wrapped names 'dpp\(method=attention\)', which wraps no method of train.pruners"):
+        job(wrapped=("dpp(attention)",))
+    with pytest.raises(ValueError, match=r"wraps no method of train.pruners \(none\): is it a baseline"):
+        job(train=None, wrapped=("dpp(diffprune)",))
+    with pytest.raises(ValueError, match=r"'pore\(method=attention\)', which learns something itself: put it into train.pruners"):
+        recipe = job().train
+        assert recipe is not None
+        job(train=recipe.model_copy(update={"pruners": (Spec("attention"),)}), wrapped=("pore(attention)",))
+
+
+def test_a_spec_is_wrapped_around_another_as_deep_as_it_lies() -> None:
+    deep, inner = registry.spec("pruners", "replaced(dpp(diffprune, weight=1.0))"), registry.spec("pruners", "diffprune")
+    other = registry.spec("pruners", "diffprune(depth=2)")
+    assert deep.wraps(inner) and not deep.wraps(other) and not inner.wraps(inner)
+    assert str(deep.around(inner, other)) == "replaced(method=dpp(method=diffprune(depth=2), weight=1.0))"
+    assert deep.around(other, inner) == deep
+    placed = deep.around(inner, inner.at(weights="here"))
+    assert placed == deep and str(placed.without_places()) == str(deep)
