@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from s3_server import bucket, server
 
 from diffprune.io import blob_store, checkpoint
 from diffprune.io.attempts import Attempts, Fenced
-from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs
+from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs, refuse_if_unwritable
 from diffprune.io.object_blobs import ObjectBlobs
 from diffprune.io.s3_blobs import S3Blobs
 
@@ -436,3 +437,27 @@ def test_weights_that_are_missing_cut_short_or_not_finite_are_named(blobs: Blobs
     blobs.delete(checkpoint.FILE)
     with pytest.raises(ValueError, match="weights file is missing"):
         checkpoint.read(blobs)
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was_found(tmp_path: Path) -> None:
+    refuse_if_unwritable(tmp_path / "deep" / "below")
+    refuse_if_unwritable("s3://bucket/x")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "there").mkdir()
+    refuse_if_unwritable(tmp_path / "there" / "x")
+    refuse_if_unwritable(tmp_path / "there")
+    assert [one.name for one in tmp_path.rglob("*")] == ["there"]
+    (tmp_path / "file").write_text("x")
+    for below in ("file", "file/x", "file/x/y"):
+        with pytest.raises(ValueError, match=f"{tmp_path}/file is a file, but a folder is needed"):
+            refuse_if_unwritable(tmp_path / below)
+
+
+def test_what_the_system_says_of_a_folder_that_takes_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(ValueError, match=r"x/y \(Read-only file system\): give another folder with --out"):
+        refuse_if_unwritable(tmp_path / "x" / "y")
+    assert not list(tmp_path.iterdir())

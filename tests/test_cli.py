@@ -92,6 +92,8 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (("run", "dmo"), "did you mean 'demo'"),
         (("evaluate", "demo"), "is not trained yet"),
         (("submit", "dmo"), "did you mean 'demo'"),
+        (("run", "demo", "--out", "/proc/here"), "nothing can be written to /proc/here/demo (No such file or directory)"),
+        (("evaluate", "--pruner", "grid", "--budget", "3", "--out", "/etc/hostname/x"), "/etc/hostname is a file, but a folder is"),
         (("run", "demo", "--out", "gs://"), "'gs://' is no place: gs://bucket/folder is needed"),
         (("run", "demo", "--out", "s3://"), "'s3://' is no place"),
         (("run", "demo", "--out", "AZ://my_container/x"), "a container being 3 to 63 of a-z 0-9 and single -"),

@@ -23,7 +23,7 @@ from diffprune.core.budget import Above, Keep
 from diffprune.core.cell import Cell, EvaluateSpec, Questions, TuneSpec, describe
 from diffprune.core.evidence import EvidenceKind
 from diffprune.core.pruner import TrainedOn
-from diffprune.core.records import Choice, CurvePoint, Outcome, Prediction, Provenance, Timing
+from diffprune.core.records import Choice, CurvePoint, Outcome, Prediction, Provenance, Timing, told_verdict
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
@@ -569,6 +569,11 @@ def test_a_target_far_exceeded_overshoots_and_other_settings_are_not_mixed() -> 
     assert [(target, word) for target, word, _ in words] == [("1.30×", "overshoots"), ("1.50×", "reached")]
     assert "1.49" in words[1][2] and any("1 older answers" in note for note in table.notes)
     assert "overshoots" in summary("store")
+
+
+@pytest.mark.parametrize(("measured", "word"), [(1.25, "missed"), (1.3, "reached"), (1.377, "reached"), (1.379, "overshoots")])
+def test_progress_and_table_have_one_word_for_it(measured: float, word: str) -> None:
+    assert told_verdict("missed" if word == "missed" else "reached", measured, 1.3) == word
 
 
 def test_timings_on_other_pictures_are_left_out_and_told() -> None:

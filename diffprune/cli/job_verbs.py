@@ -156,7 +156,9 @@ def _report(folder: Path, options: Mapping[str, Any]) -> None:
 
 
 def _refuse_if_held(verb: str, asked: str | None, options: Mapping[str, Any]) -> None:
-    """Before torch is imported and anything planned: whether another process runs this name, as far as the job's text tells it."""
+    """Before torch is imported and anything planned: whether another process runs this name, and its folder can be written, as far
+    as the job's text tells it."""
+    from diffprune.io.blob_store import refuse_if_unwritable
     from diffprune.io.job_files import find_job, run_name
     from diffprune.io.run_lock import refuse_if_held
 
@@ -165,6 +167,8 @@ def _refuse_if_held(verb: str, asked: str | None, options: Mapping[str, Any]) ->
         name += "-tiny"
     if name:
         refuse_if_held(options["out"] / name / "store", name)
+        if verb != "report":
+            refuse_if_unwritable(options["out"] / name)
 
 
 def _command(verb: str) -> click.Command:

@@ -226,6 +226,14 @@ class Trial:
     accuracy_high: float = math.nan
 
 
+OVERSHOOT = 0.06  # of a target: beyond it the tuner itself goes on looking
+
+
+def told_verdict(verdict: str, measured: float, target: float) -> str:
+    """The verdict of a choice for people: a target that is far exceeded was reached by fewer tokens than it needs."""
+    return "overshoots" if verdict == "reached" and measured > (1 + OVERSHOOT) * target else verdict
+
+
 @dataclass(frozen=True)
 class Choice:
     """What the tuner answers for one method, kind and target (its cell's), table `choices`."""

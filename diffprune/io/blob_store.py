@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -230,6 +231,34 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def refuse_if_unwritable(folder: Path | str) -> None:
+    """Look whether a file could be written below a folder, be it there yet or not; nothing stays of it. An address is not asked.
+
+    Raises:
+        ValueError: it could not, or a file stands where a folder should be.
+    """
+    if remote(folder):
+        return
+    folder, made = Path(folder), []
+    try:
+        for place in reversed([place for place in (folder, *folder.parents) if not place.exists()]):
+            place.mkdir()
+            made.append(place)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except NotADirectoryError:
+        file = next(place for place in (folder, *folder.parents) if place.exists())
+        raise ValueError(f"{file} is a file, but a folder is needed") from None
+    except FileExistsError:  # another process has just made it, and looks by itself
+        pass
+    except OSError as error:
+        raise ValueError(f"nothing can be written to {folder} ({error.strerror}): give another folder with --out") from None
+    finally:
+        for place in reversed(made):
+            with suppress(OSError):  # another has something in it by now
+                place.rmdir()
 
 
 def _make_folder(folder: Path) -> None:

@@ -33,7 +33,7 @@ from diffprune.distributed.sweep import SweepFailed, sweep
 from diffprune.embedded.world import scene
 from diffprune.evaluate import grading
 from diffprune.io import event_log
-from diffprune.io.blob_store import open_blobs
+from diffprune.io.blob_store import open_blobs, refuse_if_unwritable
 from diffprune.io.run_lock import refuse_if_held
 from diffprune.job import settings
 from diffprune.job.job import Job
@@ -73,6 +73,8 @@ def run(
     asked = _wanted(job, stages)
     if not dry_run:
         refuse_if_held(folder / "store", job.name)
+        if asked != ["report"]:
+            refuse_if_unwritable(folder)
     plan = Plan(job, folder, None)
     plan.check_training(asked, dry_run)
     vlm = plan.vlm = load(job.model) if set(asked) & set(ON_MODEL) else None  # training loads it in its workers

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from diffprune.core.budget import Budget, parse
 from diffprune.core.cell import Cell, CurveSpec, OverheadSpec, TrialSpec, TuneKind, TuneSpec
-from diffprune.core.records import TABLES, Choice, CurvePoint, HeldOut, Outcome, Prediction, Provenance, Timing, Trial
+from diffprune.core.records import TABLES, Choice, CurvePoint, HeldOut, Outcome, Prediction, Provenance, Timing, Trial, told_verdict
 from diffprune.core.spec import Spec
 from diffprune.store import Store
 from diffprune.tune.calibration import Scored
@@ -288,11 +288,9 @@ class Search:
         if answer:
             asked = tuned(cell)
             measures = f"{answer.chosen_budget} measures {answer.measured_speedup:.2f}x" if answer.chosen_budget else ""
-            told = ", ".join(filter(None, (measures, answer.note)))
-            print(
-                f"tune: {cell.method.label}, {asked.kind}, {asked.target_speedup:g}x: {answer.verdict}, {told}",
-                flush=True,
-            )
+            verdict = told_verdict(answer.verdict, answer.measured_speedup, asked.target_speedup)
+            told = ", ".join(filter(None, (verdict, measures, answer.note)))
+            print(f"tune: {cell.method.label}, {asked.kind}, {asked.target_speedup:g}x: {told}", flush=True)
 
 
 def answers(store: Store, asked: Sequence[Cell]) -> list[Choice]:

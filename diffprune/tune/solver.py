@@ -16,7 +16,7 @@ from scipy.optimize import isotonic_regression
 
 from diffprune.core.budget import Above, Budget, Keep
 from diffprune.core.cell import TuneKind
-from diffprune.core.records import Choice, HeldOut, Trial
+from diffprune.core.records import OVERSHOOT, Choice, HeldOut, Trial
 from diffprune.tune.calibration import Array, Scored
 
 STEPS = (1.0, 1.1, 1.25, 1.5, 0.9)  # candidates aim at the target times these; the last shows what lies just out of reach
@@ -205,7 +205,7 @@ class Verified:
     @property
     def settled(self) -> bool:
         """Close to the target from above: nothing to correct."""
-        return self.reached and self.checked.speedup <= self.target_speedup * (1 + 3 * TOLERANCE)
+        return self.reached and self.checked.speedup <= self.target_speedup * (1 + OVERSHOOT)
 
 
 def correction(solver: Solver, tried: Sequence[Verified], margin: float) -> float | None:

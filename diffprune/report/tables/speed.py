@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from diffprune.core.records import told_verdict
 from diffprune.report.analysis import tuning
 from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.records import Records
@@ -197,9 +198,6 @@ def cost(chapter: Comparison) -> Table | None:
     return Table("cost", "FLOPs and memory", columns, tuple(entries), notes, keys=tuple(keys))
 
 
-OVERSHOOT = 0.06  # of the target: beyond it the tuner itself goes on looking
-
-
 def tuned(records: Records) -> Table | None:
     """The tuner's answers: target, verdict, budget, predicted and measured speedup, accuracy and what can be said of its order."""
     frame = records.told("choices", "label", "tuned_kind", "target_speedup", "replicate", "started", *tuning.WHO)
@@ -218,11 +216,11 @@ def tuned(records: Records) -> Table | None:
         if target not in (None, r["target_speedup"]):
             breaks.add(len(rows))
         target = r["target_speedup"]
-        note = r["note"]
+        note, verdict = r["note"], told_verdict(str(r["verdict"]), r["measured_speedup"], r["target_speedup"])
         if r["verdict"] == "unreachable" and "best is" not in note:
             note = f"unreachable here, best is {r['best_speedup']:.2f}× at the floor" + (f"; {note}" if note else "")
         rows.append((
-            Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["tuned_kind"], _word(r), r["chosen_budget"],
+            Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["tuned_kind"], verdict, r["chosen_budget"],
             Number(r["kept"]), Number(r["predicted_speedup"], digits=2, unit="×"), _measured(r),
             Number(*(100 * r[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))),
             _place(places, index), Number(r["num_held_out"], digits=0), note,
@@ -247,12 +245,6 @@ def tuned(records: Records) -> Table | None:
 def _place(places: dict[object, Verdict | None], index: object) -> Entry:
     """Where an answer stands among those to its target, as far as its calibration answers tell."""
     return None if index not in places else judged_entry(found) if (found := places[index]) else "most accurate"
-
-
-def _word(row: dict[str, Any]) -> str:
-    """The verdict; a target that is far exceeded was reached by fewer tokens than it needs."""
-    far = row["measured_speedup"] > (1 + OVERSHOOT) * row["target_speedup"]
-    return "overshoots" if row["verdict"] == "reached" and far else str(row["verdict"])
 
 
 def _measured(row: dict[str, Any]) -> Number | None:
