@@ -181,6 +181,14 @@ def test_wrappers_that_cannot_be_asked_are_refused() -> None:
         job(train=recipe.model_copy(update={"pruners": (Spec("attention"),)}), wrapped=("pore(attention)",))
 
 
+def test_scorers_in_different_places_are_two_inside_a_wrapper_as_well() -> None:
+    two = tuple(f"replaced(dpp(diffprune(weights='{place}')))" for place in "ab")
+    found = job(train=None, wrapped=(), baselines=two)
+    assert [spec.all_places for spec in found.baselines] == [(("weights", "a"),), (("weights", "b"),)]
+    with pytest.raises(ValueError, match="is named twice"):
+        job(train=None, wrapped=(), baselines=(two[0], two[0].replace("'", '"')))
+
+
 def test_a_spec_is_wrapped_around_another_as_deep_as_it_lies() -> None:
     deep, inner = registry.spec("pruners", "replaced(dpp(diffprune, weight=1.0))"), registry.spec("pruners", "diffprune")
     other = registry.spec("pruners", "diffprune(depth=2)")

@@ -158,4 +158,4 @@ def test_a_job_names_one_of_its_methods() -> None:
     with pytest.raises(ValueError, match="subject names 'cdpruner', which the job does not run"):
         Job(name="x", baselines=("unpruned", "divprune"), subject="cdpruner")
     chosen = load_job("ablation_questions").subject
-    assert chosen is not None and str(chosen) == "diffprune(question_aware='cross')"
+    assert chosen is not None and str(chosen) == "dpp(method=diffprune(question_aware='cross'))"

@@ -25,6 +25,7 @@ from diffprune.vlm.load import load
 REPOSITORY = Path(__file__).parents[1]
 IMAGES = {
     "ablation_throttler": (400,), "ablation_longer": (1200,), "ablation_questions": (1200,), "compare_trained": (1200,),
+    "compare_diversity": (1200,),
     "compare_inside": (1200, 400),
 }  # fmt: skip
 SEARCHES = {400: "tune_training", 1200: "tune_longer"}  # by the images of a configuration

@@ -55,7 +55,7 @@ def each_once(found: tuple[Any, ...]) -> tuple[Any, ...]:
     Raises:
         ValueError: one of them is named twice, however it was spelled; plug-ins whose data or weights lie elsewhere are two.
     """
-    told = [(one, getattr(one, "places", ())) for one in found]
+    told = [(one, getattr(one, "all_places", ())) for one in found]
     for number, one in enumerate(told):
         if one in told[:number]:
             raise ValueError(f"{str(one[0])!r} is named twice, perhaps in two spellings: name it once")

@@ -51,6 +51,12 @@ class Spec:
         found = dict(self.places).get(option)
         return None if found is None else Path(found)
 
+    @property
+    def all_places(self) -> tuple[tuple[str, str], ...]:
+        """Its places, then those of what it wraps."""
+        inner = (place for _, value in self.options if isinstance(value, Spec) for place in value.all_places)
+        return (*self.places, *inner)
+
     def with_options(self, **options: Any) -> Spec:
         """The same plug-in with more options."""
         return replace(self, options=tuple(sorted((dict(self.options) | options).items())))

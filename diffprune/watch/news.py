@@ -75,7 +75,9 @@ class News:
         new = {cell for cell, status in self.statuses.items() if before.get(cell) != status}
         failed = {cell for cell in new if self.statuses[cell] == "failed"}
         for row in self.store.read("outcomes", [*ABOUT, "reason"], cells=failed).to_dict("records") if failed else ():
-            what = " ".join(filter(None, (row["verb"], row["method"], row["budget"], row["benchmark_label"])))
+            seed = "" if pd.isna(row["scorer_seed"]) else f"seed {int(row['scorer_seed'])}"
+            blind = "without image" if row["blind"] else ""
+            what = " ".join(filter(None, (row["verb"], row["method"], seed, row["budget"], row["benchmark_label"], blind)))
             self._failures[row["cell"]] = Failure(what=what, reason=str(row["reason"]))
         good = new - failed
         for cell in good:
