@@ -125,7 +125,7 @@ def test_it_is_what_it_wraps_trained_or_a_rule() -> None:
     about = describe(registry.load("pruners", "dpp(attention)"))
     assert (about.label, about.base, about.kind) == ("DPP of Attention", "DPP of Attention", Kind.RULE)
     about = describe(registry.load("pruners", "dpp(learnpruner, weight=1.0)"))
-    assert about.label == "DPP, weight 1.0 of LearnPruner (stage 1)" and about.kind == Kind.TRAINED
+    assert about.label == "DPP (weight 1.0) of LearnPruner (stage 1)" and about.kind == Kind.TRAINED
     assert describe(registry.load("pruners", "dpp(fastv)")).reads_question
 
 

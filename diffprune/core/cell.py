@@ -297,8 +297,8 @@ class CellColumns:
 def describe(pruner: Pruner) -> Method:
     """What a method says of itself. A diagnostic keeps the label of the method it looks at; another wrapper names both."""
     words = [_words(pruner, key, value) for key, value in pruner.spec.options if _shown(pruner, key, value)]
-    own = ", ".join((pruner.label, *words))
     if pruner.inner is not None:
+        own = pruner.label + (f" ({', '.join(words)})" if words else "")
         inner = describe(pruner.inner)
         if pruner.kind == "diagnostic":
             return replace(inner, kind=str(pruner.kind))
@@ -308,6 +308,7 @@ def describe(pruner: Pruner) -> Method:
             recipe=pruner.recipe or inner.recipe,
             scorer_seed=inner.scorer_seed if pruner.trained_seed is None else pruner.trained_seed,
         )  # fmt: skip
+    own = ", ".join((pruner.label, *words))
     seed = next((pruner.spec.get(key, 0) for key in sorted(pruner.replicate_options)), pruner.trained_seed)
     return Method(
         label=own, base=pruner.label, kind=str(pruner.kind), reads_question=pruner.reads_question,

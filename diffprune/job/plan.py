@@ -160,18 +160,18 @@ class Plan:
         return trials(options, self.vlm.spec, self.vlm.dtype if options.recipe.dtype == "auto" else options.recipe.dtype)
 
     def pictures(self) -> list[Cell]:
-        """Cells of the pictures on the page: what the first seed of each image-only trained method keeps of a few test scenes, at
-        the job's third budget or its last. Only the embedded model has scenes."""
+        """Cells of the pictures on the page: what the first seed of each image-only trained method, and of its wrappers, keeps of a
+        few test scenes, at the job's third budget or its last. Only the embedded model has scenes."""
         job = self.job
         if job.model.name != "embedded" or not job.train or not job.budgets or self.untrained():
             return []
         self.vlm = self.vlm or load(job.model)
         budget, names = job.budgets[:3][-1], tuple(map(str, SPLITS["test"][:NUM_SCENES]))
-        first = [
-            spec.at(weights=absolute(place))
-            for (spec, seed), place in job.scorers(self.folder).items()
-            if seed == job.train.seeds[0]
-        ]
+        first = []
+        for (spec, seed), place in job.scorers(self.folder).items():
+            if seed == job.train.seeds[0]:
+                ready = spec.at(weights=absolute(place))
+                first += [ready, *job.wrappers(spec, ready)]
         pruners: list[Pruner] = [made for made in (registry.make("pruners", spec) for spec in first) if not made.reads_question]
         return [
             Cell(self.vlm.spec, self.vlm.dtype, SelectSpec(one.spec, budget, names, WORLD_VERSION), describe(one))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HANDLE, LETTER = 0.5, 0.062  # inches of a legend's marker, and of a letter beside it
 FAR = 0.5  # of the span of points: what of an interval is beyond it is not drawn
+LONGEST = 37  # characters of a name in a legend
 LONG = 28  # characters of a name beside the end of its line
 MANY = "bound", "trained", "calibrated", "rule", "control"  # kinds in a legend, in this order
 
@@ -44,8 +45,7 @@ def _legend(chapter: Comparison, figure: Figure, labels: Sequence[str], bound: b
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(chapter.methods[label].kind, []).append(label)
-    columns = max(1, round(width / 2))
-    longest = 34 if width > NARROW else int((width / columns - HANDLE) / LETTER)
+    columns, longest = _columns(labels, width)
     handles = [Line2D([], [], color=chapter.style(FULL)[0], label=FULL)] if bound else []
     for kind in sorted(groups, key=lambda k: MANY.index(k) if k in MANY else len(MANY)):
         if len(labels) > SHOWN:
@@ -58,6 +58,15 @@ def _legend(chapter: Comparison, figure: Figure, labels: Sequence[str], bound: b
     for text in legend.get_texts():
         if text.get_text().endswith(":"):
             text.set_fontweight("bold")
+
+
+def _columns(labels: Collection[str], width: float) -> tuple[int, int]:
+    """(columns of a legend, characters that a name in it may have)."""
+    most = max(1, round(width / 2))
+    if width <= NARROW:
+        return most, int((width / most - HANDLE) / LETTER)
+    longest = min(LONGEST, max(map(len, labels), default=1))
+    return max(1, min(most, int(width / (HANDLE + LETTER * longest)))), LONGEST
 
 
 def _keep_headings(handles: list[Line2D], columns: int) -> None:
@@ -88,7 +97,7 @@ def _below(labels: Collection[str], width: float) -> bool:
 
 def _height(labels: Collection[str], width: float, height: float) -> float:
     """Inches: room for the legend below."""
-    return height + (0.16 * math.ceil((len(labels) + 6) / max(1, round(width / 2))) if _below(labels, width) else 0)
+    return height + (0.16 * math.ceil((len(labels) + 6) / _columns(labels, width)[0]) if _below(labels, width) else 0)
 
 
 def _line(

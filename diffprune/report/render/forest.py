@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST = 18  # methods in one figure; the others are in the table
+TICKS, LETTER = 0.9, 0.0635  # inches of the names of ticks, and of a letter below the axis
 COLOR = {BETTER: "#009e73", WORSE: "#d55e00"}
 
 
@@ -108,7 +110,8 @@ def _draw(groups: Sequence[Group], axis: str, width: float) -> str:
         ax.set_ylim(y - 0.4, -0.7)
         ax.grid(visible=False, axis="y")
         ax.margins(x=0.06)
-        ax.set_xlabel(f"{axis}, points of mean credit" + (" (right: better)" if width >= HALF else ""))
+        below = f"{axis}, points of mean credit" + (" (right: better)" if width >= HALF else "")
+        ax.set_xlabel(textwrap.fill(below, int((width - TICKS) / LETTER)))
         return svg(figure)
 
 
