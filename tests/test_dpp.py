@@ -173,7 +173,7 @@ def test_every_seed_of_a_scorer_is_asked_in_its_wrapper_trained_or_not_yet(tmp_p
 def test_wrappers_that_cannot_be_asked_are_refused() -> None:
     with pytest.raises(ValueError, match=r"wrapped names 'dpp\(method=attention\)', which wraps no method of train.pruners"):
         job(wrapped=("dpp(attention)",))
-    with pytest.raises(ValueError, match=r"wraps no method of train.pruners \(none\): is it a baseline"):
+    with pytest.raises(ValueError, match=r"wraps no method of train.pruners \(none\): make it a baseline, or leave it out"):
         job(train=None, wrapped=("dpp(diffprune)",))
     with pytest.raises(ValueError, match=r"'pore\(method=attention\)', which learns something itself: put it into train.pruners"):
         recipe = job().train

@@ -103,7 +103,7 @@ def alone(cells: list[Cell], store: Store, provenance: Provenance, *, model: Spe
 
 
 ENCODED: list[tuple[int, int]] = []
-SMALL = ("train=null", "evaluate.limit=6", "evaluate.benchmarks=[\"world(like='gqa')\", \"world(like='pope')\"]")
+SMALL = ("train=null", "wrapped=[]", "evaluate.limit=6", "evaluate.benchmarks=[\"world(like='gqa')\", \"world(like='pope')\"]")
 
 
 def run(*settings: str) -> None:

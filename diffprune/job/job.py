@@ -144,7 +144,8 @@ class Job(BaseModel):
         """Raises ValueError: a method that wraps none of the trained ones, or learns something itself."""
         if not any(map(spec.wraps, trained)):
             told = ", ".join(map(str, trained)) or "none"
-            raise ValueError(f"wrapped names {str(spec)!r}, which wraps no method of train.pruners ({told}): is it a baseline?")
+            hint = "make it a baseline, or leave it out, as in --set wrapped=[]"
+            raise ValueError(f"wrapped names {str(spec)!r}, which wraps no method of train.pruners ({told}): {hint}")
         if issubclass(registry.find("pruners", spec.name), FittedPruner):
             raise ValueError(f"wrapped names {str(spec)!r}, which learns something itself: put it into train.pruners")
 
