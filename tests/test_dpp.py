@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from records import evaluate_cell, prediction, provenance
 
 from diffprune.core import registry
 from diffprune.core.budget import Above, Keep, Share
@@ -19,6 +20,8 @@ from diffprune.evaluate.cells import Evaluation
 from diffprune.job.job import Job
 from diffprune.job.plan import Plan
 from diffprune.pruners.dpp import DPP
+from diffprune.report import read
+from diffprune.store import Store
 from diffprune.timing.options import Measurement
 from diffprune.train.context import LocalContext
 from diffprune.train.loop import train
@@ -108,6 +111,40 @@ def test_of_two_duplicates_one_is_kept_however_good_they_are() -> None:
     assert DPP(Column(), 0.5).select(seen, cut).keep[0].nonzero()[:, 0].tolist() == [4, 7]
 
 
+@pytest.mark.parametrize("weight", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("num", [144, 2880])
+def test_scores_that_stand_out_far_do_not_overflow(weight: float, num: int) -> None:
+    chance = torch.Generator().manual_seed(5)
+    features = torch.randn(1, num, 96, generator=chance)
+    features[..., 0] = 1e-3 * torch.rand(1, num, generator=chance)
+    features[0, [7, 50, 90], 0] = torch.tensor([1.0, 0.9, 0.8])
+    seen = VisualTokens(features, torch.ones(1, num, dtype=torch.bool))
+    keep = DPP(Column(), weight).select(seen, Cut(ENCODED, Keep(12))).keep
+    best = Column().select(seen, Cut(ENCODED, Keep(3))).keep
+    assert best[0].nonzero()[:, 0].tolist() == [7, 50, 90] and (keep & best).sum() == 3
+    scores = (
+        weight * (features[0, :, 0].double() - features[0, :, 0].double().mean()) / features[0, :, 0].double().std(correction=0)
+    )
+    unit = torch.nn.functional.normalize(features[0].double(), dim=1)
+    kept: list[int] = []  # by logarithms of determinants of the unit kernel, which no weight can overflow
+    for _ in range(12):
+        gain = {}
+        for i in range(num) if num == 144 else {*range(0, num, 5), *keep[0].nonzero()[:, 0].tolist()}:
+            if i not in kept:
+                chosen = unit[[*kept, i]]
+                gain[i] = torch.linalg.slogdet(chosen @ chosen.T).logabsdet.item() + 2 * scores[[*kept, i]].sum().item()
+        kept.append(max(gain, key=lambda i: gain[i]))
+    assert {*kept} == {*keep[0].nonzero()[:, 0].tolist()}
+
+
+def test_where_more_is_asked_than_tokens_span_the_earlier_follow() -> None:
+    features = torch.randn(1, 12, 4, generator=torch.Generator().manual_seed(1))
+    keep = DPP(Column(), 1.0).select(VisualTokens(features, torch.ones(1, 12, dtype=torch.bool)), Cut(ENCODED, Keep(7))).keep
+    wanted = one_by_one(features[0], features[0, :, 0], 4, 1.0)
+    wanted += [i for i in range(12) if i not in wanted][:3]
+    assert keep[0].nonzero()[:, 0].tolist() == sorted(wanted)
+
+
 @pytest.mark.parametrize("text", ["dpp(diffprune, weight=-0.1)", "dpp(diffprune, weight=9.0)", "dpp(diffprune, weight=True)"])
 def test_a_weight_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="lies from 0 to 8"):
@@ -150,6 +187,7 @@ def test_every_seed_of_a_scorer_is_asked_in_its_wrapper_trained_or_not_yet(tmp_p
     before = Plan(job(), tmp_path, vlm)
     waiting = [cell for cell in before.cells("evaluate") if cell.method.base.startswith("DPP")]
     assert len(waiting) == len({cell.key for cell in waiting}) == 2 * 2 * 2, "methods, seeds and budgets"
+    before.try_methods(["evaluate"])
     recipe = job().train
     assert recipe is not None
     places = train(recipe, LocalContext(tmp_path), lambda *_, **__: vlm)
@@ -168,6 +206,13 @@ def test_every_seed_of_a_scorer_is_asked_in_its_wrapper_trained_or_not_yet(tmp_p
     assert chosen.subject == "DPP of DiffPrune"
     also = Plan(job(replaced=("dpp(diffprune)",)), tmp_path, vlm).cells("evaluate")
     assert {cell.method.label for cell in also if cell.method.kind == Kind.DIAGNOSTIC} == {"DPP of DiffPrune"}
+
+
+def test_beside_its_diagnostic_it_has_its_own_name(tmp_path: Path) -> None:
+    for asked in ("dpp(attention)", "replaced(dpp(attention))", "replaced(pore(attention))", "unpruned"):
+        cell = evaluate_cell(asked, budget="Keep(16)")
+        Store(tmp_path).publish({"predictions": [prediction(i) for i in range(4)]}, cell=cell, provenance=provenance())
+    assert {*read(tmp_path).cells["label"]} == {"DPP of Attention", "PoRe of Attention", "Unpruned"}
 
 
 def test_wrappers_that_cannot_be_asked_are_refused() -> None:

@@ -98,6 +98,24 @@ def test_the_page_is_about_it_and_every_number_is_in_the_store(everyone: Path, t
     assert difference(tmp_path / "report", FULL) == pytest.approx(100 * (CREDIT[asked] + more - 12) / 12, abs=0.01)
 
 
+def test_what_is_said_of_a_rule_is_said_of_a_rule(everyone: Path, tmp_path: Path) -> None:
+    said = report(everyone, tmp_path, subject="DivPrune")["markdown"].read_text("utf-8")
+    assert "DivPrune against the trained methods, 3 comparisons: " in said
+    assert "10 benchmarks" not in said and "of 1 benchmarks at 1 budget. Differences are" in said, "it has no scorer seeds"
+    assert "Against the best of the other training-free image-only rules asked here, DivPrune is better with 16 tokens" in said
+    assert ", Attention)" in said, "the rule is named"
+    assert "Against the best of the training-free rules asked here that also read the question, DivPrune is worse" in said
+    usual = report(everyone, tmp_path / "usual")["markdown"].read_text("utf-8")
+    assert "DiffPrune against the other trained methods, 2 comparisons" in usual and "with 2 scorer seeds" in usual
+
+
+def test_the_bound_is_no_subject(everyone: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a report is about a method that prunes: choose another subject than 'Unpruned'"):
+        report(everyone, tmp_path, subject="Unpruned")
+    with pytest.raises(ValueError, match="subject names 'unpruned': a report is about a method that prunes"):
+        Job(name="x", baselines=("unpruned", "divprune"), subject="unpruned")
+
+
 def test_who_reads_the_question_stands_above_the_line_and_nothing_is_called_image_only(everyone: Path, tmp_path: Path) -> None:
     page = report(everyone, tmp_path, subject=CROSS)["html"].read_text("utf-8")
     assert "Below the line: variants." in page and "better than every other method above the line" in page
@@ -141,6 +159,11 @@ def test_a_folder_is_reported_again_about_the_same_or_another_that_it_has(
     assert about(Path("run/report")) == LEARNT
     assert commands.call(["report", "run"]) == (0, "")
     assert about(Path("run/report")) == LEARNT, "as before"
+    for spelled in ("divprune", "learnpruner", "DivPrune", "learnpruner(diversity=0.1)"):
+        assert commands.call(["report", "run", "--set", f"subject={spelled}"]) == (0, "")
+        assert about(Path("run/report")) == ("DivPrune" if "div" in spelled.lower()[:3] else LEARNT)
+    code, said = commands.call(["report", "run", "--set", "subject=Unpruned"])
+    assert code == 2 and "a report is about a method that prunes" in said
     code, said = commands.call(["report", "run", "--set", "subject=Gumbel"])
     assert code == 2 and said.startswith("a report about 'Gumbel' needs results of it: run has those of DiffPrune, ")
     assert about(Path("run/report")) == LEARNT

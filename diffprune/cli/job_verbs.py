@@ -146,13 +146,24 @@ def _report(folder: Path, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{out} has a store of its own, of which this page would not be: name another folder with --out")
     before = seen.commits(folder / "store")
     there = next((place for place in (folder / "report", folder) if (place / "numbers.csv").is_file()), folder)
-    found = report.read(folder / "store", pairs.get("subject", report.about(there)))
+    found = report.read(folder / "store", _label(pairs["subject"]) if "subject" in pairs else report.about(there))
     if "subject" in pairs and found.subject.label not in found.methods:
         known = ", ".join(label for label, method in found.methods.items() if method.kind != "bound")
         raise ValueError(f"a report about {pairs['subject']!r} needs results of it: {folder} has those of {known or 'no method'}")
     made = report.report(found, out, title=options["name"] or folder.resolve().name)
     seen.note(out, before)
     print(f"\n{report.summary(found)}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
+
+
+def _label(subject: str) -> str:
+    """How a page names a method that is asked for by its label or, as in a job, by its spelling."""
+    from diffprune.core import registry
+    from diffprune.core.cell import describe
+
+    try:
+        return describe(registry.load("pruners", subject)).label
+    except ValueError:
+        return subject
 
 
 def _refuse_if_held(verb: str, asked: str | None, options: Mapping[str, Any]) -> None:

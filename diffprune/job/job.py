@@ -17,6 +17,7 @@ from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec, Seed, Wo
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.fitted import FittedPruner
+from diffprune.core.pruner import Kind
 from diffprune.core.spec import Spec
 from diffprune.evaluate.cells import Evaluation
 from diffprune.io.names import checked_name
@@ -132,6 +133,8 @@ class Job(BaseModel):
         trained = self.train.pruners if self.train else ()
         for spec in self.wrapped:
             self._check_wrapper(spec, trained)
+        if self.subject and getattr(registry.find("pruners", self.subject.name), "kind", None) in (Kind.BOUND, Kind.DIAGNOSTIC):
+            raise ValueError(f"subject names {str(self.subject)!r}: a report is about a method that prunes")
         known = {*self.baselines, *trained, *self.wrapped}
         named = {"replaced": self.replaced, "tuned": self.tuned, "subject": (self.subject,) if self.subject else ()}
         for field, specs in named.items():

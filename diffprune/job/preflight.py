@@ -68,12 +68,17 @@ def _first_question(asked: Questions) -> tuple[list[Any], str] | None:
         return None
 
 
+def _waits(pruner: Pruner) -> bool:
+    """Whether a method, or one inside it, is still to learn what it selects by."""
+    return (isinstance(pruner, FittedPruner) and not pruner.ready) or (pruner.inner is not None and _waits(pruner.inner))
+
+
 @torch.inference_mode()
 def _try(vlm: VLM, pruner: Pruner, shown: tuple[list[Any], str], budgets: Sequence[Budget]) -> None:
     images, question = shown
     tokens = vlm.encode(vlm.pixels(images), pruner.needs)
     prompts = vlm.prompts([question], tokens.present.sum(1).tolist(), tokens.layout, [len(images)])
-    if isinstance(pruner, FittedPruner) and not pruner.ready:
+    if _waits(pruner):
         return
     thresholds = [budget for budget in budgets[1:] if isinstance(budget, Above)]  # which a method that needs a count cannot meet
     for budget in [*budgets[:1], *thresholds]:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+SPANNED = 1e30  # below every logarithm of a length: what is spanned comes last
 EPSILON = 1e-5  # of a squared length: what is left of a vector below this share is rounding
 
 
@@ -78,11 +79,14 @@ def max_min(likeness: Tensor, valid: Tensor, steps: int) -> Tensor:
     return torch.stack(chosen, 1)
 
 
-def most_volume(kernel: Tensor, valid: Tensor, steps: int) -> Tensor:
+def most_volume(kernel: Tensor, valid: Tensor, steps: int, logits: Tensor | None = None) -> Tensor:
     """[B steps] int: tokens in the order of greedy MAP inference of a determinantal point process (arXiv 1709.05135, Algorithm 1).
 
     kernel: [B N N], positive semi-definite. Each step takes the token whose vector has most length orthogonal to those chosen; once
     they span all vectors, the earlier token.
+
+    logits: [B N] float32, l of the kernel e^l_i kernel_ij e^l_j that is meant: it may be as steep as one likes without overflowing,
+            because the choice needs log(what is left of the kernel) + 2 l alone.
     """
     batch, num, _ = kernel.shape
     rows, base = kernel.reshape(batch * num, num), torch.arange(batch, device=kernel.device) * num
@@ -92,7 +96,12 @@ def most_volume(kernel: Tensor, valid: Tensor, steps: int) -> Tensor:
     basis = kernel.new_zeros(batch, steps, num)  # rows of the Cholesky factor of the chosen
     chosen = []
     for step in range(steps):
-        length, pick = left.max(1, keepdim=True)
+        if logits is None:
+            length, pick = left.max(1, keepdim=True)
+        else:
+            gain = torch.where(left > 0, left.log() + 2 * logits, least - SPANNED)
+            pick = gain.argmax(1, keepdim=True)
+            length = left.gather(1, pick)
         chosen.append(pick[:, 0])
         own = basis[:, :step].gather(2, pick[:, None].expand(-1, step, -1))
         row = rows.index_select(0, chosen[-1] + base)

@@ -6,8 +6,6 @@ that sees every token by itself gives near-duplicates nearly the same score, so 
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from diffprune.core.budget import Budget, standardise
 from diffprune.core.pruner import Pruner, Reference, ScorePruner
 from diffprune.core.site import Cut, Plan
@@ -15,7 +13,7 @@ from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import Shape
 from diffprune.pruners._greedy import cosines, first, most_volume
 
-MOST = 8.0  # e^8 per standard deviation of scores: they alone decide, but for exact duplicates
+MOST = 8.0  # e^8 per standard deviation of scores: only near-duplicates count beside them
 
 
 class DPP(Pruner):
@@ -50,11 +48,6 @@ class DPP(Pruner):
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         counts, num = cut.budget.counts(tokens.counts), tokens.valid.shape[1]
-        found = kernel(tokens, self.ranking.ordered(tokens), self.weight)
-        return Selection(first(most_volume(found, tokens.valid, cut.budget.count(num)), counts, num))
-
-
-def kernel(tokens: VisualTokens, scores: Tensor, weight: float) -> Tensor:
-    """[B N N]: e^(w s_i) cos(x_i, x_j) e^(w s_j) of scores [B N], standardised in each image; 0 at padding."""
-    share = (weight * standardise(scores, tokens.valid)).exp()
-    return cosines(tokens.features, tokens.valid).mul_(share[:, :, None]).mul_(share[:, None])
+        logits = self.weight * standardise(self.ranking.ordered(tokens), tokens.valid)
+        order = most_volume(cosines(tokens.features, tokens.valid), tokens.valid, cut.budget.count(num), logits)
+        return Selection(first(order, counts, num))

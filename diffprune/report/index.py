@@ -45,7 +45,7 @@ def index(folder: Path | str) -> Path:
             rows.append(row)
             links.append(quote(run.page))
     columns = (
-        *("Run", "made", "Model", "questions", "pictures", "Against other trained methods", "unpruned %"),
+        *("Run", "made", "Model", "questions", "pictures", "Against trained methods", "unpruned %"),
         *("Method", "its %", "kept tokens", "net prefill speedup", "Caveats"),
     )
     title = f"Runs in {root.resolve().name}"

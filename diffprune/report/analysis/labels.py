@@ -76,7 +76,14 @@ def ordered(methods: Iterable[Method], subject: Method) -> list[Method]:
 
 def chosen(methods: Iterable[Method], asked: str) -> Method:
     """Whom a report on these methods is about, be it there or not: the one that was asked for by its label; without one DiffPrune,
-    or, where that is not there, the only trained one."""
+    or, where that is not there, the only trained one.
+
+    Raises:
+        ValueError: the one that was asked for prunes nothing.
+    """
+    methods = list(methods)
+    if any(method.label == asked and method.kind == "bound" for method in methods):
+        raise ValueError(f"a report is about a method that prunes: choose another subject than {asked!r}")
     there = {method.label: method for method in methods if method.kind not in ("bound", "diagnostic")}
     if asked:
         told_apart = (method for label, method in there.items() if re.fullmatch(re.escape(asked) + r"( \([^()]*\))+", label))

@@ -186,7 +186,7 @@ def _plugin(pruner: str, kind: str) -> str:
         call = parse(pruner) if kind != "bound" else None
     except ValueError:
         return ""
-    while call and kind == "diagnostic" and (inner := [value for _, value in call.options if isinstance(value, (Call, Name))]):
+    if call and kind == "diagnostic" and (inner := [value for _, value in call.options if isinstance(value, (Call, Name))]):
         call = inner[0] if isinstance(inner[0], Call) else Call(inner[0])
     return call.name if call else ""
 

@@ -17,9 +17,10 @@ from diffprune.statistics import Difference, Verdict, counted
 from diffprune.statistics.verdict import BETTER, CANNOT_TELL, EQUIVALENT, WORSE
 
 DOUBTS = frozenset(("above_flop_ratio", "clock_drift", "parts_differ", "shared_device"))  # flags that stand beside a speedup
+BEST = "the best of the"
 NAMED = {
-    RULE: "the best of the training-free image-only rules asked here", FULL: "the unpruned model",
-    QUESTION_RULE: "the best of the training-free rules asked here that also read the question",
+    RULE: f"{BEST} training-free image-only rules asked here", FULL: "the unpruned model",
+    QUESTION_RULE: f"{BEST} training-free rules asked here that also read the question",
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def verdict(about: str, against: str, found: Sequence[tuple[Budget, Judged]], sp
 def _told(budget: Budget, one: Judged, against: str) -> str:
     """One comparison: tokens, difference, whom it is with where that changes, and what would have shown."""
     found = one.verdict.found
-    rule = f", {one.other}" if against in (NAMED[chosen] for chosen in CHOSEN) else ""
+    rule = f", {one.other}" if against.startswith(BEST) else ""
     seen = open_note(one.verdict) or (withheld(found) if found.counts else "")
     return f"{budget.kept:.0f} tokens ({_points(found)}{rule}{', ' * bool(seen)}{seen})"
 
@@ -94,28 +95,50 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
         return [f"{about} was not asked here, so there is no verdict on it."]
     first = next((b.spelling for b in chapter.budgets if (about, b.spelling) in chapter.arms), "")
     base = chapter.accuracy(about, first)
-    seeds = len(chapter.arms[about, first]) if first else 0
     said = []
     every, aware = verdicts.of(chapter), verdicts.with_question(chapter)
     if base:
         apart = ", those with methods that also read the question by themselves" if aware else ""
         said.append(
             f"{about} was asked {base.num_rows:,} questions about {base.num_groups:,} pictures of {len(chapter.benchmarks)} "
-            f"benchmarks at {len(chapter.budgets)} budgets, with {seeds} scorer seed{'s' * (seeds != 1)}. Differences are in "
-            f"points of mean credit, with paired 95 % intervals; verdicts are corrected for all comparisons made here{apart}."
+            f"benchmarks at {_budgets(chapter)}{_seeds(chapter, first)}. Differences are in points of mean credit, with paired "
+            f"95 % intervals; verdicts are corrected for all comparisons made here{apart}."
         )
     for against in (*rivals(chapter), RULE, QUESTION_RULE, FULL):
         found = [(b, every[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in every]
         if found or against not in NAMED:
-            said.append(verdict(about, NAMED.get(against, against), found, "" if against in NAMED else _split(chapter, found)))
+            said.append(verdict(about, _named(chapter, against), found, "" if against in NAMED else _split(chapter, found)))
     if not rivals(chapter):
         which = "" if chapter.subject.reads_question else " that sees the picture alone"
-        said.append(f"No other trained method{which} was evaluated, so nothing is said about one.")
+        said.append(f"No {_other(chapter)}trained method{which} was evaluated, so nothing is said about one.")
     for against in dict.fromkeys(key[0] for key in aware):
         found = [(b, aware[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in aware]
-        named = NAMED.get(against, f"{against}, which also reads the question")
+        named = _named(chapter, against) if against in NAMED else f"{against}, which also reads the question"
         said.append(verdict(about, named, found, "" if against in NAMED else _split(chapter, found)))
     return said + _speed(chapter, fast, batch)
+
+
+def _named(chapter: Comparison, against: str) -> str:
+    """Whom a comparison is with, in a sentence: a rule that the subject is itself one of is the best of the others."""
+    mine = chapter.subject.free and chapter.subject.reads_question == (against == QUESTION_RULE) and against in CHOSEN
+    return NAMED.get(against, against).replace(BEST, f"{BEST} other" if mine else BEST)
+
+
+def _other(chapter: Comparison) -> str:
+    """ "other " where the subject is a trained method itself."""
+    return "" if chapter.subject.free else "other "
+
+
+def _seeds(chapter: Comparison, budget: str) -> str:
+    """ ", with 5 scorer seeds", of a method that has some."""
+    seeds = len(chapter.arms.get((chapter.about, budget), ()))
+    return "" if chapter.subject.free or not seeds else f", with {seeds} scorer seed{'s' * (seeds != 1)}"
+
+
+def _budgets(chapter: Comparison) -> str:
+    """How many budgets the subject was asked at."""
+    num = sum((chapter.about, b.spelling) in chapter.arms for b in chapter.budgets)
+    return f"{num} budget{'s' * (num != 1)}"
 
 
 def _split(chapter: Comparison, found: Sequence[tuple[Budget, Judged]]) -> str:
@@ -172,9 +195,8 @@ def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | N
     base = chapter.accuracy(chapter.about, budgets[0]) if budgets else None
     said = [short(chapter), *_short_with_question(chapter), *_short_with_rules(chapter)]
     if base:
-        seeds = len(chapter.arms[chapter.about, budgets[0]])
         num = (base.num_rows, base.num_groups, len(chapter.benchmarks), len(budgets))
-        said.append(f"{_asked(*num)}, with {seeds} scorer seed{'s' * (seeds != 1)}.")
+        said.append(f"{_asked(*num)}{_seeds(chapter, budgets[0])}.")
     elif len(chapter.rows):
         rows = chapter.rows[["sample", "group"]].drop_duplicates()
         num = (len(rows), rows["group"].nunique(), len(chapter.benchmarks), len(chapter.budgets))
@@ -195,7 +217,7 @@ def short(chapter: Comparison) -> str:
     num = len(_against_trained(chapter))
     if not num:
         return _no_comparison(chapter)
-    return f"{chapter.about} against the other trained methods, {num} comparison{'s' * (num != 1)}: {tally(chapter)}."
+    return f"{chapter.about} against the {_other(chapter)}trained methods, {num} comparison{'s' * (num != 1)}: {tally(chapter)}."
 
 
 def _short_with_question(chapter: Comparison) -> list[str]:
@@ -214,7 +236,8 @@ def _short_with_rules(chapter: Comparison) -> list[str]:
     if not found or _against_trained(chapter):
         return []
     num = len(found)
-    return [f"{chapter.about} against the best training-free rules, {num} comparison{'s' * (num != 1)}: {counts(found)}."]
+    others = "other " * chapter.subject.free
+    return [f"{chapter.about} against the best {others}training-free rules, {num} comparison{'s' * (num != 1)}: {counts(found)}."]
 
 
 def _no_comparison(chapter: Comparison) -> str:
@@ -228,7 +251,7 @@ def _no_comparison(chapter: Comparison) -> str:
     if found := [one.verdict for one in verdicts.variants(chapter).values()]:
         num = len(found)
         return f"Variants against the plain method, {num} comparison{'s' * (num != 1)}: {counts(found)}."
-    return absent if missing else "No comparison with another trained method in this store."
+    return absent if missing else f"No comparison with {'another' if _other(chapter) else 'a'} trained method in this store."
 
 
 def tally(chapter: Comparison) -> str:
