@@ -234,31 +234,21 @@ def _sync_folder(folder: Path) -> None:
 
 
 def refuse_if_unwritable(folder: Path | str) -> None:
-    """Look whether a file could be written below a folder, be it there yet or not; nothing stays of it. An address is not asked.
+    """Look whether a file could be written below a folder, which need not be there yet; nothing stays. An address is not asked.
 
     Raises:
         ValueError: it could not, or a file stands where a folder should be.
     """
     if remote(folder):
         return
-    folder, made = Path(folder), []
     try:
-        for place in reversed([place for place in (folder, *folder.parents) if not place.exists()]):
-            place.mkdir()
-            made.append(place)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except NotADirectoryError:
-        file = next(place for place in (folder, *folder.parents) if place.exists())
-        raise ValueError(f"{file} is a file, but a folder is needed") from None
-    except FileExistsError:  # another process has just made it, and looks by itself
-        pass
+        there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
+        if there.is_dir():
+            with tempfile.TemporaryFile(dir=there):
+                return
     except OSError as error:
         raise ValueError(f"nothing can be written to {folder} ({error.strerror}): give another folder with --out") from None
-    finally:
-        for place in reversed(made):
-            with suppress(OSError):  # another has something in it by now
-                place.rmdir()
+    raise ValueError(f"{there} is a file, but a folder is needed")
 
 
 def _make_folder(folder: Path) -> None:

@@ -13,18 +13,9 @@ from diffprune.job.job import SECTIONS, Job
 from diffprune.train.recipe import SHAPE_NOTHING
 
 FILE = "job.json"
-SILENT = (
-    "title",
-    "subject",
-    "workers",
-    "gpus",
-    "accelerator",
-    "config",
-    "assumed",
-    "tiny",
-    "report",
-    "trackers",
-)  # which change no result
+SILENT = (  # which change no result
+    "title", "subject", "workers", "gpus", "accelerator", "config", "assumed", "tiny", "report", "trackers",
+)  # fmt: skip
 
 TIMED = ("rounds", "warmup", "slow_rounds", "decode_tokens", "spans", "inputs", "threads")  # how long and how often, in no key
 UNKEYED = {
