@@ -244,7 +244,7 @@ def test_methods_benchmark_and_family_run_like_any_other() -> None:
         ("norms", "Largest norms", "rule"),
         ("learnt_a", "learnt_a", "trained"),
         ("debiased(attention)", "Debiased of Attention", "rule"),
-        ("debiased(norms, strength=0.7)", "Debiased, strength 0.7 of Largest norms", "rule"),
+        ("debiased(norms, strength=0.7)", "Debiased (strength 0.7) of Largest norms", "rule"),
         ("replaced(debiased(random(seed=1)))", "Debiased of Random", "diagnostic"),
         ("debiased(diffprune(denoiser=False))", "Debiased of DiffPrune, without denoiser", "rule"),
     ],
