@@ -170,6 +170,15 @@ def test_a_folder_is_reported_again_about_the_same_or_another_that_it_has(
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b'"' + b"x" * 200_000, b""])
+def test_a_damaged_page_is_about_nobody_and_can_be_written_anew(everyone: Path, tmp_path: Path, damage: bytes) -> None:
+    report(everyone, tmp_path, subject=LEARNT)
+    (tmp_path / "numbers.csv").write_bytes(damage)
+    assert about(tmp_path) == ""
+    report(everyone, tmp_path, subject=about(tmp_path))
+    assert about(tmp_path) == "DiffPrune"
+
+
 def test_a_name_without_what_stands_behind_it_in_brackets_is_the_plain_method(tmp_path: Path) -> None:
     store = publish(tmp_path, "unpruned", "cdpruner(question=False)", "cdpruner", "diffprune")
     assert read(store, "CDPruner").subject.label == "CDPruner (word space)"

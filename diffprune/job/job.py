@@ -40,16 +40,16 @@ class Job(BaseModel):
 
     name:      of the run and its folder.
     title:     of the report.
-    subject:   method (of `train.pruners` or `baselines`) that the report is about, held against all others; DiffPrune without one.
+    subject:   method of the job that the report is about, held against all others; without one DiffPrune, or the only trained one.
     model:     what is pruned: embedded, a folder, or a name of the Hub.
     search, train, tune, evaluate, measure, report: the verbs; each section's settings are shown by its own name.
     baselines: methods that need no training, or name their weights; compared with the trained ones. `unpruned` is the bound.
                Weights are looked for when a verb needs them.
     wrapped:   wrappers around methods of `train.pruners` that learn nothing themselves, such as `dpp(diffprune)`: asked with the
                scorers of the method inside, all seeds.
-    replaced:  methods (of `train.pruners` or `baselines`) also run with tokens replaced by their mean instead of removed, a
-               diagnostic of what removal itself costs; such a run takes as long as an unpruned one.
-    tuned:     methods (of `train.pruners` or `baselines`) that `tune` looks at, trained ones with their first seed; () for all.
+    replaced:  methods of the job also run with tokens replaced by their mean instead of removed, a diagnostic of what removal
+               itself costs; such a run takes as long as an unpruned one.
+    tuned:     methods of the job that `tune` looks at, trained ones with their first seed; () for all.
     budgets:   for evaluation and measuring; training draws from `train.budgets`.
     leave_out: budgets that a method cannot meet in this model, such as one below what the layers before its first cut see alone,
                are left out for this method; else the job is refused. It is refused for a threshold (`Above`) and a method that

@@ -52,13 +52,17 @@ def write(
 
 
 def about(folder: Path) -> str:
-    """Label of the method that the page in a folder is about: whose differences it prints. "" of a page without any."""
+    """Label of the method that the page in a folder is about: whose differences it prints. "" of a page without any, and of a
+    damaged one, which is no reason not to write it anew."""
     place = folder / "numbers.csv"
     if not place.is_file():
         return ""
-    with place.open(encoding="utf-8", newline="") as file:
-        columns = (row["column"] for row in csv.DictReader(file) if row.get("table") == DIFFERENCES and row.get("column"))
-        return next((column.removesuffix(MINUS) for column in columns if column.endswith(MINUS)), "")
+    try:
+        with place.open(encoding="utf-8", newline="") as file:
+            columns = (row["column"] for row in csv.DictReader(file) if row.get("table") == DIFFERENCES and row.get("column"))
+            return next((column.removesuffix(MINUS) for column in columns if column.endswith(MINUS)), "")
+    except (csv.Error, UnicodeDecodeError):
+        return ""
 
 
 def _free(kind: str, stem: str, taken: Mapping[str, object]) -> str:
