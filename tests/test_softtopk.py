@@ -31,6 +31,19 @@ def test_equals_bisection_and_meets_the_budget(num: int, budget: int, tau: float
         torch.testing.assert_close(row, bisection(scores_row / tau, budget), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("tau", [1.0, 1e-2, 1e-3, 1e-6])
+@pytest.mark.parametrize("budget", [1.0, 2.0, 2.5, 7.0, 11.0])
+def test_tokens_that_stand_out_far_leave_the_budget_exact(budget: float, tau: float) -> None:
+    """At the edge of the budget lies a gap whose exponential no number holds."""
+    scores = torch.tensor([[9.0, 40.0, -3.0, 2.0, 5.0, 2.0, -80.0, 0.1, 0.0, -1.0, 2.2, 2.3]], dtype=torch.float64)
+    alpha = soft_top_k(scores, torch.ones(1, 12, dtype=torch.bool), torch.tensor([budget]), tau)[0]
+    assert float(alpha.sum()) == pytest.approx(budget, abs=1e-6)
+    ranked = scores[0].argsort(descending=True, stable=True)
+    assert (alpha[ranked].diff() <= 1e-9).all()
+    if tau > 1e-3:
+        torch.testing.assert_close(alpha, bisection(scores[0] / tau, budget), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("num", "budget", "tau"), GRID)
 def test_gradient_equals_finite_differences_and_sums_to_zero(num: int, budget: int, tau: float) -> None:
     torch.manual_seed(num + budget)

@@ -21,7 +21,7 @@ from diffprune.core.budget import Budget
 from diffprune.core.evidence import QUESTION, Question
 from diffprune.core.noise import Noise
 from diffprune.core.pruner import Kind, Pruner, ScorePruner
-from diffprune.core.site import Cut, Plan, Stage
+from diffprune.core.site import ENCODED, Cut, Plan, Stage
 from diffprune.core.spec import Spec
 from diffprune.core.tokens import Relaxation, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
@@ -317,6 +317,6 @@ class RelaxedPruner(TrainablePruner, ScorePruner):
         scores, valid, num = self.score(tokens).float(), tokens.valid, tokens.counts.clamp_min(1)
         mean = scores.where(valid, 0.0).sum(1, keepdim=True) / num[:, None]
         spread = ((scores - mean).square().where(valid, 0.0).sum(1) / num).sqrt()
-        chosen = budget.pick(scores, valid)
+        chosen = budget.pick(scores, valid) if self.by_score_alone else self.select(tokens, Cut(ENCODED, budget)).keep
         overlap = relaxed.let.where(chosen, 0.0).sum(1) / chosen.sum(1).clamp_min(1)
         return {"kept": relaxed.kept.mean(), "score_sd": spread.mean(), "overlap": overlap.mean()}

@@ -36,16 +36,16 @@ def offset(r: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
     rank = torch.arange(1, r.shape[1] + 1, device=r.device, dtype=r.dtype)
     at_knots = (num - rank) + 0.5 + 0.5 * (below - 1) - 0.5 * (above - 1)  # T(r_m), falling in m
     m = ((at_knots >= budget[:, None]) & finite).sum(1, keepdim=True)  # r_m <= b <= r_{m+1}
+    # e^x (x = b - r_m) solves a - B e^-gap e^2x + 2 kappa e^x = 0; by logarithms, as e^-gap underflows where tokens lie far apart
     ref = safe.gather(1, (m - 1).clamp_min(0))
-    follow = safe.gather(1, m.minimum(num - 1))
-    a = below.gather(1, (m - 1).clamp_min(0)) * (m > 0)
-    b = above.gather(1, m.minimum(num - 1)) * (ref - follow).exp() * (m < num)
+    gap = safe.gather(1, m.minimum(num - 1)) - ref
+    log_a = below.gather(1, (m - 1).clamp_min(0)).log().masked_fill(m == 0, -math.inf)
+    log_b = above.gather(1, m.minimum(num - 1)).log().masked_fill(m == num, -math.inf)
     kappa = (num - m) - budget[:, None]
-    q = (kappa.square() + a * b).sqrt()
-    tiny = torch.finfo(r.dtype).tiny
-    rising = ((kappa + q) / b.clamp_min(tiny)).clamp_min(tiny).log()
-    falling = (a / (q - kappa).clamp_min(tiny)).clamp_min(tiny).log()
-    return ref + torch.where(kappa >= 0, rising, falling)
+    log_kappa = kappa.abs().log()
+    log_q = torch.logaddexp(2 * log_kappa, log_a + log_b - gap) / 2  # q^2 = kappa^2 + a B e^-gap
+    total = torch.logaddexp(log_kappa, log_q)
+    return ref + torch.where(kappa >= 0, total - log_b + gap, log_a - total)
 
 
 def _running_sum(r: Tensor, finite: Tensor) -> Tensor:
