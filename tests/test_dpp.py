@@ -137,11 +137,13 @@ def test_scores_that_stand_out_far_do_not_overflow(weight: float, num: int) -> N
     assert {*kept} == {*keep[0].nonzero()[:, 0].tolist()}
 
 
-def test_where_more_is_asked_than_tokens_span_the_earlier_follow() -> None:
+def test_where_more_is_asked_than_tokens_span_the_best_by_score_follow() -> None:
     features = torch.randn(1, 12, 4, generator=torch.Generator().manual_seed(1))
     keep = DPP(Column(), 1.0).select(VisualTokens(features, torch.ones(1, 12, dtype=torch.bool)), Cut(ENCODED, Keep(7))).keep
     wanted = one_by_one(features[0], features[0, :, 0], 4, 1.0)
-    wanted += [i for i in range(12) if i not in wanted][:3]
+    left = [i for i in range(12) if i not in wanted]
+    wanted += sorted(left, key=lambda i: -features[0, i, 0].item())[:3]
+    assert sorted(wanted[4:]) != left[:3], "nor the earlier, as without scores"
     assert keep[0].nonzero()[:, 0].tolist() == sorted(wanted)
 
 

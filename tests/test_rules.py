@@ -364,7 +364,7 @@ def test_exact_copies_are_chosen_once_each() -> None:
     features = torch.eye(4)[torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])][None]
     valid = torch.ones(1, 8, dtype=torch.bool)
     cosine = _greedy.cosines(features, valid)
-    for order in (_greedy.max_min(cosine.clone(), valid, 8), _greedy.most_volume(cosine, valid, 8)):
+    for order in (_greedy.max_min(cosine.clone(), valid, 8), _greedy.most_volume(cosine, valid, 8)[0]):
         assert sorted(order[0].tolist()) == list(range(8))
         assert sorted(features[0, order[0, :4]].argmax(1).tolist()) == [0, 1, 2, 3], "one of each before any copy"
 
@@ -373,7 +373,7 @@ def test_a_process_that_has_spanned_the_space_goes_on_from_the_front() -> None:
     """Rounding must not choose: the same tokens in other company give the same order."""
     features = torch.randn(1, 30, 4, generator=torch.Generator().manual_seed(3))
     valid = torch.ones(1, 30, dtype=torch.bool)
-    order = _greedy.most_volume(_greedy.cosines(features, valid), valid, 12)[0].tolist()
+    order = _greedy.most_volume(_greedy.cosines(features, valid), valid, 12)[0][0].tolist()
     left = [i for i in range(30) if i not in order[:4]]
     assert order[4:] == left[:8]
 

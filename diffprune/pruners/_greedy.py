@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-SPANNED = 1e30  # below every logarithm of a length: what is spanned comes last
+SPANNED = 1e4  # below every logarithm of a length: what is spanned comes last, by its score
 EPSILON = 1e-5  # of a squared length: what is left of a vector below this share is rounding
 
 
@@ -79,27 +79,28 @@ def max_min(likeness: Tensor, valid: Tensor, steps: int) -> Tensor:
     return torch.stack(chosen, 1)
 
 
-def most_volume(kernel: Tensor, valid: Tensor, steps: int, logits: Tensor | None = None) -> Tensor:
-    """[B steps] int: tokens in the order of greedy MAP inference of a determinantal point process (arXiv 1709.05135, Algorithm 1).
+def most_volume(kernel: Tensor, valid: Tensor, steps: int, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Greedy MAP inference of a determinantal point process (arXiv 1709.05135, Algorithm 1): [B steps] int, the tokens in order, and
+    [B steps N], rows of the Cholesky factor of the chosen ones' kernel, for all tokens.
 
     kernel: [B N N], positive semi-definite. Each step takes the token whose vector has most length orthogonal to those chosen; once
     they span all vectors, the earlier token.
 
     logits: [B N] float32, l of the kernel e^l_i kernel_ij e^l_j that is meant: it may be as steep as one likes without overflowing,
-            because the choice needs log(what is left of the kernel) + 2 l alone.
+            because the choice needs log(what is left of the kernel) + 2 l alone. Once the chosen span all vectors, the largest l.
     """
     batch, num, _ = kernel.shape
     rows, base = kernel.reshape(batch * num, num), torch.arange(batch, device=kernel.device) * num
     left = kernel.diagonal(dim1=1, dim2=2).clone()  # squared length that is orthogonal to the chosen
     rounding, least = EPSILON * left, -hidden(valid)  # least: what it may fall to, -inf at padding and at chosen tokens
     left += least
-    basis = kernel.new_zeros(batch, steps, num)  # rows of the Cholesky factor of the chosen
+    basis = kernel.new_zeros(batch, steps, num)
     chosen = []
     for step in range(steps):
         if logits is None:
             length, pick = left.max(1, keepdim=True)
         else:
-            gain = torch.where(left > 0, left.log() + 2 * logits, least - SPANNED)
+            gain = torch.where(left > 0, left.log() + 2 * logits, least - SPANNED + logits)
             pick = gain.argmax(1, keepdim=True)
             length = left.gather(1, pick)
         chosen.append(pick[:, 0])
@@ -110,7 +111,7 @@ def most_volume(kernel: Tensor, valid: Tensor, steps: int, logits: Tensor | None
         basis[:, step] = new
         least.scatter_(1, pick, -math.inf)
         left = torch.where(left.addcmul_(new, new, value=-1) > rounding, left, least)
-    return torch.stack(chosen, 1)
+    return torch.stack(chosen, 1), basis
 
 
 def unsuppressed(conflict: Tensor, scores: Tensor, valid: Tensor) -> Tensor:

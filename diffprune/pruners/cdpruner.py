@@ -44,7 +44,7 @@ class CDPruner(Pruner):
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         counts, num = cut.budget.counts(tokens.counts), tokens.valid.shape[1]
         found = kernel(tokens) if self.question else cosines(tokens.features, tokens.valid)
-        return Selection(first(most_volume(found, tokens.valid, cut.budget.count(num)), counts, num))
+        return Selection(first(most_volume(found, tokens.valid, cut.budget.count(num))[0], counts, num))
 
 
 def kernel(tokens: VisualTokens) -> Tensor:

@@ -49,5 +49,5 @@ class DPP(Pruner):
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
         counts, num = cut.budget.counts(tokens.counts), tokens.valid.shape[1]
         logits = self.weight * standardise(self.ranking.ordered(tokens), tokens.valid)
-        order = most_volume(cosines(tokens.features, tokens.valid), tokens.valid, cut.budget.count(num), logits)
+        order, _ = most_volume(cosines(tokens.features, tokens.valid), tokens.valid, cut.budget.count(num), logits)
         return Selection(first(order, counts, num))

@@ -101,7 +101,7 @@ def choice(name: str, seen: VisualTokens, kept: int) -> Callable[[], Any]:
         return lambda: None
     if name == "cdpruner":
         kernel = cdpruner.kernel(seen)
-        return lambda: _greedy.first(_greedy.most_volume(kernel, seen.valid, kept), counts, num)
+        return lambda: _greedy.first(_greedy.most_volume(kernel, seen.valid, kept)[0], counts, num)
     likeness = _greedy.cosines(seen.features, seen.valid)
     if name == "divprune":
         return lambda: _greedy.first(_greedy.max_min(likeness, seen.valid, kept), counts, num)
