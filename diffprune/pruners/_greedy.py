@@ -80,8 +80,10 @@ def max_min(likeness: Tensor, valid: Tensor, steps: int) -> Tensor:
 
 
 def most_volume(kernel: Tensor, valid: Tensor, steps: int, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Greedy MAP inference of a determinantal point process (arXiv 1709.05135, Algorithm 1): [B steps] int, the tokens in order, and
-    [B steps N], rows of the Cholesky factor of the chosen ones' kernel, for all tokens.
+    """Greedy MAP inference of a determinantal point process (arXiv 1709.05135, Algorithm 1).
+
+    Returns [B steps] int, tokens in the order in which they are taken, and [B steps N], what each token has of the direction that
+    each step adds: rows of the Cholesky factor of the chosen.
 
     kernel: [B N N], positive semi-definite. Each step takes the token whose vector has most length orthogonal to those chosen; once
     they span all vectors, the earlier token.
