@@ -83,6 +83,7 @@ LONG: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SETTINGS = {400: SHORT, 1200: LONG}  # by training images
+AS = {"diffprune_dpp": "diffprune"}  # not searched: trains with the settings of the one that it is a form of
 
 
 def spelled(*methods: str, images: int = 400) -> tuple[str, ...]:
@@ -93,9 +94,10 @@ def spelled(*methods: str, images: int = 400) -> tuple[str, ...]:
 
 
 def winners(*methods: str, images: int = 400) -> tuple[dict[str, Any], ...]:
-    """Spelling and settings of those of the methods that were searched, as a recipe's `methods` take them.
+    """Spelling and settings of those of the methods that were searched, or are a form of one (`AS`), as recipes take them.
 
     images: of a training, and of a configuration of the search.
     """
     found = SETTINGS[images]
-    return tuple({"pruner": won, **found[won]} for won in spelled(*methods, images=images) if won in found)
+    named = ((won, AS.get(won, won)) for won in spelled(*methods, images=images))
+    return tuple({"pruner": won, **found[name]} for won, name in named if name in found)
