@@ -83,7 +83,7 @@ LONG: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SETTINGS = {400: SHORT, 1200: LONG}  # by training images
-AS = {"diffprune_dpp": "diffprune"}  # not searched: trains with the settings of the one that it is a form of
+AS = {"diffprune(dpp=0.5)": "diffprune"}  # not searched: trains with the settings of the one that it is a form of
 
 
 def spelled(*methods: str, images: int = 400) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from diffprune.core.noise import Noise
 from diffprune.core.pruner import Reference
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Relaxation, Selection, VisualTokens
+from diffprune.pruners._determinantal import checked, determinantal, length_left
 from diffprune.pruners._greedy import cosines, farther
 from diffprune.pruners._learned import Learned
 from diffprune.pruners._soft_topk import centred, laplace_cdf, signal_and_noise
@@ -50,6 +51,14 @@ class DiffPrune(Learned):
     trained_share: trained at this share alone; 0 at the budgets that are drawn.
     temperature_end: last temperature; 0 is the recipe's.
 
+    dpp: weight w with which scores go into a determinantal point process that chooses, as in `dpp(diffprune, weight=w)`, trained
+         as it is used; 0: the best by score. Greedy inference takes the largest
+         a_i = s_i + log(r_i) / (2 w) again and again (`_determinantal`). With r_i of a token that is not taken as the others have
+         left it, a is at least as large of all that are taken as of any that is not, so the soft top-K of a in place of s becomes,
+         as its temperature falls, that choice. r depends on features and on the order in which tokens are taken, not otherwise on
+         scores: the gradient through s alone is exact wherever a small step leaves that order. The combination is ours. Budgets are
+         counts then.
+
     Two change what is kept alone, so that a trained scorer can be asked with and without them; they need a budget that is a count:
 
     diversity: share of the budget for tokens unlike those kept: again and again the one whose largest cosine to any kept token is
@@ -63,6 +72,7 @@ class DiffPrune(Learned):
     reference = Reference("Beyond Surrogate Gradients: Fully Differentiable Token Pruning for Vision-Language Models", "2605.28051")
     option_labels = Learned.option_labels | {
         "trained_share": "trained at a share of", "temperature_end": "last temperature", "sinks": "sinks kept:",
+        "dpp": "trained for DPP of weight",
     }  # fmt: skip
 
     def __init__(
@@ -74,6 +84,7 @@ class DiffPrune(Learned):
         total: str = "exact",
         trained_share: float = 0.0,
         temperature_end: float = 0.0,
+        dpp: float = 0.0,
         diversity: float = 0.0,
         sinks: int = 0,
         question_aware: bool | str = False,
@@ -95,6 +106,11 @@ class DiffPrune(Learned):
             raise ValueError(f"diffprune(diversity={diversity!r}): the share for unlike tokens lies from 0 to below 1")
         if type(sinks) is not int or sinks < 0:
             raise ValueError(f"diffprune(sinks={sinks!r}): the number of tokens that are always kept is whole and not below 0")
+        self.dpp = checked(dpp, "diffprune(dpp")
+        if dpp and (diversity or sinks or scale != "unit" or total != "exact"):
+            raise ValueError(
+                f"diffprune(dpp={dpp}) chooses by itself, of scores of unit deviation: leave diversity, sinks, scale and total out"
+            )
         self.diversity, self.sinks = diversity, sinks
         self.scale, self.throttle, self.total = scale, throttle, total
         self.trained_share, self.temperature_end = trained_share, temperature_end
@@ -107,16 +123,18 @@ class DiffPrune(Learned):
 
     @property
     def by_score_alone(self) -> bool:
-        return not self.diversity and not self.sinks
+        return not self.diversity and not self.sinks and not self.dpp
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
-        """The best by score; with the tokens that are always kept, and those unlike them.
+        """The best by score; with the tokens that are always kept, and those unlike them; or by the determinantal point process.
 
         Raises:
             ValueError: a score is NaN; or a threshold where parts of a count are asked for.
         """
         if self.by_score_alone:
             return super().select(tokens, cut)
+        if self.dpp:
+            return determinantal(tokens, self.ordered(tokens), self.dpp, cut.budget)
         scores, valid, counts = self.ordered(tokens).float(), tokens.valid, cut.budget.counts(tokens.counts)
         unlike = self._unlike(counts)
         held = top(tokens.features.float().norm(dim=-1), valid, ((counts - unlike) // 2).clamp_max(self.sinks))
@@ -161,6 +179,8 @@ class DiffPrune(Learned):
             return (scores.double() / temperature).masked_fill(~tokens.valid, -math.inf)
         if self.scale == "unit":
             scores = standardise(scores, tokens.valid)
+        if self.dpp:
+            scores = scores + length_left(tokens, self.dpp * scores.detach(), counts.long()).log() / (2 * self.dpp)
         return centred(scores, tokens.valid, counts, temperature)
 
     def _throttled(self, z: Tensor, u: Tensor, alpha: Tensor, noise: Tensor) -> Tensor:

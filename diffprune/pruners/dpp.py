@@ -6,14 +6,12 @@ that sees every token by itself gives near-duplicates nearly the same score, so 
 
 from __future__ import annotations
 
-from diffprune.core.budget import Budget, standardise
+from diffprune.core.budget import Budget
 from diffprune.core.pruner import Pruner, Reference, ScorePruner
 from diffprune.core.site import Cut, Plan
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import Shape
-from diffprune.pruners._greedy import cosines, first, most_volume
-
-MOST = 8.0  # e^8 per standard deviation of scores: only near-duplicates count beside them
+from diffprune.pruners._determinantal import checked, determinantal
 
 
 class DPP(Pruner):
@@ -38,16 +36,11 @@ class DPP(Pruner):
     def __init__(self, method: Pruner, weight: float = 0.5) -> None:
         if not isinstance(method, ScorePruner):
             raise ValueError(f"dpp weighs diversity by scores, but {method.label} does not rank tokens by a score")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= MOST:
-            raise ValueError(f"dpp(weight={weight!r}): the weight of a standard deviation of scores lies from 0 to {MOST:g}")
-        self.ranking, self.inner, self.weight = method, method, weight
+        self.ranking, self.inner, self.weight = method, method, checked(weight, "dpp(weight")
         self.kind, self.needs, self.slack = method.kind, method.needs, method.slack  # type: ignore[misc]
 
     def cuts(self, budget: Budget, shape: Shape) -> Plan:
         return self.ranking.cuts(budget, shape)
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
-        counts, num = cut.budget.counts(tokens.counts), tokens.valid.shape[1]
-        logits = self.weight * standardise(self.ranking.ordered(tokens), tokens.valid)
-        order, _ = most_volume(cosines(tokens.features, tokens.valid), tokens.valid, cut.budget.count(num), logits)
-        return Selection(first(order, counts, num))
+        return determinantal(tokens, self.ranking.ordered(tokens), self.weight, cut.budget)

@@ -10,8 +10,9 @@ from diffprune.core.budget import Above, Keep, standardise, top
 from diffprune.core.noise import Noise
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
+from diffprune.pruners._determinantal import length_left
 from diffprune.pruners._greedy import EPSILON
-from diffprune.pruners.diffprune_dpp import DiffPruneDPP, length_left
+from diffprune.pruners.diffprune import DiffPrune
 from diffprune.pruners.dpp import DPP
 
 
@@ -23,8 +24,8 @@ def tokens(width: int) -> VisualTokens:
     return VisualTokens(torch.randn(4, 16, width), valid)
 
 
-def method(seen: VisualTokens, weight: float) -> DiffPruneDPP:
-    pruner = DiffPruneDPP(weight=weight, denoiser=False)
+def method(seen: VisualTokens, weight: float) -> DiffPrune:
+    pruner = DiffPrune(dpp=weight, denoiser=False)
     torch.manual_seed(1)
     for parameter in pruner.build(seen).parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -102,10 +103,18 @@ def test_the_gradient_through_scores_is_that_of_small_steps() -> None:
         assert slope == pytest.approx(gradient[row, i].item(), abs=2e-3)
 
 
-@pytest.mark.parametrize(("weight", "told"), [(0, "would learn nothing"), (9.0, "lies from 0 to 8"), (True, "lies from 0 to 8")])
-def test_a_weight_that_cannot_be_is_refused(weight: float, told: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("dpp=9.0", r"diffprune\(dpp=9.0\): the weight .* lies from 0 to 8"),
+        ("dpp=True", "lies from 0 to 8"),
+        ("dpp=0.5, sinks=2", "leave diversity, sinks, scale and total out"),
+        ("dpp=0.5, scale='free'", "leave diversity, sinks, scale and total out"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(options: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        registry.load("pruners", f"diffprune_dpp(weight={weight})")
+        registry.load("pruners", f"diffprune({options})")
 
 
 def test_a_threshold_has_no_count_to_fill() -> None:
