@@ -360,7 +360,7 @@ def test_the_sentence_on_speed_names_batch_encoder_and_flags(tmp_path: Path) -> 
     (said,) = verdict._speed(found, *speed.of(found)[1:])
     encoded = float(np.median([(60 + 2 * turn) / (30 + 3 * turn) for turn in range(9)]))  # the unpruned arm's encoder in both
     net = float(np.median([(40 + turn) / (10 + 2 * turn) for turn in range(9)]))
-    assert "batch 8, one timing session: " in said and said.endswith("All of these timings are flagged: shared device.")
+    assert "batch 8, one timing session each: " in said and said.endswith("All of these timings are flagged: shared device.")
     assert f" with 32 tokens (encoder included {encoded:.2f}×; parts differ) and " in said and f"{net:.2f}× [" in said
     assert f" with 16 tokens (encoder included {encoded:.2f}×). " in said
 

@@ -24,7 +24,7 @@ SETTING = ("model", "protocol", "split", "limit", "dtype", "answer_tokens", "bat
 _LEARNT = ("model_sha256", "weights_sha256", "revision", "code")  # what changes when weights, data or code do, names do not
 _CELL = tuple(f.name for f in fields(CellColumns))
 _SOURCE = tuple(f.name for f in fields(Provenance))
-_MADE = ("started", "run", "dirty")
+_MADE = ("started", "run", "dirty", "hardware")
 TEXTS = ("question", "answer")  # of predictions: most of their bytes, and a page shows a dozen
 
 
@@ -126,8 +126,9 @@ def read(root: Path | str | Records, subject: str = "") -> Records:
         sources.append(found.assign(table=table))
     every = pd.concat([c for c in cells if len(c)] or cells[:1])
     known, replaced = _newest(_labelled(every[~every.index.duplicated()].sort_index()))
+    known, elsewhere = _one_machine(known)
     told = pd.concat(sources, ignore_index=True)
-    problems = (*map(str, store.problems), *replaced, *_stale(known, store.graders()), *_merged(told))
+    problems = (*map(str, store.problems), *replaced, *elsewhere, *_stale(known, store.graders()), *_merged(told))
     return Records(frames, known, told, problems, store, subject)
 
 
@@ -149,13 +150,29 @@ def _stale(cells: pd.DataFrame, graders: Mapping[str, str]) -> list[str]:
 
 
 def _merged(sources: pd.DataFrame) -> list[str]:
-    """A sentence where several runs, or a run on several machines, have written into one store."""
+    """A sentence where several runs have written into one store."""
     runs = sorted(set(sources["run"]))
-    found = [f"records of {len(runs)} runs stand in this store: {', '.join(runs)}"] if len(runs) > 1 else []
-    timed = sources[sources["table"] == "timings"]
-    if len({str([json.loads(text).get(part) for part in ("cpu", "gpus")]) for text in timed["hardware"].astype(str).unique()}) > 1:
-        found.append("timings of several machines stand in this store; ratios between them are no speedups")
-    return found
+    return [f"records of {len(runs)} runs stand in this store: {', '.join(runs)}"] if len(runs) > 1 else []
+
+
+def _one_machine(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Without timings that were taken on another machine than those of most methods, at equally many than the newest: overheads and
+    speedups of two machines are not of one table. A sentence per method that lost some."""
+    timed = cells[cells["verb"] == "measure"].copy()
+    about = {text: json.loads(text) for text in timed["hardware"].astype(str).unique()}
+    timed["machine"] = [str([about[text].get("cpu"), about[text].get("gpus")]) for text in timed["hardware"].astype(str)]
+    group = [*SETTING, "mode"]
+    most = timed.groupby([*group, "machine"], dropna=False, observed=True)
+    asked = most.agg(methods=("label", "nunique"), last=("started", "max")).reset_index()
+    main = asked.sort_values(["methods", "last"]).drop_duplicates(group, keep="last")
+    kept = set(map(tuple, main[[*group, "machine"]].astype(str).to_numpy()))
+    here = np.array([row in kept for row in map(tuple, timed[[*group, "machine"]].astype(str).to_numpy())], bool)
+    notes = [
+        f"timings of {label or 'the model'} on another machine ({about[str(part['hardware'].iloc[0])].get('cpu')}) left out: "
+        "ratios between machines are no speedups, so measure all methods on one"
+        for label, part in timed[~here].groupby("label", sort=True)
+    ]
+    return cells.drop(timed.index[~here]), notes
 
 
 def _labelled(cells: pd.DataFrame) -> pd.DataFrame:

@@ -169,7 +169,7 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
         key=lambda one: one[0].estimate,
     )
     counts = sorted({str(net.num_groups) for net, _ in nets}, key=int)
-    over = "one timing session" if counts == ["1"] else f"{' or '.join(counts)} timing sessions"
+    over = "one timing session each" if counts == ["1"] else f"{' or '.join(counts)} timing sessions"
     said = f"Measured prefill speedup net of the pruner's own overhead, batch {batch}, {over}"
     flagged = f" All of these timings are flagged: {words(common)}." if common else ""
     if parts:
