@@ -14,7 +14,7 @@ do the interval is too short (see `jobs/studies/coverage.py`), so show the seeds
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from zlib import crc32
 
@@ -27,6 +27,7 @@ from diffprune.statistics.spread import Part, Spread
 DRAWS = 2000  # of every interval in the project
 BLOCKS = 2000  # more groups than this are first joined at random: the same variance in expectation, bounded time
 PSEUDO_CHANGES = 2  # one each way (Bonett and Price 2012, "Adjusted Wald confidence interval ... paired data")
+FEW = 6.0  # groups changed, up to which the size of a change is presumed, not observed (see `jobs/studies/coverage.py`)
 MARGIN = 0.01  # of full credit: differences within it are equivalent
 LEAST_GROUPS = 5  # from fewer pictures no spread is known: two that fare alike would have an interval of no length
 NORMAL = float(special.ndtri(0.975))
@@ -106,7 +107,8 @@ class Estimate:
     value: observed; draws [D]: in every draw of groups, seeds averaged; used [G]: whether it rests on a group; df: of the groups;
     seeds: the scorer seeds' differences, one entry for each independent set of them, none where there is one seed;
     full: what full credit on every row is worth in the figure's units, 0 where rows have no credit; answer: variance of one
-    change that might as well have been another: of an answer, in a difference of a picture's.
+    change that might as well have been another: of an answer, in a difference of a picture's; parts [G]: of each group in the
+    error, by the jackknife: the squares of those of G independent groups sum to the variance.
     """
 
     value: float
@@ -118,6 +120,7 @@ class Estimate:
     seeds: tuple[Seeds, ...] = ()
     full: float = 100.0
     answer: float = 0.0
+    parts: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def num_groups(self) -> int:
@@ -132,8 +135,8 @@ class Estimate:
     def __sub__(self, other: Estimate) -> Estimate:
         """Paired difference in the units of both: on the same groups and, where both have equally many, seed by seed.
 
-        What breaks a picture may break all its m answers at once, and where little changed the data cannot say so: an unseen change
-        counts as m answers, between the one that it may be and the m^2 of m that always change together.
+        What breaks a picture may break all its m answers at once, and where little changed the data cannot say so: a change is
+        presumed to count as m answers, between the one that it may be and the m^2 of m that always change together.
         """
         seeds, group = (*self.seeds, *other.seeds), self.num_rows / max(1, self.num_groups)
         if self.num_seeds == other.num_seeds and len(self.seeds) == len(other.seeds) == 1:
@@ -142,6 +145,7 @@ class Estimate:
         return replace(
             self, value=self.value - other.value, draws=self.draws - other.draws, seeds=seeds, df=min(self.df, other.df),
             num_seeds=max(self.num_seeds, other.num_seeds), answer=max(self.answer, other.answer) * group,
+            parts=self.parts - other.parts,
         )  # fmt: skip
 
     def apart(self, other: Estimate) -> Estimate:
@@ -154,6 +158,7 @@ class Estimate:
             self, value=self.value - other.value, draws=self.draws - other.draws[order], seeds=(*self.seeds, *other.seeds),
             num_seeds=max(self.num_seeds, other.num_seeds), used=np.concatenate([self.used, other.used]), df=_welch((self, other)),
             num_rows=self.num_rows + other.num_rows, answer=self.answer + other.answer,
+            parts=np.concatenate([self.parts, other.parts]),
         )  # fmt: skip
 
     def percent_of(self, other: Estimate) -> Estimate:
@@ -163,9 +168,23 @@ class Estimate:
             share, shares = 100 / np.float64(other.value), 100 / other.draws
             return replace(
                 self, value=float(self.value * share), draws=self.draws * shares, full=float(self.full * share),
-                answer=float(self.answer * share**2),
+                answer=float(self.answer * share**2), parts=share * (self.parts - self.value / other.value * other.parts),
                 seeds=tuple(Seeds(s.values * share, s.draws * shares[:, None]) for s in self.seeds),
             )  # fmt: skip
+
+    @property
+    def unseen(self) -> float:
+        """Variance of `PSEUDO_CHANGES` that were not seen.
+
+        Each is of the size `answer` while few groups changed. Where more than `FEW` did, what they changed by says more and more of
+        what a change is like: the presumed size keeps the weight FEW / seen, their mean square has the rest. Of changes of unlike
+        size those count as seen that alike ones of the same kurtosis would be, (sum d^2)^2 / sum d^4.
+        """
+        squares = self.parts**2
+        total, fourth = float(squares.sum()), float((squares**2).sum())
+        seen = total**2 / fourth if fourth > 0 else 0.0
+        presumed = min(1.0, FEW / seen) if seen > 0 and self.answer > 0 else 1.0
+        return PSEUDO_CHANGES * (presumed * self.answer + (1 - presumed) * total / max(seen, 1.0))
 
     @property
     def spread(self) -> Spread:
@@ -177,9 +196,8 @@ class Estimate:
         """
         finite = self.draws[np.isfinite(self.draws)]
         ends = np.quantile(finite, (0.025, 0.975)) if len(finite) else (np.nan, np.nan)
-        unseen = PSEUDO_CHANGES * self.answer
         sides = (max(0.0, float(side)) / NORMAL for side in (self.value - ends[0], ends[1] - self.value))
-        below, above = (side**2 + unseen for side in sides)
+        below, above = (side**2 + self.unseen for side in sides)
         known = len(finite) > 0 and (self.num_groups >= LEAST_GROUPS or not self.full)
         return Spread.of(self.value, below, above, self.df if known else 0.0, [s.part for s in self.seeds])
 
@@ -214,6 +232,7 @@ def average(parts: Sequence[Estimate], *, together: bool, cap: float = np.inf) -
         _seeds([tuple(s.times(float(part.value < cap)) for s in part.seeds) for part in parts]),
         float(np.mean([part.full for part in parts])),
         sum(part.num_rows * part.answer for part in parts) / max(1, rows) / num**2,
+        (np.sum if together else np.concatenate)([part.parts * (part.value < cap) for part in parts], axis=0) / num,
     )
 
 
@@ -225,7 +244,7 @@ def _welch(parts: Sequence[Estimate]) -> float:
     """
     if any(part.df <= 0 or not np.isfinite(part.draws).any() for part in parts):
         return 0.0
-    variances = [float(np.var(part.draws[np.isfinite(part.draws)])) + PSEUDO_CHANGES * part.answer for part in parts]
+    variances = [float(np.var(part.draws[np.isfinite(part.draws)])) + part.unseen for part in parts]
     spread = sum(variance**2 / part.df for variance, part in zip(variances, parts, strict=True))
     return sum(variances) ** 2 / spread if spread > 0 else sum(part.df for part in parts)
 
@@ -289,6 +308,16 @@ class ClusterBootstrap:
         value = self._of(part.sum(0)) if len(part) else np.full(len(index), np.nan)
         return value, self._draw(part, None if self.strata is None else self.strata[shared]), shared
 
+    def _jackknife(self, shared: Array, columns: Sequence[int]) -> Array:
+        """Parts of the groups that are compared in each column's error [g c]: its figure without the group, from the mean of such
+        figures, scaled so that squares sum to the jackknife's variance; 0 where there is no figure without it."""
+        part = self.sums[shared][:, list(columns)]
+        if len(part) < 2:
+            return np.zeros(part.shape[:2])
+        without = self._of(part.sum(0) - part)
+        away = without - without.mean(0)
+        return np.nan_to_num(away * -(((len(part) - 1) / len(part)) ** 0.5))
+
     def estimates(self, arms: Sequence[Sequence[int]]) -> list[Estimate]:
         """One estimate per arm, the mean over its seeds' columns, all on the groups that every column has answered.
 
@@ -299,11 +328,14 @@ class ClusterBootstrap:
         value, drawn, shared = self.compared(columns)
         rows, num = int(self.count[shared][:, columns[0]].sum()), int(shared.sum())
         drawn = value + (drawn - value) * (num / max(1, num - 1)) ** 0.5
+        jackknife = self._jackknife(shared, columns)
         found, start = [], 0
         for arm in arms:
             own = slice(start, start := start + len(arm))
             mean, draws = float(value[own].mean()), drawn[:, own].mean(1)
             seeds = (Seeds(value[own] - mean, drawn[:, own] - draws[:, None]),) if len(arm) > 1 else ()
             answer = (self.full / max(1, rows)) ** 2
-            found.append(Estimate(mean, draws, shared, rows, max(0, num - 1), len(arm), seeds, self.full, answer))
+            parts = np.zeros(len(shared))
+            parts[shared] = jackknife[:, own].mean(1)
+            found.append(Estimate(mean, draws, shared, rows, max(0, num - 1), len(arm), seeds, self.full, answer, parts))
         return found
