@@ -30,6 +30,7 @@ from diffprune.store import Store
 from diffprune.tune import probes
 from diffprune.verify import verify
 from tests.records import (
+    GQA,
     choice,
     evaluate_cell,
     measure_cell,
@@ -122,14 +123,17 @@ def test_nothing_is_called_a_tie(tmp_path: Path) -> None:
 # --- what may be compared, and is said to be best ----------------------------------------------------------------------------
 
 
-def asked(store: Store, name: str, right: Sequence[Sequence[float]], budget: str = "Keep(16)", kept: float | None = None) -> None:
+def asked(
+    store: Store, name: str, right: Sequence[Sequence[float]], budget: str = "Keep(16)", kept: float | None = None,
+    benchmark: str = GQA,
+) -> None:  # fmt: skip
     """Answers of each seed of a trained method, or of a rule: right[seed][picture]. kept: tokens, where not those of the budget."""
     for seed, credits in enumerate(right):
         trained = len(right) > 1
         about = {"weights": f"{name}{seed}", "recipe": name, "seed": seed} if trained else {}
         tokens = 144 if name == "unpruned" else int(kept or budget[5:-1])
-        rows = [prediction(i, float(credit), visual_kept=tokens) for i, credit in enumerate(credits)]
-        put(store, evaluate_cell(name, budget, **about), predictions=rows)
+        rows = [prediction(i, float(c), visual_kept=tokens, group=f"{benchmark} {i}") for i, c in enumerate(credits)]
+        put(store, evaluate_cell(name, budget, benchmark, **about), predictions=rows)
 
 
 def but(wrong: Iterable[int], num: int = 60) -> list[list[float]]:
@@ -223,6 +227,16 @@ def test_of_fewer_than_five_pictures_no_interval_is_given(num: int, told: bool, 
     assert entry is not None and entry.note == (f"no interval: {num} pictures" if told else "")
     relative = Derived(found).relative("Gumbel top-K", "Keep(16)")
     assert relative is not None and (told or 0 <= relative.low < relative.high <= 100)  # the unpruned model has all right
+
+
+def test_a_benchmark_of_one_picture_beside_others_is_why_there_is_no_verdict(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for benchmark, num in ((GQA, 60), ("world('mme')", 1)):
+        asked(store, "unpruned", [[1.0] * num], benchmark=benchmark)
+        for name in ("diffprune", "gumbel_topk"):
+            asked(store, name, but((), num), benchmark=benchmark)
+    said = " ".join(verdict.headline(chapter(tmp_path), {}, None))
+    assert "gets no verdict, as a benchmark has too few pictures, with 16 tokens" in said and "want of pictures" not in said
 
 
 # --- the best rule -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from diffprune.report.analysis.speed import said as words
 from diffprune.report.analysis.verdicts import CHOSEN, QUESTION_RULE, RULE, Judged, rivals
 from diffprune.report.render.table import Number
 from diffprune.report.tables.accuracy import open_note, seeds_failed, withheld
-from diffprune.statistics import Difference, Verdict, counted
+from diffprune.statistics import LEAST_GROUPS, Difference, Verdict, counted
 from diffprune.statistics.verdict import BETTER, CANNOT_TELL, EQUIVALENT, WORSE
 
 DOUBTS = frozenset(("above_flop_ratio", "clock_drift", "parts_differ", "shared_device"))  # flags that stand beside a speedup
@@ -47,6 +47,7 @@ WITHHELD = {  # in the order in which they are told
     "counts": "gets no verdict, as the two keep other counts, with {}",
     "seeds": "gets no verdict as a method, for want of seeds; the difference of these scorers is, with {}",
     "pictures": "gets no verdict, for want of pictures, with {}",
+    "benchmark": "gets no verdict, as a benchmark has too few pictures, with {}",
 }
 
 
@@ -54,7 +55,9 @@ def _why(found: Difference) -> str:
     """Which of `WITHHELD` holds where nothing is said of the methods; "" where something is."""
     if found.counts:
         return "counts"
-    return "seeds" if found.scorers_only else "" if math.isfinite(found.p) else "pictures"
+    if found.scorers_only or math.isfinite(found.p):
+        return "seeds" if found.scorers_only else ""
+    return "pictures" if found.num_groups < LEAST_GROUPS else "benchmark"
 
 
 def verdict(about: str, against: str, found: Sequence[tuple[Budget, Judged]], split: str = "") -> str:
@@ -269,6 +272,8 @@ def counts(found: Sequence[Verdict]) -> str:
         parts.append(f"no verdict in {alone}, which {'hold' if alone > 1 else 'holds'} for these scorers only (one seed)")
     if few := why.count("pictures"):
         parts.append(f"no verdict in {few}, for want of pictures")
+    if unknown := why.count("benchmark"):
+        parts.append(f"no verdict in {unknown}, as a benchmark has too few pictures")
     return joined(parts) if parts else ""
 
 
