@@ -132,7 +132,8 @@ def asked(
         trained = len(right) > 1
         about = {"weights": f"{name}{seed}", "recipe": name, "seed": seed} if trained else {}
         tokens = 144 if name == "unpruned" else int(kept or budget[5:-1])
-        rows = [prediction(i, float(c), visual_kept=tokens, group=f"{benchmark} {i}") for i, c in enumerate(credits)]
+        of = "g" if benchmark == GQA else benchmark  # pictures of its own
+        rows = [prediction(i, float(c), visual_kept=tokens, group=f"{of}{i}") for i, c in enumerate(credits)]
         put(store, evaluate_cell(name, budget, benchmark, **about), predictions=rows)
 
 
