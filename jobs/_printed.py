@@ -21,10 +21,12 @@ TRAINED = (
     "diffprune", "gumbel_topk", "gumbel_keepdrop", "learnpruner", "visionselector", "ocvtp", "atp", "dynamic_llava",
 )  # fmt: skip
 CALIBRATED = ("btp", "pore(fastv)")
+STORED = {"checkpointing": False, "micro_images": 2}  # cuts inside the decoder are not there when its layers are computed again
 SETTINGS: tuple[dict[str, Any], ...] = (  # that a method's own paper states; of what it does not state, the recipe's
     {"pruner": "visionselector", "learning_rate": 5e-5},
     {"pruner": "ocvtp", "learning_rate": 1e-3, "warmup_share": 0.13},  # 4 epochs of 30
-    {"pruner": "dynamic_llava", "weight_decay": 0.0, "temperature_start": 1.0},
+    {"pruner": "dynamic_llava", "weight_decay": 0.0, "temperature_start": 1.0, **STORED},
+    {"pruner": "atp", **STORED},
 )
 
 

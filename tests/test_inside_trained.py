@@ -243,6 +243,13 @@ def test_what_cannot_be_is_refused_in_a_sentence(name: str, vlm: Any) -> None:
     with pytest.raises(BadObjective, match=rf"^{name}, seed 0, step 0: .* trains through cuts .* needs checkpointing=False$"):
         trainer = arm(vlm, name, checkpointing=True)
         trainer.step(next(training.batches(vlm, "world", seed=0, images=2, questions=2, packed=False)))
+    with pytest.raises(ValueError, match=rf"{name} trains through cuts inside the decoder.*methods=\(\{{'pruner': '{name}', 'chec"):
+        Recipe(pruners=(name, "diffprune"), checkpointing=True)
+    alone = {"pruner": name, "checkpointing": False, "micro_images": 1}
+    recipe = Recipe(pruners=(name, "diffprune"), checkpointing=True, micro_images=8, methods=(alone,))
+    own, other = map(recipe.of, recipe.pruners)
+    assert (own.checkpointing, own.micro_images, other.checkpointing, other.micro_images) == (False, 1, True, 8)
+    assert recipe.key(recipe.pruners[0]) == Recipe(pruners=(name,)).key(recipe.pruners[0]), "it shapes nothing"
     with pytest.raises(ValueError, match=r"can meet none of the recipe's budgets: .*cannot be met by a cut"):
         arm(vlm, name, budgets=(Share(0.1),)).validate()
 

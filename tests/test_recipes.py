@@ -71,6 +71,23 @@ def test_a_recipe_runs_on_its_tiny_family(name: str, monkeypatch: pytest.MonkeyP
     assert commands.call(line) == (0, "") and "all 1 scorers are there already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "inside"), [("train_llava15_7b", ("atp", "dynamic_llava")), ("train_llava_next_7b", ("dynamic_llava",))]
+)
+def test_methods_that_train_through_cuts_inside_the_decoder_run_in_the_same_job(
+    name: str, inside: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = on_ray._fit
+    monkeypatch.setattr(on_ray, "_fit", lambda config, workers: fit(config, 0))
+    monkeypatch.setattr(pipeline.PipelineRun, "ray", lambda self: None)
+    asked = [part for method in inside for part in ("--scorer", method)]
+    assert commands.call(["run", name, "--tiny", *asked]) == (0, "")
+    facts = {p.name: json.loads((p / "config.json").read_text())["facts"]["recipe"] for p in Path("runs").glob("*/scorers/*")}
+    assert {key.rpartition("-")[0] for key in facts} == {*inside}
+    assert not any(recipe["checkpointing"] for recipe in facts.values())
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     # the parameters of the published checkpoints

@@ -189,6 +189,8 @@ class TrainablePruner(FittedPruner):
     """A method whose networks are trained by gradients of its own `objective`; the model is frozen.
 
     attention_implementation: of the decoder while it trains, as its objective needs it; None is the model's own.
+    recomputable: its decoder layers may be computed again in the backward pass (`Recipe.checkpointing`), as they may not where its
+                  objective softens cuts inside the decoder (`TrainingRun.softened_nll`).
     searched: constructor options that a search of training settings chooses, such as a penalty's weight, and from which values.
     apart: sentences on how its training differs from that of a recipe's other methods, which see the same data, steps, seeds and
            budgets; the report prints them.
@@ -200,6 +202,7 @@ class TrainablePruner(FittedPruner):
 
     kind = Kind.TRAINED
     attention_implementation: ClassVar[str | None] = None
+    recomputable: ClassVar[bool] = True
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     apart: ClassVar[tuple[str, ...]] = ()
     shared_options = {"untrained": False}

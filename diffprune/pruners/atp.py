@@ -55,6 +55,7 @@ class ATP(Networks):
     option_labels = Networks.option_labels | {"target_weight": "target weight"}
     needs = frozenset({SELF, CROSS})
     attention_implementation = "masked_softmax"
+    recomputable = False
     searched = {"target_weight": (0.02, 0.05, 0.2, 0.5)}
     apart = (
         "Every question is a row of its own, as its thresholds depend on it: fewer questions per image and step.",

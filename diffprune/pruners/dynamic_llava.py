@@ -45,6 +45,7 @@ class DynamicLLaVA(OwnScorer):
     option_labels = OwnScorer.option_labels | {"after": "after layer", "ratio_weight": "ratio weight"}
     needs = frozenset({decoder_features()})
     attention_implementation = "masked_softmax"
+    recomputable = False
     searched = {"ratio_weight": (3.0, 10.0, 30.0, 100.0)}
     apart = (
         "Every question is a row of its own, as states inside the decoder may depend on it: fewer questions per image and step.",

@@ -14,7 +14,7 @@ from diffprune import data as training
 from diffprune.config.fields import MOST, MOST_WORKERS, TEXT, BudgetValue, ModelSpec, PrunerSpec, Seed
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Eased, Keep, Share
-from diffprune.core.fitted import FittedPruner
+from diffprune.core.fitted import FittedPruner, TrainablePruner
 from diffprune.core.noise import generator
 from diffprune.core.spec import Spec
 from diffprune.vlm.load import fingerprint
@@ -39,6 +39,8 @@ class MethodSettings(BaseModel):
     anneal_share: float | None = None
     ease_share: float | None = None
     ease_start: float | None = None
+    micro_images: int | None = None
+    checkpointing: bool | None = None
 
 
 SHAPE_NOTHING = (  # settings that shape no scorer, or say which of them are trained
@@ -202,6 +204,13 @@ class Recipe(BaseModel):
             raise ValueError(f"methods must name each method once; got {', '.join(map(str, given))}")
         for pruner in given:
             self.of(pruner)
+        for spec in self.pruners:
+            plugin = registry.find("pruners", spec.name)
+            if issubclass(plugin, TrainablePruner) and not plugin.recomputable and self.of(spec).checkpointing:
+                raise ValueError(
+                    f"{spec} trains through cuts inside the decoder, whose layers cannot be computed again: give "
+                    f"checkpointing=False for it alone, as in methods=({{'pruner': '{spec}', 'checkpointing': False}},), or for all"
+                )
         return self
 
     @property
