@@ -101,7 +101,7 @@ def test_the_page_is_about_it_and_every_number_is_in_the_store(everyone: Path, t
 def test_what_is_said_of_a_rule_is_said_of_a_rule(everyone: Path, tmp_path: Path) -> None:
     said = report(everyone, tmp_path, subject="DivPrune")["markdown"].read_text("utf-8")
     assert "DivPrune against the trained methods, 3 comparisons: " in said
-    assert "10 benchmarks" not in said and "of 1 benchmarks at 1 budget. Differences are" in said, "it has no scorer seeds"
+    assert "10 benchmarks" not in said and "of 1 benchmark at 1 budget. Differences are" in said, "it has no scorer seeds"
     assert "Against the best of the other training-free image-only rules asked here, DivPrune is better with 16 tokens" in said
     assert ", Attention)" in said, "the rule is named"
     assert "Against the best of the training-free rules asked here that also read the question, DivPrune is worse" in said

@@ -132,7 +132,7 @@ def _report(folder: Path, options: Mapping[str, Any]) -> None:
     """
     from diffprune import report
     from diffprune.io.blob_store import open_blobs, remote
-    from diffprune.job import seen
+    from diffprune.job import seen, settings
 
     idle = [key for key, value in options.items() if key not in ("job", "name", "out", "pairs") and value not in (None, (), False)]
     pairs = dict(pair.partition("=")[::2] for pair in options["pairs"])
@@ -146,7 +146,8 @@ def _report(folder: Path, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{out} has a store of its own, of which this page would not be: name another folder with --out")
     before = seen.commits(folder / "store")
     there = next((place for place in (folder / "report", folder) if (place / "numbers.csv").is_file()), folder)
-    found = report.read(folder / "store", _label(pairs["subject"]) if "subject" in pairs else report.about(there))
+    subject = _label(pairs["subject"]) if "subject" in pairs else report.about(there) or _label(settings.subject(folder))
+    found = report.read(folder / "store", subject)
     if "subject" in pairs and found.subject.label not in found.methods:
         known = ", ".join(label for label, method in found.methods.items() if method.kind != "bound")
         raise ValueError(f"a report about {pairs['subject']!r} needs results of it: {folder} has those of {known or 'no method'}")

@@ -70,7 +70,7 @@ class Follower(threading.Thread):
         left = len(missing(self.recipe, self.folder))
         few, most = self.recipe.fewest, self.recipe.workers
         workers = f"{few} to {most} workers" if few < most else f"{most} workers"
-        print(f"train: starting {workers}, {left} scorers to train", flush=True)
+        print(f"train: starting {workers}, {left} scorer{'s' * (left != 1)} to train", flush=True)
         self.start()
         return self
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from diffprune.core.benchmark import HubDataset
 from diffprune.core.errors import first_line
@@ -164,7 +164,7 @@ def upload(folder: Path, name: str, *, private: bool, revision: str = "main") ->
             repo_id=name, folder_path=folder, allow_patterns=wanted, revision=revision, commit_message="Upload a diffprune scorer"
         )
     except Exception as error:  # see `resolve`
-        raise ValueError(
-            f"{name} could not be written ({first_line(error)}): log in with `hf auth login`, or set HF_TOKEN"
-        ) from None
+        refused = isinstance(error, HfHubHTTPError)  # the Hub was reached
+        hint = "log in with `hf auth login`, or set HF_TOKEN" if refused else "try again where there is a network"
+        raise ValueError(f"{name} could not be written ({first_line(error)}): {hint}") from None
     return str(done.commit_url)

@@ -226,7 +226,8 @@ class Plan:
         if left and needs and "train" not in stages:
             spec, seed = left[0]
             raise ValueError(
-                f"{spec}, seed {seed}, is not trained yet below {self.folder}: run `diffprune train {self.job.name}` first"
+                f"{spec}, seed {seed}, is not trained yet below {self.folder}: run `diffprune train` on this job, name and folder "
+                "first"
             )
 
     def try_methods(self, stages: Sequence[str]) -> None:

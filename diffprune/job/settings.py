@@ -14,7 +14,7 @@ from diffprune.train.recipe import SHAPE_NOTHING
 
 FILE = "job.json"
 SILENT = (  # which change no result
-    "title", "subject", "workers", "gpus", "accelerator", "config", "assumed", "tiny", "report", "trackers",
+    "title", "workers", "gpus", "accelerator", "config", "assumed", "tiny", "report", "trackers",
 )  # fmt: skip
 
 TIMED = ("rounds", "warmup", "slow_rounds", "decode_tokens", "spans", "inputs", "threads")  # how long and how often, in no key
@@ -44,8 +44,16 @@ def keep(job: Job, folder: Path, stages: Sequence[str]) -> None:
 
 
 def noted(job: Job) -> dict[str, Any]:
-    """Every setting that can change a result, as JSON values."""
+    """Every setting that can change a result, and whom the report is about, as JSON values."""
     return job.model_dump(mode="json", exclude=set(SILENT))
+
+
+def subject(folder: Path | str) -> str:
+    """Spelling of the method that the run in a folder is to be about, "" where it names none or left no note."""
+    try:
+        return str(parsed(open_blobs(folder).read(FILE)).get("subject") or "")
+    except (OSError, ValueError):
+        return ""
 
 
 def told(old: Mapping[str, Any], new: Mapping[str, Any], stages: Sequence[str]) -> Iterator[str]:
@@ -53,7 +61,9 @@ def told(old: Mapping[str, Any], new: Mapping[str, Any], stages: Sequence[str]) 
     if old.get("name") != new["name"]:
         yield f"this folder was made by the run {old.get('name')!r}, not by {new['name']!r}: what it holds is taken over"
     other = {section for section in SECTIONS if section not in stages}
-    changed = [line for line in changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith("name ")]
+    changed = [
+        line for line in changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith(("name ", "subject "))
+    ]
     later = [line for line in changed if line.partition(" ")[0] in UNKEYED]
     apart = [line for line in changed if line not in later]
     since = f"settings changed since the last run of {new['name']!r}"

@@ -92,11 +92,11 @@ def _row(run: Run, chapter: Comparison) -> tuple[Entry, ...]:
     budgets = [b for b in chapter.budgets if (about, b.spelling) in chapter.arms]
     middle = budgets[len(budgets) // 2] if budgets else None
     accuracy = chapter.accuracy(about, middle.spelling) if middle else None
-    questions = chapter.rows.drop_duplicates(["sample", "group"]) if len(chapter.rows) else chapter.rows
+    questions, pictures = chapter.asked if len(chapter.rows) else (0, 0)
     fast = speed.of(chapter)[1].get((about, middle.spelling)) if middle else None
     return (
-        run.name, _made(cells["started"]), str(chapter.setting["model"]), Number(len(questions), digits=0),
-        Number(chapter.rows["group"].nunique(), digits=0), verdict.tally(chapter),
+        run.name, _made(cells["started"]), str(chapter.setting["model"]), Number(questions, digits=0),
+        Number(pictures, digits=0), verdict.tally(chapter),
         shown(chapter.accuracy(FULL, "")), about if middle else None, shown(accuracy),
         kept_entry(chapter, about, middle.spelling) if middle else None,
         shown(fast.net, 2, "×") if fast else None, ", ".join(flag for flag, _ in caveats(chapter)),

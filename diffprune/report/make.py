@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,19 @@ def report(
         methods=methods,
         **shared,
     )
-    every = [*((c["key"], t) for c in parts for t in _tables(c)), *(("", t) for t in shared.values() if t)]
+    every = [*((c["key"], t) for c in parts for t in _titled(_tables(c), c, parts)), *(("", t) for t in shared.values() if t)]
     every += [(parts[0]["key"] if methods.keys else "", methods)]
     every += [("", kept)] if (kept := provenance.pictures(found)) else []
     plots = [*((name, plot) for c in parts for name, plot in c["plots"].items()), *drawn.items()]
     return files.write(Path(out), "report", title, page, every, plots, [s for c in parts for s in _said(c)])
+
+
+def _titled(tables: Sequence[Table], part: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """A chapter's tables, with what sets the chapter apart in their titles where there are several."""
+    others = [{name: str(value) for name, value in one["asked"].items()} for one in parts]
+    own = {name: str(value) for name, value in part["asked"].items()}
+    apart = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in own.items() if any(o[name] != value for o in others))
+    return [replace(t, title=f"{t.title} ({apart})") for t in tables] if apart else list(tables)
 
 
 def _said(part: Mapping[str, Any]) -> list[str]:
@@ -131,7 +140,8 @@ def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
     headline = accuracy_tables.headline(chapter, fast)
     derived = Derived(chapter)
     return {
-        "name": chapter.setting["model"], "about": chapter.about, "key": " | ".join(map(str, chapter.setting.values())),
+        "asked": chapter.setting, "name": chapter.setting["model"], "about": chapter.about,
+        "key": " | ".join(map(str, chapter.setting.values())),
         "setting": "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in chapter.setting.items() if k != "model"),
         "lead": verdict.lead(chapter, fast, batch), "sentences": verdict.headline(chapter, fast, batch),
         "caveats": caveats.caveats(chapter),
@@ -154,13 +164,13 @@ def _examples(chapter: Comparison) -> Table | None:
     """At the middle budget: the unpruned model, the subject and the first other trained methods, first scorer seed each."""
     if not chapter.budgets:
         return None
-    budget = chapter.budgets[len(chapter.budgets) // 2].spelling
-    arms = {}
+    middle = chapter.budgets[len(chapter.budgets) // 2]
+    budget, arms = middle.spelling, {}
     for label in (FULL, chapter.about, *verdicts.rivals(chapter)[:RIVALS]):
         arm = chapter.arms.get((label, "" if label == FULL else budget))
         if arm:
             arms[label] = list(arm[min(arm)].values())
-    return provenance.examples(chapter.rows, chapter.records, arms) if FULL in arms else None
+    return provenance.examples(chapter.rows, chapter.records, arms, f"With {middle.short}") if FULL in arms else None
 
 
 def _tables(part: Mapping[str, Any]) -> list[Table]:

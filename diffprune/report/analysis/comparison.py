@@ -189,6 +189,13 @@ class Comparison:
         return list(self.methods).index(label) + 1 if label in self.methods else 0
 
     @cached_property
+    def asked(self) -> tuple[int, int]:
+        """(questions, pictures) that any method was asked about; benchmarks may name theirs alike."""
+        rows = self.rows[["sample", "group"]].assign(benchmark=self.rows["cell"].map(self.evaluated["benchmark"]).astype(str))
+        pictures = rows[["group"] if self.panel.together else ["benchmark", "group"]]
+        return len(rows.drop_duplicates()), len(pictures.drop_duplicates())
+
+    @cached_property
     def benchmarks(self) -> list[str]:
         """Spellings, in the order of the columns."""
         return sorted(self._headings, key=lambda b: (self._headings[b].lower(), b))

@@ -83,10 +83,11 @@ def changed(chapter: Comparison, derived: Derived) -> Table | None:
 def blind(chapter: Comparison, derived: Derived) -> Table | None:
     """Per benchmark: what the image contributes, and how much of that the subject keeps at each budget."""
     rows: list[tuple[Entry, ...]] = []
+    budgets = [b for b in chapter.budgets if (chapter.about, b.spelling) in chapter.arms]
     for benchmark, (full, without, gap) in derived.visual.items():
         digits = 0 if full > 200 else 1
         kept: list[Entry] = []
-        for b in chapter.budgets:
+        for b in budgets:
             found = derived.retained(chapter.about, b.spelling, benchmark)
             kept.append(shown(found.interval()) if found else None)
         unknown = "no interval" if gap.num_groups >= LEAST_GROUPS else ""  # else `shown` says why
@@ -95,12 +96,12 @@ def blind(chapter: Comparison, derived: Derived) -> Table | None:
             chapter.heading(benchmark), Number(full, digits=digits), Number(without, digits=digits),
             shown(gap, digits, signed=True, note=says), *kept,
         ))  # fmt: skip
-    columns = ("Benchmark", FULL, BLIND, "the image's part", *(f"{chapter.about}, {b.short}: % kept" for b in chapter.budgets))
+    columns = ("Benchmark", FULL, BLIND, "the image's part", *(f"{chapter.about}, {b.short}: % kept" for b in budgets))
     notes = (
         "Native units. No image: the same questions with the image's place and all its tokens left out. Not image-bound: "
         "unpruned − no image does not exceed 3 standard errors, so there is no visual contribution to keep.",
     )
-    column_keys = ("Benchmark", FULL, BLIND, "the image's part", *(b.spelling for b in chapter.budgets))
+    column_keys = ("Benchmark", FULL, BLIND, "the image's part", *(b.spelling for b in budgets))
     title, keys = "What the image contributes", tuple(derived.visual)
     return Table("blind", title, columns, tuple(rows), notes, keys=keys, column_keys=column_keys) if rows else None
 

@@ -100,28 +100,36 @@ def failures(records: Records) -> Table | None:
     return Table("failures", "What failed or was set aside", ("what", "Method", "where", "reason"), tuple(rows)) if rows else None
 
 
-def examples(chapter_rows: pd.DataFrame, records: Records, arms: dict[str, list[str]], limit: int = 4) -> Table | None:
-    """Answers in which methods differ. arms: label -> cells, the unpruned model first, then the subject.
+def examples(chapter_rows: pd.DataFrame, records: Records, arms: dict[str, list[str]], where: str, limit: int = 4) -> Table | None:
+    """Answers in which methods differ. arms: label -> cells, the unpruned model first, then the subject; where: the budget.
 
-    Deterministic: first by sample name, `limit` where only the unpruned model is right and `limit` where the subject alone
+    Deterministic: first by benchmark and sample, `limit` where only the unpruned model is right and `limit` where the subject alone
     of the pruned ones is.
     """
     labels = [x for x in arms if arms[x]]
     if len(labels) < 2:
         return None
     rows = chapter_rows[chapter_rows["cell"].isin([c for x in labels for c in arms[x]])]
-    rows = rows.assign(label=rows["cell"].astype(str).map({c: x for x in labels for c in arms[x]}))
-    wide = rows.pivot_table(index="sample", columns="label", values="credit", aggfunc="first", observed=True).dropna().sort_index()
+    rows = rows.assign(
+        label=rows["cell"].astype(str).map({c: x for x in labels for c in arms[x]}),
+        question_of=rows["cell"].map(records.cells["benchmark"]).astype(str) + "\t" + rows["sample"].astype(str),
+    )
+    wide = (
+        rows.pivot_table(index="question_of", columns="label", values="credit", aggfunc="first", observed=True)
+        .dropna()
+        .sort_index()
+    )
     if any(x not in wide.columns for x in labels):
         return None
     lost = wide.index[(wide[labels[0]] == 1) & (wide[labels[1:]] == 0).all(axis=1)][:limit]
     won = wide.index[(wide[labels[1]] == 1) & (wide[labels[2:]] == 0).all(axis=1)][:limit] if len(labels) > 2 else []
     lone = wide.index[(wide[labels[1]] == 0) & (wide[labels[2:]] == 1).all(axis=1)][:limit] if len(labels) > 2 else []
-    texts = rows[rows["sample"].isin([*lost, *won, *lone])].drop_duplicates(["sample", "label"])
-    texts = records.texts(texts).set_index(["sample", "label"])
+    texts = rows[rows["question_of"].isin([*lost, *won, *lone])].drop_duplicates(["question_of", "label"])
+    texts = records.texts(texts).set_index(["question_of", "label"])
     found: list[tuple[Entry, ...]] = []
-    for why, samples in (("all pruned wrong", lost), (f"only {labels[1]} right", won), (f"only {labels[1]} wrong", lone)):
+    for why, samples in (("all of these pruned wrong", lost), (f"only {labels[1]} right", won), (f"only {labels[1]} wrong", lone)):
         for sample in samples:
             about = texts.loc[(sample, labels[0])]
             found.append((why, about["question"], str(about["target"]), *(texts.loc[(sample, x)]["answer"] for x in labels)))
-    return Table("examples", "Examples of answers", ("why shown", "question", "target", *labels), tuple(found)) if found else None
+    columns, notes = ("why shown", "question", "target", *labels), (f"{where}; the first scorer seed of trained methods.",)
+    return Table("examples", "Examples of answers", columns, tuple(found), notes) if found else None

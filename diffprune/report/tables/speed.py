@@ -15,8 +15,8 @@ from diffprune.report.tables.accuracy import judged_entry, shown, words
 from diffprune.statistics import Verdict
 
 NO_FUSED = (
-    "The keep/drop arm multiplies its mask into the softmax of every decoder layer, for which there is no fused attention "
-    "kernel: that part of its step cost belongs to the implementation, not to the method."
+    "Where a mask is multiplied into the softmax of every decoder layer, as keep/drop's and LearnPruner's is, there is no fused "
+    "attention kernel: that part of the step cost belongs to the implementation, not to the method."
 )
 
 

@@ -10,7 +10,7 @@ from diffprune.report.analysis.comparison import FULL, Budget, Comparison
 from diffprune.report.analysis.seeds import FAR
 from diffprune.report.analysis.speed import Speed
 from diffprune.report.analysis.speed import said as words
-from diffprune.report.analysis.verdicts import CHOSEN, QUESTION_RULE, RULE, Judged, rivals
+from diffprune.report.analysis.verdicts import CHOSEN, ON_OTHERS, QUESTION_RULE, RULE, Judged, best_rule, rivals
 from diffprune.report.render.table import Number
 from diffprune.report.tables.accuracy import open_note, seeds_failed, withheld
 from diffprune.statistics import LEAST_GROUPS, Difference, Verdict, counted
@@ -104,21 +104,31 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
         apart = ", those with methods that also read the question by themselves" if aware else ""
         said.append(
             f"{about} was asked {base.num_rows:,} questions about {base.num_groups:,} pictures of {len(chapter.benchmarks)} "
-            f"benchmarks at {_budgets(chapter)}{_seeds(chapter, first)}. Differences are in points of mean credit, with paired "
-            f"95 % intervals; verdicts are corrected for all comparisons made here{apart}."
+            f"benchmark{'s' * (len(chapter.benchmarks) != 1)} at {_budgets(chapter)}{_seeds(chapter, first)}. Differences are "
+            "in points of mean credit, with paired 95 % intervals; verdicts are corrected for all comparisons "
+            f"made here{apart}."
         )
     for against in (*rivals(chapter), RULE, QUESTION_RULE, FULL):
         found = [(b, every[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in every]
         if found or against not in NAMED:
-            said.append(verdict(about, _named(chapter, against), found, "" if against in NAMED else _split(chapter, found)))
+            said.append(verdict(about, _chosen(chapter, against, found), found, "" if against in NAMED else _split(chapter, found)))
     if not rivals(chapter):
         which = "" if chapter.subject.reads_question else " that sees the picture alone"
         said.append(f"No {_other(chapter)}trained method{which} was evaluated, so nothing is said about one.")
     for against in dict.fromkeys(key[0] for key in aware):
         found = [(b, aware[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in aware]
-        named = _named(chapter, against) if against in NAMED else f"{against}, which also reads the question"
+        named = _chosen(chapter, against, found) if against in NAMED else f"{against}, which also reads the question"
         said.append(verdict(about, named, found, "" if against in NAMED else _split(chapter, found)))
     return said + _speed(chapter, fast, batch)
+
+
+def _chosen(chapter: Comparison, against: str, found: Sequence[tuple[Budget, Judged]]) -> str:
+    """`_named`, and how a best rule was chosen where that is by the other budgets: at this one it may be none of the best."""
+    named = _named(chapter, against)
+    if against not in CHOSEN or not found:
+        return named
+    chosen = [best_rule(chapter, budget.spelling, against == QUESTION_RULE) for budget, _ in found]
+    return f"{named}, chosen {ON_OTHERS}" if all(one and one.chosen == ON_OTHERS for one in chosen) else named
 
 
 def _named(chapter: Comparison, against: str) -> str:
@@ -201,18 +211,15 @@ def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | N
         num = (base.num_rows, base.num_groups, len(chapter.benchmarks), len(budgets))
         said.append(f"{_asked(*num)}{_seeds(chapter, budgets[0])}.")
     elif len(chapter.rows):
-        rows = chapter.rows[["sample", "group"]].drop_duplicates()
-        num = (len(rows), rows["group"].nunique(), len(chapter.benchmarks), len(chapter.budgets))
+        num = (*chapter.asked, len(chapter.benchmarks), len(chapter.budgets))
         methods = sum(1 for label, _ in {(label, "") for label, _ in chapter.arms} if label in chapter.methods)
         said.append(f"{_asked(*num)}, of {methods} method{'s' * (methods != 1)}.")
     return said + _speed(chapter, fast, batch)
 
 
 def _asked(questions: int, pictures: int, benchmarks: int, budgets: int) -> str:
-    return (
-        f"Asked were {questions:,} questions about {pictures:,} pictures of {benchmarks} benchmark{'s' * (benchmarks != 1)} at "
-        f"{budgets} budget{'s' * (budgets != 1)}"
-    )
+    asked = f"Asked were {questions:,} questions about {pictures:,} pictures of {benchmarks} benchmark{'s' * (benchmarks != 1)}"
+    return f"{asked} at {budgets} budget{'s' * (budgets != 1)}" if budgets else asked  # none is shared by thresholds
 
 
 def short(chapter: Comparison) -> str:
