@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.aws import config as aws
 
 from diffprune.cli.commands import app
 from diffprune.distributed.cluster import MOST_TMPDIR
@@ -229,8 +230,12 @@ def test_ray_up_takes_the_file() -> None:
         assert set(re.findall(r"(?<=\s)--[a-z-]+", line)) <= ray_start_options()
     assert "AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1" in found["head_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in found["head_start_ray_commands"][-1]
-    (rule,) = found["provider"]["security_group"]["IpPermissions"]
-    assert (rule["FromPort"], rule["ToPort"]) == (22, 22) and rule["IpRanges"][0]["CidrIp"].endswith("/32")
+    assert "security_group" not in found["provider"], "Ray adds a rule to it that lets SSH in from everywhere"
+    kinds = [kind["node_config"] for kind in found["available_node_types"].values()]
+    assert all(kind["SecurityGroupIds"] == ["sg-0123456789abcdef0"] and kind["ImageId"].startswith("ami-") for kind in kinds)
+    assert aws._configure_security_group(copy.deepcopy(found)) == found, "groups of one's own are left as they are"
+    rules = (CLUSTER / "README.md").read_text()
+    assert re.search(r"--protocol tcp --port 22 --cidr [\d.]+/32", rules) and '--protocol=-1 --source-group "$group"' in rules
     assert not re.search(r"[0-9a-f]{64}", (CLUSTER / "aws.yaml").read_text()), "a token"
     everything = [*found["setup_commands"], *found["head_setup_commands"], *found["worker_setup_commands"]]
     assert not any("pip" in line.split() for line in everything), "a login shell's pip is not that of the image, which has all"

@@ -212,7 +212,7 @@ def test_ids_say_run_and_attempt_and_are_unique(fake: FakeHead, own_job: Path, m
     asked = Request("mine", "study", ("--limit", "8"), {"DEPTH": "3"}, timeout_s=60)
     assert submit.submit(client, fake.address, asked, project_of("study")) == "mine-1"
     assert submit.follow(client, "mine-1") == 0
-    command = f"timeout --signal=INT --kill-after=120 60 {sys.executable} -m diffprune run study --limit 8 --out {own_job}/runs"
+    command = f"timeout --signal=TERM --kill-after=120 60 {sys.executable} -m diffprune run study --limit 8 --out {own_job}/runs"
     assert capfd.readouterr().out == f"ran: {command}\n"
     told = fake.jobs["mine-1"]
     assert told["metadata"]["run"] == "mine" and told["metadata"]["attempt"] == "1" and told["metadata"]["out"] == f"{own_job}/runs"
@@ -530,6 +530,51 @@ def test_an_image_has_everything_and_is_sent_nothing(fake: FakeHead) -> None:
 # --- who is let in ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_a_token_that_ends_in_a_line_end_is_that_token(fake: FakeHead, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN + end)
+    head.connect(fake.address)
+    assert fake.requests and os.environ["RAY_AUTH_TOKEN"] == TOKEN
+
+
+@pytest.mark.parametrize("token", [f"{TOKEN[:9]}\n{TOKEN}", f"{TOKEN} {TOKEN}", f"{TOKEN}\u00e9"])
+def test_what_no_header_takes_is_refused_without_showing_it(fake: FakeHead, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    with pytest.raises(ValueError, match="the token in RAY_AUTH_TOKEN has spaces or letters that are not ASCII") as refused:
+        head.connect(fake.address)
+    assert TOKEN[:9] not in str(refused.value) and not fake.requests
+
+
+def test_a_token_in_clear_goes_by_no_proxy_and_no_login_of_a_netrc_takes_its_place(
+    fake: FakeHead, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")  # where nobody listens
+    (own_folder / "netrc").write_text("default login me password secret\n")
+    (own_folder / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(own_folder / "netrc"))
+    assert head.connect(fake.address).list_jobs() == [], "the head refuses all but its token"
+
+
+def test_a_log_that_is_no_text_and_a_job_that_another_head_was_sent(
+    fake: FakeHead, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    client = head.connect(fake.address)
+
+    def refused(name: str) -> str:
+        raise RuntimeError("Request failed with status code 500: UnicodeDecodeError: 'utf-8' codec can't decode byte 0xe9")
+
+    monkeypatch.setattr(client, "get_job_logs", refused)
+    assert submit.log_of(client, "mine-1") == "" and "is no UTF-8 text" in capfd.readouterr().err
+
+    def gone(name: str) -> Any:
+        raise RuntimeError("Request failed with status code 404: Job mine-1 does not exist.")
+
+    monkeypatch.setattr(client, "get_job_status", gone)
+    with pytest.raises(RuntimeError, match="went away while mine-1 ran"):
+        submit.follow(client, "mine-1")
+
+
 def test_each_way_in_that_is_closed_has_its_sentence(fake: FakeHead, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address, says in (
         (f"http://127.0.0.1:{free_port()}", "nobody answers at"),
@@ -543,8 +588,8 @@ def test_each_way_in_that_is_closed_has_its_sentence(fake: FakeHead, own_folder:
         with pytest.raises(ValueError, match=says) as caught:
             head.connect(address)
         assert "secret" not in str(caught.value)
-    head._check("http://10.1.2.3:8265", insecure=True)
-    head._check("https://10.1.2.3:8265", insecure=False)
+    head.check("http://10.1.2.3:8265", insecure=True)
+    head.check("https://10.1.2.3:8265", insecure=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong" * 8)
     with pytest.raises(ValueError, match="refuses the token in RAY_AUTH_TOKEN") as refused:
         head.connect(fake.address)

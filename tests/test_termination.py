@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -176,6 +177,18 @@ def test_the_first_signal_saves_and_the_end_of_the_block_ends() -> None:
     with pytest.raises(termination.Terminated):
         signal.raise_signal(signal.SIGTERM)
     assert saved == ["asked", "went on"]
+
+
+def test_a_signal_that_comes_in_a_callback_where_python_ignores_errors_is_not_lost() -> None:
+    class Held:
+        pass
+
+    held = Held()
+    watching = weakref.ref(held, lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(termination.Terminated):
+        del held
+        assert watching() is None
+        time.sleep(5)
 
 
 def test_grace_ends_and_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:

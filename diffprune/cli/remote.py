@@ -91,7 +91,7 @@ def _run_name(job: str, options: dict[str, Any]) -> str:
 def _send(asked: Any, address: str, insecure: bool) -> int:
     """Pack, show, send and follow; returns the job's exit code."""
     from diffprune.distributed import submit as jobs
-    from diffprune.distributed.head import loopback
+    from diffprune.distributed.head import check, loopback
     from diffprune.io.project import project_of
 
     if asked.image and (asked.working_dir or asked.job.endswith(".py")):
@@ -99,6 +99,7 @@ def _send(asked: Any, address: str, insecure: bool) -> int:
     project = None if asked.image else project_of(asked.job, Path(asked.working_dir) if asked.working_dir else None)
     if project:
         project.check()
+    check(address, insecure)
     near = _connected(address, insecure) if loopback(address) else None  # who listens there, if anybody, says if it needs --out
     asked.entrypoint(asked.job, address)
     head = near or _connected(address, insecure)
@@ -134,7 +135,7 @@ def logs(name: str, follow: bool, address: str, insecure: bool) -> None:
     jobs.found(head, name)
     if follow:
         sys.exit(jobs.follow(head, name))
-    click.echo(without_rays_lines(head.get_job_logs(name)), nl=False)
+    click.echo(without_rays_lines(jobs.log_of(head, name)), nl=False)
 
 
 @click.command("stop")

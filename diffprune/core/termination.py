@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from diffprune.core import terminal
 
 GRACE_S = 8.0  # to save; who sends SIGTERM waits ten seconds or more before it sends SIGKILL
 
+AGAIN_S = 0.05  # until the callback in which a signal was ignored has ended
+
+_others: list[Callable[[Any], Any]] = []  # what was told of ignored errors before
 _saving: list[Callable[[int], None]] = []
 _asked: list[int] = []  # the signal by which the process was asked to end
 _told: list[Callable[[], None]] = []  # as soon as a signal has come
@@ -36,6 +41,19 @@ def handle(tell: Callable[[], None] | None = None) -> None:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _on_signal)
     terminal.outlive()
+    if sys.unraisablehook is not _on_unraisable:
+        _others.append(sys.unraisablehook)
+        sys.unraisablehook = _on_unraisable
+
+
+def _on_unraisable(found: Any) -> None:
+    """Python ignores what is raised in a finalizer or a weak reference's callback, where a signal may come too: sent once more."""
+    if isinstance(found.exc_value, Terminated):
+        again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), _asked[-1]))
+        again.daemon = True
+        again.start()
+    elif _others:
+        _others[0](found)
 
 
 def asked() -> bool:

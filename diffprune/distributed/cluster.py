@@ -73,6 +73,8 @@ def secure(create: bool = True) -> None:
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine needs more than Ray's 30 s
     os.environ.setdefault(FOLDER, str(Path.cwd()))  # workers may run elsewhere, and find the plug-ins of this folder
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray runs workers at 15 otherwise, so any other process slows a measurement
+    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        os.environ["RAY_AUTH_TOKEN"] = given  # a secret often ends in a newline, which no header takes
     auto_init_hook.enable_auto_connect = False  # else any call starts a Ray of its own, in a folder that is open to every user
     Config.initialize("")  # Ray has read its environment when it was imported; read it again
     AuthenticationTokenLoader.instance().reset_cache()  # and keeps the first token it saw, which may be that of another cluster

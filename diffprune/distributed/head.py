@@ -28,12 +28,20 @@ DASHBOARD = "ray/dashboard/dashboard.py"  # the program of Ray that answers at a
 OF_RAY = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|WARNING) [\w.]+\.py:\d+ -- .*\n|Running entrypoint for job .*\n")
 
 
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """A login of requests that leaves the token's header; without one a .netrc's takes its place."""
+    return request
+
+
 class Head(JobSubmissionClient):
-    """Ray's own client, whose requests end and follow nobody elsewhere."""
+    """Ray's own client, whose requests end and follow nobody elsewhere, and go by no proxy where the token is in clear."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         patience = VERSION_S if endpoint == "/api/version" else ANSWER_S
-        return super()._do_request(method, endpoint, **{"timeout": (CONNECT_S, patience), "allow_redirects": False} | options)
+        own: dict[str, Any] = {"timeout": (CONNECT_S, patience), "allow_redirects": False, "auth": _as_it_is}
+        if self.get_address().startswith("http://"):
+            own["proxies"] = {"http": ""}
+        return super()._do_request(method, endpoint, **own | options)
 
 
 def connect(address: str, insecure: bool = False) -> Head:
@@ -44,16 +52,18 @@ def connect(address: str, insecure: bool = False) -> Head:
     Raises:
         ValueError: a sentence for each way in which that fails.
     """
-    _check(address, insecure)
+    check(address, insecure)
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what it sends, and that a head went away, is said in our words
     secure(create=False)
     path = token_path()
-    token = os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
+    token = (os.environ.get("RAY_AUTH_TOKEN") or path.read_text(errors="replace")).strip()
+    origin = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path)
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise ValueError(f"the token in {origin} has spaces or letters that are not ASCII: put the one of the head into it")
     try:
         return Head(address, headers={"Authorization": f"Bearer {token}"})
     except AuthenticationError:
-        origin = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(path)
         raise ValueError(f"{address} refuses the token in {origin}: it must equal the one its head was started with") from None
     except requests.Timeout:
         raise ValueError(
@@ -70,7 +80,8 @@ def without_rays_lines(log: str) -> str:
     return "".join(line for line in log.splitlines(keepends=True) if not OF_RAY.fullmatch(line))
 
 
-def _check(address: str, insecure: bool) -> None:
+def check(address: str, insecure: bool) -> None:
+    """Raises ValueError: no address of a dashboard, or one to which the token would go in clear."""
     try:
         parts = urlsplit(address)
         known = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or True)

@@ -18,6 +18,7 @@ from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs, remote
 
 ARCHIVE_S = 300.0
 FORGET_TRIES = 4
+STOP_S = 4.0  # Ray takes three to end a job
 MONITOR_S = 1.5  # Ray looks every second whether a job has ended
 
 
@@ -109,11 +110,18 @@ def _log_of(head: Head, folder: str) -> str:
         shutil.copy(run_archive.__file__, Path(place) / "run_archive.py")
         start(head, shlex.join([python, "run_archive.py", folder]), name, {"working_dir": place}, {})
     until = time.monotonic() + ARCHIVE_S
-    while not head.get_job_status(name).is_terminal():
-        if time.monotonic() > until:
-            raise RuntimeError(f"{name}, which packs the results, has not ended after {ARCHIVE_S:.0f} s")
-        time.sleep(POLL_S)
-    log = head.get_job_logs(name)
+    try:
+        while not head.get_job_status(name).is_terminal():
+            if time.monotonic() > until:
+                raise RuntimeError(f"{name}, which packs the results, has not ended after {ARCHIVE_S:.0f} s")
+            time.sleep(POLL_S)
+        log = str(head.get_job_logs(name))
+    except BaseException:  # its log is the whole archive, which nobody wants to find among jobs
+        with suppress(RuntimeError, OSError):
+            head.stop_job(name)
+            time.sleep(STOP_S)
+            _forget(head, name)
+        raise
     _forget(head, name)
     return log
 

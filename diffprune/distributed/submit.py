@@ -33,6 +33,8 @@ POLL_S = 0.5
 AGENT_S = 30.0  # a head answers before it can start jobs
 GRACE_S = 30  # between SIGTERM and SIGKILL; Ray's own three seconds are less than a large state takes to be written
 STOP_S = 60.0
+GONE = "does not exist"  # what a head says of a job that another head was sent
+UNREADABLE = "UnicodeDecodeError"  # in what it says of a log that is not UTF-8
 STOPPED = 130  # exit code of a job that was stopped, as of a program after Ctrl-C
 MOST_ASKED = 100  # characters of what a job was asked, in a list
 MOST_RUN = 56  # characters of a run's name in an id, which has at most 64
@@ -75,7 +77,7 @@ class Request:
         """
         here = not self.image and on_this_machine(address)  # where a job gets the PATH of `ray start`, so python is spelt out
         python = sys.executable if here else "python"
-        limit = ["timeout", "--signal=INT", "--kill-after=120", str(self.timeout_s)] if self.timeout_s else []
+        limit = ["timeout", "--signal=TERM", "--kill-after=120", str(self.timeout_s)] if self.timeout_s else []
         return [*limit, python, "-m", "diffprune", "run", job, *self.arguments, *_out(self.arguments, here)]
 
     def metadata(self, attempt: int, job: str, address: str) -> dict[str, str]:
@@ -128,7 +130,7 @@ def variables(pairs: Sequence[str]) -> dict[str, str]:
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
+        if not equals or not (name.isidentifier() and name.isascii()):
             raise ValueError(f"--env {name:.40}: write NAME=VALUE")
         if SECRET_NAME.search(name.upper()) or SECRET_VALUE.search(value):
             raise ValueError(
@@ -231,11 +233,23 @@ def request_of(job: JobDetails) -> Request:
     )  # fmt: skip
 
 
+def log_of(head: Head, name: str) -> str:
+    """The log of a job; nothing, and a sentence on the terminal, where the head cannot read it, as one that is not UTF-8."""
+    try:
+        return str(head.get_job_logs(name))
+    except RuntimeError as error:
+        if UNREADABLE not in str(error):
+            raise
+        where = f"it is job-driver-{name}.log in the head's folder of logs"
+        print(f"the log of {name} is no UTF-8 text, which the head does not show: {where}", file=sys.stderr)
+        return ""
+
+
 def follow(head: Head, name: str) -> int:
     """Show the log of a job until it ends; returns its exit code. Ctrl-C stops following, not the job: 130.
 
     Raises:
-        RuntimeError: the head went away.
+        RuntimeError: the head went away, or another has taken its place.
     """
     address = head.get_address()
     try:
@@ -244,7 +258,9 @@ def follow(head: Head, name: str) -> int:
         stop = f"diffprune stop {name} --address {address}"
         print(f"\nno longer following {name}; it goes on. To stop it: {stop}", file=sys.stderr)
         return STOPPED
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and GONE not in str(error):
+            raise
         hint = "once a head is there again, send the same submit again: it goes on from what is stored"
         raise RuntimeError(f"the head at {address} went away while {name} ran; {hint}") from error
     return _verdict(head, name)
@@ -271,7 +287,7 @@ async def _follow(head: Head, name: str) -> None:
         reader.cancel()
         with suppress(asyncio.CancelledError, RuntimeError, aiohttp.ClientError):
             await reader
-    whole = await asyncio.to_thread(head.get_job_logs, name)
+    whole = await asyncio.to_thread(log_of, head, name)
     log.show(whole[log.length :])
     print(log.rest, end="", flush=True)
 
