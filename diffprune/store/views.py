@@ -52,7 +52,8 @@ MANIFESTS = {  # of one commit each, and of bundles, whose commits share parts
 }
 NOTHING = "CREATE OR REPLACE TEMP TABLE published AS SELECT '' AS of_table, '' AS cell, '' AS part WHERE false;\n"
 
-# A method's label is told apart by its plug-in and its recipe where several share it; of what was made anew the newest counts.
+# A method's label is told apart by its plug-in and its recipe where several share it; of what was made anew the newest counts, and
+# of timings those of the machine on which most methods were timed.
 CELLS = """
 CREATE OR REPLACE TEMP TABLE every_cell AS
 WITH told AS ({told}), one AS (
@@ -88,10 +89,17 @@ WITH last AS (
         PARTITION BY verb, model, protocol, split, limit_text, dtype, answer_tokens, batch, benchmark
         ORDER BY started DESC, cell DESC) AS data
     FROM last WHERE newest = model_sha256 || weights_sha256 || revision || code
+), placed AS (
+    SELECT *, concat_ws(' | ', model, protocol, split, limit_text, dtype, answer_text, batch, mode) AS timed_as,
+        concat_ws(' ', hardware::JSON->>'cpu', hardware::JSON->'gpus') AS machine
+    FROM current WHERE revision IS NOT DISTINCT FROM data
+), main AS (
+    SELECT timed_as, machine FROM placed WHERE verb = 'measure' GROUP BY timed_as, machine
+    QUALIFY row_number() OVER (PARTITION BY timed_as ORDER BY count(DISTINCT method) DESC, max(started) DESC) = 1
 )
-SELECT * EXCLUDE (newest, data, plugin, trained_as),
+SELECT * EXCLUDE (newest, data, plugin, trained_as, hardware, timed_as, machine),
     if(verb = 'evaluate', concat_ws(' | ', model, protocol, split, limit_text, dtype, answer_text, batch), '') AS chapter
-FROM current WHERE revision IS NOT DISTINCT FROM data;
+FROM placed WHERE verb <> 'measure' OR (timed_as, machine) IN (SELECT (timed_as, machine) FROM main);
 """
 
 PREDICTIONS = """
@@ -216,6 +224,6 @@ def _renamed(column: str) -> str:
 def _cells() -> str:
     about = ", ".join("limit_questions" if name == "limit" else name for name in CellColumns.__dataclass_fields__)
     told = " UNION ALL ".join(
-        f"SELECT DISTINCT cell, {about}, started, {place} AS place FROM all_{table}" for place, table in enumerate(TABLES)
+        f"SELECT DISTINCT cell, {about}, started, hardware, {place} AS place FROM all_{table}" for place, table in enumerate(TABLES)
     )
     return CELLS.replace("{told}", told)
