@@ -198,10 +198,8 @@ CASES: Mapping[str, Case] = {
     **{f"{rate} % of answers lost, pictures of 8 to 12 questions, 10 of 12": Harm(10, 12, rate, 0.0, (8, 12)) for rate in RATES},
     **{f"{rate} % of answers lost, 1 benchmark of 400 groups": Harm(1, 400, rate) for rate in RATES},
     **{
-        f"{n} {'seeds each lose' if n > 1 else 'seed each loses'} {one:g} and {two:g} % of answers, 10 benchmarks of the same 120 pictures": Shared(
-            n, (one, two)
-        )
-        for n in (1, 5, 10)
+        f"{who} {one:g} and {two:g} % of answers, 10 benchmarks of the same 120 pictures": Shared(n, (one, two))
+        for n, who in ((1, "1 seed each loses"), (5, "5 seeds each lose"), (10, "10 seeds each lose"))
         for one, two in ((0.5, 0.5), (1.0, 2.0), (3.0, 4.0))
     },
     **{f"median of ratios, {n} rounds": Speedups(n) for n in (3, 5, 6, 7, 10, 20, 30)},
