@@ -230,6 +230,36 @@ def test_of_fewer_than_five_pictures_no_interval_is_given(num: int, told: bool, 
     assert relative is not None and (told or 0 <= relative.low < relative.high <= 100)  # the unpruned model has all right
 
 
+def test_benchmarks_that_name_their_questions_alike_are_told_apart(tmp_path: Path) -> None:
+    """Ten pictures, of which two benchmarks ask; of the second the first question alone is lost."""
+    store = Store(tmp_path)
+    for benchmark, lost in ((GQA, ()), ("world('pope')", (0,))):
+        for name, wrong in (("unpruned", ()), ("diffprune", lost), ("gumbel_topk", lost)):
+            for seed in range(1 if name == "unpruned" else 3):
+                about = {} if name == "unpruned" else {"weights": f"{name}{seed}", "recipe": name, "seed": seed}
+                rows = [
+                    prediction(i, float(i not in wrong), question=f"{benchmark} {i}?", answer=f"{name} says {i}") for i in range(10)
+                ]
+                put(store, evaluate_cell(name, "Keep(16)", benchmark, **about), predictions=rows)
+    found = chapter(tmp_path)
+    assert found.asked == (20, 10) and "of 2 benchmarks" in " ".join(verdict.headline(found, {}, None))
+    text = report(tmp_path, tmp_path / "out")["markdown"].read_text("utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith("| all of these pruned wrong")]
+    assert "world('pope') 0?" in row.replace("\\", "") and "diffprune says 0" in row and "With 16 tokens" in text
+
+
+def test_several_settings_of_a_page_are_told_apart_in_every_title(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for limit in (40, 60):
+        for name in ("unpruned", "grid"):
+            rows = [prediction(i, float(i % 3 > 0)) for i in range(limit)]
+            put(store, evaluate_cell(name, "Keep(16)", GQA, limit=limit), predictions=rows)
+    made = report(tmp_path, tmp_path / "out")
+    titles = [line for line in made["markdown"].read_text("utf-8").splitlines() if line.startswith("### Accuracy and")]
+    assert sorted(title.partition("(")[2] for title in titles) == ["limit 40)", "limit 60)"]
+    assert "limit 40" in made["html"].read_text("utf-8") and "limit 60" in made["latex"].read_text("utf-8")
+
+
 def test_a_benchmark_of_one_picture_beside_others_is_why_there_is_no_verdict(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for benchmark, num in ((GQA, 60), ("world('mme')", 1)):

@@ -64,6 +64,10 @@ def test_a_mistyped_folder_is_no_name_of_the_hub(monkeypatch: pytest.MonkeyPatch
             load("models/my-lava")
 
 
+def _unreachable(*_: object, **__: object) -> None:
+    raise OSError("Name or service not known")
+
+
 def test_what_cannot_be_pushed_is_said_in_a_sentence(hub: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = scorer(model(0), tmp_path / "own")
     for what, name, reason in (
@@ -79,6 +83,10 @@ def test_what_cannot_be_pushed_is_said_in_a_sentence(hub: Repositories, tmp_path
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
     with pytest.raises(ValueError, match=r"me/x could not be written \(.*401.*\): log in with `hf auth login`"):
         push_to_hub(folder, "me/x")
+    with monkeypatch.context() as away:
+        away.setattr("huggingface_hub.HfApi.create_repo", _unreachable)
+        with pytest.raises(ValueError, match=r"me/x could not be written \(.*not known.*\): try again where there is a network"):
+            push_to_hub(folder, "me/x")
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="sha256 differs"):
         push_to_hub(folder, "me/x")

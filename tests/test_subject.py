@@ -167,6 +167,10 @@ def test_a_folder_is_reported_again_about_the_same_or_another_that_it_has(
     code, said = commands.call(["report", "run", "--set", "subject=Gumbel"])
     assert code == 2 and said.startswith("a report about 'Gumbel' needs results of it: run has those of DiffPrune, ")
     assert about(Path("run/report")) == LEARNT
+    shutil.rmtree("run/report")
+    Path("run/job.json").write_text('{"name": "run", "subject": "divprune"}')
+    assert commands.call(["report", "run"]) == (0, "")
+    assert about(Path("run/report")) == "DivPrune", "a folder without a page is about whom its job named"
     capsys.readouterr()
 
 

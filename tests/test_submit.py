@@ -530,6 +530,11 @@ def test_an_image_has_everything_and_is_sent_nothing(fake: FakeHead) -> None:
 # --- who is let in ----------------------------------------------------------------------------------------------------
 
 
+def test_the_job_comes_before_options_of_its_own() -> None:
+    code, said = commands.call(["submit", "--limit", "4", "demo"])
+    assert (code, said) == (2, "the job comes before options of `run`, as in `diffprune submit demo --limit ...`")
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", " "])
 def test_a_token_that_ends_in_a_line_end_is_that_token(fake: FakeHead, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN + end)

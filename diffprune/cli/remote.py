@@ -54,6 +54,8 @@ def submit(context: click.Context, job: str, address: str | None, insecure: bool
     Further options are those of `diffprune run`, checked here and applied there. Without --address the same job runs on this
     machine. The token is taken from RAY_AUTH_TOKEN or ~/.ray/auth_token.
     """
+    if job.startswith("-"):
+        raise ValueError(f"the job comes before options of `run`, as in `diffprune submit demo {job} ...`")
     verb = context.parent.command.commands["run"]  # type: ignore[union-attr]
     with verb.make_context("run", [job, *rest], parent=context.parent) as run:
         if address is None:
