@@ -70,6 +70,14 @@ def test_more_than_there_is_is_refused(name: str) -> None:
     assert f"train.{name} is 1,000, but the data jsonl(answer='label', question='text') have 24 rows with a picture" in said
 
 
+def test_less_than_the_default_is_refused_as_well_where_it_is_more_than_there_is() -> None:
+    write()
+    said = sentence("--set", "train.calibration_images=30")
+    assert "train.calibration_images is 30, but the data" in said and said.endswith("--set train.calibration_images=24")
+    line = ["train", "--scorer", "diffprune", "--set", f"train.data={JSONL}", "--dry-run"]
+    assert commands.call(line) == (0, ""), "the default of 64 looks at those that there are"
+
+
 def test_a_dry_run_prints_the_first_example(capsys: pytest.CaptureFixture[str]) -> None:
     write()
     line = ["train", "--scorer", "diffprune", "--set", f"train.data={JSONL}", "--dry-run"]
