@@ -318,7 +318,7 @@ def test_paired_differences_agree_with_pictures_drawn_one_by_one_and_seeds_as_re
         sizes = benchmark.value_counts()
         size = (sizes * (100 / sizes) ** 2).sum() / sizes.sum() / len(sizes) ** 2  # of one answer,
         size *= len(gap) / len(pictures)  # for each answer of a picture
-        about = (gap - gap.groupby("benchmark").transform("mean")).mean(1) / benchmark.map(sizes).to_numpy() / len(sizes)
+        about = (gap - gap.groupby("benchmark").transform("mean")).mean(axis=1) / benchmark.map(sizes).to_numpy() / len(sizes)
         part = about.groupby("group").sum().to_numpy()  # of each picture in the error
         seen = (part**2).sum() ** 2 / (part**4).sum()
         presumed = min(1, 6 / seen)  # where more than six changed, what they changed by says the rest

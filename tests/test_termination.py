@@ -41,6 +41,7 @@ from diffprune.vlm.load import load
 @pytest.fixture(autouse=True)
 def handler() -> Any:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests themselves run under nohup, which children would inherit
     termination.handle()
     yield
     for number, handler in before.items():
