@@ -41,7 +41,7 @@ RIVALS = 5  # whose answers stand among the examples
 METHOD = (
     "Accuracy: mean credit per benchmark, averaged over benchmarks. Intervals: {draws:,} bootstrap draws of whole groups "
     "(pictures), the same draws for every method, two unseen changes added (Bonett and Price 2012; each like "
-    "those that were seen, where few were of one answer, in differences of as many as a picture has), and, where a trained method "
+    "those that were seen; where few were, of one answer, in differences of as many as a picture has), and, where a trained method "
     "has several scorer seeds, their variance as replicates (generalized confidence interval, Weerahandi 1993); with one seed an "
     "interval is about these scorers only. p values are of the same distribution. Speedups: median of the rounds' own ratios. "
     "Timed in several sessions (processes), the geometric mean of theirs, with Student's interval of the logarithms; in one, with "
