@@ -42,7 +42,7 @@ def handle(tell: Callable[[], None] | None = None) -> None:
         signal.signal(signal.SIGHUP, _on_signal)
     terminal.outlive()
     if sys.unraisablehook is not _on_unraisable:
-        _others.append(sys.unraisablehook)
+        _others[:] = [sys.unraisablehook]
         sys.unraisablehook = _on_unraisable
 
 

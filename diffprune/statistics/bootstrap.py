@@ -190,14 +190,14 @@ class Estimate:
     def spread(self) -> Spread:
         """Groups, unseen changes and scorer seeds together.
 
-        Towards each side the 95 % percentile of the draws of groups sets the scale. `PSEUDO_CHANGES` are added, so that where few
-        answers changed, or none, the interval stays honest and never shrinks because one more changed. Of answers about fewer than
-        `LEAST_GROUPS` groups it is not known.
+        Towards each side the 95 % percentile of the draws of groups sets the scale. What is `unseen` is added, so that where few
+        answers changed, or none, the interval stays honest. Of answers about fewer than `LEAST_GROUPS` groups it is not known.
         """
         finite = self.draws[np.isfinite(self.draws)]
         ends = np.quantile(finite, (0.025, 0.975)) if len(finite) else (np.nan, np.nan)
+        unseen = self.unseen
         sides = (max(0.0, float(side)) / NORMAL for side in (self.value - ends[0], ends[1] - self.value))
-        below, above = (side**2 + self.unseen for side in sides)
+        below, above = (side**2 + unseen for side in sides)
         known = len(finite) > 0 and (self.num_groups >= LEAST_GROUPS or not self.full)
         return Spread.of(self.value, below, above, self.df if known else 0.0, [s.part for s in self.seeds])
 

@@ -189,9 +189,14 @@ class Comparison:
         return list(self.methods).index(label) + 1 if label in self.methods else 0
 
     @cached_property
+    def _benchmark(self) -> pd.Series:
+        """Of every row of answers, as a category."""
+        return self.rows["cell"].map(self.evaluated["benchmark"]).astype("category")
+
+    @cached_property
     def asked(self) -> tuple[int, int]:
         """(questions, pictures) that any method was asked about; benchmarks may name theirs alike."""
-        rows = self.rows[["sample", "group"]].assign(benchmark=self.rows["cell"].map(self.evaluated["benchmark"]).astype(str))
+        rows = self.rows[["sample", "group"]].assign(benchmark=self._benchmark)
         pictures = rows[["group"] if self.panel.together else ["benchmark", "group"]]
         return len(rows.drop_duplicates()), len(pictures.drop_duplicates())
 
@@ -214,8 +219,7 @@ class Comparison:
     @cached_property
     def panel(self) -> BootstrapTable:
         """Answers by benchmark."""
-        benchmark = self.rows["cell"].map(self.evaluated["benchmark"]).astype("category")
-        return BootstrapTable(self.rows[["cell", "group", "credit"]].assign(benchmark=benchmark), "benchmark")
+        return BootstrapTable(self.rows[["cell", "group", "credit"]].assign(benchmark=self._benchmark), "benchmark")
 
     @cached_property
     def kinds(self) -> BootstrapTable:
@@ -229,7 +233,7 @@ class Comparison:
         rows = rows[rows["cell"].isin(cells.index)]
         group = rows["group"].astype(object)
         if not self.panel.together:  # keys of unrelated benchmarks may collide
-            group = rows["cell"].map(cells["benchmark"]).astype(object) + "\t" + group
+            group = self._benchmark[rows.index].astype(object) + "\t" + group
         kind = rows["question_type"].astype(object).replace("", "other")
         coded = {"cell": rows["cell"].map(column), "group": group, "kind": kind}
         return BootstrapTable(
@@ -335,14 +339,13 @@ class Comparison:
     def natives(self) -> dict[str, Native]:
         """Benchmark -> its main figure for every cell in every draw of groups; benchmarks that refused a figure are left out."""
         cells = self._labelled
-        benchmark = self.rows["cell"].map(cells["benchmark"])
         every = pd.Index(sorted(self.rows["group"].unique(), key=str)) if self.panel.together else None
         found = {}
         for name in self.benchmarks:
             printed = {c: self.native[c] for c in cells.index[cells["benchmark"] == name]}
             figure = next(iter(next(iter(printed.values()))))
             if all(next(iter(p)) == figure for p in printed.values()):
-                rows = self.rows.loc[benchmark == name, ["cell", "group", "category", "credit", "parsed", "target"]]
+                rows = self.rows.loc[self._benchmark == name, ["cell", "group", "category", "credit", "parsed", "target"]]
                 plugin = self._plugin(name)
                 formula = plugin.formula(figure) if plugin else Formula()
                 found[name] = Native(name, rows, formula, {c: p[figure] for c, p in printed.items()}, every)

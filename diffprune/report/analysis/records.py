@@ -162,11 +162,11 @@ def _one_machine(cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     about = {text: json.loads(text) for text in timed["hardware"].astype(str).unique()}
     timed["machine"] = [str([about[text].get("cpu"), about[text].get("gpus")]) for text in timed["hardware"].astype(str)]
     group = [*SETTING, "mode"]
-    most = timed.groupby([*group, "machine"], dropna=False, observed=True)
-    asked = most.agg(methods=("label", "nunique"), last=("started", "max")).reset_index()
-    main = asked.sort_values(["methods", "last"]).drop_duplicates(group, keep="last")
-    kept = set(map(tuple, main[[*group, "machine"]].astype(str).to_numpy()))
-    here = np.array([row in kept for row in map(tuple, timed[[*group, "machine"]].astype(str).to_numpy())], bool)
+    by_machine = timed.groupby([*group, "machine"], dropna=False, observed=True)
+    timed["methods"], timed["last"] = by_machine["label"].transform("nunique"), by_machine["started"].transform("max")
+    ranked = timed.sort_values(["methods", "last"], kind="stable")
+    main = ranked.groupby(group, dropna=False, observed=True)["machine"].transform("last").reindex(timed.index)
+    here = timed["machine"] == main
     notes = [
         f"timings of {label or 'the model'} on another machine ({about[str(part['hardware'].iloc[0])].get('cpu')}) left out: "
         "ratios between machines are no speedups, so measure all methods on one"
