@@ -93,6 +93,17 @@ def test_the_reason_why_all_stop_is_that_of_the_worker_that_has_one(storage: Blo
     assert files.stopped() == "7 of 9 rows are broken"
 
 
+def test_what_cannot_be_trained_is_noted_for_one_attempt(storage: Blobs) -> None:
+    files = attempt(storage)
+    files.fail("mine-0", "its objective fails")
+    files.fail("mine-1", "loss was NaN")
+    assert files.failures() == {"mine-0": "its objective fails", "mine-1": "loss was NaN"} and files.stopped() == ""
+    newer = attempt(storage)
+    assert newer.failures() == {}
+    newer.tidy()
+    assert files.failures() == {}
+
+
 def test_an_older_attempt_may_not_write_any_more(storage: Blobs) -> None:
     old = attempt(storage)
     old.save("scorer", state(9))

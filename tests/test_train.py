@@ -34,7 +34,7 @@ from diffprune.train.context import LocalContext
 from diffprune.train.drawn_batches import DrawnBatches
 from diffprune.train.loss import answer_nll, relaxed_nll
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import Diverged, ScorerTrainer
+from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.load import load
 
 SMALL: dict[str, Any] = {
@@ -396,14 +396,40 @@ def test_a_step_that_is_not_finite_is_skipped(vlm: Any, monkeypatch: pytest.Monk
     assert json.loads((place / "config.json").read_text())["facts"]["skipped_steps"] == 2
 
 
-def test_a_loss_that_stays_bad_stops_the_run_and_keeps_the_last_good_state(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_stays_bad_ends_it_and_keeps_the_last_good_state(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, set(range(2, 99)))
-    with pytest.raises(Diverged, match="diffprune, seed 0: loss or gradient was NaN or infinite at 2 steps, last at step 3"):
+    with pytest.raises(loop.Unfitted, match=r"^diffprune, seed 0: loss or gradient was NaN or infinite at 2 steps, last at step 3"):
         run(vlm, "run", max_skips=1, validate_every=0, grad_cosine_every=0)
     state = LocalContext("run").load("diffprune-0")
     assert state is not None and state["step"] == 2
     assert all(torch.isfinite(v).all() for v in state["networks"].values())
     assert not (Path("run") / "scorers").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("needs 9 GiB"), r"too large for memory; set micro_images .*, or checkpointing=True \(needs 9 GiB\)"),
+        (TypeError("a number is no tensor"), r"its objective fails: TypeError: a number is no tensor \(test_train.py:\d+\)"),
+    ],
+    ids=["memory", "mistake"],
+)
+def test_a_method_that_fails_keeps_no_other_from_being_trained(
+    vlm: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    options: dict[str, Any] = {"pruners": ("diffprune", "visionselector"), "seeds": (0, 1), "steps": 1, "validate_every": 0}
+    with monkeypatch.context() as patched:
+
+        def failing(*_: Any) -> Any:
+            raise error
+
+        patched.setattr(DiffPrune, "relax", failing)
+        one, other = (rf"diffprune, seed {seed}(, step 0)?: {told}" for seed in (0, 1))
+        with pytest.raises(loop.Unfitted, match=f"^2 of 4 scorers cannot be trained: {one}; {other}$"):
+            run(vlm, "run", **options)
+    left = loop.missing(Recipe(**{**SMALL, **options}), "run")
+    assert left == [(Spec("diffprune"), 0), (Spec("diffprune"), 1)]
+    assert len(run(vlm, "run", **options)) == 4, "a later attempt tries them again"
 
 
 def test_options_reach_the_model(vlm: Any) -> None:

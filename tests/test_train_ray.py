@@ -34,11 +34,13 @@ from diffprune.distributed.train_worker import work
 from diffprune.embedded import vlm as embedded
 from diffprune.io import shared_storage
 from diffprune.io.attempts import Attempt
+from diffprune.pruners.gumbel_keepdrop import GumbelKeepDrop
 from diffprune.store import Store
 from diffprune.train.ahead import BadData, drawn
 from diffprune.train.checkpoints import Files, claim, read_steps
 from diffprune.train.context import Context, LocalContext
-from diffprune.train.loop import scorers, train
+from diffprune.train.loop import Unfitted, scorers, train
+from diffprune.train.objective import BadObjective
 from diffprune.train.recipe import Recipe
 from diffprune.vlm.activation_checkpointing import decoder_layers
 from diffprune.vlm.load import load
@@ -55,6 +57,7 @@ OPTIONS: dict[str, Any] = {
 THREE: dict[str, Any] = {  # scorers for two workers, with a ratio loss over uneven shares of the images
     "seeds": (0, 1, 2), "steps": 3, "images": 3, "pruners": ("gumbel_keepdrop",),
 }  # fmt: skip
+BAD = "gumbel_keepdrop"
 KEPT = {"attempts", "scorers", "steps.jsonl"}
 SPREAD = OPTIONS | {"model": "tiny(llava)", "steps": 3, "micro_images": 1, "checkpointing": True, "validate_every": 3}
 
@@ -98,6 +101,7 @@ def plain(folder: str, rank: str, model: str) -> None:
     context.files = Files(Path(folder) / "apart", 1)
     train(recipe(model, **THREE), context, load)
     refused(context, vlm)
+    failing(context, Path(folder), model)
     group.destroy_process_group()
 
 
@@ -112,6 +116,21 @@ def refused(context: Context, vlm: VLM) -> None:
     wanted = ("7 of 9 rows are broken", "the training data cannot be read on another worker")[context.rank]
     with pytest.raises(BadData, match=wanted):
         drawn(context, draw)
+
+
+def failing(context: Context, folder: Path, model: str) -> None:
+    """A method whose own code fails, in whole scorers of one worker and in one that both train, keeps the others from nothing."""
+    options: dict[str, Any] = {"steps": 1, "pruners": (BAD, "visionselector", "learnpruner")}
+    GumbelKeepDrop.objective = lambda *_: None  # type: ignore[assignment,method-assign]
+    context.files = Files(folder / "failing", 1)
+    with pytest.raises(Unfitted, match=f"^1 of 3 scorers cannot be trained: {BAD}, seed 0, step 0: its objective gives NoneType"):
+        train(recipe(model, **options), context, load)
+    context.files = Files(folder / "together", 1)
+    together = recipe(model, **{**options, "pruners": ("visionselector", "learnpruner", BAD)})
+    with pytest.raises(BadObjective):  # the other may wait for this one, so the group starts again
+        train(together, context, load)
+    with pytest.raises(Unfitted, match=f"^1 of 3 scorers cannot be trained: {BAD}, seed 0, step 0: its objective gives NoneType"):
+        train(together, context, lambda *_, **__: pytest.fail("nothing is left to train"))
 
 
 def driver(folder: str, address: str, model: str) -> None:
@@ -161,7 +180,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def two(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two plain processes leave."""
     folder = tmp_path_factory.mktemp("plain")
-    for place in (folder, folder / "whole", folder / "spread", folder / "apart"):
+    for place in (folder, folder / "whole", folder / "spread", folder / "apart", folder / "failing", folder / "together"):
         claim(place)
     both = [spawn("plain", str(folder), str(rank), model) for rank in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
@@ -197,6 +216,11 @@ def test_two_workers_share_out_whole_scorers_and_train_the_odd_one_together(two:
         mine, alone = (load_file(found / "model.safetensors") for found in (place, tmp_path / "scorers" / place.name))
         for key, value in mine.items():
             torch.testing.assert_close(value, alone[key], **({"rtol": 0, "atol": 0} if seed < 2 else {"rtol": 1e-3, "atol": 1e-4}))
+
+
+def test_a_method_that_fails_keeps_no_other_from_being_trained(two: Path) -> None:
+    for place in (two / "failing", two / "together"):
+        assert {path.name for path in place.glob("scorers/*")} == {"visionselector-0", "learnpruner-0"}
 
 
 def test_a_spread_decoder_trains_as_a_whole_one(two: Path) -> None:

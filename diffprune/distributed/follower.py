@@ -63,6 +63,7 @@ class Follower(threading.Thread):
         self.images = {scorer: own.images for scorer, own in recipes.items()}
         self.run_name, self.groups = provenance.run if provenance else "", 0
         self.ended, self.failing, self.finished = threading.Event(), False, 0
+        self.files, self.failed = files, set[str]()
         self.log = step_log.opened(folder)
         self.place = self.log.newer(None)[1]
 
@@ -83,7 +84,8 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         while not self.ended.wait(self.every_s):
-            failures = [error for look in (self._show, self._look_after, self._publish) if (error := _failure(look))]
+            looks = (self._show, self._look_after, self._tell_failed, self._publish)
+            failures = [error for look in looks if (error := _failure(look))]
             if failures and not self.failing:
                 told = f"train: {first_line(failures[0])}: progress is not seen, training goes on, and it is looked again"
                 print(f"{told} every {self.every_s:.0f} s", flush=True)
@@ -99,6 +101,13 @@ class Follower(threading.Thread):
         for told in self.watchdog.look() if self.watchdog else ():
             metrics.worker_lost(self.run_name, "train", told)
             print(told, flush=True)
+
+    def _tell_failed(self) -> None:
+        """Scorers that cannot be trained, when it is noted, while the others go on."""
+        for scorer, reason in (self.files.failures() if self.files else {}).items():
+            if scorer not in self.failed:
+                self.failed.add(scorer)
+                print(f"train: {scorer} failed, the others go on: {reason}", flush=True)
 
     def _publish(self) -> None:
         """Records of what was finished since the last time."""

@@ -26,7 +26,7 @@ from diffprune.distributed.train_worker import work
 from diffprune.io.blob_store import absolute, remote
 from diffprune.store import Store
 from diffprune.train.checkpoints import STATES, Files, attempts_at, claim
-from diffprune.train.loop import missing, scorers
+from diffprune.train.loop import missing, scorers, unfitted
 from diffprune.train.recipe import Recipe
 
 START_S = 180  # for a group to start: a busy machine needs long
@@ -45,7 +45,7 @@ def train(
 
     Raises:
         ValueError: the folder holds another recipe's scorer, or the data cannot be read.
-        RuntimeError: training failed; the sentence says why.
+        RuntimeError: training failed; the sentence says why. Where methods fail by themselves, the others are trained before.
     """
     folder = absolute(folder)
     if missing(recipe, folder):
@@ -55,7 +55,7 @@ def train(
         try:
             with Follower(recipe, folder, store, provenance, files), termination.saving(files.ask_to_end):
                 reason = _until_stuck(recipe, files, config)
-                reason = reason and (files.stopped() or reason)  # by now all have noted theirs
+                reason = reason and (files.stopped() or unfitted(recipe, files) or reason)  # by now all have noted theirs
         finally:
             files.tidy()
         if reason and not remote(folder) and not folder.is_dir():
@@ -74,14 +74,19 @@ def _until_stuck(recipe: Recipe, files: Files, config: dict[str, Any]) -> str:
     out none of its tries, and what fails at the same place again and again ends it."""
     workers = recipe.workers if recipe.fewest == recipe.workers else (recipe.fewest, recipe.workers)
     while True:
-        before = missing(recipe, files.folder), files.blobs.list(STATES)
+        before = _progress(recipe, files)
         try:
             return _fit(config, workers)
         except RuntimeError as error:
             files.check()
-            if (missing(recipe, files.folder), files.blobs.list(STATES)) == before:
+            if _progress(recipe, files) == before:
                 raise
             print(f"train: {first_line(error)}: it had come further, so it goes on by itself", flush=True)
+
+
+def _progress(recipe: Recipe, files: Files) -> tuple[object, ...]:
+    """How far a training has come: what is missing, the states it would go on from, what cannot be trained."""
+    return missing(recipe, files.folder), files.blobs.list(STATES), files.failures()
 
 
 def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:

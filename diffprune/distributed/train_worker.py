@@ -24,9 +24,7 @@ from diffprune.io.shared_storage import proof, unseen
 from diffprune.train.ahead import BadData
 from diffprune.train.checkpoints import ELSEWHERE, Files, attempts_at
 from diffprune.train.context import Context, Ended
-from diffprune.train.loop import train
-from diffprune.train.objective import BadObjective
-from diffprune.train.scorer_trainer import Diverged
+from diffprune.train.loop import Unfitted, train
 from diffprune.vlm.load import load
 
 
@@ -111,12 +109,10 @@ def work(config: dict[str, Any]) -> str:
         context.files.append({"group": context.world})  # the driver counts how often they begin
     try:
         train(recipe, context, partial(context.load_model, shard=recipe.shard))
-    except (BadData, Diverged, Refused) as error:
+    except (BadData, Refused) as error:
         context.stop(str(error))
-    except BadObjective as error:
-        context.stop(str(error))
-        if context.world > 1:  # others may wait for this one, and end with it; who starts again finds the note
-            raise
     except Ended:
         pass  # saved; the driver knows
+    except Unfitted as error:
+        return str(error)
     return context.files.stopped()

@@ -29,7 +29,8 @@ STATES = "states"
 STOPPED = "stopped"
 ENDING = "ending"
 WORKERS = "workers"
-NOTES = (STOPPED, ENDING, WORKERS)  # for the length of a run
+FAILED = "failed"
+NOTES = (STOPPED, ENDING, WORKERS, FAILED)  # for the length of a run
 ELSEWHERE = "on another worker"  # ends the reason of a worker that stops because of another's
 
 
@@ -108,6 +109,16 @@ class Files:
         """Why a worker of this attempt cannot go on: the first reason of its own, if one has noted it yet; empty while all can."""
         noted = [key for key in self.blobs.list(STOPPED) if key.startswith(f"{STOPPED}/{self.attempt:08d}-")]
         return min((self.blobs.read(key).decode() for key in noted), key=lambda reason: reason.endswith(ELSEWHERE), default="")
+
+    def fail(self, scorer: str, reason: str) -> None:
+        """Note why a scorer cannot be trained; the others may be."""
+        self.blobs.replace(f"{FAILED}/{self.attempt:08d}-{scorer}", reason.encode())
+
+    def failures(self) -> dict[str, str]:
+        """Scorers that this attempt cannot train, each with its reason."""
+        mine = f"{FAILED}/{self.attempt:08d}-"
+        noted = [key for key in self.blobs.list(FAILED) if key.startswith(mine)]
+        return {key.removeprefix(mine): self.blobs.read(key).decode() for key in noted}
 
     def ask_to_end(self) -> None:
         """Ask all workers to save and end."""

@@ -7,6 +7,7 @@ can read:
     attempts/<number>                            the newest run on this folder; an older one may not write any more
     steps.jsonl                                  one line per training step, redone steps later; in a bucket pieces of it
     stopped/<attempt>-<rank>                     why a worker cannot go on
+    failed/<attempt>-<name>                      why that scorer cannot be trained, though others can
     ending/<attempt>                             all workers are to save and end
     workers/<attempt>-<rank>                     where a worker is (on a cluster)
     states/<name>/<attempt>-<step>-<sha256>.pt   what a loop needs to go on: the newest state and the one before

@@ -14,6 +14,7 @@ import torch
 
 from diffprune import data as training
 from diffprune.core import registry
+from diffprune.core.errors import first_line
 from diffprune.core.fitted import Artifact, FittedPruner, TrainablePruner
 from diffprune.core.pruner import Pruner
 from diffprune.core.records import Step
@@ -23,14 +24,19 @@ from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.io import checkpoint
 from diffprune.train.ahead import Ahead
-from diffprune.train.checkpoints import read_steps
+from diffprune.train.checkpoints import Files, read_steps
 from diffprune.train.context import Context, Ended
 from diffprune.train.drawn_batches import DrawnBatches
+from diffprune.train.objective import BadObjective
 from diffprune.train.recipe import Recipe
-from diffprune.train.scorer_trainer import ScorerTrainer, calibration_tokens, name
+from diffprune.train.scorer_trainer import Diverged, ScorerTrainer, calibration_tokens, name
 
 POLL_S = 0.2  # between looks at what the other workers have finished
 KEPT_MIB = 512  # of batches that are kept for the next method of a seed
+
+
+class Unfitted(RuntimeError):
+    """Some scorers cannot be trained; all that can be are there."""
 
 
 def scorers(recipe: Recipe, folder: Path | str) -> dict[tuple[Spec, int], Path]:
@@ -62,14 +68,17 @@ def missing(recipe: Recipe, folder: Path | str) -> list[tuple[Spec, int]]:
 def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Path]:
     """Train what is missing of all methods and seeds; returns the scorers' folders in recipe order.
 
+    A method that fails for a reason of its own keeps none of the others from being trained.
+
     Several workers first share out whole scorers, each as many, which costs no exchange of gradients; what is left over, or all of
     them where the decoder is spread over the workers, they train together, each with its share of the images of every step.
 
     load: gives the VLM by name (and `dtype`, where the recipe states one); not called when nothing is missing.
 
     Raises:
-        Ended: it was asked to. ValueError: a folder holds another recipe's scorer. Diverged: an arm's loss stayed NaN or infinite.
-        BadData: no batch. BadObjective: a method's own code fails.
+        Ended: it was asked to. ValueError: a folder holds another recipe's scorer. BadData: no batch.
+        Unfitted: at the end; a method's own code fails, its loss stayed NaN or infinite, or it needs more memory than there is.
+        BadObjective, OutOfMemoryError: as before, on this worker alone, while others wait for it; for whoever starts all again.
     """
     folder, known = context.files.folder, DrawnBatches(KEPT_MIB)
     left = _agreed(recipe, context)
@@ -79,18 +88,46 @@ def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Pa
     own, rest = left[context.rank * share : (context.rank + 1) * share], left[context.world * share :]
     for spec, seed in own:
         assert vlm is not None
-        registry.make("pruners", spec).fit(Run(context.apart(), vlm, recipe, spec, seed, known))
+        _fit(Run(context.apart(), vlm, recipe, spec, seed, known))
     if rest and share and not _others_done(recipe, context, left[: context.world * share]):
         return []
     for spec, seed in rest:
         assert vlm is not None
-        registry.make("pruners", spec).fit(Run(context, vlm, recipe, spec, seed, known))
+        _fit(Run(context, vlm, recipe, spec, seed, known))
+    if told := unfitted(recipe, context.files):
+        raise Unfitted(told)
     return list(scorers(recipe, folder).values())
+
+
+def unfitted(recipe: Recipe, files: Files) -> str:
+    """What an attempt could not train, with reasons; "" where there is nothing."""
+    failed, num = files.failures(), len(recipe.pruners) * len(recipe.seeds)
+    told = "; ".join(failed.values())
+    return f"{len(failed)} of {num} scorers cannot be trained: {told}" if failed and num > 1 else told
+
+
+def _fit(run: Run) -> None:
+    """Fit a method, or note why it cannot be.
+
+    Raises:
+        BadObjective, OutOfMemoryError: noted; other workers wait for this one in the middle of a step.
+    """
+    context, scorer = run.context, name(run.spec, run.seed)
+    try:
+        registry.make("pruners", run.spec).fit(run)
+    except (Diverged, BadObjective, torch.OutOfMemoryError) as error:
+        big = "too large for memory; set micro_images to have it in parts, or checkpointing=True"
+        full = isinstance(error, torch.OutOfMemoryError)
+        context.files.fail(scorer, f"{run.spec}, seed {run.seed}: {big} ({first_line(error)})" if full else str(error))
+        if context.world > 1 and not isinstance(error, Diverged):  # which all workers see alike
+            raise
 
 
 def _agreed(recipe: Recipe, context: Context) -> list[tuple[Spec, int]]:
     """What all workers find missing: one that looks late may see what another has finished meanwhile."""
-    every, mine = list(scorers(recipe, context.files.folder)), missing(recipe, context.files.folder)
+    failed = context.files.failures()  # before this group was started again
+    every = list(scorers(recipe, context.files.folder))
+    mine = [key for key in missing(recipe, context.files.folder) if name(*key) not in failed]
     seen = context.sum(torch.tensor([float(key in mine) for key in every], device=context.device)).tolist()
     return [key for key, times in zip(every, seen, strict=True) if times == context.world]
 
@@ -102,6 +139,9 @@ def _others_done(recipe: Recipe, context: Context, apart: list[tuple[Spec, int]]
     """
     places = scorers(recipe, context.files.folder)
     while apart := [key for key in apart if not checkpoint.is_complete(places[key])]:
+        failed = context.files.failures()
+        if all(name(*key) in failed for key in apart):
+            return True
         if context.files.stopped() or context.files.ending():
             return False
         time.sleep(POLL_S)
