@@ -234,6 +234,7 @@ def test_wrong_rows_are_told_in_one_sentence(rows: list[dict[str, Any]], options
         ("rows.jsonl", b'{"question": "caf\xe9"}\n', r"rows.jsonl line 1 is not UTF-8"),
         ("rows.jsonl", b"{question\n", r"rows.jsonl line 1 is not JSON"),
         ("rows.jsonl", b"[1]\n", r"rows.jsonl line 1 is int, not a mapping"),
+        ("rows.jsonl", b'{"question": "a", "answer": "b", "answer": "c"}\n', r"rows.jsonl line 1 has 'answer' twice"),
         ("rows.csv", b"image,question,answer\na.png,caf\xe9,x\n", r"rows.csv line 2 is not UTF-8"),
         ("rows.csv", b"image,question,answer\na.png,x\n", r"rows.csv line 2 has another number of values"),
         ("rows.parquet", b"PAR1", r"rows.parquet is no Parquet file that can be read"),

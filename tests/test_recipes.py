@@ -22,6 +22,7 @@ from diffprune.distributed import train_worker
 from diffprune.job import pipeline
 from diffprune.job.files import load_job
 from diffprune.train import estimate, loop
+from diffprune.train.checkpoints import Files
 from diffprune.train.context import LocalContext
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import ScorerTrainer
@@ -268,6 +269,23 @@ def test_data_that_cannot_be_read_stop_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(train_worker, "train", lambda *_: pytest.fail("this is a fault, which Ray may try again"))
     with pytest.raises(pytest.fail.Exception):
         on_ray.train(Recipe(**{**SMALL, "model": "tiny(llava)"}), "other")
+
+
+def test_what_any_worker_notes_is_told_though_the_first_has_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives what the first worker returns."""
+    made = Recipe(**{**SMALL, "model": "tiny(llava)"})
+
+    def fit(note: Any) -> Any:
+        return lambda config, workers: note(Files(Path("run"), config["attempt"])) or ""
+
+    for note, said in (
+        (lambda files: files.fail("diffprune-0", "its loss was NaN"), r"^its loss was NaN$"),
+        (lambda files: files.stop(1, "9 of 9 rows are broken"), r"^9 of 9 rows are broken$"),
+        (lambda files: None, r"^training ended without 1 scorers \(diffprune, seed 0\); run the same command again to go on$"),
+    ):
+        monkeypatch.setattr(on_ray, "_fit", fit(note))
+        with pytest.raises(RuntimeError, match=said):
+            on_ray.train(made, "run")
 
 
 def test_a_folder_that_went_away_while_it_was_trained_into_is_named_as_that(monkeypatch: pytest.MonkeyPatch) -> None:

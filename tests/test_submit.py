@@ -217,9 +217,8 @@ def test_ids_say_run_and_attempt_and_are_unique(fake: FakeHead, own_job: Path, m
     told = fake.jobs["mine-1"]
     assert told["metadata"]["run"] == "mine" and told["metadata"]["attempt"] == "1" and told["metadata"]["out"] == f"{own_job}/runs"
     assert told["runtime_env"]["env_vars"]["DEPTH"] == "3"
-    assert submit.STOP_S > int(told["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= termination.GRACE_S + 10, (
-        "time to save"
-    )
+    variables = told["runtime_env"]["env_vars"]
+    assert submit.STOP_S > int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) >= float(variables[termination.GRACE]) + 10, "time to save"
     assert {str(p.relative_to(fake.place / "mine-1")) for p in (fake.place / "mine-1").rglob("*") if p.is_file()} == TRAVELS
 
     def faster(job: dict[str, Any]) -> None:

@@ -200,6 +200,9 @@ def test_grace_ends_and_a_second_signal_does_not_wait(monkeypatch: pytest.Monkey
         time.sleep(30)
     assert 0.2 < time.monotonic() - began < 5
     monkeypatch.setattr(termination, "GRACE_S", 30)
+    for said, seconds in (("20", 20.0), ("", 30.0), ("long", 30.0), ("-1", 30.0), ("nan", 30.0)):
+        monkeypatch.setenv(termination.GRACE, said)
+        assert termination._grace_s() == seconds
     began = time.monotonic()
     with pytest.raises(termination.Terminated), termination.saving(lambda: None):
         signal.raise_signal(signal.SIGTERM)

@@ -409,7 +409,7 @@ def test_a_loss_that_stays_bad_ends_it_and_keeps_the_last_good_state(vlm: Any, m
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (torch.OutOfMemoryError("needs 9 GiB"), r"too large for memory; set micro_images .*, or checkpointing=True \(needs 9 GiB\)"),
+        (torch.OutOfMemoryError("needs 9 GiB"), r"too large for memory; less is needed with smaller parts .*: needs 9 GiB"),
         (TypeError("a number is no tensor"), r"its objective fails: TypeError: a number is no tensor \(test_train.py:\d+\)"),
     ],
     ids=["memory", "mistake"],
@@ -430,6 +430,30 @@ def test_a_method_that_fails_keeps_no_other_from_being_trained(
     left = loop.missing(Recipe(**{**SMALL, **options}), "run")
     assert left == [(Spec("diffprune"), 0), (Spec("diffprune"), 1)]
     assert len(run(vlm, "run", **options)) == 4, "a later attempt tries them again"
+
+
+@pytest.mark.parametrize("name", ["build", "select"])
+def test_so_does_one_that_fails_before_its_first_step_or_when_it_is_validated(
+    vlm: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise TypeError("no number")
+
+    monkeypatch.setattr(DiffPrune, name, failing)
+    with pytest.raises(
+        loop.Unfitted, match=r"^1 of 2 scorers cannot be trained: diffprune, seed 0: its code fails: TypeError: no "
+    ):
+        run(vlm, "run", pruners=("diffprune", "visionselector"), steps=2, validate_every=1, grad_cosine_every=0)
+    assert [path.name for path in Path("run/scorers").iterdir()] == ["visionselector-0"]
+
+
+def test_where_workers_come_and_go_memory_is_no_fault_of_the_method(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("needs 9 GiB")
+
+    monkeypatch.setattr(DiffPrune, "relax", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(vlm, "run", steps=1, workers="1-2")
 
 
 def test_options_reach_the_model(vlm: Any) -> None:

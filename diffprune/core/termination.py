@@ -3,18 +3,19 @@ under way."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from diffprune.core import terminal
 
 GRACE_S = 8.0  # to save; who sends SIGTERM waits ten seconds or more before it sends SIGKILL
+GRACE = "DIFFPRUNE_GRACE_S"  # names the variable that says it otherwise, where who sends them waits longer
 
 AGAIN_S = 0.05  # until the callback in which a signal was ignored has ended
 
@@ -66,7 +67,7 @@ def exit_code() -> int:
     return 128 + (_asked[0] if _asked else signal.SIGTERM)
 
 
-@contextmanager
+@contextlib.contextmanager
 def kept() -> Iterator[None]:
     """What handles SIGTERM before the block does so after it: Ray puts its own in place, which ends with a stack dump."""
     before = signal.getsignal(signal.SIGTERM)
@@ -77,16 +78,16 @@ def kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
+@contextlib.contextmanager
 def saving(save: Callable[[], None]) -> Iterator[None]:
     """In this block the first signal calls `save`, which asks that the block be ended; `Terminated` is raised at its end, or after
-    `GRACE_S`, or by a second signal."""
+    `GRACE_S`, or as long as the environment says (`GRACE`), or by a second signal."""
     timers: list[threading.Timer] = []
     by: list[int] = []
 
     def first(number: int) -> None:
         by.append(number)
-        timers.append(threading.Timer(GRACE_S, os.kill, (os.getpid(), number)))
+        timers.append(threading.Timer(_grace_s(), os.kill, (os.getpid(), number)))
         timers[0].daemon = True
         timers[0].start()
         save()
@@ -101,6 +102,14 @@ def saving(save: Callable[[], None]) -> Iterator[None]:
             timer.cancel()
     if timers:
         raise _terminated(by[0])
+
+
+def _grace_s() -> float:
+    """Seconds, `GRACE_S` where the environment says nothing that is a number of them."""
+    with contextlib.suppress(ValueError):
+        given = float(os.environ.get(GRACE, ""))
+        return given if 0 <= given <= threading.TIMEOUT_MAX else GRACE_S
+    return GRACE_S
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:

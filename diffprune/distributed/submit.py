@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus
 
+from diffprune.core import termination
 from diffprune.core.registry import nearest
 from diffprune.distributed.head import Head, on_this_machine, without_rays_lines
 from diffprune.io.blob_store import open_blobs, remote
@@ -32,6 +33,7 @@ from diffprune.store.provenance import SENT, repository
 POLL_S = 0.5
 AGENT_S = 30.0  # a head answers before it can start jobs
 GRACE_S = 30  # between SIGTERM and SIGKILL; Ray's own three seconds are less than a large state takes to be written
+SAVE_S = 20  # of them, until a step that is under way is given up
 STOP_S = 60.0
 GONE = "does not exist"  # what a head says of a job that another head was sent
 UNREADABLE = "UnicodeDecodeError"  # in what it says of a log that is not UTF-8
@@ -151,7 +153,8 @@ def submit(head: Head, address: str, request: Request, project: Project | None) 
     job = project.job if project else request.job
     command = shlex.join(request.entrypoint(job, address))
     prefix = request.run[:MOST_RUN]
-    environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S), **request.env}
+    grace = {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S), termination.GRACE: str(SAVE_S)}
+    environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **grace, **request.env}
     environment.pop(SENT, None)  # of a job that is sent again, as it was then
     commit, dirty = repository(project.root / "diffprune") if project else ("", False)
     if commit:

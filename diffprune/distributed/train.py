@@ -55,7 +55,7 @@ def train(
         try:
             with Follower(recipe, folder, store, provenance, files), termination.saving(files.ask_to_end):
                 reason = _until_stuck(recipe, files, config)
-                reason = reason and (files.stopped() or unfitted(recipe, files) or reason)  # by now all have noted theirs
+                reason = files.stopped() or unfitted(recipe, files) or reason or _absent(recipe, files)
         finally:
             files.tidy()
         if reason and not remote(folder) and not folder.is_dir():
@@ -67,6 +67,13 @@ def train(
         Files(folder, attempts_at(folder).newest()).tidy()
     publish(recipe, folder, store, provenance)
     return list(scorers(recipe, folder).values())
+
+
+def _absent(recipe: Recipe, files: Files) -> str:
+    """What is said of scorers that are not there though all workers came to their end, unless they were asked to."""
+    left = [] if files.ending() else missing(recipe, files.folder)
+    names = ", ".join(f"{spec}, seed {seed}" for spec, seed in left)
+    return f"training ended without {len(left)} scorers ({names}); run the same command again to go on" if left else ""
 
 
 def _until_stuck(recipe: Recipe, files: Files, config: dict[str, Any]) -> str:

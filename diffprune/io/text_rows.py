@@ -161,15 +161,27 @@ def _undecoded(text: str) -> bool:
     return not text.isascii() and any("\udc80" <= mark <= "\udcff" for mark in text)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON. Raises ValueError: a name stands twice in it, of which Python would take the last without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"has {next(name for name in row if names.count(name) > 1)!r} twice; which of the two is meant?")
+    return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
 def _object(data: bytes) -> Row:
     """One JSON object. Raises ValueError: it is none; goes on a sentence that names the place."""
     try:
-        row = json.loads(data.decode())
+        row = DECODER.decode(data.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 ({error.reason} at byte {error.start} of the row)") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"is {type(row).__name__}, not a mapping of columns to values")

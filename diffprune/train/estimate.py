@@ -198,8 +198,9 @@ def _first(recipe: Recipe, vlm: VLM, aware: bool) -> Rows | None:
 
 
 def _at_once(recipe: Recipe) -> int:
-    """Images of one worker that are in memory together."""
-    return min(recipe.micro_images or recipe.images, recipe.images // recipe.workers)
+    """Images of one worker that are in memory together; of a whole step where each trains scorers of its own."""
+    apart = not recipe.shard and len(recipe.pruners) * len(recipe.seeds) >= recipe.workers
+    return min(recipe.micro_images or recipe.images, recipe.images // (1 if apart else recipe.workers))
 
 
 def _element(recipe: Recipe, vlm: VLM) -> int:

@@ -23,15 +23,16 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.io import checkpoint
-from diffprune.train.ahead import Ahead
+from diffprune.train.ahead import Ahead, BadData
 from diffprune.train.checkpoints import Files, read_steps
 from diffprune.train.context import Context, Ended
 from diffprune.train.drawn_batches import DrawnBatches
-from diffprune.train.objective import BadObjective
+from diffprune.train.objective import BadObjective, mistake
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import Diverged, ScorerTrainer, calibration_tokens, name
 
 POLL_S = 0.2  # between looks at what the other workers have finished
+LESS = "less is needed with smaller parts (micro_images), layers computed again (checkpointing=True), fewer calibration_images"
 KEPT_MIB = 512  # of batches that are kept for the next method of a seed
 
 
@@ -78,7 +79,7 @@ def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Pa
     Raises:
         Ended: it was asked to. ValueError: a folder holds another recipe's scorer. BadData: no batch.
         Unfitted: at the end; a method's own code fails, its loss stayed NaN or infinite, or it needs more memory than there is.
-        BadObjective, OutOfMemoryError: as before, on this worker alone, while others wait for it; for whoever starts all again.
+        Exception: of storage, devices and the like, or on this worker alone while others wait for it; for who starts all again.
     """
     folder, known = context.files.folder, DrawnBatches(KEPT_MIB)
     left = _agreed(recipe, context)
@@ -89,7 +90,7 @@ def train(recipe: Recipe, context: Context, load: Callable[..., VLM]) -> list[Pa
     for spec, seed in own:
         assert vlm is not None
         _fit(Run(context.apart(), vlm, recipe, spec, seed, known))
-    if rest and share and not _others_done(recipe, context, left[: context.world * share]):
+    if share and not _others_done(recipe, context, left[: context.world * share]):
         return []
     for spec, seed in rest:
         assert vlm is not None
@@ -110,17 +111,31 @@ def _fit(run: Run) -> None:
     """Fit a method, or note why it cannot be.
 
     Raises:
-        BadObjective, OutOfMemoryError: noted; other workers wait for this one in the middle of a step.
+        Exception: what is not the method's own; or it is, and noted, but other workers wait for this one in the middle of a step.
     """
-    context, scorer = run.context, name(run.spec, run.seed)
     try:
         registry.make("pruners", run.spec).fit(run)
-    except (Diverged, BadObjective, torch.OutOfMemoryError) as error:
-        big = "too large for memory; set micro_images to have it in parts, or checkpointing=True"
-        full = isinstance(error, torch.OutOfMemoryError)
-        context.files.fail(scorer, f"{run.spec}, seed {run.seed}: {big} ({first_line(error)})" if full else str(error))
-        if context.world > 1 and not isinstance(error, Diverged):  # which all workers see alike
+    except Exception as error:
+        if not (reason := _its_own(run, error)):
             raise
+        run.context.files.fail(name(run.spec, run.seed), reason)
+        if run.context.world > 1 and not isinstance(error, Diverged):  # which all workers see alike
+            raise
+
+
+def _its_own(run: Run, error: Exception) -> str:
+    """Why a method cannot be trained though others may; "" of an error that is not its own."""
+    about = f"{run.spec}, seed {run.seed}"
+    if isinstance(error, Diverged | BadObjective):
+        return str(error)
+    if isinstance(error, Ended | BadData):
+        return ""
+    if isinstance(error, torch.OutOfMemoryError):
+        if run.recipe.fewest < run.recipe.workers:  # more workers may come, and each have less of a step
+            return ""
+        return f"{about}: too large for memory; {LESS}: {first_line(error)}"
+    said = mistake(error, others=run.context.world > 1, code="its code")
+    return said and f"{about}: {said}"
 
 
 def _agreed(recipe: Recipe, context: Context) -> list[tuple[Spec, int]]:

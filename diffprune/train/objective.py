@@ -37,12 +37,21 @@ def told(about: str, others: bool) -> Iterator[None]:
     except BadObjective as error:
         raise BadObjective(f"{about}: {error}") from None
     except Exception as error:
-        plain = type(error) in (RuntimeError, NotImplementedError)
-        if isinstance(error, OSError | MemoryError) or (isinstance(error, RuntimeError) and (others or not plain)):
+        if not (said := mistake(error, others, "its objective")):
             raise
-        meant = isinstance(error, ValueError) and ours(error)
-        said = first_line(error) if meant else f"its objective fails: {with_class(error)} ({_place(error)})"
         raise BadObjective(f"{about}: {said}") from error
+
+
+def mistake(error: Exception, others: bool, code: str) -> str:
+    """What is said of an error that a method's own code made; "" of memory, devices, storage and other workers that fail.
+
+    code: what of the method failed; others: see `told`.
+    """
+    plain = type(error) in (RuntimeError, NotImplementedError, torch.linalg.LinAlgError)
+    if isinstance(error, OSError | MemoryError) or (isinstance(error, RuntimeError) and (others or not plain)):
+        return ""
+    meant = isinstance(error, ValueError) and ours(error)
+    return first_line(error) if meant else f"{code} fails: {with_class(error)} ({_place(error)})"
 
 
 def _place(error: BaseException) -> str:

@@ -1,23 +1,28 @@
 """Where the lines of a step log lie: in one file of the run's folder, or, in a bucket, in pieces that are published one by one.
 
-A file grows by a line per step. A bucket knows no such thing: there lines wait until a state is saved or a while has passed, and
-are published together as `steps/<attempt>-<number>`, numbered without a gap whoever writes them, so that their order is that of
-writing. A process that is killed takes lines with it, but only of steps that are done again, as no state of theirs was saved.
+A file grows by a line per step, of whichever worker trains a scorer, under a lock. A bucket knows no such thing: there lines wait
+until a state is saved or a while has passed, and are published together as `steps/<attempt>-<number>`, numbered without a gap whoever
+writes them, so that their order is that of writing. A process that is killed takes lines with it, but only of steps that are done
+again, as no state of theirs was saved.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from diffprune.io.blob_store import Blobs, named, open_blobs, remote
 
 STEPS = "steps.jsonl"
 PIECES = "steps"
 PUBLISH_S = 10.0  # lines wait no longer
+LOCK_S = 5.0  # for another who appends
 
 
 class StepLog(Protocol):
@@ -53,7 +58,7 @@ class FileLog:
     def append(self, line: bytes, durable: bool = False) -> None:
         """See `StepLog`. What another process left torn is ended first."""
         try:
-            with self.path.open("ab+", buffering=0) as stream:
+            with self.path.open("ab+", buffering=0) as stream, _alone(stream):
                 whole = stream.tell() == 0 or (stream.seek(-1, os.SEEK_END) and stream.read(1) == b"\n")
                 left = memoryview((b"" if whole else b"\n") + line)
                 while left:  # a disk that is almost full takes a part without a word
@@ -78,6 +83,22 @@ class FileLog:
             whole = text[: text.rfind(b"\n") + 1]
             return whole, start + len(whole)
         return b"", place
+
+
+@contextmanager
+def _alone(stream: BinaryIO) -> Iterator[None]:
+    """Nobody else appends meanwhile: on NFS the end of a file is what this host knew of it, until it holds a lock. Where there are
+    no locks, or another keeps one (a host that froze), it is done without."""
+    until = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes when the file is closed
+            break
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN) or time.monotonic() > until:
+                break
+            time.sleep(0.002)
+    yield
 
 
 class PieceLog:

@@ -17,19 +17,25 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache, cached_property
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 
+from diffprune.report.analysis.comparison import FULL, chapters
+from diffprune.report.analysis.records import Records, read
 from diffprune.statistics import DRAWS, ClusterBootstrap, Interval, average, median_ratio, ratio_of_sums, totals
 from diffprune.statistics.speedup import LEAST_ROUNDS
 
 NOMINAL = 0.95
 
 
-def bootstrap(credit: np.ndarray, group: np.ndarray, draws: int, name: str) -> ClusterBootstrap:
-    """Answers of all columns (arm and seed) [C R] to one benchmark, summed over its groups."""
-    shape = (int(group.max()) + 1, len(credit))
+def bootstrap(credit: np.ndarray, group: np.ndarray, draws: int, name: str, groups: int = 0) -> ClusterBootstrap:
+    """Answers of all columns (arm and seed) [C R] to one benchmark, summed over its groups, of which there are `groups`."""
+    shape = (groups or int(group.max()) + 1, len(credit))
     at = (np.tile(group, len(credit)), np.repeat(np.arange(len(credit)), len(group)))
     count = totals(np.ones(credit.size), at, shape)
     sums = np.stack([totals(credit.ravel(), at, shape), count], -1)
@@ -168,7 +174,58 @@ class Speedups:
         return median_ratio(full, pruned)
 
 
-Case = Differences | Harm | Shared | Accuracy | Speedups
+@dataclass(frozen=True)
+class Resampled:
+    """DiffPrune minus another method where the pictures and scorer seeds of a committed page are all there are: every experiment
+    draws as many pictures, and `seeds` of each method, with replacement."""
+
+    page: str
+    other: str  # label
+    budget: str
+    seeds: int
+
+    @cached_property
+    def answered(self) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+        """Credit of both methods [seeds R], and of each question its `benchmark` and `group` (picture)."""
+        chapter = next(chapters(_records(self.page)))
+        benchmark = chapter.rows["cell"].astype(str).map(chapter.evaluated["benchmark"])
+        where = {"benchmark": benchmark, "sample": chapter.rows["sample"]}
+        rows = chapter.rows[["cell", "group", "credit"]].assign(**where).astype({"cell": str, "group": str, "sample": str})
+        credit = rows.pivot_table(index="cell", columns=["benchmark", "group", "sample"], values="credit")
+        arms = [chapter.arms[name, "" if name == FULL else self.budget].values() for name in ("DiffPrune", self.other)]
+        one, two = (np.array([credit.loc[list(cells.values())].sum().to_numpy() for cells in arm]) for arm in arms)
+        return one, two, credit.columns.to_frame(index=False)
+
+    @property
+    def truth(self) -> float:
+        """The difference over all there is, in points."""
+        one, two, about = self.answered
+        return float(pd.Series(100 * (one.mean(0) - two.mean(0))).groupby(about["benchmark"]).mean().mean())
+
+    def once(self, rng: np.random.Generator, draws: int) -> Interval:
+        """The interval of one experiment."""
+        one, two, about = self.answered
+        sizes = [self.seeds if len(arm) > 1 else 1 for arm in (one, two)]
+        credit = np.concatenate([arm[rng.integers(0, len(arm), n)] for arm, n in zip((one, two), sizes, strict=True)])
+        places = about.groupby("group").indices
+        drawn = [places[group] for group in rng.choice(sorted(places), len(places))]
+        row, group = np.concatenate(drawn), np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])
+        arms = [list(range(sizes[0])), list(range(sizes[0], sum(sizes)))]
+        found = []
+        for _, at in pd.Series(row).groupby(about["benchmark"].to_numpy()[row]):
+            mine = group[at.index]
+            found.append(bootstrap(credit[:, at], mine, draws, "same", len(drawn)).estimates(arms))
+        before, behind = (average(parts, together=True) for parts in zip(*found, strict=True))
+        return (before - behind).difference()
+
+
+@cache
+def _records(page: str) -> Records:
+    return read(PAGES / page / "store")
+
+
+Case = Differences | Harm | Shared | Accuracy | Speedups | Resampled
+PAGES = Path(__file__).parents[2] / "reports"
 RATES = (0.3, 0.6, 1.2)
 SPREADS = (0.0, 0.5, 2.5, 5.0, 8.0, 12.0)
 CASES: Mapping[str, Case] = {
@@ -201,6 +258,14 @@ CASES: Mapping[str, Case] = {
         f"{who} {one:g} and {two:g} % of answers, 10 benchmarks of the same 120 pictures": Shared(n, (one, two))
         for n, who in ((1, "1 seed each loses"), (5, "5 seeds each lose"), (10, "10 seeds each lose"))
         for one, two in ((0.5, 0.5), (1.0, 2.0), (3.0, 4.0))
+    },
+    **{
+        f"compare_gumbel drawn anew, {seeds} seeds: DiffPrune against {other}, {budget}": Resampled(
+            "compare_gumbel", other, f"Share({float(Fraction(budget)):.6g})", seeds
+        )
+        for seeds in (5, 10)
+        for other in ("Gumbel keep/drop", "Gumbel keep/drop, budget offset", "DivPrune", FULL)
+        for budget in ("1/3", "2/9", "1/9", "1/20")
     },
     **{f"median of ratios, {n} rounds": Speedups(n) for n in (3, 5, 6, 7, 10, 20, 30)},
     **{f"median of ratios, {n} rounds, AR(1) 0.9": Speedups(n, 0.9) for n in (3, 5, 6, 7, 10, 20, 30)},
