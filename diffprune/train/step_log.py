@@ -1,9 +1,9 @@
 """Where the lines of a step log lie: in one file of the run's folder, or, in a bucket, in pieces that are published one by one.
 
 A file grows by a line per step, of whichever worker trains a scorer, under a lock. A bucket knows no such thing: there lines wait
-until a state is saved or a while has passed, and are published together as `steps/<attempt>-<number>`, numbered without a gap whoever
-writes them, so that their order is that of writing. A process that is killed takes lines with it, but only of steps that are done
-again, as no state of theirs was saved.
+until a state is saved or a while has passed, and are published together as `steps/<attempt>-<number>`, numbered without a gap
+whoever writes them, so that their order is that of writing. A process that is killed takes lines with it, but only of steps that
+are done again, as no state of theirs was saved.
 """
 
 from __future__ import annotations
