@@ -80,10 +80,10 @@ def written_out(tokens: VisualTokens, row: int, stage: int, share: float, count:
     attention = tokens.given(ATTENTION)[row]
     chosen: list[int] = []
     if stage == 0:
-        spread = min(math.floor(count * min(0.5, 1 - share) + 0.5), count - math.floor(count * share + 0.5))
+        spread = min(math.floor(count * min(0.5, 1 - share)), count - math.floor(count * share + 1e-9))
         chosen = away([], real, lambda i, j: abs(i // 7 - j // 7) + abs(i % 7 - j % 7), spread)
-    wanted = math.floor(count * share + 0.5)
-    pool = sorted(real, key=lambda i: -float(attention[i]))[: math.floor(wanted * btp.POOLS[stage] + 0.5)]
+    wanted = math.floor(count * share + 1e-9)
+    pool = sorted(real, key=lambda i: -float(attention[i]))[: math.floor(wanted * btp.POOLS[stage] + 1e-9)]
     first = [i for i in pool if i < count] + [i for i in pool if i >= count]
     chosen += [i for i in first[:wanted] if i not in chosen]
     return sorted(away(chosen, real, lambda i, j: 1 - float(unit[i] @ unit[j]), count))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,10 +11,12 @@ from diffprune import data as training
 from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Keep, parse
+from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import Relaxation
 from diffprune.core.vlm import VLM
 from diffprune.data.batch import batch as batch_of
 from diffprune.data.sources import Example
+from diffprune.pruning.selection import applied
 from diffprune.train.context import LocalContext
 from diffprune.train.loss import relaxed_nll
 from diffprune.train.recipe import Recipe
@@ -58,6 +62,41 @@ def test_the_loss_is_what_the_model_says_token_by_token(family: str) -> None:
             found = relaxed_nll(vlm, batch.prompts, tokens, nothing, batch.image)
             assert float(found) == pytest.approx(wanted, rel=1e-5), f"packed={packed}"
             assert batch.num_labels == sum(len(a) + 1 for pairs in ASKED for _, a in pairs)
+
+
+def test_what_is_not_let_through_does_not_come_in_by_deepstack() -> None:
+    """Inner features of a token that is drowned are drowned, too; where features are whole, and keys are weighed, they are."""
+    vlm = tiny("qwen3_vl")
+    with torch.no_grad():
+        batch = batch_of(vlm, drawn(), False)
+        tokens = vlm.encode(batch.pixels)
+        assert tokens.deepstack is not None
+        let = (torch.arange(tokens.valid.shape[1]) % 2).expand(tokens.valid.shape).float()
+        other = replace(tokens, deepstack=tokens.deepstack + 3.0 * (1 - let)[..., None])
+        noised, whole = Relaxation(tokens.features * let[..., None], let), Relaxation(tokens.features, let)
+        drowned, same, seen, changed = (
+            float(relaxed_nll(vlm, batch.prompts, asked, relaxed, batch.image))
+            for relaxed in (noised, whole)
+            for asked in (tokens, other)
+        )
+        through = Relaxation(tokens.features + 0.0, torch.ones_like(let))
+        assert float(relaxed_nll(vlm, batch.prompts, tokens, through, batch.image)) == seen
+    assert drowned == same and seen != changed
+
+
+def test_the_diagnostic_replaces_deepstack_as_well() -> None:
+    vlm = tiny("qwen3_vl")
+    with torch.no_grad():
+        tokens = vlm.encode(batch_of(vlm, drawn(), False).pixels)
+        method = registry.load("pruners", "replaced(grid)")
+        keep = registry.load("pruners", "grid").select(tokens, Cut(ENCODED, Keep(2))).keep
+        left = applied(tokens, method.select(tokens, Cut(ENCODED, Keep(2))))
+    for before, after in ((tokens.features, left.features), (tokens.deepstack, left.deepstack)):
+        assert before is not None and after is not None and torch.equal(after[keep], before[keep])
+        for row in range(len(keep)):
+            mean = before[row, tokens.valid[row]].mean(0)
+            for token in (tokens.valid & ~keep)[row].nonzero().flatten():
+                torch.testing.assert_close(after[row, token], mean)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if registry.find("models", f).packs])  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Above, Keep, Share
 from diffprune.core.fitted import Annealing, Progress
-from diffprune.core.site import Cut, Site, Stage, layer_average, tokens_per_layer
+from diffprune.core.site import Cut, Site, Stage, layer_average, staged, tokens_per_layer
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners.atp import AFTER, CROSS, SELF, Thresholds, coverage
 from diffprune.pruners.dynamic_llava import Predictor
@@ -121,6 +121,22 @@ def test_counts_are_each_images_own_within_the_guards() -> None:
     assert exact.select(tokens, at(0, Keep(4))).keep.sum(1).tolist() == [4, 4, 4]
     with pytest.raises(ValueError, match="this method needs a count, as in Keep"):
         exact.select(tokens, at(0, Above(0.0)))
+
+
+@pytest.mark.parametrize("budget", [Share(0.5), Keep(72)], ids=str)
+def test_what_earlier_cuts_left_does_not_loosen_later_ones(vlm: Any, budget: Any) -> None:
+    """Thresholds of 0 keep as many as they may: twice the plan's count at every cut, of a share as of a count."""
+    wanted = tokens_per_layer(staged(Keep(72), vlm.shape.layers, (1, 2, 3)), 144, vlm.shape.layers)
+    trainer = arm(vlm, "atp(slack=2.0)", spread=0.1)
+    for head in trainer.pruner.networks["scorer"].heads:
+        torch.nn.init.constant_(head.bias, -50.0)
+    batch = training.validation(vlm, "world", images=2, questions=1)
+    with torch.no_grad():
+        packed = pruning.shrink(vlm, batch.prompts, trainer.encode(batch)[batch.image], trainer.pruner, budget)
+        with pruning.running(vlm, packed):
+            vlm.model(**pruning.decoder_inputs(vlm, packed), use_cache=False)
+    most = [144, *(min(144, 2 * count) for count in wanted[1:])]
+    assert [list(row) for row in packed.per_layer(vlm.shape.layers)] == [most, most]
 
 
 def test_the_plan_is_the_papers_and_counts_are_known_afterwards(vlm: Any) -> None:

@@ -18,6 +18,7 @@ from diffprune.core.evidence import encoder_attention
 from diffprune.core.noise import Noise
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
+from diffprune.pruners._slot_attention import places
 from diffprune.pruners.ocvtp import FEW, by_area, drawn_slots, shown
 from diffprune.pruning.pretrained import from_pretrained
 from diffprune.train import loop
@@ -57,7 +58,8 @@ def vlm() -> Any:
 
 def claims(net: Any, z: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """[K T] of one image without padding: three iterations, slot by slot and token by token."""
-    x = functional.relu(z @ net.inlet.weight.T + net.inlet.bias) @ net.narrow.weight.T + net.narrow.bias
+    x = functional.layer_norm(z, z.shape[1:], net.entering.weight, net.entering.bias)
+    x = functional.gelu(x @ net.inlet.weight.T + net.inlet.bias) @ net.narrow.weight.T + net.narrow.bias
     x = functional.layer_norm(x, x.shape[1:], net.norm.weight, net.norm.bias)
     slots = [net.mean + net.log_deviation.exp() * one for one in draws]
     for _ in range(3):
@@ -136,6 +138,38 @@ def test_the_error_is_a_weighted_mean_and_teaches_slots_and_decoder() -> None:
         assert float(error[row].detach()) == pytest.approx(sum(w * e for w, e in parts) / sum(w for w, _ in parts), rel=1e-4)
 
 
+def attended(net: Any, asking: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """Attention without biases, head by head: [N D] to [M D]."""
+    query, key, value = net.in_proj_weight.chunk(3)
+    heads = []
+    for i in range(net.num_heads):
+        part = slice(i * net.head_dim, (i + 1) * net.head_dim)
+        likeness = (asking @ query[part].T) @ (asked @ key[part].T).T / net.head_dim**0.5
+        heads.append(likeness.softmax(1) @ (asked @ value[part].T))
+    return torch.cat(heads, 1) @ net.out_proj.weight.T
+
+
+def test_the_decoder_is_the_releases() -> None:
+    """Projections with a norm and no bias; the first norm before the first layer's sum; GELU; nothing behind the last layer."""
+    net, (slots, z) = made(tokens(1, 20)).networks["decoder"], (torch.randn(3, 12), torch.randn(20, 24))
+    visible = torch.arange(20) % 3 == 0
+    with torch.no_grad():
+        found = net(slots[None], torch.ones(1, 3, dtype=torch.bool), z[None], torch.ones(1, 20, dtype=torch.bool), visible[None])[0]
+        known, memory = (
+            functional.layer_norm(x @ linear.weight.T, (24,), norm.weight, norm.bias)
+            for x, (linear, norm) in ((z, net.inlet), (slots, net.memory))
+        )
+        x = torch.where(visible[:, None], known, net.hidden) + places(20, 24, z.device)
+        x = functional.layer_norm(x, (24,), net.first.weight)
+        for number, layer in enumerate(net.layers.layers):
+            inside = layer.norm1(x) if number else x
+            x = x + attended(layer.self_attn, inside, inside)
+            x = x + attended(layer.multihead_attn, layer.norm2(x), memory)
+            x = x + functional.gelu(layer.norm3(x) @ layer.linear1.weight.T) @ layer.linear2.weight.T
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+    assert sum(p.numel() for p in net.parameters()) == (24 + 12) * 24 + 4 * 24 + 24 + 4 * (8 * 24**2 + 8 * 24**2) + 12 * 24
+
+
 def test_gradients_pass_through_the_last_iteration_and_straight_to_the_start() -> None:
     """The start's own gradient is that of the slots which enter the last iteration."""
     seen = tokens(1, 20)
@@ -143,7 +177,7 @@ def test_gradients_pass_through_the_last_iteration_and_straight_to_the_start() -
     z, draws = torch.randn(1, 20, 24), torch.randn(1, 3, 12)
     slots, _ = net(z, seen.valid | True, draws, live)
     (slots * torch.arange(36.0).view(1, 3, 12)).sum().backward()
-    inside = net.norm(net.narrow(functional.relu(net.inlet(z))))
+    inside = net.norm(net.narrow(functional.gelu(net.inlet(net.entering(z)))))
     key, value, hidden = net.key(inside), net.value(inside), ~live[..., None]
     with torch.no_grad():
         before = net.mean + net.log_deviation.exp() * draws

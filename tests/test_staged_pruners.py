@@ -237,6 +237,16 @@ def test_sparsevlm_clusters_fewer_where_that_leaves_no_token_as_it_is() -> None:
     assert [sparsevlm.recycled(count, 576)[1] for count in (1, 2, 3, 576)] == [0, 1, 2, 0]
 
 
+def test_density_peaks_of_two_clusters_are_not_the_nearest_pair() -> None:
+    """Two points that are each other's nearest have one density where it is of two points; only one of them is a peak."""
+    for seed in range(50):
+        points = torch.randn(15, 2, generator=torch.Generator().manual_seed(seed))
+        points[12:] += 12
+        centre, member = sparsevlm.density_peaks(points, 2)
+        assert sorted((centre >= 12).tolist()) == [False, True], "one centre in each of two groups that are far apart"
+        assert torch.equal(centre[member] >= 12, torch.arange(15) >= 12)
+
+
 def test_density_peaks_find_clusters_that_are_far_apart() -> None:
     chance = torch.Generator().manual_seed(1)
     middles = torch.tensor([[0.0, 0.0], [30.0, 0.0], [0.0, 30.0]])

@@ -175,22 +175,23 @@ def _share_per_cut(average: float, layers: int, after: tuple[int, ...], powers: 
     return high
 
 
-def staged(budget: Budget, layers: int, after: Sequence[int], powers: Sequence[float] = ()) -> Plan:
+def staged(budget: Budget, layers: int, after: Sequence[int], powers: Sequence[float] = (), fixed: bool = False) -> Plan:
     """Cuts after the decoder layers `after` whose layer average is `budget`; each leaves the same share of what it finds.
 
     A count is the average of every image, whatever its size: an image that has no more keeps all it has.
 
-    layers: of the decoder. powers: see `layer_average`.
+    layers: of the decoder. powers: see `layer_average`. fixed: a share is of the tokens with which an image enters the decoder, as
+    a count is, so that what a cut asks for does not depend on how many an earlier one left.
 
     Raises:
         ValueError: a threshold, or a share that those cuts cannot meet.
     """
     sites, powers = [Site(Stage.DECODER, layer) for layer in after], tuple(powers) or (1.0,) * len(after)
-    if isinstance(budget, Share):
+    if isinstance(budget, Share) and not fixed:
         share = share_per_cut(budget.share, layers, after, powers)
         return tuple(Cut(site, Share(max(share**power, LEAST))) for site, power in zip(sites, powers, strict=True))
     budget.count(1)  # refuses a threshold
-    share_per_cut(1.0, layers, after, powers)  # and layers that are none
+    share_per_cut(budget.share if isinstance(budget, Share) else 1.0, layers, after, powers)  # and what cannot be met
     left = itertools.accumulate(powers)
     averages = [OverLayers(layers, tuple(after), powers, power) for power in left]
     return tuple(Cut(site, budget, average=average) for site, average in zip(sites, averages, strict=True))

@@ -117,13 +117,15 @@ class Selection:
     mix      [B K N] float | None: for a method that merges, the weights with which tokens add up to an image's k-th survivor, in
              raster order; rows behind its last survivor and columns of padding are not read. None leaves survivors as they are.
              `means` makes it where every removed token goes into one survivor.
-    features [B N D] | None: what stands in place of all features; for diagnostics that change tokens instead of removing them.
+    features, deepstack [B N D] | None: what stands in place of all features; for diagnostics that change tokens instead of removing
+             them.
     grid     (rows, columns) when the tokens are a raster of that size, else None; for drawing.
     """
 
     keep: Tensor
     mix: Tensor | None = None
     features: Tensor | None = None
+    deepstack: Tensor | None = None
     grid: tuple[int, int] | None = None
 
 

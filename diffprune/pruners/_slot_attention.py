@@ -24,18 +24,18 @@ class SlotAttention(nn.Module):
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
-        self.inlet = nn.Linear(features, 2 * features)
+        self.entering, self.inlet = nn.LayerNorm(features), nn.Linear(features, 2 * features)
         self.narrow, self.norm = nn.Linear(2 * features, width), nn.LayerNorm(width)
         self.key, self.value, self.query = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.asking, self.fed = nn.LayerNorm(width), nn.LayerNorm(width)
         self.update = nn.GRUCell(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.mean = nn.Parameter(torch.randn(width) * width**-0.5)
         self.log_deviation = nn.Parameter(torch.zeros(width))
 
     def forward(self, z: Tensor, valid: Tensor, draws: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
         """valid [B N], live [B K] bool: tokens and slots that are there; what is claimed by or of others is 0."""
-        inside = self.norm(self.narrow(functional.relu(self.inlet(z))))
+        inside = self.norm(self.narrow(functional.gelu(self.inlet(self.entering(z)))))
         key, value = self.key(inside), self.value(inside)
         start = self.mean + self.log_deviation.exp() * draws
         slots, hidden = start, ~live[..., None]
@@ -63,27 +63,27 @@ class Rebuild(nn.Module):
     """Slots [B K width] and a few of the tokens -> all standardised tokens [B N D]; training only.
 
     A transformer decoder as wide as the tokens: its queries are the visible tokens, and one learned query for all others, each with
-    its place; its memory is the slots.
+    its place; its memory is the slots. As in OC-VTP's release the queries are normalised once, for the first layer's sum too, and
+    what comes out is read as it is.
     """
 
     def __init__(self, features: int, width: int, depth: int) -> None:
         super().__init__()
         wide = HEADS * math.ceil(features / HEADS)
-        self.inlet, self.memory = nn.Linear(features, wide), nn.Linear(width, wide)
-        self.hidden = nn.Parameter(torch.randn(wide) * 0.02)
-        layer = nn.TransformerDecoderLayer(wide, HEADS, 4 * wide, dropout=0.0, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerDecoder(layer, depth, nn.LayerNorm(wide))
-        self.outlet = nn.Linear(wide, features)
+        self.inlet, self.memory = (nn.Sequential(nn.Linear(n, wide, bias=False), nn.LayerNorm(wide)) for n in (features, width))
+        self.hidden = nn.Parameter(torch.randn(wide) * wide**-0.5)
+        layer = nn.TransformerDecoderLayer(wide, HEADS, 4 * wide, 0.0, "gelu", batch_first=True, norm_first=True, bias=False)
+        self.layers = nn.TransformerDecoder(layer, depth)
+        self.first, self.layers.layers[0].norm1 = self.layers.layers[0].norm1, nn.Identity()
 
     def forward(self, slots: Tensor, live: Tensor, z: Tensor, valid: Tensor, visible: Tensor) -> Tensor:
         """live [B K], valid, visible [B N] bool."""
         known = torch.where(visible[..., None], self.inlet(z), self.hidden)
         asked = known + places(z.shape[1], known.shape[-1], z.device)
-        found = self.layers(
-            asked, self.memory(slots), tgt_key_padding_mask=~valid, memory_key_padding_mask=~live
+        found: Tensor = self.layers(
+            self.first(asked), self.memory(slots), tgt_key_padding_mask=~valid, memory_key_padding_mask=~live
         )  # fmt: skip
-        rebuilt: Tensor = self.outlet(found)
-        return rebuilt
+        return found[..., : z.shape[-1]]
 
 
 def places(num: int, width: int, device: torch.device) -> Tensor:

@@ -37,16 +37,17 @@ class ATP(Networks):
     """Keeps what exceeds one of two thresholds that are predicted after the layers 4, 14 and 24 of 32.
 
     We know the paper by a re-implementation that cites its equations. From it: S_self, what a token receives as a key of its
-    image's tokens before the softmax; S_cross, the question's mean attention to it; S_r, their mean; thresholds from the means of
-    both by two linear layers and a sigmoid; sharpness 10; the loss. Ours, as it leaves them open: S_self and S_cross are each
+    image's tokens before the softmax; S_cross, the question's mean attention to it; S_r, their mean; thresholds from the mean of the
+    one and the sum of the other, whose mean is a matter of the number of tokens, by two linear layers and a sigmoid; sharpness 10; the loss. Ours, as it leaves them open: S_self and S_cross are each
     brought into (0, 1) by the logistic of their standard scores over the tokens that are there; the spatial score is a ladder of
     grids, so that its threshold picks a density; modules also see the logarithm of the share to keep, so that one scorer serves all
     budgets; the layer in the loss is that of a decoder of 32. How we differ: the model stays frozen, where the paper trains it and
     reports 2 to 3 points less without; no two-dimensional positions are added to the rotary ones. Evidence gives no gradient, masks
     do.
 
-    slack:         an image keeps at least its budget's count at every cut divided by this, and at most that many times it; 1 makes
-                   counts exact, by how far tokens exceed their thresholds. A full budget keeps everything.
+    slack:         an image keeps at least the plan's count at every cut divided by this, and at most that many times it, whatever
+                   earlier cuts left; 1 makes counts exact, by how far tokens exceed their thresholds. A full budget keeps
+                   everything.
     target_weight: of the difference between the tokens kept, layer and question average, and those of the budget.
     """
 
@@ -90,7 +91,7 @@ class ATP(Networks):
     # -- removal -----------------------------------------------------------------------------------------------------
 
     def cuts(self, budget: Budget, shape: Shape) -> Plan:
-        plan = staged(budget, shape.layers, scaled(AFTER, shape.layers))
+        plan = staged(budget, shape.layers, scaled(AFTER, shape.layers), fixed=self.slack > 1)
         return tuple(replace(cut, number=number, adaptive=self.slack > 1) for number, cut in enumerate(plan))
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:

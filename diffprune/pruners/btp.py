@@ -117,10 +117,10 @@ class Btp(FittedPruner):
             raise ValueError("btp is not calibrated yet: train it (diffprune train), then write btp(weights='folder')")
         counts, valid = cut.budget.counts(tokens.counts), tokens.valid
         stage = next(step.stage for step in joined(self.after) if step.layer == cut.site.layer)
-        attended = rounded(counts * self.lambdas[stage])
+        attended = floored(counts * self.lambdas[stage])
         keep = torch.zeros_like(valid)
         if stage == 0:
-            keep = spread(tokens, rounded(counts * min(SPATIAL, 1 - self.lambdas[0])).minimum(counts - attended))
+            keep = spread(tokens, floored(counts * min(SPATIAL, 1 - self.lambdas[0])).minimum(counts - attended))
         keep = keep | balanced(tokens.given(ATTENTION).float(), valid, attended, POOLS[stage], counts)
         return Selection(farther(cosines(tokens.features, valid).neg_(), keep, valid, counts))
 
@@ -199,9 +199,9 @@ def joined(after: tuple[int, ...]) -> tuple[Step, ...]:
     )
 
 
-def rounded(values: Tensor) -> Tensor:
-    """[B] int: the nearest whole numbers, halves upwards."""
-    return (values.double() + 0.5).long()
+def floored(values: Tensor) -> Tensor:
+    """[B] int: whole numbers, rounded down as the release does; what is below one by the last digits alone is one."""
+    return (values.double() + 1e-4).long()
 
 
 def spread(tokens: VisualTokens, counts: Tensor) -> Tensor:
@@ -233,6 +233,6 @@ def balanced(attention: Tensor, valid: Tensor, counts: Tensor, pool: float, earl
     """Mask [B N] of `counts` [B] tokens: of the `pool` times as many with most attention those among an image's `early` [B] first
     tokens, then the others, each by falling attention."""
     rank = attention.masked_fill(~valid, -math.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    candidates = valid & (rank < rounded(counts * pool)[:, None])
+    candidates = valid & (rank < floored(counts * pool)[:, None])
     late = (valid.cumsum(1) - 1 >= early[:, None]).long()
     return lowest([late, rank], candidates, counts)

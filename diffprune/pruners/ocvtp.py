@@ -37,8 +37,9 @@ class OCVTP(Networks):
     iterations, a decoder of four layers. How we differ: the scorer reads what the projector reads, not an early layer of CLIP;
     free places go by the attention that tells `attention` apart, not by its mean over queries; budgets are drawn as for every
     method instead of from {16, 32, 64, 128}, and eased with them; the decoder knows places by sines instead of a learned
-    table, so that it serves any number of tokens. Which numbers slots start from at inference the release leaves to chance, ours
-    are those of `seed`. The reported training is of 30 epochs.
+    table, so that it serves any number of tokens; tokens are standardised; there is no dropout in slot attention (0.01 there); and
+    see `by_area`. Which numbers slots start from at inference the release leaves to chance, ours are those of `seed`. The reported
+    training is of 30 epochs.
 
     seed:  of the draws that slots start from when tokens are selected; the same for every image.
     width: of the slots; 0 is half of the tokens'.
@@ -108,7 +109,7 @@ class OCVTP(Networks):
 def by_area(claim: Tensor, valid: Tensor, live: Tensor) -> Tensor:
     """[B N]: weights of tokens. A slot that claims a_k of an image's T tokens most strongly weighs (a_k / T)^-1/2, divided by the
     mean over slots, at most `MOST`; a token weighs what its slots weigh, by their claims [B K N]. A slot that wins no token counts
-    as winning one.
+    as winning one; in the release it counts as winning 10^-8 of them, so that one such slot outweighs all that win some.
     """
     owner = claim.argmax(1)
     area = claim.new_zeros(claim.shape[:2]).scatter_add_(1, owner, valid.to(claim.dtype)).clamp_min(1)

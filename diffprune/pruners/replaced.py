@@ -6,6 +6,8 @@ a model misses when they are gone.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from diffprune.core.budget import Budget
 from diffprune.core.pruner import Kind, Pruner
 from diffprune.core.site import Cut, Plan
@@ -33,7 +35,13 @@ class Replaced(Pruner):
         return self.inner.cuts(budget, shape)
 
     def select(self, tokens: VisualTokens, cut: Cut) -> Selection:
-        keep = self.inner.select(tokens, cut).keep
-        valid = tokens.valid[..., None]
-        mean = (tokens.features * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)
-        return Selection(tokens.valid, features=tokens.features.where(keep[..., None], mean))
+        keep, deep = self.inner.select(tokens, cut).keep, tokens.deepstack
+        changed = None if deep is None else _replaced(deep, keep, tokens.valid)
+        return Selection(tokens.valid, features=_replaced(tokens.features, keep, tokens.valid), deepstack=changed)
+
+
+def _replaced(values: Tensor, keep: Tensor, valid: Tensor) -> Tensor:
+    """[B N D]: `values`, those of tokens that are not kept set to the mean of their image's valid ones."""
+    there = valid[..., None]
+    mean = (values * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp_min(1)
+    return values.where(keep[..., None], mean)

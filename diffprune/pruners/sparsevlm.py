@@ -29,7 +29,8 @@ class SparseVLM(Pruner):
     layers, the same fractions of other depths. How we differ: every cut leaves the same share, so that the layer average is the
     budget, where the release lists counts for four budgets; a cluster's mean stands at its centre, and tokens keep their
     positions, where the release appends means and numbers anew; of equal densities the earlier token's is the larger, where the
-    release adds noise.
+    release adds noise; the words that rate are chosen at every cut by the tokens that are left, where the release chooses them
+    once, by all tokens.
     """
 
     label = "SparseVLM"
@@ -87,12 +88,13 @@ def density_peaks(points: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """(centres [clusters], the number of each point's centre [N]): density peaks by nearest neighbours (DPC-kNN).
 
     Centres have most density times distance to the nearest denser point; others join the nearest centre. A density is of as many
-    nearest points as there are clusters, the point itself among them. Ties go to the earlier.
+    nearest points as there are clusters, the point itself among them. Of equal densities the earlier point's is the larger.
     """
     apart = torch.cdist(points[None], points[None])[0] / points.shape[1] ** 0.5
     near = apart.sort(dim=1).values[:, :clusters]
     density = (-near.square().mean(1)).exp()
-    denser = density[None, :] > density[:, None]
+    rank = density.argsort(descending=True, stable=True).argsort()
+    denser = rank[None, :] < rank[:, None]  # of two equal densities too, as of a pair that are each other's nearest
     height = torch.where(denser.any(1), apart.masked_fill(~denser, torch.inf).amin(1), apart.amax())
     centre = (density * height).argsort(descending=True, stable=True)[:clusters]
     member = apart[:, centre].argmin(1)

@@ -31,7 +31,8 @@ def chosen(pruner: Pruner, tokens: VisualTokens, cut: Cut) -> Selection:
 def applied(tokens: VisualTokens, chosen: Selection) -> VisualTokens:
     """The tokens after a selection: `valid` reduced to the survivors, features replaced or merged as it says."""
     if chosen.features is not None:
-        tokens = replace(tokens, features=chosen.features)
+        deepstack = tokens.deepstack if chosen.deepstack is None else chosen.deepstack
+        tokens = replace(tokens, features=chosen.features, deepstack=deepstack)
     if chosen.mix is not None:
         tokens = merged(tokens, chosen.keep, chosen.mix)
     return replace(tokens, valid=chosen.keep)

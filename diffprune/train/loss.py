@@ -38,8 +38,14 @@ def _whole(vlm: VLM, prompts: Prompts, tokens: VisualTokens) -> pruning.Packed:
 
 
 def relaxed_nll(vlm: VLM, prompts: Prompts, tokens: VisualTokens, relaxed: Relaxation, image: Tensor) -> Tensor:
-    """`answer_nll` through a relaxation: nothing is removed. image [M]: the relaxed images that the rows show, row after row."""
-    shown = replace(tokens, features=relaxed.features)[image]
+    """`answer_nll` through a relaxation: nothing is removed. image [M]: the relaxed images that the rows show, row after row.
+
+    Where features are degraded, a token's DeepStack features come through as far as it was let.
+    """
+    deepstack = tokens.deepstack
+    if deepstack is not None and relaxed.features is not tokens.features:  # they tell of the token, too
+        deepstack = deepstack * relaxed.let[..., None].to(deepstack)
+    shown = replace(tokens, features=relaxed.features, deepstack=deepstack)[image]
     packed = _whole(vlm, prompts, shown)
     if relaxed.retention is None:
         return answer_nll(vlm, packed)
