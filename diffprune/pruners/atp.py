@@ -37,13 +37,13 @@ class ATP(Networks):
     """Keeps what exceeds one of two thresholds that are predicted after the layers 4, 14 and 24 of 32.
 
     We know the paper by a re-implementation that cites its equations. From it: S_self, what a token receives as a key of its
-    image's tokens before the softmax; S_cross, the question's mean attention to it; S_r, their mean; thresholds from the mean of the
-    one and the sum of the other, whose mean is a matter of the number of tokens, by two linear layers and a sigmoid; sharpness 10; the loss. Ours, as it leaves them open: S_self and S_cross are each
-    brought into (0, 1) by the logistic of their standard scores over the tokens that are there; the spatial score is a ladder of
-    grids, so that its threshold picks a density; modules also see the logarithm of the share to keep, so that one scorer serves all
-    budgets; the layer in the loss is that of a decoder of 32. How we differ: the model stays frozen, where the paper trains it and
-    reports 2 to 3 points less without; no two-dimensional positions are added to the rotary ones. Evidence gives no gradient, masks
-    do.
+    image's tokens before the softmax; S_cross, the question's mean attention to it; S_r, their mean; thresholds from both by two
+    linear layers and a sigmoid; sharpness 10; the loss. Ours, as it leaves them open: thresholds see the mean of S_self and the sum
+    of S_cross, whose mean falls with the number of tokens; S_self and S_cross are each brought into (0, 1) by the logistic of their
+    standard scores over the tokens that are there; the spatial score is a ladder of grids, so that its threshold picks a density;
+    modules also see the logarithm of the share to keep, so that one scorer serves all budgets; the layer in the loss is that of a
+    decoder of 32. How we differ: the model stays frozen, where the paper trains it and reports 2 to 3 points less without; no
+    two-dimensional positions are added to the rotary ones. Evidence gives no gradient, masks do.
 
     slack:         an image keeps at least the plan's count at every cut divided by this, and at most that many times it, whatever
                    earlier cuts left; 1 makes counts exact, by how far tokens exceed their thresholds. A full budget keeps
