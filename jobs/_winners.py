@@ -32,8 +32,8 @@ SHORT: dict[str, dict[str, Any]] = {
         "temperature_start": 2.01, "temperature_end": 0.419, "anneal_share": 0.411, "ease_share": 0.5,
     },
     "ocvtp": {
-        "steps": 100, "images": 4, "learning_rate": 0.0016, "warmup_share": 0.123,
-        "temperature_start": 0.978, "temperature_end": 0.205, "anneal_share": 0.316, "ease_share": 0.5,
+        "steps": 200, "images": 2, "learning_rate": 0.00253, "warmup_share": 0.12,
+        "temperature_start": 0.676, "temperature_end": 0.0652, "anneal_share": 0.529, "ease_share": 0.0,
     },
     "atp": ATP,
     "atp(slack=1.0)": ATP,  # as it was searched
@@ -72,8 +72,8 @@ LONG: dict[str, dict[str, Any]] = {
         "temperature_start": 2.0, "temperature_end": 0.1, "anneal_share": 0.9, "ease_share": 0.75,
     },
     "ocvtp": {
-        "steps": 300, "images": 4, "learning_rate": 0.0016, "warmup_share": 0.123,
-        "temperature_start": 0.978, "temperature_end": 0.205, "anneal_share": 0.316, "ease_share": 0.5,
+        "steps": 400, "images": 3, "learning_rate": 0.00163, "warmup_share": 0.146,
+        "temperature_start": 1.56, "temperature_end": 0.171, "anneal_share": 0.739, "ease_share": 0.5,
     },
     "atp": ATP_LONG,
     "atp(slack=1.0)": ATP_LONG,  # as it was searched
