@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from blob_stores import FailingBlobs, MemoryBlobs
 from diffprune.core.records import Step
 from diffprune.io.attempts import Fenced
 from diffprune.io.blob_store import Blobs, LocalBlobs
+from diffprune.train import step_log
 from diffprune.train.checkpoints import ELSEWHERE, Files, claim, read_steps
 from diffprune.train.context import LocalContext
 from diffprune.train.step_log import STEPS
@@ -91,6 +94,22 @@ def test_the_reason_why_all_stop_is_that_of_the_worker_that_has_one(storage: Blo
     assert files.stopped().endswith(ELSEWHERE), "the other has not noted its own yet"
     files.stop(1, "7 of 9 rows are broken")
     assert files.stopped() == "7 of 9 rows are broken"
+
+
+def test_one_writes_to_the_step_log_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host's end of a file on NFS is what it was; who holds the lock has read the newest."""
+    held = (
+        "import fcntl, sys, time; log = open(sys.argv[1], 'ab'); fcntl.lockf(log, fcntl.LOCK_EX); print('held', flush=True); "
+        "time.sleep(float(sys.argv[2])); log.write(b'other\\n')"
+    )
+    path = tmp_path / STEPS
+    for seconds, patience, wanted in (("0.5", 5.0, b"other\nmine\n"), ("2", 0.1, b"mine\nother\n")):
+        path.unlink(missing_ok=True)
+        monkeypatch.setattr(step_log, "LOCK_S", patience)
+        other = subprocess.Popen([sys.executable, "-c", held, str(path), seconds], stdout=subprocess.PIPE)
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        step_log.opened(tmp_path).append(b"mine\n")
+        assert other.wait(10) == 0 and path.read_bytes() == wanted
 
 
 def test_what_cannot_be_trained_is_noted_for_one_attempt(storage: Blobs) -> None:

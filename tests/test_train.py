@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -445,6 +447,38 @@ def test_so_does_one_that_fails_before_its_first_step_or_when_it_is_validated(
     ):
         run(vlm, "run", pruners=("diffprune", "visionselector"), steps=2, validate_every=1, grad_cosine_every=0)
     assert [path.name for path in Path("run/scorers").iterdir()] == ["visionselector-0"]
+
+
+class FirstOfTwo(LocalContext):
+    """A worker whose other sees the same."""
+
+    world = 2
+
+    def begin_sum(self, values: torch.Tensor) -> Any:
+        return lambda: 2 * values
+
+
+def test_a_worker_that_has_done_its_own_waits_for_the_others(vlm: Any) -> None:
+    """One that returned would say nothing any more, as one that hangs, and what it returns would be taken for all."""
+    made = Recipe(**{**SMALL, "pruners": ("diffprune", "visionselector"), "steps": 1, "validate_every": 0, "workers": 2})
+    context, told = FirstOfTwo("run"), []
+
+    def work() -> None:
+        with pytest.raises(loop.Unfitted) as raised:
+            loop.train(made, context, lambda _: vlm)
+        told.append(str(raised.value))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    until = time.monotonic() + 60
+    while loop.missing(made, "run") != [(Spec("visionselector"), 0)]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    worker.join(3 * loop.POLL_S)
+    assert worker.is_alive() and not told
+    context.files.fail("visionselector-0", "loss was NaN")
+    worker.join(30)
+    assert told == ["1 of 2 scorers cannot be trained: loss was NaN"]
 
 
 def test_where_workers_come_and_go_memory_is_no_fault_of_the_method(vlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
