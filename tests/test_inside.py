@@ -14,7 +14,8 @@ import diffprune
 from diffprune import pruning
 from diffprune.core import registry
 from diffprune.core.budget import Above, Keep
-from diffprune.core.vlm import VLM
+from diffprune.core.tokens import VisualTokens
+from diffprune.core.vlm import VLM, Prompts
 from tests.test_families import FAMILIES, Features, batch, own, pictures, tiny
 
 MODES = {
@@ -28,16 +29,19 @@ MODES = {
 
 @cache
 def hidden_inputs(family: str) -> dict[str, Any]:
+    """Oracle for the batch of a family, see `hidden`."""
+    return hidden(*batch(family))
+
+
+@torch.inference_mode()
+def hidden(vlm: VLM, prompts: Prompts, pixels: dict[str, torch.Tensor], tokens: VisualTokens) -> dict[str, Any]:
     """Oracle: the whole rows with the removed columns masked, positions of the whole rows."""
-    with torch.inference_mode():
-        vlm, prompts, pixels, tokens = batch(family)
-        left = pruning.select(vlm, prompts, tokens, Features(), Keep(4)).present[tokens.present]
-        mask = prompts.attention_mask.clone()
-        mask[prompts.slots] = left.long()
-        full = pruning.shrink(vlm, replace(prompts), tokens, registry.load("pruners", "unpruned"), diffprune.Share(1))
-        inputs = pruning.decoder_inputs(vlm, full)
-    given = own(vlm, prompts, pixels)
-    return given | {"attention_mask": mask, "position_ids": inputs["position_ids"]}
+    left = pruning.select(vlm, prompts, tokens, Features(), Keep(4)).present[tokens.present]
+    mask = prompts.attention_mask.clone()
+    mask[prompts.slots] = left.long()
+    full = pruning.shrink(vlm, replace(prompts), tokens, registry.load("pruners", "unpruned"), diffprune.Share(1))
+    where = pruning.decoder_inputs(vlm, full)["position_ids"]
+    return own(vlm, prompts, pixels) | {"attention_mask": mask, "position_ids": where}
 
 
 def generate(vlm: VLM, inputs: dict[str, Any], **options: Any) -> torch.Tensor:

@@ -105,37 +105,7 @@ def test_what_was_generated_is_no_question_and_pictures_are_encoded_once(options
     assert torch.equal(found, cached) and once == 1 and len(first) == 1 and method.words == first * 2
 
 
-# -- turns, padding, chunks, compiled models ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_another_turn_of_generate_goes_on_with_the_cache(family: str) -> None:
-    """Oracle: the same two turns over full rows with the removed columns hidden."""
-    vlm, prompts, pixels, _ = batch(family)
-    asked = {**OPTIONS, "do_sample": False, "return_dict_in_generate": True}
-
-    def turns(given: dict[str, Any]) -> torch.Tensor:
-        first = vlm.model.generate(**given, **asked)
-        more = torch.tensor([[40, 41, 42]] * 3)
-        ids = torch.cat([first.sequences, more], 1)
-        seen = ids.shape[1] - given["attention_mask"].shape[1]
-        mask = torch.cat([given["attention_mask"], torch.ones(3, seen, dtype=torch.long)], 1)
-        known = {name: longer(given[name], seen) for name in given if name in ("position_ids", "mm_token_type_ids")}
-        found: torch.Tensor = vlm.model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **known, **asked
-        ).sequences
-        return found
-
-    with diffprune.pruned(vlm.model, Features(), Keep(4)):
-        found = turns(own(vlm, prompts, pixels))
-    assert torch.equal(found, turns(hidden_inputs(family)))
-
-
-def longer(value: torch.Tensor, by: int) -> torch.Tensor:
-    """Positions that go on, or token types of text."""
-    is_positions = value.ndim == 3 or int(value.max()) > 1
-    more = value[..., -1:] + torch.arange(1, by + 1) if is_positions else value.new_zeros(len(value), by)
-    return torch.cat([value, more], -1)
+# -- padding, chunks, compiled models ---------------------------------------------------------------------------
 
 
 def test_a_cache_cut_elsewhere_and_rows_padded_on_the_right_have_a_sentence_each() -> None:

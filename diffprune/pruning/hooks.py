@@ -57,7 +57,6 @@ class Pruned:
         self._chosen: tuple[VisualTokens, VisualTokens] | None = None  # of those pictures: all tokens, and what is left of them
         self._full: Prompts | None = None  # rows of the newest prefill as they came, and as they went on
         self._short: Prompts | None = None
-        self._turned = False  # the cache has gone into another call of generate
         self._offset = 0  # from positions of the rows to those the forward expects
 
     @property
@@ -167,7 +166,7 @@ class Pruned:
         if (labels := given.get("labels")) is not None:
             prompts = replace(prompts, labels=labels)
         packed = pruning.shortened(vlm, prompts, tokens, left, self.positions, self._inside(left))
-        self._full, self._short, self._turned = prompts, packed.prompts, False
+        self._full, self._short = prompts, packed.prompts
         made = pruning.decoder_inputs(vlm, packed)
         made["position_ids"] = made["position_ids"] + self._offset
         types = {name: made.pop(name) for name in vlm.token_inputs(packed.prompts)}
@@ -215,6 +214,23 @@ class Pruned:
             read.append((pixels, rows))
         return read[0][0], _alternating([rows for _, rows in read]), read[0][1]
 
+    def _told(self, mask: Tensor | None, where: Tensor | None, new: int, since: int) -> int:
+        """Tokens after the prompt that the caller believes to be cached: by its mask or, as generate drops one that hides nothing,
+        by its positions; a caller who gives neither believes what is so."""
+        assert self._full is not None, "a later step follows a prefill"
+        if mask is not None:
+            return mask.shape[1] - self._full.input_ids.shape[1] - new
+        if where is None:
+            return since
+        last = _last(self._full) + self._offset
+        if where.ndim == 3 and len(where) == 1:  # a later turn of M-RoPE: places in the text, moved by what the newest pictures take
+            where, last = where[0] - self.vlm.model.base_model.rope_deltas, last[0]
+        elif where.ndim == 3:  # the text's coordinate where it is there
+            where, last = where[0], last[-len(where)]
+        elif last.ndim == 3:
+            last = last[0]
+        return int(where.flatten()[-1] - last.flatten()[-1]) - new
+
     def _later(self, given: dict[str, Any], held: int) -> dict[str, Any]:
         """A step after prefill: the mask and the positions of a sequence that is shorter than the caller knows."""
         assert self._full is not None and self._short is not None, "a later step follows a prefill"
@@ -222,12 +238,12 @@ class Pruned:
         full, short, new = self._full, self._short, given["input_ids"].shape[1]
         since = held - short.input_ids.shape[1]  # tokens cached after the prompt
         mask, where = given.get("attention_mask"), given.get("position_ids")
-        told = since if mask is None else mask.shape[1] - full.input_ids.shape[1] - new
+        told = self._told(mask, where, new, since)
         removed = full.input_ids.shape[1] - short.input_ids.shape[1]
         if told == since - removed < since:  # another turn of generate, which cuts what it believes to be new by the cache's length
             given, new, told = {**given, "input_ids": given["input_ids"][:, removed:]}, new - removed, since
-            where, self._turned = None if where is None else where[..., removed:], True
-        if self._turned and where is not None and where.ndim == 3:
+            where = None if where is None else where[..., removed:]
+        if where is not None and where.ndim == 3 and len(where) != 3 and bool((where == where[:1]).all()):
             where = None  # generate derives those of M-RoPE from the pictures, which are those of an earlier turn
         steps = torch.arange(since, since + new, device=short.input_ids.device) + 1
         expected = _last(full) + self._offset + steps
