@@ -1,18 +1,23 @@
-"""Caches that go on inside `pruned(...)`: turns of a conversation equal the same turns over full rows with removed columns hidden."""
+"""Caches that go on inside `pruned(...)`: turns of a conversation equal those over full rows with the removed columns hidden."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import diffprune
-from diffprune.core.budget import Keep
+from diffprune.core.budget import Keep, Share
+from diffprune.core.site import ENCODED, Cut, Site, Stage
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.vlm import tiny as parts
+from tests import test_sliding_windows as windowed
+from tests.test_decoder_cuts import Staged, hiding, live_of, whole
 from tests.test_families import FAMILIES, Features, batch, own, pictures, tiny
 from tests.test_inside import hidden, hidden_inputs
 
@@ -82,3 +87,76 @@ def test_turns_of_one_conversation_without_padding(family: str, new_alone: bool)
     with diffprune.pruned(vlm.model, Features(), Keep(4)):
         found = turns(vlm, own(vlm, prompts, pixels), 3, new_alone)
     assert torch.equal(found, turns(vlm, hidden(vlm, prompts, pixels, tokens), 3))
+
+
+# -- the cache knows its rows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_and_a_copy_of_it_go_on_in_a_later_block(family: str) -> None:
+    """As where a server enters the block for every request."""
+    vlm, prompts, pixels, tokens = single(family)
+    given = own(vlm, prompts, pixels)
+    with diffprune.pruned(vlm.model, Features(), Keep(4)):
+        made = vlm.model.generate(**given, **ASKED)
+    copied = copy.copy(made)
+    copied.past_key_values = copy.deepcopy(made.past_key_values)
+    oracle = hidden(vlm, prompts, pixels, tokens)
+    for first in (made, copied):
+        with diffprune.pruned(vlm.model, "random", Keep(3)):  # what is in the cache was chosen already
+            found = another(vlm, given, another(vlm, given, first), 2)
+        assert torch.equal(found.sequences, turns(vlm, oracle, 3))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_conversations_in_one_block_may_alternate(family: str) -> None:
+    """Two with a picture each, and one of text alone between them, which is not pruned."""
+    chats = [single(family), single(family, "how many things are there?", 2)]
+    vlm, text = chats[0][0], {"input_ids": torch.tensor([[7, 8, 9]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    with diffprune.pruned(vlm.model, Features(), Keep(4)) as session:
+        given = [own(vlm, prompts, pixels) for _, prompts, pixels, _ in chats]
+        made = [vlm.model.generate(**one, **ASKED) for one in given]
+        newest = session.selection
+        alone = turns(vlm, text)
+        found = [another(vlm, *pair) for pair in zip(given, made, strict=True)]
+        assert session.selection is newest
+    for one, chat in zip(found, chats, strict=True):
+        assert torch.equal(one.sequences, turns(vlm, hidden(*chat)))
+    assert torch.equal(alone, turns(vlm, text))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral3", "qwen2_vl"])
+def test_cuts_inside_the_decoder_and_windows_are_those_of_the_cache(name: str) -> None:
+    vlm, prompts, pixels, tokens = windowed.batch(name)
+    plan = (Cut(ENCODED, Share(0.7)), Cut(Site(Stage.DECODER, 1), Keep(5)))
+    given, text = own(vlm, prompts, pixels), {"input_ids": torch.tensor([[7, 8, 9]])}
+    with diffprune.pruned(vlm.model, Staged(plan), Keep(1)):
+        made = vlm.model.generate(**given, **ASKED)
+        vlm.model.generate(**text, **ASKED)
+        second = another(vlm, given, made)
+    with diffprune.pruned(vlm.model, Staged(plan), Keep(1)):
+        third = another(vlm, given, second, 2)
+    with (
+        diffprune.pruned(vlm.model, Features(), Keep(1)),
+        pytest.raises(ValueError, match=r"whose method cuts .* layers \[1\]: go on with it in a block of that method"),
+    ):
+        another(vlm, given, third, 3)
+    with hiding(vlm, live_of(vlm, prompts, tokens, Staged(plan))):
+        wanted = turns(vlm, given | {"position_ids": whole(vlm, prompts, tokens)["position_ids"]}, 3)
+    assert torch.equal(third.sequences, wanted)
+
+
+def test_a_cache_that_was_filled_outside_goes_on_unpruned() -> None:
+    vlm, prompts, pixels, _ = single("llava")
+    given = own(vlm, prompts, pixels)
+    made = vlm.model.generate(**given, **ASKED)
+    kept = copy.deepcopy(made.past_key_values)
+    with diffprune.pruned(vlm.model, Features(), Keep(4)):
+        found = another(vlm, given, made)
+        short = vlm.model(**given, use_cache=True).past_key_values
+        lost = DynamicCache([(layer.keys, layer.values) for layer in short.layers])  # without the note
+        mask = torch.nn.functional.pad(given["attention_mask"], (0, 1), value=1)
+        with pytest.raises(ValueError, match="filled elsewhere"):
+            vlm.model(input_ids=given["input_ids"][:, -1:], attention_mask=mask, past_key_values=lost)
+    made.past_key_values = kept
+    assert torch.equal(found.sequences, another(vlm, given, made).sequences)

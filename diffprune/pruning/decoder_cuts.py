@@ -12,10 +12,10 @@ that are there. Choosing happens once per prompt: passes that come again over a 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,19 @@ def check_positions(pruner: Pruner, positions: str) -> None:
         raise ValueError(f"{pruner.label} cuts inside the decoder, where tokens keep their positions: leave positions='original'")
 
 
+class Memory(NamedTuple):
+    """What steps after a prefill need of its cuts: the rows expected, those that entered, and by layer those behind a cut."""
+
+    rows: tuple[Prompts, VisualTokens]
+    entered: Stage
+    stages: dict[int, Stage]
+
+    @property
+    def layers(self) -> Set[int]:
+        """The first layers (from 0) behind a cut."""
+        return self.stages.keys()
+
+
 class DecoderCuts:
     """Hooks that carry out a method's cuts inside the decoder; `expect` says which rows come next.
 
@@ -116,6 +129,19 @@ class DecoderCuts:
             self.cuts = {step.site.layer: step for step in for_images(self.plan, tokens.counts.tolist())}
         self._chosen = self._chosen if again else {}
         self._entered, self.stages = None, {}
+
+    @property
+    def memory(self) -> Memory:
+        """Of the newest forward pass, for `recall`."""
+        assert self._rows is not None
+        return Memory(self._rows, self._whole, self.stages)
+
+    def recall(self, memory: Memory | None) -> None:
+        """Go on behind the prefill whose `memory` this is; None: rows without pictures, or without cuts."""
+        if memory is None:
+            self.expect(None)
+        else:
+            self._rows, self._entered, self.stages = memory
 
     @property
     def left(self) -> VisualTokens | None:

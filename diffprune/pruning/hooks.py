@@ -2,9 +2,10 @@
 
 While the block runs there are a forward pre-hook and a patched `get_image_features`. The hook encodes the images at prefill, cuts
 the rows and hands both to the model's own forward; at every later step it only shortens the attention mask, whose other columns
-were never cached. `generate` encodes images before any forward sees them, so the patch records its arguments and leaves the
-encoding to the hook. A method that cuts inside the decoder has its own hooks there (`decoder_cuts`). All are removed on exit and
-nothing else is touched, so sampling, beams, streaming and several answers per prompt are the library's own.
+were never cached (`cached_rows`). `generate` encodes images before any forward sees them, so the patch records its arguments and
+leaves the encoding to the hook. A forward hook leaves a note with the cache that a prefill filled. A method that cuts inside the
+decoder has its own hooks there (`decoder_cuts`). All are removed on exit and nothing else is touched, so sampling, beams, streaming
+and several answers per prompt are the library's own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning._arguments import budget_of, pruner_of
+from diffprune.pruning.cached_rows import CachedRows, cache_in, check_whole, note, rows_of
 from diffprune.pruning.decoder_cuts import DecoderCuts, Inside, check_positions
 from diffprune.pruning.pretrained import make_ready
 from diffprune.vlm.family import refuse_videos
@@ -40,11 +42,14 @@ ELSEWHERE = "another thread called a model inside a pruned() block that this thr
 
 
 class Pruned:
-    """State of a `pruned` block."""
+    """State of a `pruned` block.
+
+    selection: survivors of the newest prefill, after the last cut, for `diffprune.overlay`; of repeated rows, the first's.
+    """
 
     def __init__(self, vlm: VLM, pruner: Pruner, budget: Budget, positions: str) -> None:
         self.vlm, self.pruner, self.budget, self.positions = vlm, pruner, budget, positions
-        self._selection: Selection | None = None
+        self.selection: Selection | None = None
         self.parameters = inspect.signature(vlm.model.forward).parameters
         self.windows, self.thread = Windows(vlm), threading.get_ident()
         encoding = inspect.signature(vlm.model.base_model.get_image_features).parameters
@@ -55,15 +60,7 @@ class Pruned:
             check_positions(pruner, positions)
         self._asked: tuple[Any, dict[str, Any]] = (None, {})  # a deferred encoder output, and the pictures it stands for
         self._chosen: tuple[VisualTokens, VisualTokens] | None = None  # of those pictures: all tokens, and what is left of them
-        self._full: Prompts | None = None  # rows of the newest prefill as they came, and as they went on
-        self._short: Prompts | None = None
-        self._offset = 0  # from positions of the rows to those the forward expects
-
-    @property
-    def selection(self) -> Selection | None:
-        """Survivors of the newest prefill, after the last cut, for `diffprune.overlay`; of repeated rows, the first's."""
-        left = None if self.cuts is None else self.cuts.left
-        return self._selection if left is None else Selection(left.valid[self._first], grid=left.grid)
+        self._filled: CachedRows | None = None  # of the prefill that is under way
 
     def elsewhere(self) -> bool:
         """Whether this is another thread than the one that entered the block; it is told so."""
@@ -97,6 +94,7 @@ class Pruned:
             return args, given
         if module is not self.vlm.model:
             raise ValueError("this model is a copy that was made inside a pruned() block, hooks and all; copy it outside the block")
+        self._filled = None
         given = {**dict(zip(self.parameters, args, strict=False)), **given}
         past = given.get("past_key_values")
         held = int(past.get_seq_length()) if past is not None else 0
@@ -109,12 +107,9 @@ class Pruned:
         self._refuse(given, encoded, held, pictures)
         if pictures:
             return (), self._prefill(given, again)
-        if held == 0:  # a prompt without pictures
-            self._full = self._short = None
-            self.windows.measure_by(None, {})
-            if self.cuts is not None:
-                self.cuts.expect(None)
-        return (), given if self._short is None else self._later(given, held)
+        if past is not None and not held:
+            note(past, None)  # it may have been emptied
+        return (), self._go_on(given, held)
 
     def _refuse(self, given: dict[str, Any], encoded: dict[str, Any], held: int, pictures: bool) -> None:
         mask = given.get("attention_mask")
@@ -151,14 +146,14 @@ class Pruned:
         """again: the pictures are those of the newest `get_image_features`, as in generation without a cache."""
         vlm, times = self.vlm, self._times(given, again)
         pixels, prompts, own = self._read(given, times)
-        self._offset = 0 if given.get("position_ids") is not None else vlm.position_offset  # what generate passes counts it already
+        offset = 0 if given.get("position_ids") is not None else vlm.position_offset  # what generate passes counts it already
         known = again and self._chosen is not None
         if not again or self._chosen is None:
             tokens = vlm.encode(pixels, self.pruner.needs)
             pruning.rows_of_images(own, tokens)  # refuses rows whose slots are not those of the pictures
             self._chosen = tokens, pruning.select(vlm, own, tokens, self.pruner, self.budget)
         tokens, left = self._chosen
-        self._selection, self._first = Selection(left.valid, grid=left.grid), torch.arange(len(left))
+        self.selection, self._first = Selection(left.valid, grid=left.grid), torch.arange(len(left))
         if times > 1:
             owner = pruning.rows_of_images(own, tokens)
             order = torch.cat([(owner == row).nonzero().squeeze(1).repeat(times) for row in range(len(own))])
@@ -166,9 +161,9 @@ class Pruned:
         if (labels := given.get("labels")) is not None:
             prompts = replace(prompts, labels=labels)
         packed = pruning.shortened(vlm, prompts, tokens, left, self.positions, self._inside(left))
-        self._full, self._short = prompts, packed.prompts
+        self._filled = CachedRows(prompts, packed.prompts, offset)
         made = pruning.decoder_inputs(vlm, packed)
-        made["position_ids"] = made["position_ids"] + self._offset
+        made["position_ids"] = made["position_ids"] + offset
         types = {name: made.pop(name) for name in vlm.token_inputs(packed.prompts)}
         types = {name: value for name, value in types.items() if given.get(name) is not None}  # given none, the model has none
         self.windows.measure_by(packed.prompts.index, types)
@@ -176,6 +171,35 @@ class Pruned:
             self.cuts.expect(packed.prompts, left, again=known)
         kept = {name: value for name, value in given.items() if name not in (*vlm.encoder_inputs, "labels")}
         return kept | made | types | ({} if labels is None else {"labels": packed.prompts.labels})
+
+    def _go_on(self, given: dict[str, Any], held: int) -> dict[str, Any]:
+        """A call without pictures: more text behind what the cache holds, or a prompt of text alone."""
+        rows = rows_of(given.get("past_key_values")) if held else None
+        inside = None if rows is None else rows.inside
+        if inside is not None and (self.cuts is None or self.cuts.cuts.keys() != inside.layers):
+            raise ValueError(
+                f"this cache was filled in a pruned() block whose method cuts after the decoder layers {sorted(inside.layers)}: go "
+                "on with it in a block of that method"
+            )
+        self._chosen = None
+        self.windows.measures = {} if rows is None else rows.measures
+        if self.cuts is not None:
+            self.cuts.recall(inside)
+        if rows is None:
+            check_whole(given, held)
+            return given
+        return rows.later(given, held, getattr(self.vlm.model.base_model, "rope_deltas", None))
+
+    def after(self, _: Any, __: Any, output: Any) -> None:
+        """The forward hook: the cache of a prefill takes along what was done to its rows."""
+        if threading.get_ident() != self.thread or self._filled is None:
+            return
+        filled, self._filled = replace(self._filled, measures=self.windows.measures), None
+        if self.cuts is not None and (left := self.cuts.left) is not None:
+            self.selection = Selection(left.valid[self._first], grid=left.grid)
+            filled = replace(filled, inside=self.cuts.memory)
+        if (cache := cache_in(output)) is not None:
+            note(cache, filled)
 
     def _inside(self, left: VisualTokens) -> Inside | None:
         return None if self.cuts is None else Inside(self.pruner, self.cuts.plan, left)
@@ -214,68 +238,11 @@ class Pruned:
             read.append((pixels, rows))
         return read[0][0], _alternating([rows for _, rows in read]), read[0][1]
 
-    def _told(self, mask: Tensor | None, where: Tensor | None, new: int, since: int) -> int:
-        """Tokens after the prompt that the caller believes to be cached: by its mask or, as generate drops one that hides nothing,
-        by its positions; a caller who gives neither believes what is so."""
-        assert self._full is not None, "a later step follows a prefill"
-        if mask is not None:
-            return mask.shape[1] - self._full.input_ids.shape[1] - new
-        if where is None:
-            return since
-        last = _last(self._full) + self._offset
-        if where.ndim == 3 and len(where) == 1:  # a later turn of M-RoPE: places in the text, moved by what the newest pictures take
-            where, last = where[0] - self.vlm.model.base_model.rope_deltas, last[0]
-        elif where.ndim == 3:  # the text's coordinate where it is there
-            where, last = where[0], last[-len(where)]
-        elif last.ndim == 3:
-            last = last[0]
-        return int(where.flatten()[-1] - last.flatten()[-1]) - new
-
-    def _later(self, given: dict[str, Any], held: int) -> dict[str, Any]:
-        """A step after prefill: the mask and the positions of a sequence that is shorter than the caller knows."""
-        assert self._full is not None and self._short is not None, "a later step follows a prefill"
-        self._chosen = None
-        full, short, new = self._full, self._short, given["input_ids"].shape[1]
-        since = held - short.input_ids.shape[1]  # tokens cached after the prompt
-        mask, where = given.get("attention_mask"), given.get("position_ids")
-        told = self._told(mask, where, new, since)
-        removed = full.input_ids.shape[1] - short.input_ids.shape[1]
-        if told == since - removed < since:  # another turn of generate, which cuts what it believes to be new by the cache's length
-            given, new, told = {**given, "input_ids": given["input_ids"][:, removed:]}, new - removed, since
-            where = None if where is None else where[..., removed:]
-        if where is not None and where.ndim == 3 and len(where) != 3 and bool((where == where[:1]).all()):
-            where = None  # generate derives those of M-RoPE from the pictures, which are those of an earlier turn
-        steps = torch.arange(since, since + new, device=short.input_ids.device) + 1
-        expected = _last(full) + self._offset + steps
-        if not bool(full.attention_mask[:, -1].all()):
-            raise ValueError("rows padded on the right cannot be continued inside pruned(): let the tokenizer pad on the left")
-        if since < 0 or told != since or len(given["input_ids"]) != len(short) or not _agree(where, expected):
-            raise ValueError(
-                f"the cache holds {held} tokens, {since} after the pruned prompt, the caller counts on another number: a cache "
-                "that was cut (as with an assistant model) or filled elsewhere cannot be used inside pruned(); give the whole "
-                "conversation and an empty cache"
-            )
-        later = (
-            torch.ones(len(short), since + new, dtype=torch.long, device=steps.device)
-            if mask is None
-            else mask[:, -(since + new) :]
-        )
-        going_on = _last(short) + self._offset + steps
-        return given | {"attention_mask": torch.cat([short.attention_mask, later], 1), "position_ids": going_on}
-
 
 def _is_row_wise(name: str, value: Any, rows: int) -> bool:
     """Whether an argument has one line per row of ids, [B S]."""
     named = name in ("input_ids", "attention_mask") or name.endswith("token_type_ids")
     return named and isinstance(value, Tensor) and value.ndim == 2 and len(value) == rows
-
-
-def _agree(where: Tensor | None, expected: Tensor) -> bool:
-    """Whether the caller's positions, if it gives any, are those that follow the full rows."""
-    if where is None:
-        return True
-    wanted = expected[-where.shape[0] :] if where.ndim == 3 else expected
-    return bool((where.expand_as(wanted) == wanted).all())
 
 
 def _as_rows(where: Tensor, prompts: Prompts, first: int, times: int) -> Tensor:
@@ -284,12 +251,6 @@ def _as_rows(where: Tensor, prompts: Prompts, first: int, times: int) -> Tensor:
         return where.expand(len(prompts) * times, -1)[first::times]
     text = (prompts.attention_mask.cumsum(1) - 1).clamp_min(0)
     return torch.stack([text, *where[-3:, first::times]], -1)
-
-
-def _last(prompts: Prompts) -> Tensor:
-    """Position of each row's last token: [B 1] or [R B 1]."""
-    where = prompts.position_ids[:, -1:]
-    return where if where.ndim == 2 else where.permute(2, 0, 1)
 
 
 def _alternating(parts: list[Prompts]) -> Prompts:
@@ -331,7 +292,10 @@ def pruned(
     session = Pruned(vlm, pruner, budget, positions)
     _active.add(model)
     before = torch.compiler.disable(session.before)  # of a compiled model, choosing what is left is none of its graphs
-    hook = model.register_forward_pre_hook(before, with_kwargs=True)
+    hooks = [
+        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_hook(torch.compiler.disable(session.after)),
+    ]
     base, name = model.base_model, "get_image_features"
     own = vars(base).get(name)
     setattr(base, name, session.deferring(getattr(base, name)))
@@ -339,7 +303,8 @@ def pruned(
         with session.windows.hooked(), nullcontext() if session.cuts is None else session.cuts.hooked():
             yield session
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         delattr(base, name)
         if own is not None:
             setattr(base, name, own)

@@ -46,7 +46,7 @@ def packed_mask(model: Any, prompts: Prompts) -> Tensor | Mapping[str, Tensor]:
     return narrow if all(_is_sliding(model)) else {"full_attention": mask, "sliding_attention": narrow}
 
 
-class _Measure(NamedTuple):
+class Measure(NamedTuple):
     """By what distance is counted: places [B S] in the full rows, blocks [B S] as `VLM.blocks` has them, the largest place."""
 
     places: Tensor
@@ -64,7 +64,7 @@ class Windows:
         self.vlm, self.window = vlm, window_of(vlm.model)
         self.sliding = _is_sliding(vlm.model) if self.window else []
         self.thread = threading.get_ident()
-        self._measures: dict[int, _Measure] = {}  # by the first decoder layer they hold for
+        self.measures: dict[int, Measure] = {}  # by the first decoder layer they hold for
 
     def measure_by(self, index: Tensor | None, types: Mapping[str, Tensor]) -> None:
         """index: of `Prompts`, None for rows that are whole. types: token types the rows go to the model with.
@@ -74,7 +74,7 @@ class Windows:
         """
         if self.window is None:
             return
-        self._measures = {} if index is None else {0: _Measure(index, self.vlm.blocks(types), last := int(index.max()))}
+        self.measures = {} if index is None else {0: Measure(index, self.vlm.blocks(types), last := int(index.max()))}
         implementation = str(self.vlm.model.config.get_text_config()._attn_implementation)
         if index is not None and last >= self.window and "flash" in implementation:
             raise ValueError(
@@ -84,13 +84,13 @@ class Windows:
 
     def cut_from(self, layer: int, index: Tensor, order: Tensor) -> None:
         """From this layer (from 0) on rows are shorter: index [B S'] of what is left, at the places `order` of the rows before."""
-        if not self._measures:
+        if not self.measures:
             return
-        blocks = self._measures[0].blocks
+        blocks = self.measures[0].blocks
         if blocks is not None:
             more = max(0, int(order.max()) + 1 - blocks.shape[1])  # text after the rows is in no block
             blocks = functional.pad(blocks, (0, more), value=-1).gather(1, order)
-        self._measures[layer] = _Measure(index, blocks, int(index.max()))
+        self.measures[layer] = Measure(index, blocks, int(index.max()))
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -123,16 +123,16 @@ class Windows:
 
     def narrowed(self, number: int, mask: Tensor | None, states: Tensor, past: Any) -> Tensor | None:
         """The mask of layer `number` within the window; states [B S D] enter it, `past` is the cache before."""
-        layers = [layer for layer in self._measures if layer <= number]
+        layers = [layer for layer in self.measures if layer <= number]
         if not layers or not self.sliding[number] or threading.get_ident() != self.thread:
             return mask
-        measure, new = self._measures[max(layers)], states.shape[1]
+        measure, new = self.measures[max(layers)], states.shape[1]
         length, offset = (new, 0) if past is None else past.get_mask_sizes(new, number)
         if measure.last + max(0, offset + length - measure.places.shape[1]) < (self.window or 0):
             return mask
         return _narrowed(mask, self._near(measure, len(states), new, length, offset), new, length)
 
-    def _near(self, measure: _Measure, rows: int, new: int, length: int, offset: int) -> Tensor:
+    def _near(self, measure: Measure, rows: int, new: int, length: int, offset: int) -> Tensor:
         """[B 1 new length] bool: keys within the window of the full row, or of the query's own block."""
         assert self.window is not None
         index, blocks, total = measure.places, measure.blocks, offset + length
