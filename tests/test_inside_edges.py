@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import StaticCache
 
 import diffprune
 from diffprune import pruning
@@ -126,6 +127,23 @@ def test_a_cache_cut_elsewhere_and_rows_padded_on_the_right_have_a_sentence_each
             match=r"cut \(as with an assistant model\) or filled elsewhere .*give the whole conversation and an empty cache",
         ):
             vlm.model(input_ids=given["input_ids"][:, -1:], attention_mask=mask, past_key_values=out.past_key_values)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_static_caches_are_refused_whatever_the_mask(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A direct call has a mask for each row's tokens all the same, and flash attention in generate as well."""
+    vlm, prompts, pixels, _ = batch(family)
+    given, config = own(vlm, prompts, pixels), vlm.model.config
+    for method in (Features(), "fastv"):
+        with (
+            diffprune.pruned(vlm.model, method, Share(0.6)),
+            pytest.raises(ValueError, match=r"static caches .* or give a DynamicCache"),
+        ):
+            vlm.model(**given, past_key_values=StaticCache(config, max_cache_len=256))
+    for part in (config, config.text_config):
+        monkeypatch.setattr(part, "_attn_implementation_internal", "flash_attention_2")
+    with diffprune.pruned(vlm.model, Features(), Keep(4)), pytest.raises(ValueError, match="static caches"):
+        vlm.model.generate(**given, max_new_tokens=2, cache_implementation="static")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

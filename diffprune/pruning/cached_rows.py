@@ -103,7 +103,7 @@ def rows_of(cache: Any) -> CachedRows | None:
 
 
 def check_whole(given: Mapping[str, Any], held: int) -> None:
-    """Raises ValueError: the mask has another length than whole rows of which `held` tokens are cached, as where a note got lost."""
+    """Raises ValueError: a mask of another length than whole rows have of which `held` tokens are cached; a note may be lost."""
     mask = given.get("attention_mask")
     if held and mask is not None and mask.shape[1] != held + given["input_ids"].shape[1]:
         raise ValueError(COUNTS.format(held=f"{held} tokens"))

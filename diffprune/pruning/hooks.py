@@ -118,11 +118,13 @@ class Pruned:
             raise ValueError("these pictures are already encoded; inside pruned() give their pixel values")
         if given.get("inputs_embeds") is not None:
             raise ValueError("inputs_embeds hide where the visual tokens are; inside pruned() give input_ids and pixel values")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+        if getattr(given.get("past_key_values"), "is_compileable", False):
             raise ValueError(
-                "inside pruned() the attention mask must be [rows, length]; static caches and compiled generation make another one "
-                "beforehand: leave cache_implementation unset"
+                "inside pruned() rows get shorter than the masks that static caches and compiled generation make beforehand: leave "
+                "cache_implementation unset, and past_key_values too or give a DynamicCache"
             )
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            raise ValueError("inside pruned() the attention mask must be [rows, length], as the processor makes it")
         if pictures and isinstance(given.get("logits_to_keep"), Tensor):
             raise ValueError(
                 "logits_to_keep by places: inside pruned() rows get shorter, so that places mean others; give how many of the last "
