@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ def another(vlm: VLM, given: dict[str, Any], made: Any, turn: int = 1, new_alone
     ids = torch.cat([made.sequences, torch.tensor([[40, 41, 42 + turn]] * rows)], 1)
     more = ids.shape[1] - length
     mask = torch.cat([given["attention_mask"], torch.ones(rows, more, dtype=torch.long)], 1)
-    known = {name: longer(given[name], more) for name in given if name in ("position_ids", "mm_token_type_ids")}
+    known = {name: longer(given[name], more) for name in given if name == "position_ids" or name.endswith("token_type_ids")}
     shown = ids[:, made.sequences.shape[1] - 1 :] if new_alone else ids  # the newest token is in no cache yet
     found = vlm.model.generate(input_ids=shown, attention_mask=mask, past_key_values=made.past_key_values, **known, **ASKED)
     found.sequences = torch.cat([ids, found.sequences[:, shown.shape[1] :]], 1)
@@ -87,6 +88,16 @@ def test_turns_of_one_conversation_without_padding(family: str, new_alone: bool)
     with diffprune.pruned(vlm.model, Features(), Keep(4)):
         found = turns(vlm, own(vlm, prompts, pixels), 3, new_alone)
     assert torch.equal(found, turns(vlm, hidden(vlm, prompts, pixels, tokens), 3))
+
+
+def test_text_of_a_later_turn_does_not_see_what_comes_after_it() -> None:
+    """Types of the whole row say that a picture was where the cache has the new text now; a picture's tokens see each other."""
+    vlm, prompts, pixels, tokens = single("gemma3")
+    end = int(prompts.slots.nonzero().max()) + 2  # so little text that new text comes to lie where the picture was
+    prompts = replace(prompts, **{name: value[:, :end] for name, value in vars(prompts).items() if value is not None})
+    with diffprune.pruned(vlm.model, Features(), Keep(4)):
+        found = turns(vlm, own(vlm, prompts, pixels))
+    assert torch.equal(found, turns(vlm, hidden(vlm, prompts, pixels, tokens)))
 
 
 # -- the cache knows its rows ------------------------------------------------------------------------------------------

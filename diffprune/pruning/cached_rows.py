@@ -71,7 +71,8 @@ class CachedRows:
             else mask[:, -(since + new) :]
         )
         going_on = _last(short) + self.offset + steps
-        return {**given, "attention_mask": torch.cat([short.attention_mask, later], 1), "position_ids": going_on}
+        text = {name: value for name, value in given.items() if not name.endswith("token_type_ids")}  # those are of whole rows
+        return {**text, "attention_mask": torch.cat([short.attention_mask, later], 1), "position_ids": going_on}
 
     def _told(self, mask: Tensor | None, where: Tensor | None, new: int, since: int, deltas: Tensor | None) -> int:
         """Tokens after the prompt that the caller believes to be cached: by its mask or, as generate drops one that hides nothing,
