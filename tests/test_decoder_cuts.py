@@ -22,7 +22,7 @@ from diffprune.core.site import ENCODED, Cut, Plan, Site, Stage
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts, Shape
 from diffprune.data.batch import packed_rows, rows
-from diffprune.pruning.decoder_cuts import _longer
+from diffprune.pruning.rows import longer
 from diffprune.train.loss import answer_nll
 from diffprune.vlm import tiny as parts
 from diffprune.vlm.activation_checkpointing import decoder_layers, recomputed
@@ -377,7 +377,7 @@ def test_the_choice_is_made_by_the_prompt_alone(family: str) -> None:
         again = generate(vlm, pruning.decoder_inputs(vlm, packed), **MODES["no cache"])
     assert torch.equal(again[:, -5:], made[:, -5:])
     said = made[:, -5:]
-    taught = _longer(packed.prompts, torch.ones_like(said, dtype=torch.bool))
+    taught = longer(packed.prompts, torch.ones_like(said, dtype=torch.bool))
     labels = torch.cat([torch.full_like(prompts.input_ids, -100), said], 1)
     ids = torch.cat([packed.prompts.input_ids, said], 1)
     answered = replace(packed, prompts=replace(taught, input_ids=ids, labels=labels))

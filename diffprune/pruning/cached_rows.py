@@ -18,8 +18,8 @@ from diffprune.pruning.decoder_cuts import Memory
 
 NOTE = "_diffprune_rows"  # the attribute of a cache that has its rows
 COUNTS = (
-    "the cache holds {held}, the caller counts on another number: a cache that was cut (as with an assistant model) or filled "
-    "elsewhere cannot be used inside pruned(); give the whole conversation and an empty cache"
+    "the cache holds {held}, the caller counts on another number: a cache that was cut or filled elsewhere cannot be used inside "
+    "pruned(); give the whole conversation and an empty cache"
 )
 
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from diffprune.core.evidence import Evidence, Question
 from diffprune.core.pruner import Pruner
@@ -28,7 +27,7 @@ from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.pruning.decoder_evidence import evidence_of, layer_of, of_states
 from diffprune.pruning.layer_arguments import Given, LayerArguments
-from diffprune.pruning.rows import taken
+from diffprune.pruning.rows import longer, taken
 from diffprune.pruning.selection import applied, chosen
 from diffprune.pruning.stages import Length, Stage
 from diffprune.vlm.activation_checkpointing import decoder_layers
@@ -189,7 +188,7 @@ class DecoderCuts:
             return
         if more == 0 and self._entered is not None:  # the same rows once more choose anew
             self._chosen = {}
-        self._entered = Stage.entering(prompts if more == 0 else _longer(prompts, later), self._rows[1], self.lengths.get(0))
+        self._entered = Stage.entering(prompts if more == 0 else longer(prompts, later), self._rows[1], self.lengths.get(0))
         self.stages, self._found = {}, {}
 
     def _arguments_of(self, later: Tensor) -> LayerArguments:
@@ -312,19 +311,3 @@ class DecoderCuts:
             for key, at in self.asked:
                 if not of_states(key) and layer_of(key, at) == number and at not in self._chosen:
                     self._found[key, at] = evidence_of(key, seen, self._stage(number))
-
-
-def _longer(prompts: Prompts, later: Tensor) -> Prompts:
-    """The rows with text after them [B ...] bool, of which nothing is looked at."""
-    more, last = later.shape[1], prompts.position_ids[:, -1:]
-    steps = torch.arange(1, more + 1, device=later.device)
-    where = last + (steps if last.ndim == 2 else steps[:, None])
-    assert prompts.index is not None
-    return Prompts(
-        functional.pad(prompts.input_ids, (0, more)),
-        torch.cat([prompts.attention_mask, later.long()], 1),
-        torch.cat([prompts.position_ids, where], 1),
-        functional.pad(prompts.slots, (0, more)),
-        functional.pad(prompts.question, (0, more)),
-        index=torch.cat([prompts.index, prompts.index[:, -1:] + steps], 1),
-    )

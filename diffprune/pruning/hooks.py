@@ -32,6 +32,7 @@ from diffprune.pruning._arguments import budget_of, pruner_of
 from diffprune.pruning.cached_rows import CachedRows, cache_in, check_whole, note, rows_of
 from diffprune.pruning.decoder_cuts import DecoderCuts, Inside, check_positions
 from diffprune.pruning.pretrained import make_ready
+from diffprune.pruning.rows import longer
 from diffprune.vlm.family import refuse_videos
 from diffprune.vlm.load import wrap
 from diffprune.vlm.windows import Windows
@@ -146,6 +147,7 @@ class Pruned:
 
     def _prefill(self, given: dict[str, Any], again: bool) -> dict[str, Any]:
         """again: the pictures are those of the newest `get_image_features`, as in generation without a cache."""
+        given, drafts = _without_drafts(given, again)
         vlm, times = self.vlm, self._times(given, again)
         pixels, prompts, own = self._read(given, times)
         offset = 0 if given.get("position_ids") is not None else vlm.position_offset  # what generate passes counts it already
@@ -164,9 +166,10 @@ class Pruned:
             prompts = replace(prompts, labels=labels)
         packed = pruning.shortened(vlm, prompts, tokens, left, self.positions, self._inside(left))
         self._filled = CachedRows(prompts, packed.prompts, offset)
-        made = pruning.decoder_inputs(vlm, packed)
+        whole = packed.prompts if drafts is None else _with_drafts(vlm, packed.prompts, drafts)
+        made = pruning.decoder_inputs(vlm, replace(packed, prompts=whole))
         made["position_ids"] = made["position_ids"] + offset
-        types = {name: made.pop(name) for name in vlm.token_inputs(packed.prompts)}
+        types = {name: made.pop(name) for name in vlm.token_inputs(whole)}
         types = {name: value for name, value in types.items() if given.get(name) is not None}  # given none, the model has none
         self.windows.measure_by(packed.prompts.index, types)
         if self.cuts is not None:
@@ -239,6 +242,29 @@ class Pruned:
                 rows = replace(rows, position_ids=_as_rows(where, rows, first, times))
             read.append((pixels, rows))
         return read[0][0], _alternating([rows for _, rows in read]), read[0][1]
+
+
+def _without_drafts(given: dict[str, Any], again: bool) -> tuple[dict[str, Any], Tensor | None]:
+    """The arguments of the prompt alone, and the ids [B M] behind it that assisted decoding only guesses; None where it does not.
+
+    again: see `Pruned._prefill`. `generate` asks for the logits of these guesses and of the token before them.
+    """
+    asked = given.get("logits_to_keep")
+    if not again or not isinstance(asked, int) or asked < 2:
+        return given, None
+    ids = given["input_ids"]
+    length = ids.shape[1] - asked + 1
+    names = [name for name in given if name in ("input_ids", "attention_mask", "position_ids") or name.endswith("token_type_ids")]
+    return given | {name: given[name][..., :length] for name in names if given[name] is not None}, ids[:, length:]
+
+
+def _with_drafts(vlm: VLM, short: Prompts, drafts: Tensor) -> Prompts:
+    """Rows with the first guesses at their answers, ids [B M], behind them."""
+    rows = longer(short, torch.ones_like(drafts, dtype=torch.bool))
+    if short.token_types is not None:
+        (types,) = vlm.token_inputs(rows).values()  # what the family says of an answer
+        rows = replace(rows, token_types=torch.cat([short.token_types, types[:, short.token_types.shape[1] :]], 1))
+    return replace(rows, input_ids=torch.cat([short.input_ids, drafts], 1))
 
 
 def _is_row_wise(name: str, value: Any, rows: int) -> bool:

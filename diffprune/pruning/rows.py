@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from diffprune.core.evidence import Question
 from diffprune.core.tokens import VisualTokens
@@ -103,4 +104,20 @@ def at_places(
         labels=None if prompts.labels is None else at(prompts.labels, -100),
         index=at(places, 0) if positions == "original" else None,
         token_types=None if prompts.token_types is None else at(prompts.token_types, 0),
+    )
+
+
+def longer(prompts: Prompts, later: Tensor) -> Prompts:
+    """The rows with an answer after them, of which nothing is looked at. later [B M] bool: what of it is no padding; ids are 0."""
+    more, last = later.shape[1], prompts.position_ids[:, -1:]
+    steps = torch.arange(1, more + 1, device=later.device)
+    asked = torch.full_like(prompts.input_ids, -100) if prompts.labels is None else prompts.labels
+    return Prompts(
+        functional.pad(prompts.input_ids, (0, more)),
+        torch.cat([prompts.attention_mask, later.long()], 1),
+        torch.cat([prompts.position_ids, last + (steps if last.ndim == 2 else steps[:, None])], 1),
+        functional.pad(prompts.slots, (0, more)),
+        functional.pad(prompts.question, (0, more)),
+        labels=torch.cat([asked, later.long() * 100 - 100], 1),
+        index=None if prompts.index is None else torch.cat([prompts.index, prompts.index[:, -1:] + steps], 1),
     )

@@ -136,7 +136,7 @@ class Windows:
         """[B 1 new length] bool: keys within the window of the full row, or of the query's own block."""
         assert self.window is not None
         index, blocks, total = measure.places, measure.blocks, offset + length
-        more = torch.arange(1, total - index.shape[1] + 1, device=index.device)  # tokens after the rows, one place each
+        more = torch.arange(1, max(0, total - index.shape[1]) + 1, device=index.device)  # tokens after the rows, one place each
         where = torch.cat([index, index[:, -1:] + more], 1)[:, :total].repeat_interleave(rows // len(index), 0)
         near = where[:, -new:, None] - where[:, None, -length:] < self.window
         if blocks is not None:
