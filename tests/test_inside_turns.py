@@ -19,11 +19,12 @@ from diffprune.core.vlm import VLM, Prompts
 from diffprune.vlm import tiny as parts
 from tests import test_sliding_windows as windowed
 from tests.test_decoder_cuts import Staged, hiding, live_of, whole
-from tests.test_families import FAMILIES, Features, batch, own, pictures, tiny
+from tests.test_families import FAMILIES, Features, batch, close, own, pictures, tiny
 from tests.test_inside import hidden, hidden_inputs
 
 ASKED: dict[str, Any] = {
     "max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": [parts.IMAGE], "do_sample": False, "return_dict_in_generate": True,
+    "output_logits": True,
 }  # fmt: skip
 
 
@@ -41,15 +42,22 @@ def single(family: str, question: str = "what?", picture: int = 0) -> tuple[VLM,
     return vlm, vlm.prompts([question], tokens.present.sum(1).tolist(), tokens.layout), pixels, tokens
 
 
-def turns(vlm: VLM, given: dict[str, Any], num: int = 2, new_alone: bool = False) -> torch.Tensor:
-    """The conversation after so many calls of generate, each of which goes on with the cache of the one before.
+def turns(vlm: VLM, given: dict[str, Any], num: int = 2, new_alone: bool = False) -> Any:
+    """What the last of so many calls of generate gives, each of which goes on with the cache of the one before.
 
     new_alone: later calls are given what the cache lacks, not the whole conversation.
     """
     made = vlm.model.generate(**given, **ASKED)
     for turn in range(1, num):
         made = another(vlm, given, made, turn, new_alone)
-    return made.sequences
+    return made
+
+
+def same(found: Any, wanted: Any) -> None:
+    """Whether two conversations are, and the logits of their last turns."""
+    assert torch.equal(found.sequences, wanted.sequences)
+    for ours, theirs in zip(found.logits, wanted.logits, strict=True):
+        close(ours, theirs)
 
 
 def another(vlm: VLM, given: dict[str, Any], made: Any, turn: int = 1, new_alone: bool = False) -> Any:
@@ -77,7 +85,7 @@ def test_another_turn_of_generate_goes_on_with_the_cache(family: str) -> None:
     vlm, prompts, pixels, _ = batch(family)
     with diffprune.pruned(vlm.model, Features(), Keep(4)):
         found = turns(vlm, own(vlm, prompts, pixels))
-    assert torch.equal(found, turns(vlm, hidden_inputs(family)))
+    same(found, turns(vlm, hidden_inputs(family)))
 
 
 @pytest.mark.parametrize("new_alone", [False, True], ids=["whole", "new"])
@@ -87,7 +95,7 @@ def test_turns_of_one_conversation_without_padding(family: str, new_alone: bool)
     vlm, prompts, pixels, tokens = single(family)
     with diffprune.pruned(vlm.model, Features(), Keep(4)):
         found = turns(vlm, own(vlm, prompts, pixels), 3, new_alone)
-    assert torch.equal(found, turns(vlm, hidden(vlm, prompts, pixels, tokens), 3))
+    same(found, turns(vlm, hidden(vlm, prompts, pixels, tokens), 3))
 
 
 def test_text_of_a_later_turn_does_not_see_what_comes_after_it() -> None:
@@ -97,7 +105,7 @@ def test_text_of_a_later_turn_does_not_see_what_comes_after_it() -> None:
     prompts = replace(prompts, **{name: value[:, :end] for name, value in vars(prompts).items() if value is not None})
     with diffprune.pruned(vlm.model, Features(), Keep(4)):
         found = turns(vlm, own(vlm, prompts, pixels))
-    assert torch.equal(found, turns(vlm, hidden(vlm, prompts, pixels, tokens)))
+    same(found, turns(vlm, hidden(vlm, prompts, pixels, tokens)))
 
 
 # -- the cache knows its rows ------------------------------------------------------------------------------------------
@@ -116,7 +124,7 @@ def test_a_cache_and_a_copy_of_it_go_on_in_a_later_block(family: str) -> None:
     for first in (made, copied):
         with diffprune.pruned(vlm.model, "random", Keep(3)):  # what is in the cache was chosen already
             found = another(vlm, given, another(vlm, given, first), 2)
-        assert torch.equal(found.sequences, turns(vlm, oracle, 3))
+        same(found, turns(vlm, oracle, 3))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,8 +140,8 @@ def test_conversations_in_one_block_may_alternate(family: str) -> None:
         found = [another(vlm, *pair) for pair in zip(given, made, strict=True)]
         assert session.selection is newest
     for one, chat in zip(found, chats, strict=True):
-        assert torch.equal(one.sequences, turns(vlm, hidden(*chat)))
-    assert torch.equal(alone, turns(vlm, text))
+        same(one, turns(vlm, hidden(*chat)))
+    same(alone, turns(vlm, text))
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mistral3", "qwen2_vl"])
@@ -154,7 +162,7 @@ def test_cuts_inside_the_decoder_and_windows_are_those_of_the_cache(name: str) -
         another(vlm, given, third, 3)
     with hiding(vlm, live_of(vlm, prompts, tokens, Staged(plan))):
         wanted = turns(vlm, given | {"position_ids": whole(vlm, prompts, tokens)["position_ids"]}, 3)
-    assert torch.equal(third.sequences, wanted)
+    same(third, wanted)
 
 
 def test_a_cache_that_was_filled_outside_goes_on_unpruned() -> None:
@@ -170,4 +178,4 @@ def test_a_cache_that_was_filled_outside_goes_on_unpruned() -> None:
         with pytest.raises(ValueError, match="filled elsewhere"):
             vlm.model(input_ids=given["input_ids"][:, -1:], attention_mask=mask, past_key_values=lost)
     made.past_key_values = kept
-    assert torch.equal(found.sequences, another(vlm, given, made).sequences)
+    same(found, another(vlm, given, made))
