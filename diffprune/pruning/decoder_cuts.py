@@ -276,10 +276,10 @@ class DecoderCuts:
         stage, entered = self._stage(number), self._whole
         if stage is entered:
             return states
-        (batch, length), width = entered.order.shape, states.shape[2]
-        places = stage.order + torch.arange(batch, device=states.device)[:, None] * length
+        (batch, length), width, device = entered.order.shape, states.shape[2], states.device
+        places = stage.order.to(device) + torch.arange(batch, device=device)[:, None] * length
         if not stage.whole:  # padding goes to a place of its own
-            places = places.masked_fill_(~stage.real, batch * length)
+            places = places.masked_fill_(~stage.real.to(device), batch * length)
         full = states.new_zeros(batch * length + 1, width).index_copy_(0, places.flatten(), states.flatten(0, 1))
         return full[:-1].view(batch, length, width)
 

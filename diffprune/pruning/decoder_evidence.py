@@ -32,15 +32,16 @@ def evidence_of(key: Evidence, found: Seen | Tensor, rows: Stage) -> Tensor | Qu
     if key.queries != "text":
         return rows.placed(values)
     places, real = places_of_question(rows.prompts)
-    return Question(values.gather(1, places[..., None].expand(-1, -1, values.shape[2]))[rows.owner], real[rows.owner])
+    asked = values.gather(1, places[..., None].expand(-1, -1, values.shape[2]).to(values.device)).to(real.device)
+    return Question(asked[rows.owner], real[rows.owner])
 
 
 def _attention(key: Evidence, seen: Seen, rows: Stage) -> Tensor:
     if key.queries == "image":
         return _among_themselves(seen, rows)
     if key.queries == "last":
-        return rows.placed(attention_rows(seen, _last(rows.prompts), key.raw).transpose(1, 2))[..., 0]
-    places, real = places_of_question(rows.prompts)
+        return rows.placed(attention_rows(seen, _last(rows.prompts).to(seen.query.device), key.raw).transpose(1, 2))[..., 0]
+    places, real = (part.to(seen.query.device) for part in places_of_question(rows.prompts))
     each = attention_rows(seen, places, key.raw).masked_fill(~real[..., None], 0).transpose(1, 2)
     if key.queries == "each":
         return rows.placed(each)

@@ -57,16 +57,16 @@ class LayerArguments:
 
     def _mask(self, mask: Tensor | None, stage: Stage) -> Tensor | None:
         """A mask of whole rows, [B 1 S S] or, for flash attention, [B S], at what is left; None is plain causal."""
-        real = stage.real
         if mask is None and stage.whole:
             return None
+        real, order = (stage.real, stage.order) if mask is None else (stage.real.to(mask.device), stage.order.to(mask.device))
         if "flash" in self.implementation:
-            return real if mask is None else mask.gather(1, stage.order) * real.to(mask.dtype)
+            return real if mask is None else mask.gather(1, order) * real.to(mask.dtype)
         own = torch.eye(real.shape[1], dtype=torch.bool, device=real.device) & ~real[:, None, :, None]  # padding sees itself
         if mask is None:
             return real[:, None, None, :] & torch.ones_like(own).tril() | own
-        queries = taken(mask[:, 0], stage.order)
-        short = queries.gather(2, stage.order[:, None].expand(-1, queries.shape[1], -1))[:, None]
+        queries = taken(mask[:, 0], order)
+        short = queries.gather(2, order[:, None].expand(-1, queries.shape[1], -1))[:, None]
         if mask.dtype == torch.bool:
             return short & real[:, None, None, :] | own
         return short.masked_fill(~real[:, None, None, :], torch.finfo(mask.dtype).min)
@@ -78,7 +78,7 @@ class LayerArguments:
             return None if plain else columns
         if plain and self.implementation != "eager":
             return None
-        seen = columns[:, None, None, :] & torch.ones(new, length, dtype=torch.bool, device=states.device).tril(length - new)
+        seen = columns[:, None, None, :] & torch.ones(new, length, dtype=torch.bool, device=columns.device).tril(length - new)
         if self.implementation != "eager":
             return seen
         return torch.zeros_like(seen, dtype=states.dtype).masked_fill(~seen, torch.finfo(states.dtype).min)
@@ -86,7 +86,7 @@ class LayerArguments:
 
 def _turned(pair: tuple[Tensor, ...], order: Tensor) -> tuple[Tensor, ...]:
     """Rotary embeddings ([1 or B S d], or with coordinates before) at the places that are left."""
-    index = order[..., None]
+    index = order[..., None].to(pair[0].device)
     shapes = [(*part.shape[:-3], len(order), *part.shape[-2:]) for part in pair]
     return tuple(part.expand(s).gather(-2, index.expand(*s[:-2], -1, s[-1])) for part, s in zip(pair, shapes, strict=True))
 

@@ -53,6 +53,7 @@ def places_left(live: Tensor, length: int | None = None) -> tuple[Tensor, Tensor
 def taken(values: Tensor, order: Tensor) -> Tensor:
     """[B S D], or [1 S D] for all rows, at the places `order` [B S'] -> [B S' D]: whole vectors are copied, where `gather` on a CPU
     looks up each number."""
+    order = order.to(values.device)  # of another GPU, where layers are spread over several
     start = torch.arange(len(values), device=order.device)[:, None] * values.shape[1]
     return values.flatten(0, 1).index_select(0, (order + start).flatten()).view(*order.shape, values.shape[2])
 

@@ -29,6 +29,8 @@ class Stage:
     order [B S']: places in the rows that entered the decoder. entered: those rows. real [B S'] bool: not padding. tokens: those
     left. token [B S']: which of all I * N tokens stands at a place; I * N at text and padding. owner [I]: the row of each image.
     whole: no row is padded. weight [I N]: how far each token is there; None where that is all or nothing.
+
+    Everything is on the device the rows came on. Layers spread over several GPUs may have their states elsewhere.
     """
 
     order: Tensor
@@ -79,10 +81,10 @@ class Stage:
     def placed(self, values: Tensor) -> Tensor:
         """[B S' D] at the places of the rows -> [I N D] at the tokens that stand there, zeros elsewhere."""
         num, width = self.tokens.valid.numel(), values.shape[2]
-        flat = values.new_zeros(num + 1, width).index_copy_(0, self.token.flatten(), values.flatten(0, 1))
-        return flat[:num].view(*self.tokens.valid.shape, width)
+        flat = values.new_zeros(num + 1, width).index_copy_(0, self.token.flatten().to(values.device), values.flatten(0, 1))
+        return flat[:num].view(*self.tokens.valid.shape, width).to(self.token.device)
 
     def standing(self, features: Tensor, states: Tensor) -> Tensor:
         """`states` [B S' D] with `features` [I N D] in the places of visual tokens."""
         own = torch.cat([features.flatten(0, 1), features.new_zeros(1, features.shape[2])])[self.token]
-        return torch.where(self.prompts.slots[..., None], own.to(states.dtype), states)
+        return torch.where(self.prompts.slots[..., None].to(states.device), own.to(states), states)

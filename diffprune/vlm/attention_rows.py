@@ -117,10 +117,18 @@ def watched(model: Any, layers: Collection[int], show: Callable[[int, Seen], Non
 
 def ahead(layer: Any, states: Tensor, given: Mapping[str, Any]) -> Seen:
     """Queries and keys a decoder layer would have for hidden states [B S D]; `given`: its other arguments. Nothing is cached."""
-    found: list[Seen] = []
+    found, device = list[Seen](), next(layer.parameters()).device  # the first layer of a GPU is given what lies on another
+    given = {name: _moved(value, device) for name, value in given.items()}
     with _shown(layer, found.append, only=True), contextlib.suppress(_Enough):
-        layer.self_attn(**{**given, "hidden_states": layer.input_layernorm(states), "past_key_values": None})
+        layer.self_attn(**{**given, "hidden_states": layer.input_layernorm(states.to(device)), "past_key_values": None})
     return found[0]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or a tuple of them, on a device; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_moved(one, device) for one in value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def attention_rows(seen: Seen, queries: Tensor, raw: bool = False) -> Tensor:
