@@ -33,7 +33,7 @@ from diffprune.report.analysis import verdicts
 from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.records import read
-from diffprune.report.analysis.scenes import Scene
+from diffprune.report.analysis.scenes import Scene, scenes
 from diffprune.report.render import escape, latex, svg, table
 from diffprune.report.render.figures import _keep_headings
 from diffprune.report.render.scenes import strips
@@ -736,6 +736,20 @@ def test_scenes_refuse_what_is_no_mask() -> None:
         strips([Scene(SPLITS["test"].start, {"grid": np.zeros(144)})])
     with pytest.raises(ValueError, match="no square"):
         strips([Scene(SPLITS["test"].start, {"grid": np.zeros(143, bool)})])
+
+
+@pytest.mark.parametrize("budget", ["Keep(16)", "Keep(32)"])
+def test_a_picture_of_another_budget_than_the_chapters_has_no_question(budget: str, tmp_path: Path) -> None:
+    """As where another budget and a limit were set under the same name: the newest selection is of the second run."""
+    store = Store(tmp_path / "store")
+    pictured(store)  # at 16 tokens
+    name = str(SPLITS["test"].start)
+    for cell in (evaluate_cell("unpruned"), evaluate_cell(budget=budget, **scorer("diffprune", 0))):
+        publish(store, cell, predictions=[prediction(0, group=name)])
+    found = read(tmp_path / "store")
+    asked = {one.seed: one.asked for one in scenes(found, list(chapters(found)))}
+    assert len(asked) == 3 and [seed for seed, one in asked.items() if one] == ([int(name)] if budget == "Keep(16)" else [])
+    inspected(report(tmp_path / "store", tmp_path / "out")["html"].read_text("utf-8"))
 
 
 def test_summary_is_a_plain_table(full: Path) -> None:

@@ -42,7 +42,7 @@ def _first(records: Records, chapters: list[Comparison], picture: str, methods: 
 
 def _asked(records: Records, chapter: Comparison, picture: str, methods: list[str]) -> Asked | None:
     """The question in which the methods differ most of those the unpruned model has right, the first by name of equals; each
-    method's first scorer seed at the budget whose tokens are shown."""
+    method's first scorer seed at the budget whose tokens are shown. None where no method answered one there."""
     chosen = records.told("kept_tokens", "label", "budget", "started").sort_values("started", kind="stable")
     budget = chosen.drop_duplicates("label", keep="last").set_index("label")["budget"].astype(str)
     arms = {label: chapter.arms.get((label, "" if label == FULL else budget.get(label, "")), {}) for label in (FULL, *methods)}
@@ -54,6 +54,8 @@ def _asked(records: Records, chapter: Comparison, picture: str, methods: list[st
     rows = rows.assign(label=rows["cell"].astype(str).map(first), asked=benchmark + "\t" + rows["sample"].astype(str))
     wide = rows.pivot_table(index="asked", columns="label", values="credit", aggfunc="first", observed=True).sort_index()
     pruned = wide.drop(columns=FULL, errors="ignore")
+    if pruned.empty:  # this chapter did not ask at the budget of the newest selection, or not about this picture
+        return None
     spread = (pruned.max(axis=1) - pruned.min(axis=1)) * (1 if FULL not in wide else wide[FULL] >= 1)
     told = records.texts(rows[rows["asked"] == spread.idxmax()]).drop_duplicates("label").set_index("label")
     about = told.iloc[0]
