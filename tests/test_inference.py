@@ -20,6 +20,7 @@ from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.records import read
 from diffprune.report.analysis.seeds import failed
+from diffprune.report.render import figures
 from diffprune.report.render.table import Number, Table
 from diffprune.report.tables import accuracy as accuracy_tables
 from diffprune.report.tables import catalogue, verdict
@@ -387,6 +388,47 @@ def test_a_speedup_of_few_rounds_is_printed_as_a_range(rounds: int, note: str, t
     assert ratio.note == note
     if rounds == 3:
         assert (ratio.low, ratio.high) == (pytest.approx(52 / 22), pytest.approx(50 / 20))
+
+
+def of_modes(store: Store, *modes: str, rounds: int = 8) -> None:
+    """Answers of three methods and their timings in modes that are not equally fast."""
+    about = {"diffprune": {"weights": "w", "recipe": "r", "seed": 0}}
+    for name in ("unpruned", "diffprune", "grid"):
+        put(store, evaluate_cell(name, **about.get(name, {})), predictions=[prediction(number) for number in range(6)])
+    for name, mode in ((name, mode) for name in ("diffprune", "grid") for mode in modes):
+        spans = {("full", "prefill"): 40.0 if mode == "eager" else 12.0, ("pruned", "prefill"): 9.0, ("pruned", "overhead"): 1.0}
+        rows = [
+            timing(ms * (1 + 0.01 * turn), span=span, arm=arm, repetition=turn)
+            for turn in range(rounds) for (arm, span), ms in spans.items()
+        ]  # fmt: skip
+        put(store, measure_cell(name, mode=mode, **about.get(name, {})), timings=rows)
+
+
+@pytest.mark.parametrize("modes", [("eager",), ("eager", "graph")])
+def test_modes_are_not_mixed_and_named_where_there_are_several(modes: tuple[str, ...], tmp_path: Path) -> None:
+    of_modes(Store(tmp_path / "store"), *modes)
+    found = chapter(tmp_path / "store")
+    every, fast, timed = speed.of(found)
+    named = "batch 8, mode eager" if len(modes) > 1 else "batch 8"
+    assert str(timed) == named and len(every) == 2 * len(modes) and len(fast) == 2
+    assert [one.net.estimate for one in fast.values() if one.net] == pytest.approx([4.0, 4.0])
+    assert f"own overhead, {named}, one timing session each: 4.00×" in verdict._speed(found, fast, timed)[0]
+    table = speed_tables.latency(found, every)
+    assert ("mode" in table.columns) == (len(modes) > 1)
+    assert len({tuple(str(entry) for entry in row[:4]) for row in table.rows}) == len(table.rows), "no row passes for another"
+    drawn = figures.breakdown(found, every, timed)
+    assert drawn is not None and f"({named}, DiffPrune): unpruned 41.4; " in drawn.alt
+    assert f"prefill at {named}" in summary(tmp_path / "store")
+    report(tmp_path / "store", tmp_path)
+    assert not verify(tmp_path).differences
+
+
+def test_the_headline_has_most_speedups_then_more_rows_then_mode_eager() -> None:
+    assert speed.headline([]) is None
+    assert speed.headline([(1, "eager", True), (8, "eager", True)]) == (8, "eager", 1)
+    assert speed.headline([(1, "eager", True), (1, "eager", True), (8, "eager", True), (8, "eager", False)]) == (1, "eager", 1)
+    assert speed.headline([(8, "graph", True), (8, "eager", True)]) == (8, "eager", 2)
+    assert speed.headline([(8, "graph", True), (8, "graph", True), (8, "eager", True)]) == (8, "graph", 2)
 
 
 def test_the_sentence_on_speed_names_batch_encoder_and_flags(tmp_path: Path) -> None:

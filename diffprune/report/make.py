@@ -126,15 +126,15 @@ def _said(part: Mapping[str, Any]) -> list[str]:
 
 def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
     """Everything the page shows of one chapter, the `number`-th."""
-    found, fast, batch = speed.of(chapter)
-    pareto = figures.pareto(chapter, fast, batch)
+    found, fast, timed = speed.of(chapter)
+    pareto = figures.pareto(chapter, fast, timed)
     plots = {
         "forest": forest(chapter),
         "variants": of_variants(chapter),
         "pareto": pareto,
         "accuracy": figures.accuracy(chapter, WIDTH if pareto else HALF),  # without speeds it stands in the place of `pareto`
         "retention": figures.retention(chapter),
-        "breakdown": figures.breakdown(chapter, found, batch),
+        "breakdown": figures.breakdown(chapter, found, timed),
     }
     flags = {f for s in found for f in s.flags} | ({"error_rows"} if chapter.errors else set())
     headline = accuracy_tables.headline(chapter, fast)
@@ -143,7 +143,7 @@ def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
         "asked": chapter.setting, "name": chapter.setting["model"], "about": chapter.about,
         "key": " | ".join(map(str, chapter.setting.values())),
         "setting": "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in chapter.setting.items() if k != "model"),
-        "lead": verdict.lead(chapter, fast, batch), "sentences": verdict.headline(chapter, fast, batch),
+        "lead": verdict.lead(chapter, fast, timed), "sentences": verdict.headline(chapter, fast, timed),
         "caveats": caveats.caveats(chapter),
         "flags": [(f, FLAGS.get(f, "")) for f in sorted(flags) if not f.startswith("threads_")],
         "headline": headline if headline.rows else None,

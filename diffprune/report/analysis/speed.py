@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -115,16 +117,40 @@ def said(flags: Iterable[str]) -> str:
     return ", ".join(sorted(flag.replace("_", " ") for flag in flags))
 
 
-def headline_batch(found: list[Speed]) -> int | None:
-    """The batch size at which most net speedups were measured; the larger of equals."""
-    sizes: dict[int, int] = {}
-    for one in found:
-        sizes[one.batch] = sizes.get(one.batch, 0) + (one.net is not None)
-    return max(sizes, key=lambda b: (sizes[b], b)) if sizes else None
+class Headline(NamedTuple):
+    """What the first figures of a page were timed with. batch: rows per request; modes: how many there are on the page."""
+
+    batch: int
+    mode: str
+    modes: int = 1
+
+    def holds(self, one: Speed) -> bool:
+        """Whether a speed was timed with it."""
+        return (one.batch, one.mode) == (self.batch, self.mode)
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}" + (f", mode {self.mode}" if self.modes > 1 else "")
 
 
-def of(chapter: Comparison) -> tuple[list[Speed], dict[tuple[str, str], Speed], int | None]:
-    """All speeds of a chapter, those at the headline batch size by (method, budget), and that batch size."""
+def headline(timed: Iterable[tuple[int, str, bool]]) -> Headline | None:
+    """The batch size at which most net speedups were measured, the larger of equals, and of its modes the one in which most were,
+    of equals eager, as users' own calls run. None where nothing was timed.
+
+    timed: batch, mode and whether there is a net speedup, of every method at every budget.
+    """
+    sizes, modes = Counter[int](), Counter[tuple[int, str]]()
+    for batch, mode, counts in timed:
+        sizes[batch] += counts
+        modes[batch, mode] += counts
+    if not sizes:
+        return None
+    batch = max(sizes, key=lambda size: (sizes[size], size))
+    mode = max((mode for size, mode in modes if size == batch), key=lambda mode: (modes[batch, mode], mode == "eager"))
+    return Headline(batch, mode, len({mode for _, mode in modes}))
+
+
+def of(chapter: Comparison) -> tuple[list[Speed], dict[tuple[str, str], Speed], Headline | None]:
+    """All speeds of a chapter, those at the headline's batch size and mode by (method, budget), and that headline."""
     found = speeds(chapter.records, chapter.measured)
-    batch = headline_batch(found)
-    return found, {(s.label, s.budget): s for s in found if s.batch == batch and s.label != FULL}, batch
+    first = headline((s.batch, s.mode, s.net is not None) for s in found)
+    return found, {(s.label, s.budget): s for s in found if first and first.holds(s) and s.label != FULL}, first

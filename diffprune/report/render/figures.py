@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffprune.report.analysis.comparison import FULL, Comparison
-from diffprune.report.analysis.speed import Speed
+from diffprune.report.analysis.speed import Headline, Speed
 from diffprune.report.render.escape import plain
 from diffprune.report.render.svg import DPI, HALF, INK, NARROW, SHOWN, WIDTH, Plot, axes, plot, styled, svg
 from diffprune.report.tables.accuracy import kind_curves
@@ -148,7 +148,7 @@ def _bound(chapter: Comparison, ax: Axes, found: Interval | None) -> list[tuple[
     return [(FULL, math.nan, found.estimate)]
 
 
-def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> Plot | None:
+def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], timed: Headline | None) -> Plot | None:
     """Accuracy against measured net prefill speedup, one line per method; tokens kept beside the first method's points."""
     lines = {}
     for label in _shown(chapter):
@@ -162,10 +162,10 @@ def pareto(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int |
     if not lines:
         return None
     said = {label: [(net.estimate, found) for net, found, _ in points] for label, points in lines.items()}
-    return plot(lambda width: _pareto(chapter, lines, batch, width), _said("Accuracy", said, "net prefill speedup"), HALF)
+    return plot(lambda width: _pareto(chapter, lines, str(timed), width), _said("Accuracy", said, "net prefill speedup"), HALF)
 
 
-def _pareto(chapter: Comparison, lines: Mapping[str, list[tuple[Interval, Interval, str]]], batch: int | None, width: float) -> str:
+def _pareto(chapter: Comparison, lines: Mapping[str, list[tuple[Interval, Interval, str]]], timed: str, width: float) -> str:
     with styled():
         figure, (ax,) = axes(width, _height(lines, width, 4.0))
         full = _bound(chapter, ax, chapter.accuracy(FULL, ""))
@@ -174,7 +174,7 @@ def _pareto(chapter: Comparison, lines: Mapping[str, list[tuple[Interval, Interv
             _line(chapter, ax, label, [n.estimate for n in net], found, net, many=len(lines) > SHOWN)
         for speed, share, kept in next(iter(lines.values())):
             ax.annotate(kept, (speed.estimate, share.estimate), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=INK)
-        ax.set(xlabel=f"net prefill speedup, ×, batch {batch}", ylabel="accuracy, % (mean over benchmarks)")
+        ax.set(xlabel=f"net prefill speedup, ×, {timed}", ylabel="accuracy, % (mean over benchmarks)")
         if full:
             ax.plot([1], [full[0][2]], color=chapter.style(FULL)[0], marker="*", ms=8, ls="none")
         ax.margins(x=0.04)
@@ -264,9 +264,9 @@ def _retention(chapter: Comparison, kinds: list[str], width: float) -> str:
         return svg(figure)
 
 
-def breakdown(chapter: Comparison, found: list[Speed], batch: int | None) -> Plot | None:
+def breakdown(chapter: Comparison, found: list[Speed], timed: Headline | None) -> Plot | None:
     """Stacked bars: encoder, overhead, prefill of the first decoded token, full, pruned and natively short."""
-    mine = [s for s in found if s.batch == batch and s.label in _shown(chapter) and ("pruned", "prefill") in s.spans]
+    mine = [s for s in found if timed and timed.holds(s) and s.label in _shown(chapter) and ("pruned", "prefill") in s.spans]
     one = next((x for x in _shown(chapter) if any(s.label == x for s in mine)), None)
     mine = sorted((s for s in mine if s.label == one), key=lambda s: -s.kept)
     if not mine:
@@ -283,7 +283,7 @@ def breakdown(chapter: Comparison, found: list[Speed], batch: int | None) -> Plo
         bars.append((f"{s.kept:.0f} kept", spans))
         if ("native", "prefill") in s.spans:
             bars.append((f"{s.kept:.0f} native", [enc.median if enc else 0, 0, s.spans["native", "prefill"].median]))
-    about = f"ms, median (batch {batch}, {plain(one, 40)})"
+    about = f"ms, median ({timed}, {plain(one, 40)})"
     alt = f"Encoder, overhead and prefill, {about}: {'; '.join(f'{name} {sum(parts):.1f}' for name, parts in bars)}."
     return plot(lambda width: _breakdown(bars, about, width), plain(alt, 1500))
 

@@ -53,15 +53,15 @@ _NOTHING = Table("", "", (), ())
 
 def _block(chapter: Comparison) -> str:
     """One chapter; "" where it has nothing."""
-    timed, fast, batch = speed.of(chapter)
+    found, fast, timed = speed.of(chapter)
     table = accuracy_tables.headline(chapter, fast)
     if table.rows:
         num = f"{len(chapter.benchmarks)} benchmark{'s' * (len(chapter.benchmarks) != 1)}"
-        about = f"{chapter.setting['model']}: accuracy on {num}, prefill at batch {batch or '–'}"
+        about = f"{chapter.setting['model']}: accuracy on {num}, prefill at {timed or 'batch –'}"
     elif chapter.errors:
         return escape.plain(f"{chapter.setting['model']}: {_failed(chapter)}", 400)
-    elif timed:
-        about, table = f"{chapter.setting['model']}: timings", speed_tables.latency(chapter, timed)
+    elif found:
+        about, table = f"{chapter.setting['model']}: timings", speed_tables.latency(chapter, found)
     else:
         return ""
     asked = [verdict.short(chapter), escape.plain(_failed(chapter), 400)] if chapter.benchmarks else []

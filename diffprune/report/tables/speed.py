@@ -38,10 +38,12 @@ def _keys(ordered: list[Speed]) -> tuple[str, ...]:
 Rows = list[tuple[Entry, ...]]
 
 
-def _flagged(columns: tuple[str, ...], rows: Rows) -> tuple[tuple[str, ...], tuple[tuple[Entry, ...], ...]]:
-    """Columns and rows; without the last one, that of flags, where no row has any of its own."""
-    end = None if any(row[-1] for row in rows) else -1
-    return columns[:end], tuple(row[:end] for row in rows)
+def _needed(columns: tuple[str, ...], rows: Rows, found: list[Speed]) -> tuple[tuple[str, ...], tuple[tuple[Entry, ...], ...]]:
+    """Columns and rows, without those that tell nothing: modes where the page has one, flags where no row has any of its own."""
+    out = {"mode"} if len({s.mode for s in found}) < 2 else set()
+    out |= set() if any(row[-1] for row in rows) else {"flags"}
+    kept = [i for i, name in enumerate(columns) if name not in out]
+    return tuple(columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows)
 
 
 def latency(chapter: Comparison, found: list[Speed]) -> Table:
@@ -55,6 +57,7 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
             (
                 s.label,
                 Number(s.batch, digits=0),
+                s.mode,
                 Number(s.kept, digits=0),
                 _ms(span(("pruned", "encoder")) or span(("full", "encoder"))),
                 _ms(span(("pruned", "overhead"))),
@@ -71,6 +74,7 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
     columns = (
         "Method",
         "batch",
+        "mode",
         "kept",
         "encoder",
         "overhead",
@@ -91,7 +95,7 @@ def latency(chapter: Comparison, found: list[Speed]) -> Table:
         "1 means that removing tokens costs nothing." + (f" All timings: {said(common)}." if common else ""),
     )
     title = "Encoder, overhead and prefill, ms"
-    return Table("latency", title, *_flagged(columns, rows), notes, breaks, _keys(ordered))
+    return Table("latency", title, *_needed(columns, rows, found), notes, breaks, _keys(ordered))
 
 
 def answer_times(chapter: Comparison, found: list[Speed]) -> Table | None:
@@ -105,6 +109,7 @@ def answer_times(chapter: Comparison, found: list[Speed]) -> Table | None:
             (
                 s.label,
                 Number(s.batch, digits=0),
+                s.mode,
                 Number(s.kept, digits=0),
                 _ms(span(("full", "ttft"))),
                 _ms(span(("pruned", "ttft"))),
@@ -114,13 +119,15 @@ def answer_times(chapter: Comparison, found: list[Speed]) -> Table | None:
                 own_flags(s.slow_flags, common),
             )
         )
-    columns = ("Method", "batch", "kept", "TTFT: full", "pruned", "TTFT speedup", "decode: full", "decode: pruned", "flags")
+    columns = (
+        "Method", "batch", "mode", "kept", "TTFT: full", "pruned", "TTFT speedup", "decode: full", "decode: pruned", "flags",
+    )  # fmt: skip
     notes = (
         "TTFT: from picture and question to the first answer token, encoder and overhead included. Decode: per further token."
         + (f" All of these: {said(common)}." if common else ""),
     )
     title = "Time to first token and decoding, ms"
-    return Table("answer_times", title, *_flagged(columns, rows), notes, breaks, _keys(ordered)) if rows else None
+    return Table("answer_times", title, *_needed(columns, rows, found), notes, breaks, _keys(ordered)) if rows else None
 
 
 def spans(found: list[Speed]) -> Table:

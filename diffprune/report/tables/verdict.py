@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from diffprune.report.analysis import labels, verdicts
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison
 from diffprune.report.analysis.seeds import FAR
-from diffprune.report.analysis.speed import Speed
+from diffprune.report.analysis.speed import Headline, Speed
 from diffprune.report.analysis.speed import said as words
 from diffprune.report.analysis.verdicts import CHOSEN, ON_OTHERS, QUESTION_RULE, RULE, Judged, best_rule, rivals
 from diffprune.report.render.table import Number
@@ -91,7 +91,7 @@ def _told(budget: Budget, one: Judged, against: str) -> str:
     return f"{budget.kept:.0f} tokens ({_points(found)}{rule}{', ' * bool(seen)}{seen})"
 
 
-def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
+def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], timed: Headline | None) -> list[str]:
     """Sentences: what was asked, each comparison, what pruning costs and saves, and how it was timed."""
     about = chapter.about
     if not any(label == about for label, _ in chapter.arms):
@@ -119,7 +119,7 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int
         found = [(b, aware[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in aware]
         named = _chosen(chapter, against, found) if against in NAMED else f"{against}, which also reads the question"
         said.append(verdict(about, named, found, "" if against in NAMED else _split(chapter, found)))
-    return said + _speed(chapter, fast, batch)
+    return said + _speed(chapter, fast, timed)
 
 
 def _chosen(chapter: Comparison, against: str, found: Sequence[tuple[Budget, Judged]]) -> str:
@@ -170,20 +170,20 @@ def _split(chapter: Comparison, found: Sequence[tuple[Budget, Judged]]) -> str:
     )
 
 
-def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
+def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], timed: Headline | None) -> list[str]:
     """What pruning saves: the subject at every budget; where it is not there, the range of the methods that are."""
     shared = {key: s for key, s in fast.items() if s.net and labels.budget(key[1])[0] in ("Keep", "Share")}
-    timed = sorted((s for (label, _), s in shared.items() if label == chapter.about), key=lambda s: -s.kept)
+    mine = sorted((s for (label, _), s in shared.items() if label == chapter.about), key=lambda s: -s.kept)
     common = set.intersection(*(set(s.flags) & DOUBTS for s in shared.values())) if shared else set()
     parts = [f"{s.net.estimate:.2f}× [{s.net.low:.2f}, {s.net.high:.2f}] with {s.kept:.0f} tokens{_beside(s, common)}"
-             for s in timed if s.net]  # fmt: skip
+             for s in mine if s.net]  # fmt: skip
     nets = sorted(
         ((s.net, f"{s.label} with {s.kept:.0f} tokens{_beside(s, common)}") for s in shared.values() if s.net),
         key=lambda one: one[0].estimate,
     )
     counts = sorted({str(net.num_groups) for net, _ in nets}, key=int)
     over = "one timing session each" if counts == ["1"] else f"{' or '.join(counts)} timing sessions"
-    said = f"Measured prefill speedup net of the pruner's own overhead, batch {batch}, {over}"
+    said = f"Measured prefill speedup net of the pruner's own overhead, {timed}, {over}"
     flagged = f" All of these timings are flagged: {words(common)}." if common else ""
     if parts:
         return [f"{said}: {joined(parts)}.{flagged}"]
@@ -202,7 +202,7 @@ def _beside(one: Speed, common: set[str]) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | None) -> list[str]:
+def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], timed: Headline | None) -> list[str]:
     """The top of the page: the verdict, that on methods that also read the question, what it rests on, what pruning saves."""
     budgets = [b.spelling for b in chapter.budgets if (chapter.about, b.spelling) in chapter.arms]
     base = chapter.accuracy(chapter.about, budgets[0]) if budgets else None
@@ -214,7 +214,7 @@ def lead(chapter: Comparison, fast: dict[tuple[str, str], Speed], batch: int | N
         num = (*chapter.asked, len(chapter.benchmarks), len(chapter.budgets))
         methods = sum(1 for label, _ in {(label, "") for label, _ in chapter.arms} if label in chapter.methods)
         said.append(f"{_asked(*num)}, of {methods} method{'s' * (methods != 1)}.")
-    return said + _speed(chapter, fast, batch)
+    return said + _speed(chapter, fast, timed)
 
 
 def _asked(questions: int, pictures: int, benchmarks: int, budgets: int) -> str:
