@@ -431,6 +431,19 @@ def test_the_headline_has_most_speedups_then_more_rows_then_mode_eager() -> None
     assert speed.headline([(8, "graph", True), (8, "graph", True), (8, "eager", True)]) == (8, "graph", 2)
 
 
+@pytest.mark.parametrize("rounds", [3, 9])
+def test_a_range_is_called_one_in_the_sentence_the_terminal_and_under_the_figure(rounds: int, tmp_path: Path) -> None:
+    of_modes(Store(tmp_path / "store"), "eager", rounds=rounds)
+    found = chapter(tmp_path / "store")
+    (said,) = verdict._speed(found, *speed.of(found)[1:])
+    assert (" with 16 tokens (range of 3 rounds)." in said) == (rounds == 3)
+    lines = [line for line in summary(tmp_path / "store").splitlines() if line.startswith("DiffPrune ")]
+    assert ("4.00× [4.00, 4.00] (range of 3 rounds) " in lines[0]) == (rounds == 3) and "few repeats" not in lines[0]
+    page = report(tmp_path / "store", tmp_path)["html"].read_text("utf-8")
+    bars = "95 % intervals, those of speedups the range of 3 rounds" if rounds == 3 else "95 % intervals"
+    assert f"bars are {bars}, the star is" in page and ("range of" in page) == (rounds == 3)
+
+
 def test_the_sentence_on_speed_names_batch_encoder_and_flags(tmp_path: Path) -> None:
     spans = (("full", "encoder", 20.0), ("pruned", "encoder", 26.0), ("full", "prefill", 40.0), ("pruned", "prefill", 9.0),
              ("pruned", "overhead", 1.0))  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from diffprune.report.analysis import records, speed, verdicts
 from diffprune.report.analysis.comparison import FULL, Comparison, chapters
 from diffprune.report.analysis.derived import Derived
 from diffprune.report.analysis.scenes import scenes
+from diffprune.report.analysis.speed import Speed
 from diffprune.report.render import curves, figures, html, sensitivity
 from diffprune.report.render.forest import forest, of_variants
 from diffprune.report.render.scenes import strips
@@ -22,7 +23,7 @@ from diffprune.report.tables import catalogue, caveats, errors, provenance, publ
 from diffprune.report.tables import derived as derived_tables
 from diffprune.report.tables import search as search_tables
 from diffprune.report.tables import speed as speed_tables
-from diffprune.statistics import DRAWS
+from diffprune.statistics import DRAWS, Range
 from diffprune.statistics.speedup import LEAST_ROUNDS
 
 FLAGS = {
@@ -156,8 +157,20 @@ def _chapter(chapter: Comparison, number: int) -> dict[str, Any]:
         "latency": speed_tables.latency(chapter, found), "answer_times": speed_tables.answer_times(chapter, found),
         "spans": speed_tables.spans(found), "cost": speed_tables.cost(chapter),
         "thresholds": speed_tables.thresholds(chapter, fast), "examples": _examples(chapter),
+        "bars": _bars(fast.values()),
         "figures": html.drawn(plots, number), "plots": plots,
     }  # fmt: skip
+
+
+def _bars(fast: Iterable[Speed]) -> str:
+    """What the bars of the figure of accuracy and speed are: speedups from few rounds have ranges, and no intervals."""
+    nets = [one.net for one in fast if one.net]
+    few = sorted({net.num_rows for net in nets if isinstance(net, Range)})
+    if not few:
+        return "95 % intervals"
+    rounds = f"{few[0]} to {few[-1]}" if len(few) > 1 else str(few[0])
+    which = "those" if all(isinstance(net, Range) for net in nets) else "some"
+    return f"95 % intervals, {which} of speedups the range of {rounds} rounds"
 
 
 def _examples(chapter: Comparison) -> Table | None:

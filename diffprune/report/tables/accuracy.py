@@ -57,12 +57,17 @@ def shown(found: Interval | None, digits: int = 1, unit: str = "", **more: objec
     """An interval as a table entry; a range of few rounds says that it is one, and what has none for want of pictures says so."""
     if found is None:
         return None
-    if isinstance(found, Range):
-        more["note"] = f"range of {found.num_rows} rounds"
+    if told := range_note(found):
+        more["note"] = told
     elif found.num_groups < LEAST_GROUPS and math.isfinite(found.estimate) and not math.isfinite(found.low):
         few = f"no interval: {found.num_groups} picture{'s' * (found.num_groups != 1)}"
         more["note"] = "; ".join(filter(None, (str(more.get("note", "")), few)))
     return Number(found.estimate, found.low, found.high, digits, unit, **more)  # type: ignore[arg-type]
+
+
+def range_note(found: Interval) -> str:
+    """That low and high are the ends of a range of few rounds, as a reader takes them for an interval; "" where they are one."""
+    return f"range of {found.num_rows} rounds" if isinstance(found, Range) else ""
 
 
 def judged_entry(found: Verdict | None, digits: int = 1, note: str = "") -> Number | None:

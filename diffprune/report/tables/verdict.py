@@ -12,7 +12,7 @@ from diffprune.report.analysis.speed import Headline, Speed
 from diffprune.report.analysis.speed import said as words
 from diffprune.report.analysis.verdicts import CHOSEN, ON_OTHERS, QUESTION_RULE, RULE, Judged, best_rule, rivals
 from diffprune.report.render.table import Number
-from diffprune.report.tables.accuracy import open_note, seeds_failed, withheld
+from diffprune.report.tables.accuracy import open_note, range_note, seeds_failed, withheld
 from diffprune.statistics import LEAST_GROUPS, Difference, Verdict, counted
 from diffprune.statistics.verdict import BETTER, CANNOT_TELL, EQUIVALENT, WORSE
 
@@ -195,8 +195,9 @@ def _speed(chapter: Comparison, fast: dict[tuple[str, str], Speed], timed: Headl
 
 
 def _beside(one: Speed, common: set[str]) -> str:
-    """What stands beside a speedup: that with the encoder included, and what makes its timings doubtful."""
-    parts = [f"encoder included {one.encoded.estimate:.2f}×"] if one.encoded else []
+    """What stands beside a speedup: that it has a range, that with the encoder included, what makes its timings doubtful."""
+    parts = [range_note(one.net)] if one.net else []
+    parts += [f"encoder included {one.encoded.estimate:.2f}×"] if one.encoded else []
     parts += [words(set(one.flags) & DOUBTS - common)]
     parts = [part for part in parts if part]
     return f" ({'; '.join(parts)})" if parts else ""
