@@ -81,7 +81,7 @@ def snapshot(**changed: object) -> Snapshot:
         "curves": (Curve(scorer=SCRIPT, step=3, steps=10, loss=0.5, points=((0, 2.0), (1, 1.0), (2, 0.5))),),
         "points": (Point(method="unpruned", budget="", kept=144, accuracy=0.9, cells=1, bound=True),
                    Point(method=ARABIC, budget="Keep(16)", kept=16, accuracy=0.5, cells=2, speedup=2.0)),
-        "failures": (Failure(what=ESCAPE, reason=SCRIPT),), "num_failures": 7,
+        "failures": (Failure(what=ESCAPE, reason=SCRIPT),), "num_failures": 7, "timed": "batch 8",
     }  # fmt: skip
     return Snapshot.model_validate(values | changed)
 
@@ -132,12 +132,44 @@ def test_accuracies_speedups_and_failures_come_in_with_their_cells(tmp_path: Pat
     assert len(news.look()) == 1 and news.failures() == ((), 0), "what was tried again is no failure"
 
 
+def test_only_cells_of_the_plan_are_shown(tmp_path: Path) -> None:
+    """As where a run was followed by one of the same name with a limit: both stand in the store, and only the second is shown."""
+    news, store = News(tmp_path, {}), Store(tmp_path / "store")
+    fill(tmp_path)
+    cell = evaluate_cell("grid", "Keep(16)", limit=1)
+    store.publish({"predictions": [prediction(0, 1.0)], "outcomes": [outcome(1)]}, cell=cell, provenance=provenance())
+    news.look()
+    assert [p.accuracy for p in news.points() if p.budget == "Keep(16)"] == [0.75], "while nothing is known of the plan"
+    news.planned = {"evaluate": {cell.key}}
+    (point,) = news.points()
+    assert (point.accuracy, point.cells, point.speedup) == (1.0, 1, 2.0) and news.failures() == ((), 0)
+    news.planned = {"evaluate": {cell.key}, "measure": {"another"}}
+    assert news.points()[0].speedup is None and news.speedups() == (None, {})
+
+
+def test_speedups_are_those_of_one_batch_and_mode_and_a_mean_over_sessions(tmp_path: Path) -> None:
+    news, store = News(tmp_path, {}), Store(tmp_path / "store")
+    fill(tmp_path)  # one session in mode eager with a batch of 8, 12 ms against 6
+    for about, factor, flags in (
+        ({"session": 1}, 4, ""), ({"mode": "graph"}, 7, ""), ({"batch": 1}, 9, ""), ({"session": 2}, 99, "overhead_excluded"),
+    ):  # fmt: skip
+        spent = SPENT | {("full", "prefill"): 6.0 * factor}
+        times = [
+            timing(ms, span=span, arm=arm, repetition=turn, flags=flags) for (arm, span), ms in spent.items() for turn in range(6)
+        ]
+        cell = measure_cell("grid", "Keep(16)", **about)
+        store.publish({"timings": times, "outcomes": [outcome(24)]}, cell=cell, provenance=provenance())
+    news.look()
+    timed, found = news.speedups()
+    assert str(timed) == "batch 8, mode eager" and found == {("Grid", "Keep(16)"): pytest.approx((2 * 4) ** 0.5)}
+
+
 # --- the observer ----------------------------------------------------------------------------------------------------------
 
 
 def observed(folder: Path, attempt: int = 1) -> Observer:
     made = Observer(folder, "demo", "A demo", attempt, {"a-0": 4})
-    made.plan({"train": 0, "evaluate": 4, "report": 0})
+    made.plan({"train": (), "evaluate": ("a", "b", "c", "d"), "report": ()})
     return made
 
 
@@ -164,6 +196,14 @@ def test_snapshot_and_page_follow_a_run_to_its_end(tmp_path: Path, monkeypatch: 
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
     assert not list(tmp_path.glob(".*.temporary"))
     assert 'http-equiv="refresh"' not in (tmp_path / PAGE).read_text()
+
+
+def test_a_snapshot_leaves_out_what_the_run_does_not_ask(tmp_path: Path) -> None:
+    with lock(tmp_path / "store", "demo") as attempt, observed(tmp_path, attempt) as watcher:
+        watcher.plan({"evaluate": [evaluate_cell("grid", "Keep(16)").key], "report": []})
+        fill(tmp_path)
+    seen = read(tmp_path)
+    assert [point.budget for point in seen.points] == ["Keep(16)"] and seen.num_failures == 0 and seen.timed == "batch 8"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +276,7 @@ from diffprune.io.run_lock import lock
 from diffprune.watch.observer import Observer
 folder = Path(sys.argv[1])
 with lock(folder / "store", "demo") as attempt, Observer(folder, "demo", "", attempt) as watcher:
-    watcher.plan({"train": 1})
+    watcher.plan({"train": ()})
     watcher.begins("train")
     time.sleep(600)
 """
@@ -280,7 +320,11 @@ def test_the_terminal_shows_everything_and_obeys_nothing(tmp_path: Path) -> None
     follow(tmp_path, Console(file=out, width=160, force_terminal=False, color_system=None))
     text = out.getvalue()
     assert all(mark.isprintable() or mark == "\n" for mark in text), "no escape sequence of others survives"
-    for words in ("[red]gone[/red]", SCRIPT, "1/2", "3/10", "0.500", "90.0", "2.00", "and 6 more failures", "finished"):
+    shown = (
+        "[red]gone[/red]", SCRIPT, "1/2", "3/10", "0.500", "90.0", "2.00", "net speedup, batch 8", "and 6 more failures",
+        "finished",
+    )  # fmt: skip
+    for words in shown:
         assert words in text, words
     assert spark(Curve(scorer="a", step=1, steps=1, points=((0, 0.0), (1, 1.0)))) == "▁█"
     assert screen(tmp_path, snapshot(stages=(), curves=(), points=(), failures=(), num_failures=0)).renderables
@@ -328,6 +372,7 @@ def test_ticks_are_round_and_hold_what_is_drawn() -> None:
 
 def test_the_page_escapes_names_and_loads_nothing() -> None:
     text = page(snapshot())
+    assert "Speedups: batch 8." in text
     assert SCRIPT not in text and "\x1b" not in text and "\u202e" not in text and text.count("<script>") == 1
     policy = text.partition('Content-Security-Policy" content="')[2].partition('"')[0]
     assert "default-src 'none'" in policy and "script-src 'sha256-" in policy and "connect-src" not in policy

@@ -149,7 +149,7 @@ class PipelineRun:
             SweepFailed: some cells have none; said when all is done.
         """
         failed = []
-        self.observer.plan({stage: len(self.plan.cells(stage)) if stage in CELLS else 0 for stage in stages})
+        self.observer.plan({stage: [cell.key for cell in self.plan.cells(stage)] if stage in CELLS else [] for stage in stages})
         for stage in stages:
             try:
                 with self.timed(stage):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from diffprune.core.records import Step
 from diffprune.io.blob_store import remote
+from diffprune.report.analysis.speed import Headline, headline
 from diffprune.statistics import speedup
 from diffprune.store import Store
 from diffprune.store.manifest import BUNDLES, MANIFESTS
@@ -29,16 +31,21 @@ ABOUT = ["cell", "verb", "method", "method_kind", "budget", "benchmark", "benchm
 
 
 class News:
-    """Steps and cells of one run's folder as far as they were read. steps: of each scorer, as the recipe has them."""
+    """Steps and cells of one run's folder as far as they were read. steps: of each scorer, as the recipe has them.
+
+    planned: keys of the cells that the run asks for, by verb. Others in its store, asked with another limit, other weights or other
+    code, are no part of what is shown; of a verb that is not among these all are.
+    """
 
     def __init__(self, folder: Path, steps: Mapping[str, int]) -> None:
         self.folder, self.steps = folder, dict(steps)
         self.store, self.statuses = Store(folder / "store"), dict[str, str]()
         self._steps_log, self._place, self._listed = opened(folder), None, tuple[int, ...]()
         self._log: dict[str, dict[int, Step]] = {}
+        self.planned: Mapping[str, Collection[str]] = {}
         self._accuracy: dict[str, dict[str, Any]] = {}  # by cell to evaluate
-        self._speedup: dict[tuple[str, str], list[float]] = defaultdict(list)
-        self._failures: dict[str, Failure] = {}
+        self._timed: dict[str, dict[str, Any]] = {}  # by cell to measure
+        self._failures: dict[str, tuple[str, Failure]] = {}  # by cell: its verb, and what is told of it
 
     def look(self) -> list[Scalars]:
         """Take up what is new; returns it as trackers are told it."""
@@ -78,7 +85,7 @@ class News:
             seed = "" if pd.isna(row["scorer_seed"]) else f"seed {int(row['scorer_seed'])}"
             blind = "without image" if row["blind"] else ""
             what = " ".join(filter(None, (row["verb"], row["method"], seed, row["budget"], row["benchmark_label"], blind)))
-            self._failures[row["cell"]] = Failure(what=what, reason=str(row["reason"]))
+            self._failures[row["cell"]] = str(row["verb"]), Failure(what=what, reason=str(row["reason"]))
         good = new - failed
         for cell in good:
             self._failures.pop(cell, None)
@@ -96,14 +103,17 @@ class News:
                 yield Scalars(f"evaluate/{_seeded(first)}", round(kept), {name: accuracy})
 
     def _timings(self, cells: set[str]) -> Iterator[Scalars]:
-        names = [*ABOUT, "span", "arm", "repetition", "value_ms", "visual_kept"]
-        for _, part in self.store.read("timings", names, cells=cells).groupby("cell", observed=True):
-            first = part.iloc[0]
+        names = [*ABOUT, "batch", "mode", "span", "arm", "repetition", "value_ms", "visual_kept", "flags"]
+        for cell, part in self.store.read("timings", names, cells=cells).groupby("cell", observed=True):
+            first, rounds = part.iloc[0], speedup.rounds(part)
             try:
-                net = speedup.prefill_speedup_net(part).estimate
+                net = speedup.prefill_speedup_net(rounds).estimate
             except (ValueError, KeyError):  # spans that were not asked for
                 continue
-            self._speedup[str(first["method"]), str(first["budget"])].append(net)
+            if not part["flags"].astype(str).str.contains("overhead_excluded").any():
+                about = {name: first[name] for name in ("method", "budget", "batch", "mode")}
+                session = tuple(rounds["full", "prefill"])  # its cells share the unpruned arm
+                self._timed[str(cell)] = about | {"session": session, "net": net}
             kept = part.loc[part["arm"] == "pruned", "visual_kept"].mean()
             yield Scalars(f"measure/{_seeded(first)}", round(kept), {"net_speedup": net})
 
@@ -113,26 +123,44 @@ class News:
             name = f"configuration {row['configuration']}, seed {row['training_seed']}"
             yield Scalars(f"search/{row['method']}", int(row["training_step"]), {name: float(row["validation_hard"])})
 
+    def _asked(self, verb: str, cell: str) -> bool:
+        """Whether the run asks for a cell."""
+        return cell in self.planned.get(verb, (cell,))
+
     def points(self) -> tuple[Point, ...]:
         """Methods at their budgets: benchmarks count alike, and so do seeds."""
-        if not self._accuracy:
+        table = pd.DataFrame([row for cell, row in self._accuracy.items() if self._asked("evaluate", cell)])
+        if table.empty:
             return ()
-        table = pd.DataFrame(list(self._accuracy.values()))
+        _, nets = self.speedups()
         found = []
         for (method, budget), part in table.groupby(["method", "budget"], sort=False):
-            net = self._speedup.get((method, budget))
             found.append(
                 Point(
                     method=method, budget=budget, kept=float(part["kept"].mean()), cells=len(part),
                     accuracy=float(part.groupby("benchmark")["accuracy"].mean().mean()),
-                    bound=bool((part["method_kind"] == "bound").all()), speedup=sum(net) / len(net) if net else None,
+                    bound=bool((part["method_kind"] == "bound").all()), speedup=nets.get((method, budget)),
                 )
             )  # fmt: skip
         return tuple(sorted(found, key=lambda point: (not point.bound, point.method, -point.kept)))
 
+    def speedups(self) -> tuple[Headline | None, dict[tuple[str, str], float]]:
+        """With which batch and mode the report's first speedups are timed, and those by method and budget: of scorers in a session
+        the mean, of sessions the geometric mean."""
+        table = pd.DataFrame([row for cell, row in self._timed.items() if self._asked("measure", cell)])
+        if table.empty:
+            return None, {}
+        arms = table[["method", "budget", "batch", "mode"]].drop_duplicates()
+        first = headline((int(batch), str(mode), True) for batch, mode in zip(arms["batch"], arms["mode"], strict=True))
+        assert first is not None, "something was timed"
+        mine = table[(table["batch"] == first.batch) & (table["mode"] == first.mode)]
+        sessions = np.log(mine.groupby(["method", "budget", "session"])["net"].mean())
+        return first, {at: math.exp(one) for at, one in sessions.groupby(level=["method", "budget"]).mean().items()}
+
     def failures(self) -> tuple[tuple[Failure, ...], int]:
         """(the first failures, how many there are)."""
-        return tuple(list(self._failures.values())[:SHOWN_FAILURES]), len(self._failures)
+        found = [told for cell, (verb, told) in self._failures.items() if self._asked(verb, cell)]
+        return tuple(found[:SHOWN_FAILURES]), len(found)
 
 
 def _seeded(row: Any) -> str:

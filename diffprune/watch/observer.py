@@ -66,10 +66,10 @@ class Observer:
 
     # -- what the driver tells -----------------------------------------------------------------------------------------
 
-    def plan(self, totals: Mapping[str, int]) -> None:
-        """The stages to come, with how many cells each has as far as is known."""
+    def plan(self, cells: Mapping[str, Collection[str]]) -> None:
+        """The stages to come, with the keys of the cells that each asks for as far as they are known."""
         with self._lock:
-            self._stages = {name: _Expected(Stage(name=name, total=total)) for name, total in totals.items()}
+            self._stages = {name: _Expected(Stage(name=name, total=len(keys)), frozenset(keys)) for name, keys in cells.items()}
 
     def begins(self, stage: str) -> None:
         """A stage begins."""
@@ -154,12 +154,14 @@ class Observer:
     def _write(self, news: News) -> None:
         with self._lock:
             expected = list(self._stages.values())
+        news.planned = {one.stage.name: one.cells for one in expected if one.cells}
         failures, num = news.failures()
+        timed, _ = news.speedups()
         seen = Snapshot(
             run=self.run, title=self.title, attempt=self.attempt, state=self._state, reason=self._reason, began=self.began,
             written=time.time(), every_s=max(self.every_s, self._slow_s), spent_s=self.spent_s,
             stages=tuple(_counted(one, news.statuses) for one in expected), curves=news.curves(), points=news.points(),
-            failures=failures, num_failures=num, restarts=event_log.restarts(),
+            failures=failures, num_failures=num, timed=str(timed or ""), restarts=event_log.restarts(),
         )  # fmt: skip
         self._blobs.replace(FILE, seen.model_dump_json().encode())
         self._blobs.replace(PAGE, page(seen).encode())

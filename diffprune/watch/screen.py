@@ -107,7 +107,7 @@ def spark(curve: Curve) -> str:
 
 
 def _points(seen: Snapshot) -> Table:
-    made = _table("method", "budget", "kept", "accuracy, %", "net speedup")
+    made = _table("method", "budget", "kept", "accuracy, %", "net speedup" + f", {plain(seen.timed)}" * bool(seen.timed))
     for point in seen.points[:MOST]:
         speedup = f"{point.speedup:.2f}" if point.speedup is not None else "–"
         _row(made, point.method, point.budget, f"{point.kept:.0f}", f"{100 * point.accuracy:.1f}", speedup)

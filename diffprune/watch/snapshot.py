@@ -77,8 +77,8 @@ class Snapshot(Value):
     """A run as its driver saw it last.
 
     began, written: seconds since 1970; every_s: the next snapshot comes within these seconds; spent_s: processor time that all
-    snapshots have cost so far; num_failures: of which `failures` are the first; restarts: how often the run was
-    interrupted, in words.
+    snapshots have cost so far; num_failures: of which `failures` are the first; timed: with which batch and mode
+    the speedups of `points` are, in words; restarts: how often the run was interrupted, in words.
     """
 
     run: str
@@ -95,6 +95,7 @@ class Snapshot(Value):
     points: tuple[Point, ...] = ()
     failures: tuple[Failure, ...] = Field(default=(), max_length=100)
     num_failures: int = 0
+    timed: str = ""
     restarts: str = ""
 
 
