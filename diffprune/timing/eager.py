@@ -198,13 +198,26 @@ def prefill(vlm: VLM, ready: Ready, clock: Clock) -> Pass:
 
 
 def encode(vlm: VLM, inputs: Inputs, needs: frozenset[Evidence], clock: Clock) -> tuple[float, float]:
-    """(ms of the encoder with what `needs` asks of it, ms of that after the vision tower's end: what the needs add).
+    """(ms of the encoder with what `needs` asks of it, ms that the needs add to it).
 
-    The second is nan where the family does not say which module its encoder is, and 0 without needs.
+    What they add is the time behind the vision tower's end less that of a pass without needs, run right before: projecting, packing
+    and padding come there in most families, and every request runs them. It is nan where the family does not say which module its
+    encoder is, 0 without needs, and may be a little below 0 where it is less than the two passes differ by themselves.
+
+    Not in it: an encoder with flash attention, which shows nobody its attention, runs its tower with sdpa where attention or keys
+    are asked for; what the tower takes longer by that is in the first figure alone.
     """
-    needs = from_encoder(needs)
+    if not (needs := from_encoder(needs)):
+        return _encoded(vlm, inputs, needs, clock)[0], 0.0
+    plain = _encoded(vlm, inputs, frozenset(), clock)[1]
+    spent, behind = _encoded(vlm, inputs, needs, clock)
+    return spent, behind - plain
+
+
+def _encoded(vlm: VLM, inputs: Inputs, needs: frozenset[Evidence], clock: Clock) -> tuple[float, float]:
+    """(ms of one pass of the encoder, ms of it behind the vision tower's end, nan where that is not known)."""
     marks, ends = Marks(clock), []
-    tower = getattr(vlm.model, "get_encoder", lambda **_: None)(modality="image") if needs else None
+    tower = getattr(vlm.model, "get_encoder", lambda **_: None)(modality="image")
     hook = tower.register_forward_hook(lambda *_: ends.append(clock.mark())) if isinstance(tower, torch.nn.Module) else None
     try:
         clock.wait()
@@ -215,7 +228,7 @@ def encode(vlm: VLM, inputs: Inputs, needs: frozenset[Evidence], clock: Clock) -
         if hook is not None:
             hook.remove()
     spent = marks.totals()["encoder"]
-    return spent, 0.0 if not needs else clock.between(ends[-1], end) if ends else float("nan")
+    return spent, clock.between(ends[-1], end) if ends else float("nan")
 
 
 def first_token(vlm: VLM, inputs: Inputs, pruner: Pruner, budget: Budget, clock: Clock) -> float:
