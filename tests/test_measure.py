@@ -222,6 +222,30 @@ def test_what_every_request_does_behind_the_tower_is_no_methods_overhead(family:
         hook.remove()
 
 
+def test_the_first_ttft_and_decoding_on_every_batch_of_inputs_count_for_nothing(
+    tiny: Llava, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, options = Fake(), QUICK.model_copy(update={"inputs": 2, "slow_rounds": 3})
+    for name in ("first_token", "decode"):
+        monkeypatch.setattr(eager, name, _slow_at_first(clock, getattr(eager, name)))
+    found = run(tiny, clock, ["grid"], ["16"], options)["grid", "Keep(16)"]
+    for arm, span in (("full", "ttft"), ("pruned", "ttft"), ("full", "decode"), ("pruned", "decode"), ("native", "decode")):
+        assert float(speedup.times(found.timings, arm, span).max()) < 100, (arm, span)
+
+
+def _slow_at_first(clock: Fake, call: Callable[..., float]) -> Callable[..., float]:
+    """`call`, with 1,000 ms more the first time it meets a length of rows or a method's budget on a batch."""
+    met: set[str] = set()
+
+    def slow(vlm: Any, what: Any, *rest: Any) -> float:
+        key = (id(what), *rest[:-1]) if isinstance(what, eager.Inputs) else (what.sequence, what.packed.prompts.input_ids.sum())
+        more = 0.0 if str(key) in met else 1000.0
+        met.add(str(key))
+        return call(vlm, what, *rest) + more
+
+    return slow
+
+
 def test_ttft_has_everything_in_it(tiny: Llava) -> None:
     clock = Fake()
     found = run(tiny, clock, ["grid"], ["16"], QUICK)["grid", "Keep(16)"]

@@ -147,20 +147,24 @@ class Session:
         index = turn % len(self.inputs)
         variants = [variant for variant in self.variants if not variant.error]
         self._order.shuffle(variants)
-        if "ttft" in self.spans:
-            asked = [variant for variant in variants if variant.name != "native"]
-            if turn == 0 and self.options.warmup:
-                self._guarded(asked, lambda variant: self._ttft(variant, index))
-            self._guarded(asked, lambda variant: variant.add(turn, {"ttft": self._ttft(variant, index)}))
-        if "decode" in self.spans:
-            self._guarded(variants, lambda variant: self._decode(variant, turn, index))
+        for span, call in (("ttft", self._ttft), ("decode", self._decode)):
+            asked = [variant for variant in variants if span == "decode" or variant.name != "native"]
+            if span in self.spans:
+                self._slow(span, call, asked, turn, index)
+
+    def _slow(
+        self, span: str, call: Callable[[TimedVariant, int], float], asked: list[TimedVariant], turn: int, index: int
+    ) -> None:
+        """Time a span that costs many times a prefill: once, and before its first time on these inputs once for nothing."""
+        if turn < len(self.inputs) and self.options.warmup:
+            self._guarded(asked, lambda variant: call(variant, index))
+        self._guarded(asked, lambda variant: variant.add(turn, {span: call(variant, index)}))
 
     def _ttft(self, variant: TimedVariant, index: int) -> float:
         return self.mode.first_token(self.vlm, self.inputs[index], variant.pruner, variant.budget, self.host)
 
-    def _decode(self, variant: TimedVariant, turn: int, index: int) -> None:
-        ready = self._ready(variant, index)
-        variant.add(turn, {"decode": self.mode.decode(self.vlm, ready, self.options.decode_tokens, self.host)})
+    def _decode(self, variant: TimedVariant, index: int) -> float:
+        return self.mode.decode(self.vlm, self._ready(variant, index), self.options.decode_tokens, self.host)
 
     def _ready(self, variant: TimedVariant, index: int) -> Ready:
         """Rows of an variant, untimed."""
