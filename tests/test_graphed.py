@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import fields
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from diffprune.core.spec import Spec
 from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM, Prompts
 from diffprune.measure import measure
-from diffprune.timing import cuda_graph, eager, fixed_shape
+from diffprune.timing import captured, cuda_graph, eager, fixed_shape
 from diffprune.timing.captured import Captured
 from diffprune.timing.clock import Clock
 from diffprune.timing.cuda_graph import Graphs
@@ -312,6 +314,33 @@ def test_a_session_times_this_mode_beside_the_same_arms() -> None:
     assert {row.sequence for row in found.timings if row.arm == "pruned"} == {32}
     cost = {row.arm: row for row in found.costs}["pruned"]
     assert cost.kv_measured_bytes % 16 == 0 and cost.kv_measured_bytes >= cost.kv_bytes and np.isnan(cost.counted_flops)
+
+
+def test_a_graph_is_made_on_the_device_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the devices that torch is asked for; all else is made up, as no CUDA is at hand here."""
+    told: list[str] = []
+    quiet = SimpleNamespace(wait_stream=lambda _: None)
+
+    def stream(device: torch.device) -> Any:
+        told.append(f"stream of {device}")
+        return quiet
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        told.append(f"on {device}")
+        yield
+        told.append("done")
+
+    fakes = {
+        "Stream": stream, "device": on, "stream": lambda _: nullcontext(), "current_stream": lambda: quiet,
+        "synchronize": lambda: None, "CUDAGraph": SimpleNamespace,
+        "graph": lambda *_, stream, **__: nullcontext(told.append("made")),
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(captured, "_stream", captured._stream.__wrapped__)
+    captured.Captured(lambda value: value + 1, [torch.zeros(2)], None)
+    assert told == ["on cpu", "stream of cpu", "made", "done"]
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from diffprune.models.llava import Llava
 from diffprune.pruners.attention import Attention
 from diffprune.statistics import speedup
 from diffprune.timing import eager, flops, machine
-from diffprune.timing.clock import Clock, Marks
+from diffprune.timing.clock import Clock, Marks, clocks
 from diffprune.timing.options import Measurement
 from diffprune.vlm import family as families
 from diffprune.vlm.load import load
@@ -434,6 +435,19 @@ def test_marks_of_one_name_add_up() -> None:
             clock.advance(ms)
         clock.advance(100)
     assert marks.totals() == {"a": 3.0}
+
+
+def test_marks_and_waits_are_of_the_models_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: what torch is asked for a model on the second device while the first is current."""
+    told: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: SimpleNamespace(record=lambda stream=None: told.append(stream)))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: told.append(f"waits for {device}"))
+    events, host = clocks(torch.device("cuda", 1))
+    for do in (events.mark, events.wait, host.mark):
+        do()
+    assert told == ["stream of cuda:1", "waits for cuda:1", "waits for cuda:1"]
 
 
 def _asked(number: int) -> tuple[list[Any], list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,19 +36,20 @@ class Clock:
 
 
 class EventClock(Clock):
-    """CUDA events on the current stream. An interval includes the gaps in which the device waits for the host.
+    """CUDA events on a device's current stream. An interval includes the gaps in which the device waits for the host.
 
     A mark that is made while a graph is captured is part of the graph: every replay sets it anew.
     """
 
     label = "event"
 
-    def __init__(self) -> None:
-        super().__init__(torch.cuda.synchronize)
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(partial(torch.cuda.synchronize, device))
+        self.device = device
 
     def mark(self) -> Any:
         event = torch.cuda.Event(enable_timing=True, external=torch.cuda.is_current_stream_capturing())
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def between(self, start: Any, end: Any) -> float:
@@ -65,7 +67,7 @@ class SyncClock(Clock):
 def clocks(device: torch.device) -> tuple[Clock, Clock]:
     """(for device spans, for host spans) of a device; on a CPU both are the plain host clock."""
     if device.type == "cuda":
-        return EventClock(), SyncClock(torch.cuda.synchronize)
+        return EventClock(device), SyncClock(partial(torch.cuda.synchronize, device))
     if device.type == "mps":
         return SyncClock(torch.mps.synchronize), SyncClock(torch.mps.synchronize)
     return Clock(), Clock()
