@@ -22,9 +22,10 @@ from diffprune.core.site import (
 from diffprune.core.vlm import Shape
 from diffprune.embedded import vlm as embedded
 from diffprune.models.llava import Llava
-from diffprune.timing import flops, roofline
+from diffprune.timing import eager, flops, roofline
+from diffprune.timing.clock import Clock
 from diffprune.timing.eager import native, prepare
-from diffprune.timing.measured_cost import counted_encoder_flops, counted_flops
+from diffprune.timing.measured_cost import cost_of, counted_encoder_flops, counted_flops
 from diffprune.vlm.load import load
 
 SEVEN = Shape(
@@ -187,6 +188,27 @@ def test_the_encoder_of_a_picture_in_tiles_is_counted_by_its_tiles() -> None:
     assert tiles > 1 and int(one["num_tiles"].sum()) == 1
     assert counted_encoder_flops(vlm, several) == tiles * counted_encoder_flops(vlm, one)
     assert counted_encoder_flops(vlm, one) == pytest.approx(flops.encoder_flops(vlm.shape), rel=0.2)
+
+
+@pytest.mark.parametrize("family", ["paligemma", "gemma3", "qwen2_vl"])
+@torch.inference_mode()
+def test_tokens_that_see_each_other_both_ways_are_counted_so(family: str) -> None:
+    """Oracle: the pairs one by one. PaliGemma's prompt is all of one block, which is what torch counts; Gemma's pictures are."""
+    vlm, clock = load(f"tiny({family})", device="cpu"), Clock()
+    inputs = prepare(vlm, _pictures(1), ["is there a red circle"], frozenset())
+    kept = 3
+    ready = native(vlm, inputs, [kept])
+    found, shape = cost_of(vlm, "native", ready, inputs.pixels, clock, eager), vlm.shape
+    length = ready.sequence
+    visual = set(ready.packed.prompts.slots[0].nonzero()[:, 0].tolist())
+    assert len(visual) == kept
+    block = {"paligemma": set(range(length)), "gemma3": visual, "qwen2_vl": set()}[family]
+    pairs = sum(key <= query or {key, query} <= block for query in range(length) for key in range(length))
+    attended = shape.layers * shape.heads * shape.head_dim
+    causal = flops.prefill_flops(shape, (kept,) * shape.layers, length - kept)
+    assert found.prefill_flops == causal + 4 * attended * (pairs - length * (length + 1) // 2)
+    more = flops.causal_half(shape, (kept,) * shape.layers, length - kept, (len(block),) * shape.layers)
+    assert found.counted_flops == pytest.approx(found.prefill_flops + more, rel=0.02) and (more == 0) == (family == "paligemma")
 
 
 def _pictures(number: int) -> list:  # type: ignore[type-arg]

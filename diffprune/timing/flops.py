@@ -1,9 +1,10 @@
 """FLOPs and KV bytes of a forward pass, by arithmetic from a shape and the visual tokens that enter each decoder layer.
 
 FLOPs are 2 x multiply-adds. Attention is counted *causal*: query i sees i + 1 keys, so n (n + 1) / 2 pairs instead of n^2, which
-is what fused kernels compute. torch's own counter takes the full square; `causal_half` is the difference, to be added before the
-two are compared. The output head is counted on the last position only. Left out, as everywhere: norms, rotary embedding, softmax,
-biases and the scorer (under 1 %). A method is never asked anything: only its plan of cuts and the counts that were left.
+is what fused kernels compute; tokens that see each other both ways, as pictures do in some decoders, are all pairs. torch's own
+counter takes the full square; `causal_half` is the difference, to be added before the two are compared. The output head is counted
+on the last position only. Left out, as everywhere: norms, rotary embedding, softmax, biases and the scorer (under 1 %). A
+method is never asked anything: only its plan of cuts and the counts that were left.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ def layer_weights(shape: Shape) -> int:
     return shape.width * (query + 2 * keys) + query * shape.width + 3 * shape.width * shape.ffn
 
 
-def prefill_flops(shape: Shape, visual: Sequence[float], text: float | Sequence[float]) -> float:
+def prefill_flops(shape: Shape, visual: Sequence[float], text: float | Sequence[float], mutual: Sequence[float] = ()) -> float:
     """One image through the decoder and the head of its last position.
 
     visual: visual tokens entering each layer (`core.site.tokens_per_layer`); text: text tokens, the frame and separators included,
-    in all layers or in each.
+    in all layers or in each; mutual: tokens in each layer that see each other both ways (none where it is empty).
     """
     weights, query, lengths = layer_weights(shape), _attention_width(shape), _lengths(shape, visual, text)
-    return sum(2 * n * weights + 2 * query * n * (n + 1) for n in lengths) + 2 * shape.width * shape.vocabulary
+    pairs = sum(n * (n + 1) for n in lengths) + sum(n * (n - 1) for n in mutual)  # twice as many
+    return sum(2 * n * weights for n in lengths) + 2 * query * pairs + 2 * shape.width * shape.vocabulary
 
 
 def _lengths(shape: Shape, visual: Sequence[float], text: float | Sequence[float]) -> list[float]:
@@ -41,9 +43,10 @@ def _lengths(shape: Shape, visual: Sequence[float], text: float | Sequence[float
     return [seen + other for seen, other in zip(visual, others, strict=True)]
 
 
-def causal_half(shape: Shape, visual: Sequence[float], text: float | Sequence[float]) -> float:
-    """FLOPs that a counter of full attention sees above `prefill_flops`: 2 q n (n - 1) in each layer."""
-    return sum(2 * _attention_width(shape) * n * (n - 1) for n in _lengths(shape, visual, text))
+def causal_half(shape: Shape, visual: Sequence[float], text: float | Sequence[float], mutual: Sequence[float] = ()) -> float:
+    """FLOPs that a counter of full attention sees above `prefill_flops`: 2 q n (n - 1) in each layer, less those of `mutual`."""
+    pairs = sum(n * (n - 1) for n in _lengths(shape, visual, text)) - sum(n * (n - 1) for n in mutual)
+    return 2 * _attention_width(shape) * pairs
 
 
 def encoder_flops(shape: Shape) -> float:
@@ -79,7 +82,7 @@ def product(rows: float, inward: float, outward: float, element_bytes: int) -> W
 
 
 def prefill_work(shape: Shape, visual: Sequence[float], text: float, batch: int, element_bytes: int) -> list[Work]:
-    """The parts of one prefill of `batch` equal rows, in order; their FLOPs sum to `batch` times `prefill_flops`.
+    """The parts of one prefill of `batch` equal rows, read causally, in order; their FLOPs sum to `batch` times `prefill_flops`.
 
     Products are q with k and v, causal attention by a fused kernel (reads q, k, v and writes its output once), output, gate with
     up, down, and the head of the last position. Element-wise traffic is that of unfused operations, each reading and writing its

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 
 import torch
@@ -34,6 +35,14 @@ def counted_encoder_flops(vlm: VLM, pixels: dict[str, Tensor]) -> float:
     return float(counter.get_total_flops())
 
 
+def _mutual(vlm: VLM, packed: pruning.Packed, visual: Sequence[float], others: Sequence[float]) -> Sequence[float]:
+    """Tokens in each layer that see each other both ways: none, the picture's, or the whole prompt where that is one block."""
+    if vlm.packs:
+        return ()
+    whole = vlm.blocks(vlm.token_inputs(packed.prompts)) is not None
+    return [seen + other for seen, other in zip(visual, others, strict=True)] if whole else visual
+
+
 @torch.inference_mode()
 def cost_of(vlm: VLM, arm: str, ready: Ready, pixels: dict[str, Tensor], clock: Clock, mode: Mode) -> Cost:
     """Cost of one image (batch 1), with the proof that its tokens were removed; a graph has its memory beforehand.
@@ -54,7 +63,8 @@ def cost_of(vlm: VLM, arm: str, ready: Ready, pixels: dict[str, Tensor], clock: 
     others = [text - beside[0] + there for there in beside]
     peak = float(torch.cuda.max_memory_allocated(vlm.device) - before) if cuda else float("nan")
     return Cost(
-        arm=arm, visual_kept=fmean(visual), text_tokens=text, prefill_flops=flops.prefill_flops(shape, visual, others),
+        arm=arm, visual_kept=fmean(visual), text_tokens=text,
+        prefill_flops=flops.prefill_flops(shape, visual, others, _mutual(vlm, packed, visual, others)),
         encoder_flops=counted_encoder_flops(vlm, pixels),
         counted_flops=counted_flops(vlm, ready) if ready.keywords else float("nan"),
         kv_bytes=flops.kv_bytes(shape, visual, others, vlm.model.dtype.itemsize),
