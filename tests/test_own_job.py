@@ -121,6 +121,45 @@ def test_tune_and_measure_ask_what_the_job_is_evaluated_on(embedded: VLM) -> Non
         measuring.cells(embedded, [Spec("random")], [Keep(8)], job.measurement.model_copy(update={"batches": (4, 9)}))
 
 
+MINE = """from diffprune.job import *
+job = Job(
+    name="mine", baselines=("unpruned", "random"), budgets=("Keep(8)",), evaluate=Evaluation(protocol="lmms_eval"),
+    tune=Tuning({tune}), measure=Measurement(),
+)"""
+
+
+@pytest.mark.parametrize(
+    ("short", "given", "found"),
+    [
+        ({}, {}, ("lmms_eval",) * 3),
+        ({"protocol": "llava"}, {}, ("llava",) * 3),
+        ({}, {"measure.protocol": "llava"}, ("lmms_eval", "lmms_eval", "llava")),
+        ({}, {"tune.repeats": 1, "measure.rounds": 7}, ("lmms_eval",) * 3),
+    ],
+)
+def test_the_protocol_of_the_job_is_that_of_tune_and_measure(
+    short: dict[str, Any], given: dict[str, Any], found: tuple[str, str, str]
+) -> None:
+    """The way of every command line: it made a copy in which every default had been given."""
+    Path("mine.py").write_text(MINE.format(tune=""))
+    job = configure("run", "mine.py", None, short, given)
+    assert job.evaluate and job.tuning and job.measurement
+    assert (job.evaluate.protocol, job.tuning.protocol, job.measurement.protocol) == found
+    noted = settings.noted(job)
+    assert (noted["tune"]["protocol"], noted["measure"]["protocol"]) == found[1:]
+
+
+def test_a_protocol_of_its_own_stays_that_of_tune() -> None:
+    Path("mine.py").write_text(MINE.format(tune="protocol='llava'"))
+    job = configure("run", "mine.py", None, {}, {})
+    assert job.tuning and job.measurement and (job.tuning.protocol, job.measurement.protocol) == ("llava", "lmms_eval")
+
+
+def test_settings_within_settings_that_a_job_leaves_to_their_defaults_can_be_set() -> None:
+    Path("mine.py").write_text(MINE.format(tune=""))
+    assert configure("run", "mine.py", None, {}, {"assumed.visual": 240, "config.model_type": "llava"}).assumed.visual == 240
+
+
 @pytest.mark.parametrize(
     ("there", "evaluated", "given", "found"),
     [

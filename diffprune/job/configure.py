@@ -54,10 +54,16 @@ def configure(
         raise ValueError(explain(error)) from None
 
 
-def _tree(settings: BaseModel) -> dict[str, Any]:
+def _tree(job: Job) -> dict[str, Any]:
     """Settings as nested dictionaries of values; sections that are None are left out."""
-    values = {key: getattr(settings, key) for key in type(settings).model_fields}
-    return {key: _tree(v) if isinstance(v, BaseModel) else v for key, v in values.items() if v is not None}
+    values = {key: getattr(job, key) for key in Job.model_fields}
+    return {key: _given(v) if isinstance(v, BaseModel) else v for key, v in values.items() if v is not None}
+
+
+def _given(section: BaseModel) -> dict[str, Any]:
+    """Of a section what was given: what was left to a default still is, as some of them are the job's (`tune.protocol`)."""
+    values = {key: getattr(section, key) for key in type(section).model_fields if key in section.model_fields_set}
+    return {key: _given(v) if isinstance(v, BaseModel) else v for key, v in values.items() if v is not None}
 
 
 def tiny_settings(job: Job | None) -> dict[str, Any]:

@@ -169,9 +169,8 @@ class Job(BaseModel):
         asked = self.tune.benchmarks or (own.benchmarks if own else ())
         if not asked and self.model.name != "embedded":
             raise ValueError(f"nothing says what to ask {self.model} while tuning: name a benchmark, as in --benchmark ...")
-        protocol = own.protocol if own and "protocol" not in self.tune.model_fields_set else self.tune.protocol
         tested = own.split if own else self.tune.tested
-        return self.tune.model_copy(update={"benchmarks": asked, "protocol": protocol, "tested": tested})
+        return self.tune.model_copy(update={"benchmarks": asked, "protocol": self.protocol(self.tune), "tested": tested})
 
     @property
     def measurement(self) -> Measurement | None:
@@ -186,8 +185,12 @@ class Job(BaseModel):
         asked = self.measure.benchmark or (own.benchmarks[0] if own else None)
         if not asked and self.model.name != "embedded":
             raise ValueError(f"nothing says what to ask {self.model} while measuring: name a benchmark, as in --benchmark ...")
-        protocol = own.protocol if own and "protocol" not in self.measure.model_fields_set else self.measure.protocol
-        return self.measure.model_copy(update={"benchmark": asked, "protocol": protocol})
+        return self.measure.model_copy(update={"benchmark": asked, "protocol": self.protocol(self.measure)})
+
+    def protocol(self, section: Tuning | Measurement) -> str:
+        """Whose prompts and rules `tune` or `measure` asks by: its own where they were given, else the evaluation's."""
+        given = "protocol" in section.model_fields_set
+        return self.evaluate.protocol if self.evaluate and not given else section.protocol
 
     def scorers(self, folder: Path) -> dict[tuple[Spec, int], Path]:
         """Where the scorer of each method and seed is, or will be, saved."""

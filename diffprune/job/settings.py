@@ -44,8 +44,13 @@ def keep(job: Job, folder: Path, stages: Sequence[str]) -> None:
 
 
 def noted(job: Job) -> dict[str, Any]:
-    """Every setting that can change a result, and whom the report is about, as JSON values."""
-    return job.model_dump(mode="json", exclude=set(SILENT))
+    """Every setting that can change a result, and whom the report is about, as JSON values; the protocol of `tune` and `measure` as
+    it is asked by."""
+    found = job.model_dump(mode="json", exclude=set(SILENT))
+    for section in ("tune", "measure"):
+        if own := getattr(job, section):
+            found[section]["protocol"] = job.protocol(own)
+    return found
 
 
 def subject(folder: Path | str) -> str:
