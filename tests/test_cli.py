@@ -19,7 +19,7 @@ from diffprune.job.plan import Plan
 from diffprune.vlm.load import load
 
 ATTENTION = ("evaluate", "--pruner", "attention")
-SHORT = ("model", "scorers", "pruners", "budgets", "benchmarks", "limit", "steps", "targets")
+SHORT = job_verbs.SHORT
 
 
 def asked(verb: str, job: str | None = None, settings: dict[str, object] | None = None, **short: object) -> Job:
@@ -36,6 +36,31 @@ def test_a_setting_of_training_holds_for_methods_that_have_one_of_their_own() ->
     apart = ({"pruner": "diffprune", "steps": 7},)
     job = asked("run", "demo", {"train.steps": 30, "train.methods": apart})
     assert [job.train.of(spec).steps for spec in plain.pruners] == [7 if spec.name == "diffprune" else 30 for spec in plain.pruners]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_workers_are_those_of_the_verb(by_hand: bool) -> None:
+    """`--workers` was without effect on training, whose processes are the recipe's; how many they are is in no key of a scorer. A
+    run keeps the recipe's, which its steps and GPUs have to be enough for."""
+    images = {"train.images": 8, "train.validation_images": 8}
+    given = ({**images, "workers": 4}, None) if by_hand else (images, 4)
+    plain = asked("run", "demo", images)
+    assert plain.train and plain.workers == plain.train.workers == 2
+    for verb, found in {"train": (2, 4), "evaluate": (4, 2), "run": (4, 2)}.items():
+        job = asked(verb, "demo", given[0], workers=given[1])
+        assert job.train and (job.workers, job.train.workers) == found, verb
+        assert all(job.train.key(spec) == plain.train.key(spec) for spec in plain.train.pruners)
+    assert asked("search", "tune_training", workers=4).workers == 4
+
+
+def test_workers_of_the_command_line_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr(pipeline, "run", lambda job, *_, **__: jobs.append(job))
+    line = ["--set", "train.images=8", "--set", "train.validation_images=8", "--workers", "8"]
+    assert commands.call(["train", "demo", *line]) == commands.call(["run", "demo", *line]) == (0, "")
+    assert [(job.workers, job.train and job.train.workers) for job in jobs] == [(2, 8), (8, 2)]
+    code, sentence = commands.call(["train", "demo", "--workers", "64"])
+    assert code == 2 and "each of the 64 workers needs one" in sentence and "\n" not in sentence
 
 
 def test_help_does_not_wait_for_torch_or_ray() -> None:

@@ -29,7 +29,7 @@ EPILOGUE = (
 
 
 SHORT = (
-    "model", "scorers", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets", "trackers", "gpus",
+    "model", "scorers", "pruners", "budgets", "benchmarks", "limit", "protocol", "steps", "targets", "trackers", "workers", "gpus",
 )  # fmt: skip
 OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.argument("job", required=False),
@@ -52,7 +52,12 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--target", "targets", type=float, multiple=True, help="Prefill speedup to tune for, e.g. 2; may be repeated."),
     click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change any setting of the job, e.g. train.steps=50."),
     click.option("--tracker", "trackers", multiple=True, help="Told beside TensorBoard: wandb or mlflow; may be repeated."),
-    click.option("--workers", type=click.IntRange(1, 4096), help="Processes that share the work. [default: the job's]"),
+    click.option(
+        "--workers",
+        type=click.IntRange(1, 4096),
+        help="Processes that share the trials of search, the training of train and the questions of evaluate; run trains with "
+        "train.workers. [default: the job's]",
+    ),
     click.option("--gpus", type=click.FloatRange(0, 64), help="Of every worker; a share, as 0.5, where several use one."),
     click.option("--address", help="Of a running Ray cluster; without it one is started on this machine and stopped at the end."),
     click.option("--tiny", is_flag=True, help="The job on its family's tiny random instance, a few steps: tries the very code."),
@@ -80,9 +85,7 @@ def _perform(verb: str, options: dict[str, Any]) -> None:
 
     stages = (verb,) if verb in pipeline.STAGES else pipeline.STAGES
     job = configured(verb, asked, options)
-    pipeline.run(
-        job, options["out"], stages=stages, workers=options["workers"], address=options["address"], dry_run=options["dry_run"]
-    )
+    pipeline.run(job, options["out"], stages=stages, address=options["address"], dry_run=options["dry_run"])
 
 
 def configured(verb: str, asked: str | None, options: Mapping[str, Any]) -> Any:
@@ -205,7 +208,7 @@ def _cost(gpu: str | None, rates: Path | None, **options: Any) -> None:
     own = options["out"] / job.name
     known = cost.read(rates or own, gpu) if rates or gpu else cost.own(own)
     pipeline.run(
-        job, options["out"], workers=options["workers"], dry_run=True,
+        job, options["out"], dry_run=True,
         tell=lambda plan, stages: click.echo("\n".join(cost.lines(plan, stages, known))),
     )  # fmt: skip
 

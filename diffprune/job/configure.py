@@ -43,7 +43,9 @@ def configure(
         _put(tree, path, value)
     if name is not None:
         tree["name"] = name
-    given = (*_long(verb, short, tree), *settings.items())
+    given = [*_long(verb, short, tree), *settings.items()]
+    if verb == "train":  # whose processes are its recipe's
+        given = [("train.workers" if path == "workers" else path, value) for path, value in given]
     _check_used(verb, [path for path, _ in given], tree, job)
     for path, value in given:
         _put(tree, path, value)
@@ -145,6 +147,7 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any]) -> list[
         "steps": f"{recipe}.steps",
         "targets": "tune.targets",
         "trackers": "trackers",
+        "workers": "workers",
         "gpus": "gpus",
     }
     return found + [(path, given[key]) for key, path in paths.items() if key in given]

@@ -53,7 +53,6 @@ def run(
     out: Path | str = "runs",
     *,
     stages: Sequence[str] = STAGES,
-    workers: int | None = None,
     address: str | None = None,
     dry_run: bool = False,
     tell: Callable[[Plan, Sequence[str]], None] = Plan.show,
@@ -69,7 +68,6 @@ def run(
         SweepFailed: some cells have no result; all stages went to their end.
     """
     folder = Path(out) / job.name
-    job = job if workers is None else job.model_copy(update={"workers": workers})
     asked = _wanted(job, stages)
     if not dry_run:
         refuse_if_held(folder / "store", job.name)
