@@ -112,6 +112,24 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (("evaluate", "demo", "--target", "2"), "evaluate has no use for tune.targets: give it to tune"),
         (("measure", "demo", "--set", "evaluate.limit=4"), "measure has no use for evaluate.limit"),
         ((*ATTENTION, "--budget", "3", "--set", "train.steps=4"), "evaluate has no use for train.steps"),
+        (
+            ("tune", "--pruner", "attention", "--budget", "32", "--target", "2"),
+            "tune has no use for --budget, which evaluate, measure and run use: leave it out",
+        ),
+        (("tune", "demo", "--set", "budgets=[7]"), "tune has no use for --set budgets, which evaluate, measure and run use"),
+        (("tune", "demo", "--workers", "2"), "tune has no use for --workers, which search, train, evaluate and run use"),
+        (("measure", "demo", "--workers", "2"), "measure has no use for --workers, which search, train, evaluate and run use"),
+        (
+            ("report", "demo", "--pruner", "random", "--budget", "8", "--steps", "5"),
+            "report has no use for --pruner, which tune, evaluate, measure and run use: leave it out",
+        ),
+        (("report", "demo", "--budget", "8"), "report has no use for --budget, which evaluate, measure and run use"),
+        (("report", "demo", "--gpus", "1"), "report has no use for --gpus, which search, train, tune, evaluate, measure and run use"),
+        (("report", "demo", "--steps", "5"), "report has no use for train.steps: give it to train"),
+        (("report", "demo", "--scorer", "diffprune"), "report has no use for train.pruners: give it to train"),
+        (("report", "demo", "--target", "2"), "report has no use for tune.targets: give it to tune"),
+        (("report", "demo", "--benchmark", "world('pope')"), "report has no use for evaluate.benchmarks: give it to evaluate"),
+        (("report", "demo", "--address", "auto"), "report has no use for --address"),
         (("run", "tune_training", "--set", "train.steps=5"), "tune_training has no train, so train.steps would change nothing"),
         (("run",), "diffprune run demo"),
         (("run", "dmo"), "did you mean 'demo'"),
@@ -196,6 +214,13 @@ def test_a_method_of_three_seeds_has_three_times_the_cells_before_it_is_trained(
     assert len(plan.cells("measure")) == 4 * 5, "counts cost the same with any weights; five sessions"
     plan = Plan(asked("run", "demo", only | {"budgets": ["Above(0.5)"]}), Path("runs/demo"), load("embedded"))
     assert len(plan.cells("measure")) == 3 * 5, "a threshold lets every scorer keep other numbers"
+
+
+def test_a_report_of_a_job_takes_what_says_which_chapter_is_first() -> None:
+    job = asked("report", "demo", {"title": "other", "subject": "attention"}, limit=7, protocol="lmms_eval", model="owner/name")
+    assert Plan(job, Path("runs/demo"), None).setting == {
+        "model": "owner/name", "protocol": "lmms_eval", "split": "test", "limit": "7", "answer_tokens": "all", "batch": "64",
+    }  # fmt: skip
 
 
 def test_settings_change_a_copy_of_the_job() -> None:

@@ -34,6 +34,7 @@ from diffprune.evaluate.cells import cells as evaluation_cells
 from diffprune.io.job_files import known, run_name
 from diffprune.io.run_lock import lock
 from diffprune.job import pipeline, settings
+from diffprune.job import plan as planning
 from diffprune.job.configure import configure
 from diffprune.job.files import load_job
 from diffprune.job.job import SECTIONS, Job
@@ -337,8 +338,8 @@ def test_a_truncated_picture_is_told_before_the_start(verb: str) -> None:
     place = shelves(Path("mine"), "test", "calibration")
     broken = place / ("calibration" if verb == "tune" else "test") / "6.png"
     broken.write_bytes(broken.read_bytes()[:-40])
-    line = [verb, "--pruner", "grid", "--budget", "3", "--benchmark", "custom('mine')", "--dry-run"]
-    more = ["--set", "tune.calibration=4", "--set", "tune.held_out=4"] if verb == "tune" else []
+    line = [verb, "--pruner", "grid", "--benchmark", "custom('mine')", "--dry-run"]
+    more = ["--set", "tune.calibration=4", "--set", "tune.held_out=4"] if verb == "tune" else ["--budget", "3"]
     code, sentence = commands.call(line + more)
     assert (code, "\n" in sentence) == (2, False), sentence
     assert "metadata.jsonl line 7 is damaged or cut short" in sentence
@@ -362,8 +363,8 @@ def test_a_grader_that_fails_is_told_before_the_start(
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     monkeypatch.delitem(sys.modules, "my_rule", raising=False)
     benchmark = "custom('mine', grader='my_rule:same')"
-    line = [verb, "--pruner", "grid", "--budget", "3", "--benchmark", benchmark, "--dry-run"]
-    more = ["--set", "tune.calibration=4", "--set", "tune.held_out=4"] if verb == "tune" else []
+    line = [verb, "--pruner", "grid", "--benchmark", benchmark, "--dry-run"]
+    more = ["--set", "tune.calibration=4", "--set", "tune.held_out=4"] if verb == "tune" else ["--budget", "3"]
     code, sentence = commands.call(line + more)
     monkeypatch.delitem(sys.modules, "my_rule", raising=False)
     assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
@@ -401,9 +402,32 @@ def broken(body: str) -> None:
 @pytest.mark.parametrize("verb", ["evaluate", "tune", "measure"])
 def test_a_method_that_cannot_run_is_told_before_the_start(verb: str, body: str, says: str) -> None:
     broken(body)
-    code, sentence = commands.call([verb, "--pruner", "random", "--pruner", "broken", "--budget", "3"])
+    code, sentence = commands.call([verb, "--pruner", "random", "--pruner", "broken", *([] if verb == "tune" else ["--budget", "3"])])
     assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
     assert not Path("runs").exists()
+
+
+def test_no_budget_of_the_job_keeps_a_method_from_being_tuned() -> None:
+    """Tuning finds budgets itself: three tokens, which two whole layers see more than, are nothing it would ask for."""
+    Path("mine.py").write_text(
+        "from diffprune.job import *\njob = Job(name='mine', baselines=('unpruned', 'fastv'), budgets=('Keep(3)',),\n"
+        "    tune=Tuning(targets=(1.5,), benchmarks=(\"world('pope')\",)), evaluate=Evaluation())"
+    )
+    code, sentence = commands.call(["evaluate", "mine.py", "--dry-run"])
+    assert code == 2 and "cannot meet Keep(3)" in sentence
+    assert commands.call(["tune", "mine.py", "--dry-run"]) == (0, "")
+
+
+def test_a_report_of_a_job_asks_nothing_of_its_scorers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run with other settings of training, of which the verb takes none, it writes the page of what is there."""
+    publish(Store("runs/demo/store"), cell(), answers(6))
+
+    def otherwise(*_: Any) -> Any:
+        raise ValueError("was trained with other settings")
+
+    monkeypatch.setattr(planning, "missing", otherwise)
+    assert commands.call(["evaluate", "demo"]) == (2, "was trained with other settings")
+    assert commands.call(["report", "demo"]) == (0, "") and Path("runs/demo/report/report.html").is_file()
 
 
 @pytest.mark.parametrize("spelling", ["random", "grid", "attention"])

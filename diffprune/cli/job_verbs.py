@@ -79,6 +79,8 @@ def _perform(verb: str, options: dict[str, Any]) -> None:
         return _report(folder, options)
     if asked is None and verb == "run":
         raise ValueError("run needs a job: diffprune run demo")
+    if verb == "report" and options["address"]:
+        raise ValueError("report has no use for --address, which only the verbs that start Ray use: leave it out")
     if not options["dry_run"]:
         _refuse_if_held(verb, asked, options)
     from diffprune.job import pipeline

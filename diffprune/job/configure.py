@@ -19,7 +19,17 @@ READ = {  # sections, or settings of them, by verb; all of them by a verb that i
     "search": ("search",), "train": ("train",), "evaluate": ("train", "evaluate"),
     "tune": ("train", "tune", "evaluate.benchmarks", "evaluate.protocol", "evaluate.split"),
     "measure": ("train", "measure", "evaluate.benchmarks", "evaluate.protocol"),
+    "report": tuple(f"evaluate.{name}" for name in ("protocol", "split", "limit", "batch", "answer_tokens")),  # of the first chapter
 }  # fmt: skip
+MODELS = ("train.model", "search.recipe.model")
+WORK = ("search", "train", "tune", "evaluate", "measure")
+USED = {  # settings that stand in no section and that not every verb uses: their options, and the verbs that do, beside `run`
+    "baselines": ("--pruner", ("tune", "evaluate", "measure")),
+    "budgets": ("--budget", ("evaluate", "measure")),
+    "workers": ("--workers", ("search", "train", "evaluate")),
+    "gpus": ("--gpus", WORK),
+    "trackers": ("--tracker", WORK),
+}
 
 
 def configure(
@@ -46,6 +56,7 @@ def configure(
     given = [*_long(verb, short, tree), *settings.items()]
     if verb == "train":  # whose processes are its recipe's
         given = [("train.workers" if path == "workers" else path, value) for path, value in given]
+    _check_own(verb, [path for path, _ in given], settings)
     _check_used(verb, [path for path, _ in given], tree, job)
     for path, value in given:
         _put(tree, path, value)
@@ -124,7 +135,7 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any]) -> list[
     recipe = "search.recipe" if verb == "search" or ("search" in tree and "train" not in tree) else "train"  # whose recipe is meant
     if "model" in given:
         found += [("model", given["model"])]
-        found += [(f"{place}.model", given["model"]) for place in ("train", "search.recipe") if place.partition(".")[0] in tree]
+        found += [(path, given["model"]) for path in MODELS if path.partition(".")[0] in tree]
     if "scorers" in given:
         found += [(f"{recipe}.pruners", given["scorers"])]
     if "pruners" in given and verb in ("search", "train"):
@@ -153,6 +164,15 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any]) -> list[
     return found + [(path, given[key]) for key, path in paths.items() if key in given]
 
 
+def _check_own(verb: str, paths: Sequence[str], settings: Collection[str]) -> None:
+    """Raises ValueError: a setting of the job itself that the verb does not use. settings: those that `--set` names."""
+    for path in paths:
+        option, users = USED.get(path, ("", ()))
+        if option and verb not in ("run", "demo", *users):
+            told = f"--set {path}" if path in settings else option
+            raise ValueError(f"{verb} has no use for {told}, which {', '.join(users)} and run use: leave it out")
+
+
 def _check_used(verb: str, paths: Sequence[str], tree: Mapping[str, Any], job: Job | None) -> None:
     """Raises ValueError: a setting of a section that the verb does not read, or that is not part of the job and would come to be by
     it. A job that is told what to train trains, and a verb's own section may be made."""
@@ -160,9 +180,11 @@ def _check_used(verb: str, paths: Sequence[str], tree: Mapping[str, Any], job: J
         section, dot, name = path.partition(".")
         if not dot or section not in SECTIONS or name.partition(".")[0] not in SECTIONS[section].model_fields:
             continue  # `_put` says what is wrong with it
+        if path in MODELS and section in tree:
+            continue  # one for all sections
         if not {section, path} & {*READ.get(verb, SECTIONS)} or (job is None and section != verb in SECTIONS):
             hint = f"give it to {section}"
-            if path == "train.pruners":
+            if path == "train.pruners" and verb != "report":
                 hint = "train it first, then name it with its weights, as in --pruner \"diffprune(weights='folder')\""
             raise ValueError(f"{verb} has no use for {path}: {hint}")
         if job is not None and section not in tree and section != verb and "train.pruners" not in paths:

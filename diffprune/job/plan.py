@@ -11,7 +11,7 @@ from typing import Any
 
 from diffprune import report
 from diffprune.core import registry
-from diffprune.core.budget import Above, Budget
+from diffprune.core.budget import Above, Budget, Share
 from diffprune.core.cell import Cell, Questions, SelectSpec, TuneSpec, describe, weights
 from diffprune.core.pruner import Pruner
 from diffprune.core.site import for_images
@@ -35,6 +35,7 @@ from diffprune.vlm.meta_model import configuration
 CELLS = ("tune", "evaluate", "measure")  # stages that ask cells of a model
 NUM_SCENES = 4  # pictures in the report
 UNTRAINED = "to be trained, seed"  # in place of the hash of weights that are not there yet
+TUNED_AT = Share(1 / 2)  # where only tuning is left, which finds budgets itself, methods are tried at this one, if they can meet it
 
 
 @dataclass
@@ -222,8 +223,8 @@ class Plan:
             tuning.check(self.vlm, self.job.tuning)
         for spec in self.job.evaluate.benchmarks if self.job.evaluate and "evaluate" in stages else ():
             registry.grader(spec)  # a user's function is imported now
-        left = self.untrained()
-        if left and needs and "train" not in stages:
+        left = self.untrained() if needs and "train" not in stages else []
+        if left:
             spec, seed = left[0]
             raise ValueError(
                 f"{spec}, seed {seed}, is not trained yet below {self.folder}: run `diffprune train` on this job, name and folder "
@@ -249,7 +250,9 @@ class Plan:
                 for (spec, seed), place in self.job.scorers(self.folder).items()
             ]
             trained += [wrapper for spec in trained for wrapper in self.job.wrappers(spec.without_places(), spec)]
-            preflight.check(self.vlm, [*self.job.baselines, *trained], asked, self.job.budgets, self.job.leave_out)
+            tunes = all(isinstance(cell.subject, TuneSpec) for cell in left)
+            budgets, leave_out = ((TUNED_AT,), True) if tunes else (self.job.budgets, self.job.leave_out)
+            preflight.check(self.vlm, [*self.job.baselines, *trained], asked, budgets, leave_out)
 
     def report(self, out: Path) -> None:
         """Page and tables in the folder `out`, from the records alone; then the short table."""
