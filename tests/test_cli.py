@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import ray
 
 from diffprune.cli import commands, job_verbs, set_option
+from diffprune.core.spec import Spec
 from diffprune.io.job_files import find_job
 from diffprune.job import pipeline
 from diffprune.job.configure import configure
@@ -214,6 +216,37 @@ def test_a_method_of_three_seeds_has_three_times_the_cells_before_it_is_trained(
     assert len(plan.cells("measure")) == 4 * 5, "counts cost the same with any weights; five sessions"
     plan = Plan(asked("run", "demo", only | {"budgets": ["Above(0.5)"]}), Path("runs/demo"), load("embedded"))
     assert len(plan.cells("measure")) == 3 * 5, "a threshold lets every scorer keep other numbers"
+
+
+def names(specs: Sequence[Spec]) -> list[str]:
+    return [spec.name for spec in specs]
+
+
+def test_methods_put_in_place_of_the_jobs_leave_nothing_said_of_those(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the job says of methods that it does not run any more is no mistake of who has named others."""
+    job = asked("evaluate", "demo", pruners=("attention",), budgets=("32",))
+    assert names(job.tuned) == ["diffprune", "gumbel_keepdrop", "attention"] and names(job.replaced) == ["diffprune"]
+    job = asked("run", "demo", scorers=("gumbel_topk",))
+    assert names(job.tuned) == ["grid", "attention"] and not job.replaced
+    job = asked("run", "ablation_questions", scorers=("diffprune",))
+    assert names(job.wrapped) == ["dpp"] and job.subject is None
+    job = asked("run", "demo", {"train": None, "subject": "grid"})
+    assert names(job.tuned) == ["grid", "attention"] and not job.replaced and job.subject == Spec("grid")
+    line = ["evaluate", "demo", "--pruner", "attention", "--budget", "32", "--name", "look", "--dry-run"]
+    code, sentence = commands.call(line)
+    assert code == 2 and "is not trained yet below runs/look" in sentence and "--set train=null" in sentence
+    assert commands.call([*line, "--set", "train=null"]) == (0, "") and "Attention  Keep(32)" in capsys.readouterr().out
+
+
+def test_methods_that_tune_is_given_are_tuned() -> None:
+    assert names(asked("tune", "demo", pruners=("random",)).tuned) == ["diffprune", "gumbel_keepdrop", "unpruned", "random"]
+    assert not asked("tune", "compare_gumbel", pruners=("random",)).tuned, "which is all of them, as before"
+
+
+@pytest.mark.parametrize("wrong", [{"tuned": ["grid"]}, {"replaced": ["grid"]}, {"subject": "grid"}, {"wrapped": ["dpp(grid)"]}])
+def test_what_is_said_of_methods_that_are_not_there_is_refused_where_it_is_given(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} names"):
+        asked("run", "demo", wrong, pruners=("attention",))
 
 
 def test_a_report_of_a_job_takes_what_says_which_chapter_is_first() -> None:

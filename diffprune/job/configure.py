@@ -62,6 +62,8 @@ def configure(
         _put(tree, path, value)
     _hold_for_all(tree, {*few, *(path for path, _ in given)})
     try:
+        if job is not None:
+            _drop_gone(verb, tree, {path for path, _ in given})
         return Job.model_validate(tree)
     except ValidationError as error:
         raise ValueError(explain(error)) from None
@@ -199,6 +201,30 @@ def _hold_for_all(tree: Mapping[str, Any], paths: Collection[str]) -> None:
     train = tree.get("train", {})
     if shared and "methods" not in asked and train.get("methods"):
         train["methods"] = tuple(own.model_copy(update=shared) for own in train["methods"])
+
+
+def _drop_gone(verb: str, tree: dict[str, Any], paths: Collection[str]) -> None:
+    """Methods that the options put out of the job leave what it says of its methods, unless that was given as well: who names
+    others has said nothing of them. Methods that `tune` is given join those it looks at.
+
+    Raises:
+        ValidationError: the methods cannot be those of a job.
+    """
+    if not {"baselines", "train", "train.pruners"} & {*paths}:
+        return
+    own = {"wrapped", "replaced", "tuned", "subject"} - {*paths}
+    job = Job.model_validate({key: value for key, value in tree.items() if key not in {*own, "replaced", "tuned", "subject"}})
+    trained = job.train.pruners if job.train else ()
+    if "wrapped" in own:
+        tree["wrapped"] = tuple(spec for spec in tree["wrapped"] if any(map(spec.wraps, trained)))
+    known = {*job.baselines, *trained, *(tree["wrapped"] if "wrapped" in own else job.wrapped)}
+    for name in own & {"replaced", "tuned"}:
+        tree[name] = tuple(spec for spec in tree[name] if spec in known)
+    if "subject" in own and tree.get("subject") not in known:
+        tree["subject"] = None
+    if verb == "tune" and "tuned" in own and tree["tuned"]:
+        named = (job.baselines if "baselines" in paths else ()) + (trained if "train.pruners" in paths else ())
+        tree["tuned"] = tuple(dict.fromkeys(tree["tuned"] + named))
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:

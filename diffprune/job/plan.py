@@ -228,7 +228,7 @@ class Plan:
             spec, seed = left[0]
             raise ValueError(
                 f"{spec}, seed {seed}, is not trained yet below {self.folder}: run `diffprune train` on this job, name and folder "
-                "first"
+                "first, or leave out what it trains, as in --set train=null"
             )
 
     def try_methods(self, stages: Sequence[str]) -> None:
