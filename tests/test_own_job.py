@@ -685,6 +685,33 @@ def test_a_report_is_made_of_a_run_folder_alone_and_elsewhere(capsys: pytest.Cap
     assert "questions failed: 0 of 6" in capsys.readouterr().out
 
 
+def test_the_page_again_of_a_folder_is_that_of_its_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its title, and the chapter of its own setting first, where the store has several; a folder's name where no title was noted."""
+    for limit in (None, 60):
+        for pruner in ("unpruned", "grid"):
+            publish(Store("runs/mine/store"), cell("embedded", limit, pruner), answers(20))
+    Path("mine.py").write_text(
+        "from diffprune.job import *\njob = Job(name='mine', title='Mine and yours', evaluate=Evaluation(limit=60, batch=8))"
+    )
+    settings.keep(load_job("mine.py"), Path("runs/mine"), ["evaluate"])
+    found = []
+    for line, place in ((["mine.py"], Path("runs/mine/report")), (["runs/mine", "--out", "page"], Path("page"))):
+        assert commands.call(["report", *line]) == (0, "")
+        page = re.sub("<pre>diffprune (run mine|report STORE --out FOLDER)</pre>", "", (place / "report.html").read_text())
+        found.append((page, (place / "report.md").read_text(), capsys.readouterr().out.partition("report:")[0]))
+    assert found[0] == found[1]
+    _, text, _ = found[0]
+    assert text.startswith("# Mine and yours\n") and text.index("limit 60") < text.index("limit all")
+    assert commands.call(["report", "runs/mine", "--out", "page", "--name", "other"]) == (0, "")
+    assert Path("page/report.md").read_text().startswith("# other\n")
+    note = json.loads(Path("runs/mine").rename("copied").joinpath("job.json").read_text())
+    older = {key: value for key, value in note.items() if key != "title"}
+    for noted, named in ({**note, "title": ""}, "mine"), (older, "copied"), ({"evaluate": 3}, "copied"):
+        Path("copied/job.json").write_text(json.dumps(noted))
+        assert commands.call(["report", "copied", "--out", "page"]) == (0, "")
+        assert Path("page/report.md").read_text().startswith(f"# {named}\n")
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 

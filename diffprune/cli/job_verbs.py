@@ -129,8 +129,9 @@ def _run_folder(asked: str) -> Path | None:
 
 
 def _report(folder: Path, options: Mapping[str, Any]) -> None:
-    """The report of a run's folder, which may be read-only, into --out if that was given; about the method that the page which is
-    there is about, unless `--set subject=...` names another, by its label or its spelling.
+    """The report of a run's folder, which may be read-only, into --out if that was given: under the run's own title, with the chapter
+    of its own setting first, and about the method that the page which is there is about, unless `--set subject=...` names another,
+    by its label or its spelling.
 
     Raises:
         ValueError: an option that a report of what is there has no use for, or no results of the subject.
@@ -151,14 +152,16 @@ def _report(folder: Path, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{out} has a store of its own, of which this page would not be: name another folder with --out")
     before = seen.commits(folder / "store")
     there = next((place for place in (folder / "report", folder) if (place / "numbers.csv").is_file()), folder)
-    subject = _label(pairs["subject"]) if "subject" in pairs else report.about(there) or _label(settings.subject(folder))
+    noted = settings.read(folder)
+    subject = _label(pairs["subject"]) if "subject" in pairs else report.about(there) or _label(str(noted.get("subject") or ""))
     found = report.read(folder / "store", subject)
     if "subject" in pairs and found.subject.label not in found.methods:
         known = ", ".join(label for label, method in found.methods.items() if method.kind != "bound")
         raise ValueError(f"a report about {pairs['subject']!r} needs results of it: {folder} has those of {known or 'no method'}")
-    made = report.report(found, out, title=options["name"] or folder.resolve().name)
+    title, asked = options["name"] or settings.title(noted) or folder.resolve().name, settings.chapter(noted)
+    made = report.report(found, out, title=title, asked=asked)
     seen.note(out, before)
-    print(f"\n{report.summary(found)}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
+    print(f"\n{report.summary(found, asked)}\n\nreport: {open_blobs(out)}/{made['html'].name}", flush=True)
 
 
 def _label(subject: str) -> str:

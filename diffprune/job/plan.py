@@ -21,7 +21,7 @@ from diffprune.embedded.world import SPLITS, WORLD_VERSION
 from diffprune.evaluate import grading
 from diffprune.evaluate.cells import cells as evaluation_cells
 from diffprune.io.blob_store import absolute, open_blobs
-from diffprune.job import changed_recipe, overlap, preflight, questions, seen, training_data, tuning
+from diffprune.job import changed_recipe, overlap, preflight, questions, seen, settings, training_data, tuning
 from diffprune.job.job import Job
 from diffprune.measure import measure
 from diffprune.store import Store
@@ -274,12 +274,7 @@ class Plan:
     @property
     def setting(self) -> dict[str, str]:
         """What of the job's evaluation tells its chapter of the report from others: columns of cells."""
-        own = self.job.evaluate
-        if own is None:
-            return {}
-        limits = {"limit": own.limit, "answer_tokens": own.answer_tokens}
-        told = {name: "all" if value is None else str(value) for name, value in limits.items()}
-        return {"model": str(self.job.model), "protocol": own.protocol, "split": own.split, "batch": str(own.batch)} | told
+        return settings.chapter(settings.noted(self.job))
 
     def show(self, stages: Sequence[str]) -> None:
         """Print what would be run, one line per method and budget, and how much of it is done."""

@@ -14,8 +14,10 @@ from diffprune.train.recipe import SHAPE_NOTHING
 
 FILE = "job.json"
 SILENT = (  # which change no result
-    "title", "workers", "gpus", "accelerator", "config", "assumed", "tiny", "report", "trackers",
+    "workers", "gpus", "accelerator", "config", "assumed", "tiny", "report", "trackers",
 )  # fmt: skip
+OF_THE_PAGE = ("name ", "title ", "subject ")  # how a change begins that is none of results
+CHAPTER = ("protocol", "split", "batch", "limit", "answer_tokens")  # of an evaluation, beside the model
 
 TIMED = ("rounds", "warmup", "slow_rounds", "decode_tokens", "spans", "inputs", "threads")  # how long and how often, in no key
 UNKEYED = {
@@ -30,11 +32,7 @@ def keep(job: Job, folder: Path, stages: Sequence[str]) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    new = noted(job)
-    try:
-        old: dict[str, Any] = parsed(open_blobs(folder).read(FILE))
-    except (OSError, ValueError):  # a note: a damaged one is written anew
-        old = {}
+    new, old = noted(job), read(folder)
     for sentence in told(old, new, stages) if old else ():
         print(sentence, flush=True)
     idle = {section for section in SECTIONS if section not in stages}  # what they ask was not asked now
@@ -44,8 +42,8 @@ def keep(job: Job, folder: Path, stages: Sequence[str]) -> None:
 
 
 def noted(job: Job) -> dict[str, Any]:
-    """Every setting that can change a result, and whom the report is about, as JSON values; the protocol of `tune` and `measure` as
-    it is asked by."""
+    """Every setting that can change a result, and the report's title and subject, as JSON values; the protocol of `tune` and
+    `measure` as it is asked by."""
     found = job.model_dump(mode="json", exclude=set(SILENT))
     for section in ("tune", "measure"):
         if own := getattr(job, section):
@@ -53,12 +51,26 @@ def noted(job: Job) -> dict[str, Any]:
     return found
 
 
-def subject(folder: Path | str) -> str:
-    """Spelling of the method that the run in a folder is to be about, "" where it names none or left no note."""
+def read(folder: Path | str) -> dict[str, Any]:
+    """What was noted in the folder of a run; {} where nothing was, or the note is damaged."""
     try:
-        return str(parsed(open_blobs(folder).read(FILE)).get("subject") or "")
+        return parsed(open_blobs(folder).read(FILE))
     except (OSError, ValueError):
-        return ""
+        return {}
+
+
+def chapter(found: Mapping[str, Any]) -> dict[str, str]:
+    """What of the evaluation in settings, as they are noted, tells its chapter of the report from others: columns of cells."""
+    own = found.get("evaluate")
+    if not isinstance(own, dict):
+        return {}
+    told = {"model": found.get("model", ""), **{name: own[name] for name in CHAPTER if name in own}}
+    return {name: "all" if value is None else str(value) for name, value in told.items()}
+
+
+def title(found: Mapping[str, Any]) -> str:
+    """Of the report of a run with these settings; "" where they were noted without one, as they once were."""
+    return str(found["title"] or found.get("name", "")) if "title" in found else ""
 
 
 def told(old: Mapping[str, Any], new: Mapping[str, Any], stages: Sequence[str]) -> Iterator[str]:
@@ -67,7 +79,7 @@ def told(old: Mapping[str, Any], new: Mapping[str, Any], stages: Sequence[str]) 
         yield f"this folder was made by the run {old.get('name')!r}, not by {new['name']!r}: what it holds is taken over"
     other = {section for section in SECTIONS if section not in stages}
     changed = [
-        line for line in changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith(("name ", "subject "))
+        line for line in changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith(OF_THE_PAGE)
     ]
     later = [line for line in changed if line.partition(" ")[0] in UNKEYED]
     apart = [line for line in changed if line not in later]
