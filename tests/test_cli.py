@@ -126,7 +126,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
             "report has no use for --pruner, which tune, evaluate, measure and run use: leave it out",
         ),
         (("report", "demo", "--budget", "8"), "report has no use for --budget, which evaluate, measure and run use"),
-        (("report", "demo", "--gpus", "1"), "report has no use for --gpus, which search, train, tune, evaluate, measure and run use"),
+        (("report", "demo", "--gpus", "1"), "report has no use for --gpus, which search, train, tune, evaluate, measure and run"),
         (("report", "demo", "--steps", "5"), "report has no use for train.steps: give it to train"),
         (("report", "demo", "--scorer", "diffprune"), "report has no use for train.pruners: give it to train"),
         (("report", "demo", "--target", "2"), "report has no use for tune.targets: give it to tune"),

@@ -402,7 +402,8 @@ def broken(body: str) -> None:
 @pytest.mark.parametrize("verb", ["evaluate", "tune", "measure"])
 def test_a_method_that_cannot_run_is_told_before_the_start(verb: str, body: str, says: str) -> None:
     broken(body)
-    code, sentence = commands.call([verb, "--pruner", "random", "--pruner", "broken", *([] if verb == "tune" else ["--budget", "3"])])
+    more = [] if verb == "tune" else ["--budget", "3"]
+    code, sentence = commands.call([verb, "--pruner", "random", "--pruner", "broken", *more])
     assert (code, says in sentence, "\n" in sentence) == (2, True, False), sentence
     assert not Path("runs").exists()
 
@@ -686,7 +687,7 @@ def test_a_report_is_made_of_a_run_folder_alone_and_elsewhere(capsys: pytest.Cap
 
 
 def test_the_page_again_of_a_folder_is_that_of_its_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its title, and the chapter of its own setting first, where the store has several; a folder's name where no title was noted."""
+    """Its title, and of several settings the chapter of its own first; the folder's name where no title was noted."""
     for limit in (None, 60):
         for pruner in ("unpruned", "grid"):
             publish(Store("runs/mine/store"), cell("embedded", limit, pruner), answers(20))

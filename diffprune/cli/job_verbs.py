@@ -129,9 +129,9 @@ def _run_folder(asked: str) -> Path | None:
 
 
 def _report(folder: Path, options: Mapping[str, Any]) -> None:
-    """The report of a run's folder, which may be read-only, into --out if that was given: under the run's own title, with the chapter
-    of its own setting first, and about the method that the page which is there is about, unless `--set subject=...` names another,
-    by its label or its spelling.
+    """The report of a run's folder, which may be read-only, into --out if that was given: under the run's own title, the chapter of
+    its own setting first, and about the method that the page which is there is about, unless `--set subject=...` names another, by
+    its label or its spelling.
 
     Raises:
         ValueError: an option that a report of what is there has no use for, or no results of the subject.

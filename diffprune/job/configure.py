@@ -19,7 +19,7 @@ READ = {  # sections, or settings of them, by verb; all of them by a verb that i
     "search": ("search",), "train": ("train",), "evaluate": ("train", "evaluate"),
     "tune": ("train", "tune", "evaluate.benchmarks", "evaluate.protocol", "evaluate.split"),
     "measure": ("train", "measure", "evaluate.benchmarks", "evaluate.protocol"),
-    "report": tuple(f"evaluate.{name}" for name in ("protocol", "split", "limit", "batch", "answer_tokens")),  # of the first chapter
+    "report": tuple(f"evaluate.{name}" for name in ("protocol", "split", "limit", "batch", "answer_tokens")),  # the first chapter
 }  # fmt: skip
 MODELS = ("train.model", "search.recipe.model")
 WORK = ("search", "train", "tune", "evaluate", "measure")

@@ -78,9 +78,7 @@ def told(old: Mapping[str, Any], new: Mapping[str, Any], stages: Sequence[str]) 
     if old.get("name") != new["name"]:
         yield f"this folder was made by the run {old.get('name')!r}, not by {new['name']!r}: what it holds is taken over"
     other = {section for section in SECTIONS if section not in stages}
-    changed = [
-        line for line in changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith(OF_THE_PAGE)
-    ]
+    changed = [line for line in changes(old, new, "") if line.partition(".")[0] not in other and not line.startswith(OF_THE_PAGE)]
     later = [line for line in changed if line.partition(" ")[0] in UNKEYED]
     apart = [line for line in changed if line not in later]
     since = f"settings changed since the last run of {new['name']!r}"
