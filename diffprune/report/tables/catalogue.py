@@ -18,7 +18,7 @@ from typing import Any
 from diffprune.core import registry
 from diffprune.core.budget import Share
 from diffprune.core.pruner import Kind, Pruner
-from diffprune.core.site import ENCODED, PROJECTED
+from diffprune.core.site import ENCODED, PROJECTED, for_images
 from diffprune.core.vlm import Shape
 from diffprune.report.analysis import labels, records, speed
 from diffprune.report.analysis.comparison import FULL, Budget, Comparison, chapters
@@ -171,7 +171,7 @@ def _end(plugin: Any) -> tuple[Entry, ...]:
 
 def _where(pruner: Pruner) -> str:
     """Where a method cuts, and of cuts inside the decoder, what is there before, between and behind them."""
-    cuts = pruner.cuts(Share(0.5), LLAVA)
+    cuts = for_images(pruner.cuts(Share(0.5), LLAVA), [LLAVA.visual_tokens])
     places, inside = [PLACES[cut.site] for cut in cuts if cut.site in PLACES], [cut for cut in cuts if cut.site not in PLACES]
     if inside:
         left = list(accumulate((cut.budget for cut in cuts), lambda seen, budget: budget.count(seen), initial=LLAVA.visual_tokens))
