@@ -16,7 +16,8 @@ from diffprune.core.vlm import VLM
 from diffprune.vlm import tiny as parts
 from tests import test_sliding_windows as windowed
 from tests.test_decoder_cuts import Staged, Watched, deep
-from tests.test_families import FAMILIES, Features, close, own, pictures, tiny
+from tests.test_families import FAMILIES, Features, own, pictures, tiny
+from tests.test_inside_turns import another, same
 
 OPTIONS: dict[str, Any] = {
     "max_new_tokens": 10, "do_sample": False, "suppress_tokens": [parts.IMAGE], "return_dict_in_generate": True,
@@ -57,9 +58,7 @@ def compare(vlm: VLM, method: Any, budget: Any, options: dict[str, Any], **other
     finally:
         hook.remove()
     assert asked[num] > 1, "the first forward has guesses"
-    assert torch.equal(found.sequences, plain.sequences)
-    for ours, theirs in zip(found.logits, plain.logits, strict=True):
-        close(ours, theirs)
+    same(found, plain)
     assert chosen is not None and again is not None and torch.equal(chosen.keep, again.keep)
 
 
@@ -92,3 +91,12 @@ def test_an_assistant_model_gives_the_answer_of_plain_decoding(family: str) -> N
     assistant = registry.find("models", family).tiny(seed=1).model
     compare(tiny(family), Features(), Keep(4), {**OPTIONS, "assistant_model": assistant})
     compare(deep(family), "fastv", Share(0.6), {**OPTIONS, "assistant_model": assistant})
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "paligemma", "qwen2_vl"])
+def test_another_turn_goes_on_with_a_cache_from_which_guesses_were_taken(family: str) -> None:
+    for vlm, method, budget in ((tiny(family), Features(), Keep(4)), (deep(family), "fastv", Share(0.6))):
+        given = repeating(vlm)
+        with diffprune.pruned(vlm.model, method, budget):
+            wanted, found = (another(vlm, given, vlm.model.generate(**given, **options)) for options in (OPTIONS, LOOKUP))
+        same(found, wanted)

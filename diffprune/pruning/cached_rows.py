@@ -83,8 +83,7 @@ class CachedRows:
             return since
         last = _last(self.full) + self.offset
         if where.ndim == 3 and len(where) == 1:  # a later turn of M-RoPE: places in the text, moved by the newest pictures
-            assert deltas is not None, "generate has moved these positions by them"
-            where, last = where[0] - deltas, last[0]
+            where, last = where[0] - (0 if deltas is None else deltas), last[0]
         elif where.ndim == 3:  # the text's coordinate where it is there
             where, last = where[0], last[-len(where)]
         elif last.ndim == 3:

@@ -301,6 +301,9 @@ def pruned(
     or their spellings, as in `pruned(model, "attention", 64)`. positions: "original" or "compact" (`pruning.cut`). A direct call of
     the model returns logits of the shortened rows, whose padding stands on the left.
 
+    A cache that a call inside has filled goes on in this block or in a later one of the same model, and nowhere else: outside, the
+    model would count tokens that are not in it.
+
     The block holds for the thread that enters it. To read a stream in one thread while another generates, enter it in the thread
     that calls generate; a call from elsewhere runs unpruned, with a warning.
 
