@@ -119,6 +119,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
             "tune has no use for --budget, which evaluate, measure and run use: leave it out",
         ),
         (("tune", "demo", "--set", "budgets=[7]"), "tune has no use for --set budgets, which evaluate, measure and run use"),
+        (("train", "tune_training", "--workers", "1"), "job 'tune_training' has no section train"),
         (("tune", "demo", "--workers", "2"), "tune has no use for --workers, which search, train, evaluate and run use"),
         (("measure", "demo", "--workers", "2"), "measure has no use for --workers, which search, train, evaluate and run use"),
         (
@@ -254,6 +255,15 @@ def test_a_report_of_a_job_takes_what_says_which_chapter_is_first() -> None:
     assert Plan(job, Path("runs/demo"), None).setting == {
         "model": "owner/name", "protocol": "lmms_eval", "split": "test", "limit": "7", "answer_tokens": "all", "batch": "64",
     }  # fmt: skip
+
+
+def test_a_model_is_that_of_every_section_whatever_the_verb_reads() -> None:
+    Path("both.py").write_text(
+        "from diffprune.job import *\njob = Job(name='both', train=Recipe(), search=Search(), tune=Tuning())"
+    )
+    for verb in ("search", "train", "tune", "report", "run"):
+        job = asked(verb, "both.py", model="owner/name")
+        assert job.train and job.search and job.model == job.train.model == job.search.recipe.model != Spec("embedded")
 
 
 def test_settings_change_a_copy_of_the_job() -> None:

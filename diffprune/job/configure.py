@@ -54,7 +54,7 @@ def configure(
     if name is not None:
         tree["name"] = name
     given = [*_long(verb, short, tree), *settings.items()]
-    if verb == "train":  # whose processes are its recipe's
+    if verb == "train" and "train" in tree:  # whose processes are its recipe's
         given = [("train.workers" if path == "workers" else path, value) for path, value in given]
     _check_own(verb, [path for path, _ in given], settings)
     _check_used(verb, [path for path, _ in given], tree, job)
