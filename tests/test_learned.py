@@ -268,6 +268,16 @@ def test_a_question_aware_scorer_reads_the_question_and_not_its_padding() -> Non
         assert float(order.max() - order.min()) > 1e-3, "not the same for all tokens, which would choose nothing"
 
 
+def test_words_that_match_a_token_speak_for_keeping_it_alone() -> None:
+    """A match that is added to the logits of keep and drop alike says nothing, and never trains."""
+    seen = tokens()
+    pruner = made("gumbel_keepdrop(question_aware=True)", seen)
+    score = pruner.score(seen)[seen.valid]
+    (score * torch.arange(float(len(score)))).sum().backward()
+    question = pruner.networks["scorer"].question
+    assert all(float(p.grad.abs().max()) > 1e-3 for p in (question.word.weight, question.gate.weight, question.strength))
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_scores_ignore_padding(spelling: str) -> None:
     seen = tokens()

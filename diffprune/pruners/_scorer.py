@@ -49,7 +49,10 @@ class Block(nn.Module):
 
 
 class LateInteraction(nn.Module):
-    """Question-aware scores: the mean question beside every token, and late interaction of tokens with every word.
+    """Question-aware scores: a summary of the question beside every token, and late interaction of tokens with every word.
+
+    The summary is the sum of mapped words over the root of their number, so that its size does not fall with the length of a
+    question whose words point in many directions.
 
     Late interaction: the best gated cosine between the token and a question word, which is mapped into the tokens' own space: words
     are few and tokens many, so that whatever is learnt here is paid per word.
@@ -64,7 +67,7 @@ class LateInteraction(nn.Module):
         self.strength = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, z: Tensor, x: Tensor, text: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """z [B N D], x [B N width], text [B T D_text], valid [B T] -> x with the mean question, match [B N]."""
+        """z [B N D], x [B N width], text [B T D_text], valid [B T] -> x with the summary of the question, match [B N]."""
         words = self.norm(text.float())
         weight = valid[..., None].float()
         gist = (self.gist(words) * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1).sqrt()
@@ -134,7 +137,7 @@ class Scorer(nn.Module):
             x = block(x, mask)
         out = self.head(self.norm(x))
         if match is not None:
-            out = out + match[..., None]
+            out = out + functional.pad(match[..., None], (0, out.shape[-1] - 1))  # of several logits the first, which keeps
         return out.squeeze(-1)
 
     def flops(self, num: int) -> float:
