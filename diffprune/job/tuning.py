@@ -19,7 +19,9 @@ def check(vlm: VLM, options: Tuning) -> None:
         ValueError: names the setting, and what would be right.
     """
     shape = vlm.shape
-    whole, least = (prefill_flops(shape, [count] * shape.layers, TEXT) for count in (vlm.num_visual_tokens, 1))
+    left = [[count] * shape.layers for count in (vlm.num_visual_tokens, 1)]
+    mutual = [[] if vlm.packs else [count + TEXT for count in counts] for counts in left]
+    whole, least = (prefill_flops(shape, counts, TEXT, both) for counts, both in zip(left, mutual, strict=True))
     for target in options.targets:
         if target <= 1:
             raise ValueError(f"tune.targets: {target:g} is no speedup, as keeping all tokens has 1: give numbers above 1")

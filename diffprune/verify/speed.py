@@ -102,9 +102,12 @@ WITH sessions AS (
 SELECT chapter, method, budget, batch, mode, ratio, exp(value) AS value, if(num = 1, low, exp(value - t * error)) AS low,
     if(num = 1, high, exp(value + t * error)) AS high
 FROM sessions LEFT JOIN student ON free = num - 1;
-CREATE TABLE headline_batch AS
-SELECT chapter, arg_max(batch, (num, batch)) AS batch FROM (
-    SELECT chapter, batch, count(*) AS num FROM speedup WHERE ratio = 'net' GROUP BY ALL) GROUP BY ALL;
+CREATE TABLE headline AS
+WITH counted AS (SELECT chapter, batch, mode, count(*) AS num FROM speedup WHERE ratio = 'net' GROUP BY ALL),
+size AS (
+    SELECT chapter, arg_max(batch, (num, batch)) AS batch FROM (
+        SELECT chapter, batch, sum(num) AS num FROM counted GROUP BY ALL) GROUP BY ALL)
+SELECT chapter, batch, arg_max(mode, (num, mode = 'eager')) AS mode FROM counted JOIN size USING (chapter, batch) GROUP BY ALL;
 
 CREATE TABLE cost_row AS
 WITH mean AS (
@@ -162,16 +165,16 @@ GROUP BY method, t.col;
 EXPECTED = """
 INSERT INTO expected BY NAME
 SELECT chapter, t.name AS "table", method || ' | ' || budget AS "row", 'net prefill speedup' AS "column", value, low, high
-FROM speedup JOIN headline_batch USING (chapter, batch), (VALUES ('headline'), ('thresholds')) t(name) WHERE ratio = 'net'
+FROM speedup JOIN headline USING (chapter, batch, mode), (VALUES ('headline'), ('thresholds')) t(name) WHERE ratio = 'net'
 UNION ALL BY NAME
 SELECT chapter, 'headline' AS "table", method || ' | ' || budget AS "row", 'overhead ms' AS "column", median AS value
-FROM medians JOIN headline_batch USING (chapter, batch) WHERE arm = 'pruned' AND span = 'overhead'
+FROM medians JOIN headline USING (chapter, batch, mode) WHERE arm = 'pruned' AND span = 'overhead'
 UNION ALL BY NAME
 SELECT chapter, 'headline' AS "table", method || ' | ' || budget AS "row", 'kept tokens' AS "column", kept AS value
-FROM kept_of JOIN headline_batch USING (chapter, batch) ANTI JOIN arms USING (chapter, method, budget)
+FROM kept_of JOIN headline USING (chapter, batch, mode) ANTI JOIN arms USING (chapter, method, budget)
 UNION ALL BY NAME
 SELECT chapter, 'methods' AS "table", o.method AS "row", 'overhead | ' || o.budget AS "column", 100 * o.median / f.median AS value
-FROM medians o JOIN medians f USING (chapter, method, budget, batch, mode) JOIN headline_batch USING (chapter, batch)
+FROM medians o JOIN medians f USING (chapter, method, budget, batch, mode) JOIN headline USING (chapter, batch, mode)
 WHERE o.arm = 'pruned' AND o.span = 'overhead' AND f.arm = 'full' AND f.span = 'prefill'
 UNION ALL BY NAME
 SELECT chapter, t.name AS "table", concat_ws(' | ', method, budget, batch, mode) AS "row", t.col AS "column", median AS value

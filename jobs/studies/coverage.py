@@ -6,8 +6,8 @@ Two arms answer the same questions: a question's group (picture) has a level of 
 each arm, questions of a group are 1 to 4, and each scorer seed shifts an arm's accuracy by a normal amount; where one in so many
 seeds fails, it is one of the first arm, and loses its points besides, which its mean over all seeds there could be counts. Rare
 changes lose answers that the unpruned arm has right, whole pictures at a time or one by one. Timings are log-normal around a
-machine that is slow in some rounds for both, independently or for many rounds on end. All of it goes through
-`diffprune.statistics` as records of a report do.
+machine that is slow in some rounds for both, independently or for many rounds on end. And the answers of a
+committed page, as if they were all there is, drawn anew. All of it goes through `diffprune.statistics` as records of a report do.
 
 Prints a Markdown table: of how many intervals held the truth, lay above it (all of it) or lay below it.
 """
