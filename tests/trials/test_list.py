@@ -92,7 +92,7 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
     21: ("other columns", ("test_store: test_other_columns_are_refused_by_name",)),
     22: ("a loss that is not finite", (
         "test_train: test_a_step_that_is_not_finite_is_skipped",
-        "test_train: test_a_loss_that_stays_bad_stops_the_run_and_keeps_the_last_good_state",
+        "test_train: test_a_loss_that_stays_bad_ends_it_and_keeps_the_last_good_state",
     )),
     23: ("broken rows and pictures", (
         "test_data: test_too_many_broken_rows_stop_the_run_and_name_the_first",
