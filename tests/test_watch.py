@@ -353,6 +353,7 @@ def test_a_run_in_a_bucket_is_watched_there(
         with lock(folder / "store", "demo") as attempt, observed(folder, attempt) as watcher:
             watcher.begins("evaluate")
             fill(folder)
+            watcher.expects("evaluate", list(Store(folder / "store").statuses()))
         assert "TensorBoard is told nothing more of this run, which goes on: event files need" in capsys.readouterr().out
         seen = read(folder)
         assert seen.state == "finished" and len(seen.points) == 3 and seen.num_failures == 1
