@@ -686,6 +686,7 @@ def test_a_report_is_made_of_a_run_folder_alone_and_elsewhere(capsys: pytest.Cap
     assert "questions failed: 0 of 6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_page_again_of_a_folder_is_that_of_its_run(capsys: pytest.CaptureFixture[str]) -> None:
     """Its title, and of several settings the chapter of its own first; the folder's name where no title was noted."""
     for limit in (None, 60):

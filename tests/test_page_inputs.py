@@ -179,6 +179,7 @@ def test_two_models_have_a_chapter_each(shown: Callable[..., dict[str, Path]], b
     assert browser.look(lost) == 0
 
 
+@pytest.mark.slow
 def test_forty_methods_stay_apart(shown: Callable[..., dict[str, Path]], browser: Browser) -> None:
     shown(forty_methods)
     styles = read("store").styles
@@ -197,6 +198,7 @@ def test_forty_methods_stay_apart(shown: Callable[..., dict[str, Path]], browser
         assert len(legend) == 44
 
 
+@pytest.mark.slow
 def test_a_million_answers(shown: Callable[..., dict[str, Path]], browser: Browser) -> None:
     made = shown(a_million_answers)
     assert "250,000 questions about 62,500 pictures" in texts(browser, ".verdict")[0].replace("\u202f", ",")

@@ -150,6 +150,7 @@ def test_an_index_has_a_run_by_the_method_of_its_page(everyone: Path, tmp_path: 
     assert LEARNT in mine[: mine.index("usual/report")] and "DiffPrune" in usual
 
 
+@pytest.mark.slow
 def test_a_folder_is_reported_again_about_the_same_or_another_that_it_has(
     everyone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

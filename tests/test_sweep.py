@@ -92,6 +92,7 @@ def table(root: Path) -> list[tuple[object, ...]]:
     return sorted(frame[["cell", "sample", "answer", "credit", "visual_kept", "error"]].itertuples(index=False, name=None))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_one_batch(session: None, asked: list[Cell], own_folder: Path, monkeypatch, capsys) -> None:
     alone, stormy = Store(own_folder / "alone"), Store(own_folder / "stormy")
     evaluator = Evaluator(TransformersBackend(load("embedded")))
