@@ -73,7 +73,7 @@ def _absent(recipe: Recipe, files: Files) -> str:
     """What is said of scorers that are not there though all workers came to their end, unless they were asked to."""
     left = [] if files.ending() else missing(recipe, files.folder)
     names = ", ".join(f"{spec}, seed {seed}" for spec, seed in left)
-    return f"training ended without {len(left)} scorers ({names}); run the same command again to go on" if left else ""
+    return f"training ended without {names}: run the same command again to go on" if left else ""
 
 
 def _until_stuck(recipe: Recipe, files: Files, config: dict[str, Any]) -> str:
