@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
-from diffprune.vlm.load import EMBEDDED, load
+from diffprune.vlm.load import EMBEDDED, TRANSFORMERS, described, load
 
 
 @pytest.fixture
@@ -27,6 +30,18 @@ def test_the_embedded_model_loads_frozen() -> None:
     assert vlm.num_visual_tokens == 144 and vlm.name == "embedded" and len(vlm.weights_hash) == 20
     assert not vlm.model.training and not any(p.requires_grad for p in vlm.model.parameters())
     assert vlm.weights_hash == load("embedded").weights_hash
+
+
+@pytest.mark.parametrize("look", [load, described])
+@pytest.mark.parametrize("name", ["embedded", "tiny(llava)"])
+def test_a_transformers_that_is_too_old_is_refused(look: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers, "__version__", "5.20.1")
+    with pytest.raises(ValueError, match=r"^transformers 5\.20\.1 is installed here, .*: install transformers 5\.21 or later$"):
+        look(name)
+
+
+def test_it_is_older_than_what_the_package_asks_for() -> None:
+    assert f'"transformers>={TRANSFORMERS},<6"' in (Path(__file__).parent.parent / "pyproject.toml").read_text()
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

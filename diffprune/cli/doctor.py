@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 from diffprune.core import registry
-from diffprune.vlm.load import load
+from diffprune.vlm.load import TRANSFORMERS, load
 
 GOOD, WORSE, BAD = "ok", "note", "missing"
 # what an optional package brings: (distribution, import name, what it is for)
@@ -117,7 +117,7 @@ def _families() -> list[Finding]:
             registry.find("models", name)
             usable.append(name)
         except (ImportError, ValueError) as error:
-            broken.append(Finding(f"family {name}", BAD, f"{error}; it needs transformers >= 5.18"))
+            broken.append(Finding(f"family {name}", BAD, f"{error}; it needs transformers >= {TRANSFORMERS}"))
     return [Finding("families", GOOD, ", ".join(usable)), *broken]
 
 

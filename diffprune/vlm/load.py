@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available, logging
@@ -29,6 +31,7 @@ EMBEDDED = Path(__file__).parent.parent / "embedded" / "checkpoint"
 ENDS = 2**20  # bytes of a weight file that its fingerprint reads at either end
 EMBEDDED_NAME, TINY = "embedded", "tiny"
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
+TRANSFORMERS = "5.21"  # the oldest; before 5.20 answers of beams and draws are others in silence, in 5.20 SmolVLM fails
 
 
 def load(
@@ -98,7 +101,7 @@ def described(name: str | Spec) -> None:
 def _tiny(asked: Spec, place: torch.device, kind: torch.dtype, attention: str) -> VLM:
     """`tiny(llava)`, `tiny(llava, image_mode='pad')`: a family's random instance of a few narrow layers; needs no files."""
     options = dict(asked.options)
-    family: Any = registry.find("models", options.pop("family"))
+    family: Any = _found(options.pop("family"))
     _check_options(family, options)
     parts = family.tiny()
     if attention != "auto":
@@ -217,7 +220,7 @@ def _family(name: str, config: dict[str, Any]) -> type:
     """The class under `models/` for a configuration."""
     kind, known = config.get("model_type"), registry.names("models")
     if kind in known:
-        return registry.find("models", kind)
+        return _found(kind)
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ValueError(
             f"{name} is of the family {kind!r}, which nobody has added yet: write diffprune/models/{kind}.py (CONTRIBUTING.md "
@@ -226,6 +229,14 @@ def _family(name: str, config: dict[str, Any]) -> type:
     if "auto_map" in config:
         raise ValueError(f"{name}: the model's code lies in its checkpoint (trust_remote_code), which never runs here")
     raise ValueError(f"{name}: {kind!r} is no vision-language model; families here are {', '.join(known)}")
+
+
+def _found(family: str) -> type:
+    """The class of a family by its name, in the transformers that is installed."""
+    if Version(transformers.__version__) < Version(TRANSFORMERS):
+        here = f"transformers {transformers.__version__} is installed here, with which a model may answer otherwise"
+        raise ValueError(f"{here}: install transformers {TRANSFORMERS} or later")
+    return registry.find("models", family)
 
 
 def _check_options(family: type, options: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +40,7 @@ from diffprune.timing.clock import clocks
 from diffprune.timing.machine import steady
 from diffprune.timing.options import Measurement, Span
 from diffprune.timing.session import Session
+from diffprune.vlm.load import described
 from diffprune.vlm.meta_model import outline, projector_input_width
 from diffprune.vlm.random_weights import randomised
 
@@ -282,16 +282,14 @@ def device_of(given: argparse.Namespace) -> torch.device:
     """Where to run.
 
     Raises:
-        ValueError: no CUDA device for the full shapes or for mode graph, or a transformers without encoder outputs in its forward.
+        ValueError: no CUDA device for the full shapes or for mode graph, or a transformers that is too old.
     """
     device = torch.device(given.device or ("cpu" if given.tiny else "cuda"))
     if not torch.cuda.is_available() if device.type == "cuda" else not given.tiny:
         raise ValueError(f"{NAME} needs a CUDA device for models of 7B, and here is none: --tiny tries the same code on the CPU")
     if device.type != "cuda" and "graph" in (given.mode or ()):
         raise ValueError(f"mode graph needs a CUDA device, this is {device.type}: leave --mode out, or ask for eager")
-    llava = registry.find("models", "llava").tiny().model.model  # type: ignore[attr-defined]
-    if "mm_encoder_outputs" not in inspect.signature(type(llava).forward).parameters:
-        raise ValueError("this transformers takes no encoder outputs in its forward: install transformers 5.18 or later")
+    described("tiny(llava)")  # refuses a transformers that is too old
     return device
 
 
