@@ -35,8 +35,8 @@ def test_the_embedded_model_loads_frozen() -> None:
 @pytest.mark.parametrize("look", [load, described])
 @pytest.mark.parametrize("name", ["embedded", "tiny(llava)"])
 def test_a_transformers_that_is_too_old_is_refused(look: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "__version__", "5.20.1")
-    with pytest.raises(ValueError, match=r"^transformers 5\.20\.1 is installed here, .*: install transformers 5\.21 or later$"):
+    monkeypatch.setattr(transformers, "__version__", "5.22.1")
+    with pytest.raises(ValueError, match=r"^transformers 5\.22\.1 is installed here, .*: install transformers 5\.23 or later$"):
         look(name)
 
 
