@@ -60,7 +60,10 @@ def test_repeated_rows_without_a_cache_equal_hiding(family: str, mode: str) -> N
     assert torch.equal(found, vlm.model.generate(**hidden_inputs(family), **asked))
 
 
-@pytest.mark.parametrize("name", ["cdpruner", "sparsevlm", "diffprune(untrained=True, question_aware=True)"])
+AWARE = ("cdpruner", "sparsevlm", "diffprune(untrained=True, question_aware=True)")
+
+
+@pytest.mark.parametrize("name", AWARE)
 def test_a_picture_has_the_question_of_its_own_row(name: str) -> None:
     """As many pictures as rows, of which one shows two and one none: each row chooses as it does alone."""
     vlm = deep("llava")
@@ -104,6 +107,30 @@ def test_what_was_generated_is_no_question_and_pictures_are_encoded_once(options
         cached = vlm.model.generate(**own(vlm, prompts, pixels), **OPTIONS, do_sample=False, **options)
     hook.remove()
     assert torch.equal(found, cached) and once == 1 and len(first) == 1 and method.words == first * 2
+
+
+@pytest.mark.parametrize("name", [*AWARE, "fastv", "pyramiddrop"])
+def test_what_labels_ask_for_is_no_question(name: str) -> None:
+    """Scoring an answer chooses as answering does; labels of text before a picture change nothing."""
+    vlm = deep("llava")
+    image = vlm.pixels(pictures()[:1])
+    tokens = vlm.encode(image)
+    rows = vlm.prompts(["what?", "which of these?"], tokens.counts.tolist() * 2)
+    asked = own(vlm, rows, {"pixel_values": image["pixel_values"].repeat(2, 1, 1, 1)})
+    answer = torch.arange(40, 52).expand(2, -1)
+    ids, mask = (torch.cat([asked[key], more], 1) for key, more in (("input_ids", answer), ("attention_mask", answer > 0)))
+    labels = torch.cat([torch.full_like(asked["input_ids"], -100), answer], 1)
+    before = labels.clone()
+    before[:, 0] = ids[:, 0]
+    chosen = []
+    with diffprune.pruned(vlm.model, registry.load("pruners", name), Share(0.7)) as session:
+        for given in (asked, {**asked, "input_ids": ids, "attention_mask": mask, "labels": labels}):
+            vlm.model(**given)
+            chosen.append(session.selection)
+        vlm.model(**{**asked, "input_ids": ids, "attention_mask": mask, "labels": before})
+        chosen.append(session.selection)
+    first, *others = [found.keep for found in chosen if found is not None]
+    assert len(others) == 2 and all(torch.equal(keep, first) for keep in others)
 
 
 # -- padding, chunks, compiled models ---------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from diffprune.core.vlm import Prompts
 from diffprune.pruning.rows import places_of_question
 from diffprune.pruning.stages import Stage
 from diffprune.vlm.attention_rows import Seen, attention_rows
+from diffprune.vlm.image_token_runs import behind
 
 
 def of_states(key: Evidence) -> bool:
@@ -62,9 +63,9 @@ def _among_themselves(seen: Seen, rows: Stage) -> Tensor:
 
 
 def _last(prompts: Prompts) -> Tensor:
-    """[B 1]: place of each row's last token before its answer, if it has one."""
+    """[B 1]: place of each row's last token before its answer, which is the first label behind its pictures, if it has one."""
     end = prompts.input_ids.shape[1]
     if prompts.labels is None:
         return prompts.slots.new_full((len(prompts), 1), end - 1, dtype=torch.long)
-    said = prompts.labels >= 0
-    return torch.where(said.any(1), said.int().argmax(1), end)[:, None] - 1
+    said = (prompts.labels >= 0) & behind(prompts.slots)
+    return (torch.where(said.any(1), said.int().argmax(1), end)[:, None] - 1).clamp_min(0)  # a row without pictures asks nothing

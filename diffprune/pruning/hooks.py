@@ -269,7 +269,7 @@ def _with_drafts(vlm: VLM, short: Prompts, drafts: Tensor) -> Prompts:
 
 def _is_row_wise(name: str, value: Any, rows: int) -> bool:
     """Whether an argument has one line per row of ids, [B S]."""
-    named = name in ("input_ids", "attention_mask") or name.endswith("token_type_ids")
+    named = name in ("input_ids", "attention_mask", "labels") or name.endswith("token_type_ids")
     return named and isinstance(value, Tensor) and value.ndim == 2 and len(value) == rows
 
 

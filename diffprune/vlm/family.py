@@ -28,6 +28,7 @@ from diffprune.core.vlm import VLM, Prompts, Shape
 from diffprune.io.qa_rows import MARKER, unmarked
 from diffprune.vlm.attention_rows import SHOWING
 from diffprune.vlm.encoder_attention import Kept, kept_by_encoder, outputs_of, read
+from diffprune.vlm.image_token_runs import behind
 from diffprune.vlm.tokenize import identities, mentions, picture_tokens, plain, special_tokens, tokenise, weights_hash
 from diffprune.vlm.windows import window_of
 
@@ -305,8 +306,10 @@ class Family(VLM):
         mask = inputs.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
         pixels, types = self._placed(pixels), inputs.get(self.token_types) if self.token_types else None
-        after = ((ids == self.image_token_id).flip(1).cumsum(1) == 0).flip(1)
-        prompts = self._prompts(ids, mask.long(), after & mask.bool(), self.layout(pixels))
+        question = behind(ids == self.image_token_id) & mask.bool()
+        if (labels := inputs.get("labels")) is not None:
+            question &= ((labels >= 0) & question).cumsum(1) == 0  # what is to be predicted is an answer, and no question
+        prompts = self._prompts(ids, mask.long(), question, self.layout(pixels))
         return pixels, prompts if types is None else replace(prompts, token_types=types)
 
     def token_inputs(self, prompts: Prompts) -> dict[str, Tensor]:

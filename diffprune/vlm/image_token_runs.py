@@ -1,4 +1,4 @@
-"""Unbroken runs of image tokens in rows of token ids."""
+"""Unbroken runs of image tokens in rows of token ids, and what stands behind them."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def runs(ids: Tensor, token: int | bool) -> list[list[tuple[int, int]]]:
         starts, stops = ((change == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
         found.append(list(zip(starts, stops, strict=True)))
     return found
+
+
+def behind(slots: Tensor) -> Tensor:
+    """[B S] bool: what stands behind the last visual token of each row; all of a row without any."""
+    return (slots.flip(1).cumsum(1) == 0).flip(1)
