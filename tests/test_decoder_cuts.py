@@ -385,6 +385,32 @@ def test_the_choice_is_made_by_the_prompt_alone(family: str) -> None:
         assert torch.equal(left.valid, kept[layer].valid), "the answer is not looked at"
 
 
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen3_vl"])
+def test_what_is_left_last_predicts_what_follows_a_picture(family: str, plan: str) -> None:
+    """Rows that end with their picture, whose last token may be removed: it gave the zero vector, which predicts token 0. Oracle:
+    the full row with the removed columns hidden, read at the last place that is left up to each."""
+    vlm = deep(family)
+    pixels = vlm.pixels(pictures()[:2])
+    sizes = vlm.encode(pixels).present.sum(1).tolist()
+    slots = vlm.prompts(["", ""], sizes, vlm.layout(pixels)).input_ids
+    end = (slots == vlm.model.config.image_token_id).nonzero()[:, 1].max() + 1
+    ids = torch.cat([torch.tensor([[40, 41], [42, 43]]), slots[:, :end]], 1)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    _, prompts = vlm.read({**pixels, "input_ids": ids, "attention_mask": mask})
+    tokens, pruner = vlm.encode(pixels), Staged(PLANS[plan]())
+    with hiding(vlm, live := live_of(vlm, prompts, tokens, pruner)):
+        wanted = vlm.model(**whole(vlm, prompts, tokens)).logits
+    with diffprune.pruned(vlm.model, pruner, Keep(1)):
+        found = vlm.model(**own(vlm, prompts, pixels)).logits
+    last, enter = live[max(live)], live[0]
+    for row in range(2):
+        places = [int(last[row, : place + 1].nonzero().max()) for place in enter[row].nonzero()[:, 0].tolist()]
+        close(found[row, -len(places) :], wanted[row, places])
+    assert bool((enter & ~last).any()) and (family == "llava_next" or not last[:, -1].all()), "something last is removed"
+
+
 @pytest.mark.parametrize("family", ["llava", "gemma3"])
 def test_candidates_and_later_turns_see_what_was_left(family: str) -> None:
     """Prompt lookup checks several tokens at once and crops the cache; a second call of generate goes on with the cache."""

@@ -3,7 +3,7 @@
 Forward pre-hooks on the layers behind a cut shorten what they are given: hidden states, rotary embeddings and the mask lose the
 same entries, so these layers compute and cache fewer tokens than those before them. Tokens keep their positions. In later steps
 only the mask is another one, as the cache of each layer has the length its cuts left. What the decoder gives back has its usual
-length, with zeros at removed tokens.
+length; at a removed token stands what the token left before it has.
 
 What a method looks at inside the decoder is made while the layers before the cut run (`vlm/attention_rows.py`), from the tokens
 that are there. Choosing happens once per prompt: passes that come again over a longer row (generation without a cache) repeat it.
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from diffprune.core.evidence import Evidence, Question
 from diffprune.core.pruner import Pruner
@@ -272,16 +273,15 @@ class DecoderCuts:
         return (self._restored(last, args[0]),) if self._is_on() and not self._held and not self._restores(last) else None
 
     def _restored(self, number: int, states: Tensor) -> Tensor:
-        """Hidden states behind layer `number` at the length of the rows that entered, zeros at removed tokens."""
+        """Hidden states behind layer `number` at the length of the rows that entered. A removed token has those of the token left
+        before it, which predicts in its stead what comes next; zeros where there is none."""
         stage, entered = self._stage(number), self._whole
         if stage is entered:
             return states
-        (batch, length), width, device = entered.order.shape, states.shape[2], states.device
-        places = stage.order.to(device) + torch.arange(batch, device=device)[:, None] * length
-        if not stage.whole:  # padding goes to a place of its own
-            places = places.masked_fill_(~stage.real.to(device), batch * length)
-        full = states.new_zeros(batch * length + 1, width).index_copy_(0, places.flatten(), states.flatten(0, 1))
-        return full[:-1].view(batch, length, width)
+        stays = torch.zeros_like(entered.real).scatter(1, stage.order, stage.real)
+        left = stays.cumsum(1)  # up to each place; rows are padded on the left
+        padding = 0 if stage.whole else (~stage.real).sum(1, keepdim=True)
+        return taken(functional.pad(states, (0, 0, 1, 0)), (left + padding).masked_fill(left == 0, 0))
 
     def _short(self, number: int, given: Given) -> Given:
         """The arguments of layer `number` in prefill, for the rows that are left."""
