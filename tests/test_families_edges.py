@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,17 @@ def test_a_saved_checkpoint_loads_without_torchvision(family: str, tmp_path: Pat
     vlm = load(str(saved(tiny(family), tmp_path / family)), device="cpu")
     assert vlm.family == family
     assert torch.equal(vlm.pixels(pictures()[:1])["pixel_values"], tiny(family).pixels(pictures()[:1])["pixel_values"])
+
+
+def test_a_checkpoint_without_torchvision_asks_by_its_processors_template(tmp_path: Path) -> None:
+    """As older releases have it: in chat_template.json, beside a tokenizer whose own template knows text only."""
+    folder = saved(tiny("llava_onevision"), tmp_path / "older")
+    (folder / "chat_template.jinja").rename(folder / "kept")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": (folder / "kept").read_text()}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load(str(folder), device="cpu").chat_prompt("what?") == tiny("llava_onevision").chat_prompt("what?")
 
 
 def test_a_decoder_without_fused_attention_loads_by_default_and_is_named_otherwise(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 
 from diffprune.core.errors import first_line
 
@@ -52,6 +52,9 @@ def read(source: str | Path, image_token_id: int, **options: Any) -> Any:
     try:
         pictures = AutoImageProcessor.from_pretrained(source, **options)
         text = AutoTokenizer.from_pretrained(source, **options)
+        template = ProcessorMixin.get_processor_dict(source, **options)[0].get("chat_template")
     except (ImportError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"{source}: no image processor and tokenizer can be read ({first_line(error)})") from None
+    if template is not None:  # the tokenizer's own may know text only
+        text.chat_template = template
     return Parts(pictures, text, text.convert_ids_to_tokens(image_token_id))
