@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from transformers import LlavaNextProcessor, LlavaOnevisionProcessor
 
+import diffprune
 from diffprune import pruning
 from diffprune.core import registry
-from diffprune.core.budget import Keep
+from diffprune.core.budget import Keep, Share
 from diffprune.core.evidence import IDENTITY, encoder_attention
 from diffprune.models.llava_next import LlavaNext
 from diffprune.models.llava_onevision import LlavaOnevision, part_of_groups
@@ -117,6 +118,21 @@ def test_a_newline_ends_its_line_and_goes_with_its_last_token(family: str) -> No
     first[:, [0, 17]] = True
     left = type(tokens)(**{**vars(tokens), "valid": first})
     assert left.present.sum(1).tolist() == [3] * 4, "a token of the overview, one of the first line, its newline"
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_a_picture_too_narrow_for_a_token_a_line_keeps_its_newlines(family: str) -> None:
+    """The family's packing leaves newlines alone of its tiles; oracle: its own run, of its processor's rows."""
+    vlm, narrow = tiny(family), pictures((2, 1000), (48, 40))
+    made = processor(family)(images=narrow, text=["<image>what?", "<image>how many?"], return_tensors="pt", padding=True)
+    tokens = vlm.encode(vlm.pixels(narrow))
+    assert tokens.present.sum(1).tolist() == vlm.slots(vlm.pixels(narrow))
+    wanted = vlm.model(**made).logits[:, -1]
+    with diffprune.pruned(vlm.model, registry.load("pruners", "unpruned"), Share(1)):
+        torch.testing.assert_close(vlm.model(**made).logits[:, -1], wanted, rtol=0, atol=1e-5)
+    with diffprune.pruned(vlm.model, registry.load("pruners", "grid"), Keep(3)) as session:
+        assert torch.isfinite(vlm.model(**made).logits).all()
+    assert session.selection is not None and session.selection.keep.sum(1).tolist() == [3, 3]
 
 
 def test_tokens_of_a_resized_picture_are_the_projected_ones() -> None:

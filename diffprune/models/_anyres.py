@@ -111,8 +111,12 @@ class Anyres(Family):
 
 
 def row_ids(order: Tensor, base: int) -> Tensor:
-    """[n] int: the row each token stands in, 0 for the first `base` (the overview); minus the row at the newline that ends it."""
+    """[n] int: the row each token stands in, 0 for the first `base` (the overview); minus the row at the newline that ends it.
+
+    Lines of a picture so narrow that its tiles have no token left, only newlines, belong to the overview, which then is row 1.
+    """
     ends = order < 0
-    row_id = 1 + ends.long().cumsum(0) - ends.long()
-    row_id[:base] = 0
+    empty = ends[base:].all().long()
+    row_id = 1 + (ends.long().cumsum(0) - ends.long()) * (1 - empty)
+    row_id[:base] = empty
     return torch.where(ends, -row_id, row_id)
