@@ -32,6 +32,12 @@ def yes_no(rng: np.random.Generator, right: float) -> Rows:
     return rows
 
 
+def partly_read(rng: np.random.Generator, right: float) -> Rows:
+    """`yes_no` of which every fifth answer was not read, by either rule."""
+    words = ("unknown", "neither")
+    return [replace(r, parsed=words[i // 5 % 2], credit=0.0) if i % 5 == 0 else r for i, r in enumerate(yes_no(rng, right))]
+
+
 def in_turn(rng: np.random.Generator, right: float) -> Rows:
     """40 pictures, each with the two questions of one category."""
     return [r for i, r in enumerate(yes_no(rng, right)) for _ in range(2) if i % 3 == i // 3 % 3]
@@ -75,7 +81,7 @@ def drawn_one_by_one(benchmark: Benchmark, figure: str, arms: dict[str, Rows], s
 
 FIGURES = pytest.mark.parametrize(
     ("benchmark", "figure", "make", "strata"),
-    [(Pope(), "f1_mean", yes_no, False), (Pope(), "f1_mean", in_turn, False),
+    [(Pope(), "f1_mean", yes_no, False), (Pope(), "f1_mean", in_turn, False), (Pope(), "f1_mean", partly_read, False),
      (Mme(), "mme_perception", pairs, True), (Mme(), "mme_cognition", pairs, True),
      (Mme(), "mme_total", pairs, True), (Mmbench(), "circular_accuracy", rotations, False), (Seed(), "seed_image", yes_no, False),
      (World("pope"), "f1_mean", yes_no, False), (World("mme"), "mme_total", pairs, True)],

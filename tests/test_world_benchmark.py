@@ -127,6 +127,13 @@ def test_mme_refuses_an_incomplete_pair_by_name() -> None:
         _aggregate.mme([_row("7", "colour", 1)] * 2)
 
 
+def test_pope_answers_that_vlmevalkit_cannot_read_are_no_yes() -> None:
+    """Its POPE_rating: TP 1, FN 2, FP 0 make a recall of 1/3 and an F1 of 1/2; lmms-eval's rule leaves `neither` out of both."""
+    rows = [_row(str(i), "random", float(parsed == "yes"), parsed, "yes") for i, parsed in enumerate(("yes", "unknown", "no"))]
+    figures = _aggregate.pope(rows)
+    assert (figures["recall"], figures["f1_mean"]) == pytest.approx((100 / 3, 50)) and figures["unparsed"] == pytest.approx(100 / 3)
+
+
 def test_pope_mean_of_f1_by_hand() -> None:
     def rows(category: str, *pairs: tuple[str, str]) -> list[Graded]:
         return [_row(str(i), category, float(p == t), p, t) for i, (p, t) in enumerate(pairs)]

@@ -60,10 +60,11 @@ def soft_mean(rows: Sequence[Graded]) -> dict[str, float]:
 
 
 def _confusion(rows: Iterable[Graded]) -> dict[str, float]:
-    """Positive = yes. A row that is neither yes nor no is no false negative, only wrong in accuracy. 0 where undefined."""
+    """Positive = yes. lmms-eval's `neither` yes nor no is no false negative, only wrong in accuracy; VLMEvalKit's `unknown` is one.
+    0 where undefined."""
     true = sum(r.target == r.parsed == "yes" for r in rows)
     false = sum(r.target == "no" and r.parsed == "yes" for r in rows)
-    missed = sum(r.target == "yes" and r.parsed == "no" for r in rows)
+    missed = sum(r.target == "yes" and r.parsed in ("no", "unknown") for r in rows)
     precision = 100 * true / (true + false) if true + false else 0.0
     recall = 100 * true / (true + missed) if true + missed else 0.0
     f1 = 200 * true / (2 * true + false + missed) if true else 0.0

@@ -103,7 +103,8 @@ class Formula:
     """How a figure follows from sums over groups of rows, so that a bootstrap can compute it anew in every draw of groups.
 
     kind:       mean        100 x mean credit
-                f1_mean     mean over categories of 100 x F1, positive = `yes`, read from `parsed` and `target` (POPE)
+                f1_mean     mean over categories of 100 x F1, positive = `yes`, read from `parsed` and `target` (POPE);
+                            a `yes` that was read as `no` or `unknown` was missed
                 circular    100 x share of groups all of whose rows have credit 1 (MMBench)
                 paired_sum  sum over categories of 100 x mean credit + 100 x share of groups all of whose rows have credit 1 (MME)
     categories: of the rows that count; () is all.

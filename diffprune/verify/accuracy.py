@@ -68,7 +68,7 @@ CREATE TABLE tasks AS SELECT DISTINCT task, kind, chapter, method, budget, repla
 CREATE TABLE unit AS
 SELECT cell, picture, category, count(*) AS n, sum(credit) AS credit, min(credit) = 1 AS all_right,
     count(*) FILTER (target = 'yes' AND parsed = 'yes') AS hits, count(*) FILTER (target = 'no' AND parsed = 'yes') AS false_alarms,
-    count(*) FILTER (target = 'yes' AND parsed = 'no') AS missed
+    count(*) FILTER (target = 'yes' AND parsed IN ('no', 'unknown')) AS missed
 FROM answers GROUP BY ALL;
 CREATE TABLE picture AS SELECT cell, picture, sum(n) AS n, sum(credit) AS credit FROM unit GROUP BY ALL;
 CREATE TABLE shared AS

@@ -66,7 +66,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _f1_mean(rows: Rows) -> Quantities:
-    yes, said_yes, said_no = rows.target == "yes", rows.parsed == "yes", rows.parsed == "no"
+    yes, said_yes, said_no = rows.target == "yes", rows.parsed == "yes", (rows.parsed == "no") | (rows.parsed == "unknown")
     parts = [rows.total(x, True) for x in (yes & said_yes, (rows.target == "no") & said_yes, yes & said_no)]
 
     def figure(sums: np.ndarray) -> np.ndarray:
