@@ -3,8 +3,9 @@
 FLOPs are 2 x multiply-adds. Attention is counted *causal*: query i sees i + 1 keys, so n (n + 1) / 2 pairs instead of n^2, which
 is what fused kernels compute; tokens that see each other both ways, as pictures do in some decoders, are all pairs. torch's own
 counter takes the full square; `causal_half` is the difference, to be added before the two are compared. The output head is counted
-on the last position only. Left out, as everywhere: norms, rotary embedding, softmax, biases and the scorer (under 1 %). A
-method is never asked anything: only its plan of cuts and the counts that were left.
+on the last position only. Left out, as everywhere: norms, rotary embedding, softmax, biases and the scorer (under 1 %; about 2 %
+for PyramidDrop, which computes queries and keys of the layers behind its cuts). A method is never asked anything: only its plan of
+cuts and the counts that were left.
 """
 
 from __future__ import annotations
