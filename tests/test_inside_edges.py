@@ -133,6 +133,21 @@ def test_what_labels_ask_for_is_no_question(name: str) -> None:
     assert len(others) == 2 and all(torch.equal(keep, first) for keep in others)
 
 
+@pytest.mark.parametrize("name", ["cdpruner", "fastv"])
+def test_what_token_types_call_an_answer_is_no_question(name: str) -> None:
+    """PaliGemma's suffix, scored without labels."""
+    vlm = deep("paligemma")
+    pixels = vlm.pixels(pictures()[:1])
+    asked = own(vlm, vlm.prompts(["which of these?"], [vlm.num_visual_tokens]), pixels)
+    said = torch.arange(40, 52)[None]
+    more = {"input_ids": said, "attention_mask": torch.ones_like(said), "token_type_ids": torch.ones_like(said)}
+    with diffprune.pruned(vlm.model, registry.load("pruners", name), Share(0.7)) as session:
+        vlm.model(**asked)
+        first = session.selection
+        vlm.model(**{**asked, **{key: torch.cat([asked[key], value], 1) for key, value in more.items()}})
+    assert first is not None and session.selection is not None and torch.equal(session.selection.keep, first.keep)
+
+
 # -- padding, chunks, compiled models ---------------------------------------------------------------------------
 
 

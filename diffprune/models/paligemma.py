@@ -7,7 +7,9 @@ prefix, whose tokens see each other. What follows the newline is the answer and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +48,15 @@ class PaliGemma(Raster):
     def chat_prompt(self, question: str, images: int = 1) -> str:
         """Images, `<bos>`, the question, a newline: these checkpoints have no chat template."""
         return f"{self.image_placeholder * images}{self.processor.tokenizer.bos_token}{question}\n"
+
+    def read(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Prompts]:
+        """As the base class; what a caller's token types call an answer is one without labels, too."""
+        ids, types = inputs.get("input_ids"), inputs.get(self.token_types)
+        if ids is None or types is None or inputs.get("labels") is not None:
+            return super().read(inputs)
+        labels = ids.masked_fill(types == 0, -100)
+        pixels, prompts = super().read({**inputs, "labels": labels})
+        return pixels, replace(prompts, labels=labels)
 
     def token_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
         """0 for the prefix, 1 for the answer: as a caller says, by labels, or what follows the last newline."""
