@@ -384,7 +384,7 @@ def test_a_broken_row_group_counts_as_broken_rows() -> None:
     [
         ("jsonl('absent.jsonl')", "absent.jsonl cannot be read"),
         ("jsonl('shards/train-00000.parquet')", "is a Parquet file, no text"),
-        ("jsonl('rows.jsonl', image='photo')", "no row with an image in field 'photo'"),
+        ("jsonl('rows.jsonl', image='photo')", "column 'photo' is missing; it has "),
         ("parquet('absent')", "there is no file or folder .*absent"),
         ("parquet('pictures')", "holds no file with rows: one of .parquet is needed"),
         ("parquet('rows.jsonl')", "no Parquet file"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffprune.io.image import open_image, pad_to_square
+from diffprune.io.image import FORMATS, open_image, pad_to_square
 
 RAMP = np.add.outer(np.arange(12) * 20, np.arange(16) * 2).astype(np.uint8)  # [12 16], all rows and columns differ
 
@@ -111,6 +111,16 @@ def test_a_truncated_file_is_named(kind: str) -> None:
         Path("cut.img").write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(ValueError, match=r"cut\.img"):
             open_image("cut.img")
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow reads no AVIF")
+def test_a_damaged_avif_is_named() -> None:
+    """Its decoder raises what no other does."""
+    whole = saved(Image.fromarray(RAMP), "AVIF")
+    at = whole.index(b"iloc")
+    Path("damaged.avif").write_bytes(whole[:at] + b"free" + whole[at + 4 :])
+    with pytest.raises(ValueError, match=r"damaged\.avif"):
+        open_image("damaged.avif")
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,10 @@ def test_text_that_holds_a_list_is_read_as_one(written: str) -> None:
         ({"1": "red", "2": "blue"}, r"column 'choices' names an option 1; its keys must be different letters, A, B"),
         ({"a": "red", "A": "blue"}, r"names an option A; its keys must be different letters"),
         (["a", "b", "c", "d", "e", "f"], r"there is an option F; the published rules know A, B, C, D, E"),
+        *(
+            ({"label": labels, "text": ["red", "blue"]}, r"names an option label; its keys must be different letters")
+            for labels in (None, 1, "AB", ["A"])
+        ),
     ],
 )
 def test_other_options_are_refused_with_row_and_column(choices: Any, sentence: str) -> None:
@@ -256,6 +260,26 @@ def test_hidden_files_are_no_data() -> None:
         Path(place).write_bytes(b"\0\5\x16\7")
     Path("own/dataset_info.json").write_text("{}")
     assert len(questions("own")) == 3 and len(trained_on("parquet('own')")) == 3
+
+
+def test_rows_behind_links_to_folders_are_rows_and_a_link_upwards_is_no_circle() -> None:
+    write_pictures(3, "elsewhere/shard")
+    write_jsonl([{"image": f"{i}.png", "question": "q", "answer": f"b{i}"} for i in range(3)], "elsewhere/shard/rows.jsonl")
+    write_pictures(3, "own/first")
+    write_jsonl([{"image": f"{i}.png", "question": "q", "answer": f"a{i}"} for i in range(3)], "own/first/rows.jsonl")
+    Path("own/second").symlink_to(Path("elsewhere/shard").resolve())
+    for up in ("own/first/up", "elsewhere/shard/up"):
+        Path(up).symlink_to(Path("own").resolve())
+    assert [sample.row["answers"] for sample in questions("own")] == [[f"{shard}{i}"] for shard in "ab" for i in range(3)]
+
+
+def test_a_file_of_which_no_row_can_be_read_says_why() -> None:
+    Path("rows.jsonl").write_text(json.dumps({"image": "0.png", "question": "q", "answer": "é"}, ensure_ascii=False), "latin-1")
+    with pytest.raises(ValueError, match=r"no row can be read: .*rows.jsonl line 1 is not UTF-8"):
+        trained_on("jsonl('rows.jsonl')")
+    Path("rows.csv").write_text("image;question;answer\n0.png;q;a\n")
+    with pytest.raises(ValueError, match=r"rows.csv: column 'image' is missing; it has image;question;answer"):
+        trained_on("jsonl('rows.csv')")
 
 
 def test_something_behind_an_array_is_refused() -> None:
@@ -373,6 +397,38 @@ def test_integers_and_truth_values_of_json_are_texts() -> None:
     write_pictures(4)
     path = write_jsonl([{"image": f"{i}.png", "question": f"q{i}", "answer": a} for i, a in enumerate((3, True, 0.5, False))])
     assert [answer for _, answer in both(path)] == ["3", "yes", "0.5", "no"]
+
+
+def test_a_number_beyond_all_floats_is_its_digits() -> None:
+    write_pictures(3)
+    path = write_jsonl([{"image": f"{i}.png", "question": "q", "answer": 10**400 + i} for i in range(3)])
+    assert [answer for _, answer in both(path)] == [f"1{'0' * 399}{i}" for i in range(3)]
+
+
+def test_numbers_of_32_bits_are_what_was_written() -> None:
+    write_pictures(4)
+    said = [0.1, 2.0, 3.7, 1e-7]
+    columns = {"image": [f"{i}.png" for i in range(4)], "question": list("abcd"), "answer": pa.array(said, pa.float32())}
+    pq.write_table(pa.table(columns), "rows.parquet")
+    assert both("rows.parquet") == list(zip("abcd", ("0.1", "2", "3.7", "1e-07"), strict=True))
+    for of_list in (pa.list_, pa.large_list, lambda kind: pa.list_(kind, 1)):
+        pq.write_table(pa.table({**columns, "answer": pa.array([[one] for one in said], of_list(pa.float32()))}), "rows.parquet")
+        assert [answer for _, answer in both("rows.parquet")] == ["0.1", "2", "3.7", "1e-07"]
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused() -> None:
+    columns = [["0.png"], ["q"], ["first"], ["second"]]
+    pq.write_table(pa.table([pa.array(one) for one in columns], ["image", "question", "answer", "answer"]), "rows.parquet")
+    for read in (lambda: questions("rows.parquet"), lambda: trained_on("parquet('rows.parquet')")):
+        with pytest.raises(ValueError, match=r"rows.parquet has two columns 'answer'; give each a name of its own"):
+            read()
+
+
+def test_a_time_that_is_none_is_told_in_a_sentence() -> None:
+    columns = {"image": ["0.png"], "question": ["q"], "answer": pa.array([2**60], pa.timestamp("ms"))}
+    pq.write_table(pa.table(columns), "rows.parquet")
+    with pytest.raises(ValueError, match=r"rows.parquet holds a time that is none"):
+        questions("rows.parquet")
 
 
 def test_a_box_is_one_answer() -> None:

@@ -25,10 +25,12 @@ def text_table(path: Path, columns: QAColumns, folder: Path) -> RowTable:
         facts = path.stat()
     except OSError as error:
         raise ValueError(f"{path} cannot be read as training data ({error.strerror})") from None
-    rows, names, turns, numbers, images = _index(path, facts.st_size, facts.st_mtime_ns, columns, folder)
+    rows, names, turns, numbers, images, unread = _index(path, facts.st_size, facts.st_mtime_ns, columns, folder)
+    if unread and not names:
+        raise ValueError(f"no row can be read: {unread}")
+    found = columns.found_in(names, str(path), turns) if names else columns
     if not len(numbers):
         raise ValueError(f"{path} has no row with an image in field {columns.image!r}; say which with image=")
-    found = columns.found_in(names, str(path), turns)
     return RowTable(
         str(path), [(path.name, facts.st_size, len(numbers))], found, images,
         lambda number: rows.row(int(numbers[number])), lambda number: rows.where(int(numbers[number])),
@@ -38,17 +40,18 @@ def text_table(path: Path, columns: QAColumns, folder: Path) -> RowTable:
 @lru_cache(maxsize=8)
 def _index(
     path: Path, size: int, changed: int, columns: QAColumns, folder: Path
-) -> tuple[TextRows, tuple[str, ...], bool, np.ndarray, np.ndarray]:
+) -> tuple[TextRows, tuple[str, ...], bool, np.ndarray, np.ndarray, str]:
     """A file as it was at a time: (rows, names of all columns, whether answers are conversations, numbers of the rows with a
-    picture, fingerprints of the pictures)."""
+    picture, fingerprints of the pictures, why the first row that cannot be read cannot)."""
     rows = TextRows(path, columns.image)
     names: dict[str, None] = dict.fromkeys(rows.columns)
     numbers: list[int] = []
     images: list[RowPictures] = []
-    turns = False
+    turns, unread = False, ""
     for number, row in enumerate(rows.scan()):
         try:
             if isinstance(row, ValueError):
+                unread = unread or str(row)
                 raise row
             names |= dict.fromkeys(row)
             turns = turns or columns.has_turns(row)
@@ -58,4 +61,4 @@ def _index(
             found = RowPictures()
         images.append(found)
         numbers.append(number)
-    return rows, tuple(names), turns, np.array(numbers, np.int64), groups(images, folder)
+    return rows, tuple(names), turns, np.array(numbers, np.int64), groups(images, folder), unread

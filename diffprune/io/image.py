@@ -26,8 +26,11 @@ FORMATS: list[str] = [
     f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO") if f in Image.OPEN
 ]
 TO_8_BIT = [round(value / 257) for value in range(65536)]
-# What Pillow's decoders are known to raise on damaged bytes.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
+# What Pillow's decoders are known to raise on damaged bytes; RuntimeError is that of AVIF.
+DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError, RuntimeError, struct.error,
+    zlib.error,
+)  # fmt: skip
 
 
 def open_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str = "") -> Image.Image:

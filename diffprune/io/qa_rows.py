@@ -235,7 +235,8 @@ def unmarked(question: str, marker: str = MARKER, most: int = 1) -> str:
 def _number(value: float | Decimal) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{int(value)}" if math.isfinite(value) and value == int(value) else f"{value}"
+    whole = isinstance(value, int) or (math.isfinite(value) and value == int(value))  # no float is as large as some `int`
+    return f"{int(value)}" if whole else f"{value}"
 
 
 def _has(name: str, names: Collection[str]) -> str:
@@ -293,7 +294,7 @@ def _conversation(turns: Sequence[Any], prompt: str, shown: Callable[[], int]) -
 def _lettered(value: Any, where: str) -> list[tuple[str, Any]]:
     """(letter, option) of every option, null ones too."""
     value = listed(value) if isinstance(value, str) else value
-    if isinstance(value, Mapping) and value.keys() == {"label", "text"}:
+    if isinstance(value, Mapping) and value.keys() == {"label", "text"} and _alike(*value.values()):
         value = list(zip(value["label"], value["text"], strict=True))
     if isinstance(value, Mapping):
         value = list(value.items())
@@ -311,6 +312,11 @@ def _lettered(value: Any, where: str) -> list[tuple[str, Any]]:
             raise ValueError(f"{where} names an option {f'{pair and pair[0]}':.40}; its keys must be different letters, A, B ...")
         found[letter] = pair[1] if pair else None
     return list(found.items())
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether both are lists of one length."""
+    return isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other)
 
 
 def _pair(one: Any) -> tuple[Any, Any] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 ARRAY = ".json"  # in a folder only where it holds an array: data sets carry descriptions in JSON, too
@@ -20,12 +21,21 @@ def row_files(place: Path, suffixes: Collection[str]) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise ValueError(f"there is no file or folder {place}")
-    names = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.suffix.lower() in suffixes)
+    names = sorted(path.relative_to(place).as_posix() for path in _below(place) if path.suffix.lower() in suffixes)
     found = [place / name for name in names if not _hidden(name) and (place / name).is_file()]
     found = [path for path in found if path.suffix.lower() != ARRAY or _is_array(path)]
     if not found:
         raise ValueError(f"{place} holds no file with rows: one of {', '.join(suffixes)} is needed")
     return found
+
+
+def _below(place: Path) -> Iterator[Path]:
+    """What is called a file below a folder, links to folders followed, but for those that lead back upwards."""
+    for folder, folders, names in os.walk(place, followlinks=True):
+        way = [one.resolve() for one in (Path(folder), *Path(folder).parents)]
+        above = {one for real in way for one in (real, *real.parents)}
+        folders[:] = [name for name in folders if Path(folder, name).resolve() not in above]
+        yield from (Path(folder, name) for name in names)
 
 
 def _is_array(path: Path) -> bool:

@@ -32,8 +32,10 @@ class RowGroups:
         self.names: list[list[str]] = []
         for number, path in enumerate(self.paths):
             with _opened(path) as file:
-                facts = file.metadata
-                self.names.append(list(file.schema_arrow.names))
+                facts, names = file.metadata, list(file.schema_arrow.names)
+                if twice := {name for name in names if names.count(name) > 1}:
+                    raise ValueError(f"{path} has two columns {min(twice)!r}; give each a name of its own")
+                self.names.append(names)
                 self.rows.append(facts.num_rows)
                 self.groups += [(number, group) for group in range(facts.num_row_groups)]
                 counts += [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
@@ -77,19 +79,34 @@ class RowGroups:
         return f"{self.paths[file]}, row {number - before} (row group {group})"
 
     def _rows(self, table: pa.Table, group: int) -> list[dict[str, Any]]:
+        path = self.paths[self.groups[group][0]]
         try:
             found: list[dict[str, Any]] = table.to_pylist()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.paths[self.groups[group][0]]} holds text that is not UTF-8 ({error.reason})") from None
+            raise ValueError(f"{path} holds text that is not UTF-8 ({error.reason})") from None
+        except OverflowError as error:
+            raise ValueError(f"{path} holds a time that is none ({error})") from None
         return found
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
         number, inner = self.groups[group]
         try:
             with _opened(self.paths[number]) as file:
-                return file.read_row_group(inner, columns=list(columns), use_threads=False)
+                return _as_written(file.read_row_group(inner, columns=list(columns), use_threads=False))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self.paths[number]}, row group {inner}, cannot be read ({first_line(error)})") from None
+
+
+def _as_written(table: pa.Table) -> pa.Table:
+    """Numbers of 32 bits by their shortest digits, as whoever wrote them had them: 0.1, and not 0.10000000149011612."""
+    for place, field in enumerate(table.schema):
+        kind = field.type.value_type if _is_list(field.type) else field.type
+        if pa.types.is_float32(kind):
+            column = table.column(place)
+            for read in (pa.string(), pa.float64()):
+                column = column.cast(pa.list_(read) if _is_list(field.type) else read)
+            table = table.set_column(place, field.name, column)
+    return table
 
 
 def _is_list(kind: pa.DataType) -> bool:
