@@ -35,7 +35,12 @@ class Manifest:
         if not path.is_file():
             return None
         try:
-            return Manifest(**parsed(path.read_bytes()))
+            made = Manifest(**parsed(path.read_bytes()))
+            if not (isinstance(made.repository, str) and isinstance(made.commit, str) and isinstance(made.splits, dict)):
+                raise TypeError("its values are of other types")
+            if not all(isinstance(one, dict) and isinstance(one.get("hash"), str) for one in made.splits.values()):
+                raise TypeError("a split has no hash")
+            return made
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is no manifest of ours ({error}): remove it, or fetch the data again") from None
 

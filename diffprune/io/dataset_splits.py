@@ -21,16 +21,34 @@ def patterns(config: str, split: str) -> list[str]:
 
 
 def card_patterns(folder: Path, config: str, split: str) -> list[str]:
-    """Patterns that the README of the repository gives for a split; none where it says nothing."""
-    readme = folder / "README.md"
-    card: dict[str, Any] = (metadata_load(readme) or {}) if readme.is_file() else {}
-    found: list[str] = []
-    for entry in card.get("configs") or []:
-        for part in (entry.get("data_files") or []) if entry.get("config_name", "default") == config else []:
+    """Patterns that the README of the repository gives for a split; none where it says nothing, or is nobody's card."""
+    found: list[Any] = []
+    for entry in _items(_card(folder).get("configs")):
+        mine = isinstance(entry, dict) and entry.get("config_name", "default") == config
+        for part in _items(entry.get("data_files")) if mine else []:
             if isinstance(part, dict) and part.get("split") == split:
                 path = part.get("path")
-                found += [path] if isinstance(path, str) else list(path or [])
-    return [pattern for pattern in found if not Path(pattern).is_absolute() and ".." not in Path(pattern).parts]
+                found += [path] if isinstance(path, str) else _items(path)
+    return [pattern for pattern in found if isinstance(pattern, str) and _below(pattern)]
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """What stands at the head of the README; a folder of one's own may have any file of this name."""
+    try:
+        return metadata_load(folder / "README.md") or {}
+    except Exception:  # not there, no UTF-8, or whatever the parser of YAML raises
+        return {}
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _below(pattern: str) -> bool:
+    """Whether a pattern may be looked for in a folder."""
+    parts = Path(pattern).parts
+    plain = all(part == "**" or "**" not in part for part in parts)
+    return bool(parts) and plain and ".." not in parts and not Path(pattern).is_absolute()
 
 
 def hidden(path: Path) -> bool:

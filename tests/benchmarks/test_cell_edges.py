@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from diffprune.benchmarks import _fixtures
 from diffprune.core import registry
-from diffprune.io import dataset_splits
+from diffprune.io import dataset_manifest, dataset_splits
 
 NAMES = _fixtures.NAMES
 HOSTILE: list[Any] = [
@@ -141,3 +142,34 @@ def test_hidden_files_are_no_data(tmp_path: Path) -> None:
         stray.parent.mkdir(exist_ok=True)
         shutil.copy(copy, stray)
     assert dataset_splits.split_files(folder, "default", "val") == [copy]
+
+
+@pytest.mark.parametrize(
+    "readme",
+    [
+        b"---\nconfigs: [\n---\n",
+        b"---\nauthor: Ren\xe9\n---\n",
+        b"---\n- a list\n---\n",
+        b"---\nconfigs: [default]\n---\n",
+        b"---\nconfigs:\n- data_files: 3\n---\n",
+        b"---\nconfigs:\n- data_files:\n  - {split: val, path: 3}\n  - {split: val, path: [3, '', 'a**b', '../up', '/']}\n---\n",
+    ],
+)
+def test_a_readme_that_is_no_card_says_nothing(readme: bytes, tmp_path: Path) -> None:
+    """Whoever copies rows into a folder of his own may have a README of his own beside them."""
+    folder = _fixtures.write(tmp_path, "vizwiz")
+    (file,) = folder.rglob("*.parquet")
+    (folder / "README.md").write_bytes(readme)
+    assert dataset_splits.split_files(folder, "default", "val") == [file]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"commit": None}, {"repository": 1}, {"splits": []}, {"splits": {"default/val": {}}}, {"splits": {"default/val": "x"}}],
+)
+def test_a_manifest_of_other_types_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    folder = _fixtures.write(tmp_path, "vizwiz")
+    place = folder / dataset_manifest.MANIFEST
+    place.write_text(json.dumps({"repository": "lmms-lab/VizWiz-VQA", "commit": "c" * 40, "splits": {}} | changed))
+    with pytest.raises(ValueError, match=r"diffprune.json is no manifest of ours \("):
+        made.load("vizwiz", folder).samples("val")
