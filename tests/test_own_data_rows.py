@@ -273,6 +273,20 @@ def test_rows_behind_links_to_folders_are_rows_and_a_link_upwards_is_no_circle()
     assert [sample.row["answers"] for sample in questions("own")] == [[f"{shard}{i}"] for shard in "ab" for i in range(3)]
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
+def test_a_json_file_of_a_folder_may_have_a_row_a_line(mark: bytes, ending: bytes) -> None:
+    """As `Dataset.to_json` writes it; one object is a description, in one line or in several."""
+    write_pictures(2, "own")
+    rows = [json.dumps({"image": f"{i}.png", "question": "q", "answer": f"a{i}"}).encode() for i in range(2)]
+    Path("own/test.json").write_bytes(mark + ending.join(rows))
+    Path("own/info.json").write_text('{"name": "own"}\n')
+    Path("own/more.json").write_text(json.dumps({"features": {"image": {}}}, indent=1))
+    Path("own/calibration.jsonl").write_bytes(rows[0])
+    assert custom("own").splits == ("test", "calibration")
+    assert [sample.row["answers"] for sample in questions("own")] == [["a0"], ["a1"]]
+
+
 def test_a_file_of_which_no_row_can_be_read_says_why() -> None:
     Path("rows.jsonl").write_text(json.dumps({"image": "0.png", "question": "q", "answer": "é"}, ensure_ascii=False), "latin-1")
     with pytest.raises(ValueError, match=r"no row can be read: .*rows.jsonl line 1 is not UTF-8"):

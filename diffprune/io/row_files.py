@@ -6,7 +6,8 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-ARRAY = ".json"  # in a folder only where it holds an array: data sets carry descriptions in JSON, too
+JSON = ".json"  # in a folder only where it holds rows: data sets carry descriptions in JSON, too
+LONGEST = 1 << 26  # bytes of a row that may be told from a description
 
 
 def row_files(place: Path, suffixes: Collection[str]) -> list[Path]:
@@ -23,7 +24,7 @@ def row_files(place: Path, suffixes: Collection[str]) -> list[Path]:
         raise ValueError(f"there is no file or folder {place}")
     names = sorted(path.relative_to(place).as_posix() for path in _below(place) if path.suffix.lower() in suffixes)
     found = [place / name for name in names if not _hidden(name) and (place / name).is_file()]
-    found = [path for path in found if path.suffix.lower() != ARRAY or _is_array(path)]
+    found = [path for path in found if path.suffix.lower() != JSON or _holds_rows(path)]
     if not found:
         raise ValueError(f"{place} holds no file with rows: one of {', '.join(suffixes)} is needed")
     return found
@@ -38,9 +39,15 @@ def _below(place: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _is_array(path: Path) -> bool:
+def _holds_rows(path: Path) -> bool:
+    """Whether a JSON file holds an array or an object a line, and not one object, which describes something."""
     with path.open("rb") as stream:
-        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not head.startswith(b"{"):
+            return head.startswith(b"[")
+        stream.seek(0)
+        first, second = stream.readline(LONGEST).rstrip(), stream.readline(LONGEST)
+    return first.endswith(b"}") and second.startswith(b"{")
 
 
 def _hidden(name: str) -> bool:
