@@ -18,7 +18,7 @@ from diffprune.core.records import TABLES
 from diffprune.report import report
 from diffprune.store import Store, readme
 from diffprune.store.views import connect
-from diffprune.verify import verify
+from diffprune.verify import forms, page, verify
 from tests import test_report as made_up
 from tests import test_tune as tuning
 from tests.records import evaluate_cell, outcome, prediction, provenance
@@ -118,8 +118,43 @@ ON_PAGE = {
     "headline, DiffPrune | Keep(32), accurate %: prints": _changed("numbers.csv", rf"({ROW},)accuracy %", r"\1accurate %"),
     "for 97.5": _changed("numbers.csv", r"(headline.*Unpruned \|,accuracy %,)[\d.]+", r"\g<1>97.5"),
     "which does not contain": _changed(
-        "numbers.csv", r"(,differences,.*,Gumbel top-K,.*[+−][\d.]+) \[[^,]*, [^\]]*\]", r"\1 [+98.0, +99.0]"
+        "numbers.csv",
+        r"(,differences,.*,Gumbel top-K,Keep\(16\),[^,]*),[^,]*,[^,]*,(.*[+−][\d.]+) \[[^,]*, [^\]]*\]",
+        r"\1,98.0,99.0,\2 [+98.0, +99.0]",
     ),
+    "differences, Unpruned, Keep(16): prints": _changed(
+        "numbers.csv", r"(,differences,.*,Unpruned,Keep\(16\),[^,]*),[^,]*", r"\1,-99.5"
+    ),
+    "prints '94.7' for nan": _changed("numbers.csv", r"(,budget_.*,mean credit),[\d.]+,[\d.]+,[\d.]+,(\d),.*$", r"\1,,,,\2,94.7,,"),
+}
+# One figure in one form of the report alone, and what is said of it.
+IN_FORMS = {
+    "a number on the page": (
+        "headline, Unpruned |, kept tokens: report.html prints '9",
+        "report.html",
+        r'(data-v="[^"]*">)\d',
+        r"\g<1>9",
+    ),
+    "its value": ("headline, Unpruned |, kept tokens: report.html prints", "report.html", r'data-v="\d', 'data-v="9'),
+    "an interval": ("headline, Unpruned |, accuracy %: report.html prints", "report.html", r'(<span class="ci">\[)\d', r"\g<1>1"),
+    "a difference that would show": ("report.html prints", "report.html", r'(<span class="ci aside">)\d', r"\g<1>1"),
+    "a title": ("report.html has a table 'Accuracy with 99", "report.html", r'(aria-label="Accuracy with )\d+', r"\g<1>99"),
+    "what is attached": (
+        "report.html holds another headline.csv",
+        "report.html",
+        r'(download="headline.csv" href="[^,]*,.{90})',
+        r"\1AAAA",
+    ),
+    "a sentence": ("report.html does not", "report.html", r"(<p>Asked were )\d", r"\g<1>9"),
+    "a note": ("report.md does not", "report.html", r"2,000 bootstrap draws of them", "3,000 bootstrap draws of them"),
+    "a note in Markdown": ("report.md does not", "report.md", r"2,000 bootstrap draws of them", "3,000 bootstrap draws of them"),
+    "a description on the page": ("report.md does not", "report.html", r'(aria-label="Forest plot.*?)\d', r"\g<1>x"),
+    "a sentence in Markdown": ("report.html does not", "report.md", r"^(Asked were )\d", r"\g<1>9"),
+    "a description": ("report.md does not", "report.md", r"^(!\[Forest.*)\d", r"\g<1>x"),
+    "a cell cut short": ("report.md prints '94'", "report.md", r"^(\| Unpruned \| )144( \| \d+)[^|]*", r"\g<1>144\g<2> "),
+    "a heading": ("report.md has a table 'Accuracy with 99", "report.md", r"^(### Accuracy with )\d+", r"\g<1>99"),
+    "a table in full precision": ("tables/headline.csv has", "tables/headline.csv", r"(\nUnpruned,)\d", r"\g<1>9"),
+    "an interval there": ("tables/headline.csv has", "tables/headline.csv", r"(\nUnpruned,[^,]*,[^,]*,)\d", r"\g<1>1"),
 }
 IN_STORE = {
     "accuracy %": _column("grades", "credit", lambda credit: 1 - credit),
@@ -142,6 +177,24 @@ def test_planted_faults_are_listed(faults: dict[str, Callable[[Path], None]], co
         assert any(words in one for one in found.differences), f"{words}: {found}"[:3000]
     if faults is ON_PAGE:
         assert len([one for one in found.differences if "numbers.csv" not in one]) == len(faults) - 1, str(found)[:3000]
+
+
+@pytest.mark.parametrize(("words", "name", "old", "new"), IN_FORMS.values(), ids=IN_FORMS)
+def test_a_figure_that_is_changed_in_one_form_alone_is_found(words: str, name: str, old: str, new: str, copied: Path) -> None:
+    entries = page.read(copied / "numbers.csv")
+    assert not list(forms.disagreements(copied, entries))
+    _changed(name, old, new)(copied)
+    found = list(forms.disagreements(copied, entries))
+    assert words in found[0] and len(found) == 1 + name.startswith("tables"), found  # which the page holds, too
+
+
+def test_a_table_beside_the_page_that_is_missing_or_empty_is_told(copied: Path) -> None:
+    entries = page.read(copied / "numbers.csv")
+    (copied / "tables" / "headline.csv").write_text("")
+    assert any("tables/headline.csv has 0 entries" in one for one in forms.disagreements(copied, entries))
+    (copied / "tables" / "headline.csv").unlink()
+    with pytest.raises(ValueError, match=r"headline.csv is missing: write the report again"):
+        list(forms.disagreements(copied, entries))
 
 
 @pytest.mark.parametrize("folder", sorted(p.parent for p in REPORTS.glob("*/store")), ids=lambda p: p.name)
@@ -227,6 +280,16 @@ def test_views_read_what_the_store_reads(tmp_path: Path) -> None:
     assert seen == sorted(rows.itertuples(index=False, name=None)) and {reason for _, reason in seen} == {"", "two"}
 
 
+@pytest.mark.parametrize("where", range(3))
+def test_a_damaged_part_is_told_in_a_sentence(where: int, tmp_path: Path) -> None:
+    made_up.publish(Store(tmp_path), evaluate_cell("grid"), outcomes=[outcome(0)])
+    (part,) = (tmp_path / "parts" / "outcomes").glob("*.parquet")
+    whole = part.read_bytes()
+    part.write_bytes((b"\xff\xfe" + whole, whole[: len(whole) // 2], b"")[where])
+    with pytest.raises(ValueError, match=r"has a damaged file \("):
+        connect(tmp_path)
+
+
 def test_the_readme_names_every_column_and_its_queries_run(exported: Path) -> None:
     text = (exported / "store" / "README.md").read_text("utf-8")
     for table, kind in TABLES.items():
@@ -235,12 +298,12 @@ def test_the_readme_names_every_column_and_its_queries_run(exported: Path) -> No
     assert len(queries) == 5 and all(len(query.splitlines()) <= 4 and "/" not in query.replace(" / ", "") for query in queries)
     with connect(exported / "store") as data:
         accuracy, speedup, paired, broken, cost = (data.execute(query).df() for query in queries)
-    page = pd.read_csv(exported / "tables" / "headline.csv").set_index(["Method", "kept tokens"])
+    table = pd.read_csv(exported / "tables" / "headline.csv").set_index(["Method", "kept tokens"])
     plain = accuracy[accuracy["method"] != "No image"].drop_duplicates(["method", "kept"])
     for row in plain.itertuples():
-        assert page.loc[(row.method, row.kept), "accuracy %"] == pytest.approx(row.accuracy_percent)
+        assert table.loc[(row.method, row.kept), "accuracy %"] == pytest.approx(row.accuracy_percent)
     for row in speedup.itertuples():
-        assert page.loc[(row.method, row.kept), "net prefill speedup"] == pytest.approx(row.net_speedup)
+        assert table.loc[(row.method, row.kept), "net prefill speedup"] == pytest.approx(row.net_speedup)
     assert len(paired) == 3 and (paired["questions"] > 0).all() and broken["broken"].iloc[0] > 0
     assert {"train", "tune", "calibrate"} <= set(cost["verb"]) and (cost["seconds"] >= 0).all()
 

@@ -167,7 +167,9 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     found.execute("SET TimeZone = 'UTC'")
     try:
         found.execute(script(root))
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+    except (duckdb.InterruptException, duckdb.OutOfMemoryException):
+        raise
+    except duckdb.Error as error:  # of a damaged footer it raises no class of its own
         told = " ".join(str(error).split())[:300]
         raise ValueError(f"{root} has a damaged file ({told}): `diffprune report` sets it aside and says so") from None
     return found

@@ -1,16 +1,13 @@
-"""What a report prints, as data: the entries of its `numbers.csv`, and the cells of the tables on its page."""
+"""What a report prints, as data: the entries of its `numbers.csv`."""
 
 from __future__ import annotations
 
 import csv
-import html
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-BESIDE = ("latency_spans", "benchmarks_", "pictures")  # tables beside the page or under its pictures, not among its tables
 NUMBER = r"[+−-]?\d{1,3}(?:[\u202f ]\d{3})+(?:\.\d+)?|[+−-]?\d+(?:\.\d+)?"
 AGAIN = "write the report again with `diffprune report`"
 
@@ -101,34 +98,14 @@ def text(path: Path) -> str:
         raise ValueError(f"{path} is damaged: {AGAIN}") from None
 
 
+def without_mark(text: str) -> str:
+    """A text of CSV without the apostrophe that keeps a spreadsheet from reading a formula."""
+    return re.sub(r"^'(?=[=+\-@|%])", "", text)
+
+
 def _entry(row: dict[str, str]) -> Printed:
-    """Texts come without the apostrophe that keeps a spreadsheet from reading a formula."""
-    row = {name: re.sub(r"^'(?=[=+\-@|%])", "", text) for name, text in row.items()}
+    row = {name: without_mark(text) for name, text in row.items()}
     value, low, high = (float(row[name] or "nan") for name in ("value", "low", "high"))
     if row["digits"]:
         int(row["digits"])
     return Printed(**{**row, "value": value, "low": low, "high": high})  # type: ignore[arg-type]
-
-
-def disagreements(entries: list[Printed], markdown: str, page: str) -> Iterator[str]:
-    """Cells of the tables of `report.md` that do not print what the entries say, and numbers that `report.html` lacks."""
-    text = html.unescape(re.sub(r"<[^>]*>", "", page)).replace("\u202f", " ")
-    on_page = [entry for entry in entries if not entry.table.startswith(BESIDE)]
-    cells = list(_cells(markdown))
-    if len(cells) != len(on_page):
-        yield f"report.md has {len(cells)} cells in its tables, numbers.csv has {len(on_page)}"
-        return
-    for entry, cell in zip(on_page, cells, strict=True):
-        if entry.digits and cell != entry.printed[: max(1, len(cell))]:
-            yield f"{entry.where}: report.md prints {cell!r}, numbers.csv {entry.printed!r}"
-        elif entry.digits and entry.title in text and entry.printed.split(" ")[0] not in text:
-            yield f"{entry.where}: report.html does not print {entry.printed!r}"
-
-
-def _cells(markdown: str) -> Iterator[str]:
-    """Every cell of every table, row by row, as it was before it was escaped."""
-    lines = markdown.splitlines()
-    for before, line in zip(["", *lines], lines, strict=False):
-        if line.startswith("| ") and before.startswith("|") and not line.startswith("| ---"):  # neither heading nor rule
-            for cell in re.split(r"(?<!\\)\|", line)[1:-1]:
-                yield html.unescape(re.sub(r"\\(.)", r"\1", re.sub(r"^\*\*(.*)\*\*$", r"\1", cell.strip())))

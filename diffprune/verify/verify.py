@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.store.views import connect
-from diffprune.verify import accuracy, page, speed, tuning
+from diffprune.verify import accuracy, forms, page, speed, tuning
 from diffprune.verify.integrity import unsound
 from diffprune.verify.page import Printed
 
@@ -49,7 +49,8 @@ class Verified:
 
 
 def verify(place: Path | str) -> Verified:
-    """Every number of the report of a run's folder, or of a report with a folder `store` beside its page.
+    """Every number of the report of a run's folder, or of a report with a folder `store` beside its page: what `numbers.csv` has of
+    it against the store, and what its other files print against that (`forms`).
 
     Raises:
         ValueError: there is no report or no store, or a file of either is missing or damaged.
@@ -62,8 +63,7 @@ def verify(place: Path | str) -> Verified:
     found = Verified(differences=unsound(folder / "store"))
     for entry, told in zip(entries, _recomputed(folder / "store", entries), strict=True):
         _compare(found, entry, told)
-    texts = [page.text(report / name) for name in ("report.md", "report.html")]
-    found.differences += page.disagreements(entries, *texts)
+    found.differences += forms.disagreements(report, entries)
     return found
 
 
@@ -90,10 +90,12 @@ def _compare(found: Verified, entry: Printed, told: dict[str, Any] | None) -> No
     if not entry.digits:
         found.left[TEXT] += any(mark.isdigit() for mark in entry.printed)
         return
-    if math.isnan(entry.value):
-        return  # a dash
-    if abs(entry.main - entry.value) > entry.rounding * (1 + SLACK):
-        found.differences.append(f"{entry.where}: prints {entry.printed!r} for {entry.value}")
+    if math.isnan(entry.value) and entry.printed.startswith("–"):
+        return
+    pairs = [(entry.main, entry.value), *zip(entry.interval or (), (entry.low, entry.high), strict=False)]
+    if not all(abs(printed - value) <= entry.rounding * (1 + SLACK) for printed, value in pairs):
+        ends = f" [{entry.low}, {entry.high}]" if entry.interval else ""
+        found.differences.append(f"{entry.where}: prints {entry.printed!r} for {entry.value}{ends}")
     elif entry.row.startswith("theirs |"):
         found.left[COPIED] += 1
     elif told is None:
