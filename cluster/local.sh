@@ -61,9 +61,10 @@ start() {
   [ -n "${CPUS:-}" ] && options+=(--num-cpus "$CPUS")
   [ -n "${GPUS:-}" ] && options+=(--num-gpus "$GPUS")
   nohup "$PYTHON" -m ray.scripts.scripts start "${options[@]}" >"$log" 2>&1 </dev/null &
-  echo $! >"$pidfile"
-  for _ in $(seq 240); do
-    running || { echo "the head did not start:" >&2; tail -n 20 "$log" >&2; rm -f "$pidfile"; exit 1; }
+  local pid=$!
+  echo "$pid" >"$pidfile"
+  for _ in $(seq 240); do  # not by `running`: until the shell's child has become Ray, its command line is the shell's
+    kill -0 "$pid" 2>/dev/null || { echo "the head did not start:" >&2; tail -n 20 "$log" >&2; rm -f "$pidfile"; exit 1; }
     if answers; then echo "http://127.0.0.1:$PORT (process $(cat "$pidfile"), log $log)"; return; fi
     sleep 0.25
   done

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
 import os
 import shlex
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -31,7 +34,7 @@ from blob_stores import MemoryBlobs
 from fake_head import TOKEN, FakeHead
 
 from diffprune.cli import commands, job_verbs
-from diffprune.core import termination
+from diffprune.core import registry, termination
 from diffprune.core.registry import FOLDER
 from diffprune.distributed import cluster, head, results, submit
 from diffprune.distributed.submit import Request
@@ -126,6 +129,9 @@ def test_without_git_a_job_travels_with_what_it_imports_and_the_plugins(own_job:
     found = project_of("jobs/study.py")
     assert set(found.files) == TRAVELS and found.job == "jobs/study.py"
     assert set(project_of("study").files) == TRAVELS, "by name, too"
+    (own_job / "pruners" / ".#local.py").symlink_to("me@host.99:1")  # of an editor, while the file is open in it
+    (own_job / "pruners" / "old.py").mkdir()
+    assert set(project_of("study").files) == TRAVELS, "what is no file is no plug-in"
     monkeypatch.setenv("HOME", str(own_job))
     assert set(project_of("study").files) == TRAVELS, "a home directory does not travel either"
 
@@ -394,6 +400,43 @@ def test_a_job_is_resumed_into_its_own_folder(fake: FakeHead, own_job: Path, mon
     assert outs == [["--out", f"{own_job}/runs"]] * 3 and [job["metadata"]["out"] for job in fake.jobs.values()] == [outs[0][1]] * 3
 
 
+def test_a_job_is_checked_again_before_it_is_resumed(fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the files that are here now, which may have changed; under another name it would begin anew, elsewhere."""
+    monkeypatch.chdir(own_job)
+    there, job = ["--address", fake.address], own_job / "jobs" / "study.py"
+    assert commands.call(["submit", "study", *there, "--limit", "1"]) == (0, "")
+    for before, now, says in (
+        ("limit=2", "limt=2", "did you mean 'limit'"),
+        ("'local'", "'locl'", "did you mean 'local'"),
+        ("'mine'", "'other'", "study names its run 'other' now, and mine-1 was of 'mine': submit it as a run of its own"),
+    ):
+        job.write_text(OWN_JOB.replace('"', "'").replace(before, now))
+        code, sentence = commands.call(["resume", "mine-1", *there])
+        assert (code, says in sentence, list(fake.jobs)) == (2, True, ["mine-1"]), sentence
+
+
+def test_results_that_cannot_be_written_leave_nothing_and_can_be_asked_for_again(
+    fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_job)
+    asked = ["results", "mine-1", "--address", fake.address]
+    assert commands.call(["submit", "study", "--address", fake.address]) == (0, "")
+    (own_job / "runs" / "mine" / "report").mkdir(parents=True)
+    for name in ("one", "two"):
+        (own_job / "runs" / "mine" / "report" / name).touch()
+    whole = tarfile.TarFile.extractall
+
+    def full(archive: tarfile.TarFile, path: Path, **options: Any) -> None:
+        whole(archive, path, members=archive.getmembers()[:1], **options)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    code, sentence = commands.call(asked)
+    assert (code, "No space left" in sentence, Path("results/mine-1").exists()) == (1, True, False)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", whole)
+    assert commands.call(asked) == (0, "")
+
+
 def test_results_come_back_through_the_log(fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_job)
     client = head.connect(fake.address)
@@ -497,6 +540,22 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it(fake: FakeHead, monkeypat
     monkeypatch.setattr(submit, "_follow", interrupted)
     assert submit.follow(head.connect(fake.address), "demo-1") == 130
     assert f"diffprune stop demo-1 --address {fake.address}" in capfd.readouterr().err
+
+
+def test_ctrl_c_does_not_wait_for_a_head_that_is_mute(fake: FakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind a tunnel that has come down, where an answer is waited for for two minutes."""
+    client, ended = head.connect(fake.address), threading.Event()
+    monkeypatch.setattr(client, "get_job_status", lambda _: ended.wait(20))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    press = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    press.start()
+    try:
+        began = time.monotonic()
+        assert submit.follow(client, "mine-1") == 130 and time.monotonic() - began < 10
+    finally:
+        press.cancel()
+        signal.signal(signal.SIGINT, before)
+        ended.set()
 
 
 def test_a_head_that_goes_away_is_told_in_one_sentence(fake: FakeHead, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
@@ -718,6 +777,15 @@ def test_an_agent_that_is_starting_does_not_make_the_folder_anew_when_all_is_ove
     assert ended and alive and not Path(folder).parent.exists()
 
 
+STARTS_SLOWLY = """#!/bin/sh
+case "$1" in
+  -m) exec sleep 60 ;;             # Ray
+  -) [ "$2" = 6 ] && echo 1 2 3 4 5 6 ;;  # free ports; and that it answers, later on
+esac
+exit 0
+"""
+
+
 @pytest.mark.parametrize("spoilt", ["link", "file", "other"])
 def test_a_head_refuses_a_folder_of_somebody_else(spoilt: str, own_folder: Path) -> None:
     place, target = own_folder / "place", own_folder / "target"
@@ -751,6 +819,19 @@ def test_stop_ends_no_process_that_is_not_the_head(own_folder: Path) -> None:
     assert stat.S_IMODE((own_folder / "place").stat().st_mode) == 0o700
     done = subprocess.run([LOCAL, "start"], env=os.environ | own | {"PORT": "10500"}, capture_output=True, text=True)
     assert done.returncode == 2 and "worker ports" in done.stderr
+
+
+def test_a_head_that_is_just_being_started_has_not_failed(own_folder: Path) -> None:
+    """For a moment the process that becomes it is a shell still, which a busy machine makes a long one."""
+    for name, text in {"python": STARTS_SLOWLY, "ps": "#!/bin/sh\necho bash cluster/local.sh start\n"}.items():
+        (own_folder / "bin").mkdir(exist_ok=True)
+        (own_folder / "bin" / name).write_text(text)
+        (own_folder / "bin" / name).chmod(0o755)
+    own = {"DIFFPRUNE_HEAD": str(own_folder / "place"), "PYTHON": f"{own_folder}/bin/python", "PORT": "8265"}
+    done = subprocess.run([LOCAL, "start"], env=os.environ | own, capture_output=True, text=True, timeout=60)
+    pid = int((own_folder / "place" / "pid").read_text())
+    os.kill(pid, signal.SIGTERM)
+    assert (done.returncode, done.stderr) == (0, "") and f"process {pid}" in done.stdout
 
 
 def test_a_port_of_another_program_is_named_at_once(own_folder: Path) -> None:
@@ -790,6 +871,15 @@ def real() -> Iterator[dict[str, str]]:
 def token(real: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", real["RAY_AUTH_TOKEN_PATH"])
+
+
+def gcs(real: dict[str, str]) -> str:
+    """The address of the cluster itself."""
+    written, end = Path(real["folder"]) / "ray" / "ray_current_cluster", time.monotonic() + 60
+    while not (written.is_file() and (address := written.read_text().strip())):  # Ray's last act, after the head answers
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return address
 
 
 @pytest.mark.slow
@@ -860,12 +950,21 @@ def test_without_the_token_every_port_of_a_head_is_closed_but_that_of_metrics(re
     assert answers[int(real["address"].rpartition(":")[2])] in (401, 403)
 
 
+@pytest.mark.slow
+def test_plugins_of_the_folder_one_works_in_are_found_by_workers_of_a_head_that_is_joined(
+    real: dict[str, str], token: None, own_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not those of the folder that it was started in, which may have others of their names."""
+    monkeypatch.chdir(own_job)
+    monkeypatch.delenv(FOLDER, raising=False)
+    with cluster.connect(gcs(real)):
+        found = ray.get(ray.remote(num_cpus=0)(registry.sources).remote("pruners"))
+    assert found["local"].file == own_job / "pruners" / "local.py"
+
+
 def test_a_verb_joins_a_head_by_the_address_of_its_cluster(real: dict[str, str], token: None) -> None:
     """127.0.0.1 stays what it is: Ray would put the host's own address in its place, and knock there for minutes."""
-    written, end = Path(real["folder"]) / "ray" / "ray_current_cluster", time.monotonic() + 60
-    while not (written.is_file() and (address := written.read_text().strip())):  # Ray's last act, after the head answers
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    address = gcs(real)
     assert address.startswith("127.0.0.1:")
     before = os.environ.get(cluster.ONE_HOST)
     with cluster.connect(address):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,11 @@ def submit(context: click.Context, job: str, address: str | None, insecure: bool
     """
     if job.startswith("-"):
         raise ValueError(f"the job comes before options of `run`, as in `diffprune submit demo {job} ...`")
-    verb = context.parent.command.commands["run"]  # type: ignore[union-attr]
-    with verb.make_context("run", [job, *rest], parent=context.parent) as run:
+    with _as_run(context, job, rest) as run:
         if address is None:
             if given := [name for name, value in where.items() if value]:
                 raise ValueError(f"--{_spelt(given[0])} is about a cluster: say which with --address")
-            verb.invoke(run)
+            run.command.invoke(run)
             return
         name = _run_name(job, run.params)
     from diffprune.distributed.submit import Request, variables
@@ -73,6 +72,12 @@ def submit(context: click.Context, job: str, address: str | None, insecure: bool
 
 def _spelt(name: str) -> str:
     return {"pairs": "env", "timeout_s": "timeout"}.get(name, name.replace("_", "-"))
+
+
+def _as_run(context: click.Context, job: str, rest: Sequence[str]) -> click.Context:
+    """What `diffprune run JOB REST` makes of its command line."""
+    verb: click.Command = context.parent.command.commands["run"]  # type: ignore[union-attr]
+    return verb.make_context("run", [job, *rest], parent=context.parent)
 
 
 def _run_name(job: str, options: dict[str, Any]) -> str:
@@ -153,7 +158,8 @@ def stop(name: str, address: str, insecure: bool) -> None:
 @click.command("resume")
 @click.argument("name", metavar="ID")
 @_head()
-def resume(name: str, address: str, insecure: bool) -> None:
+@click.pass_context
+def resume(context: click.Context, name: str, address: str, insecure: bool) -> None:
     """Send the job of an attempt that has ended again, as its next attempt, with the files that are here now.
 
     It goes on from what is stored. Run it from the folder that you submitted from.
@@ -169,6 +175,10 @@ def resume(name: str, address: str, insecure: bool) -> None:
         if asked.image or Path(folder) == Path.cwd():
             raise
         raise ValueError(f"there is no job {asked.job} here: {name} was sent from {folder}, resume it there") from error
+    with _as_run(context, asked.job, asked.arguments) as run:
+        now = _run_name(asked.job, run.params)
+    if now != asked.run:
+        raise ValueError(f"{asked.job} names its run {now!r} now, and {name} was of {asked.run!r}: submit it as a run of its own")
     sys.exit(_send(asked, address, insecure))
 
 

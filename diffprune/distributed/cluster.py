@@ -305,8 +305,9 @@ def _short_folder() -> str:
 def _options(folder: str | None, workers: int) -> dict[str, Any]:
     """Arguments of `ray.init`; folder: of a local cluster, None where one is joined."""
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if folder is None:
-        return quiet
+    if folder is None:  # who was started by the Jobs API has workers in a folder of its own, with the plug-ins that were sent
+        outside = {"runtime_env": {"env_vars": {FOLDER: os.environ[FOLDER]}}}  # else they look where the head was started
+        return quiet if INSIDE_A_JOB in os.environ else quiet | outside
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     local = {"include_dashboard": False, "num_cpus": max(cores, workers), "object_store_memory": STORE_BYTES, "_temp_dir": folder}
     return quiet | local

@@ -8,7 +8,8 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffprune.distributed.head import Head, on_this_machine, without_rays_lines
@@ -38,8 +39,8 @@ def fetch(head: Head, name: str, to: Path) -> int:
     log = _log_of(head, f"{told['out']}/{told['run']}")
     if run_archive.BEGIN not in log:
         raise ValueError(" ".join(without_rays_lines(log).split()) or f"the head gave no results of {name}")
-    to.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return run_archive.unpacked(log, to)
+    with _made_whole(to):
+        return run_archive.unpacked(log, to)
 
 
 def copied(run: Blobs, to: Path) -> int:
@@ -50,16 +51,23 @@ def copied(run: Blobs, to: Path) -> int:
     """
     if not any(map(_shown, run.list())):
         raise ValueError(f"there is nothing in {run} yet: has the run begun?")
-    to.mkdir(parents=True, exist_ok=True, mode=0o700)
-    here, had = LocalBlobs(to, private=True), dict[str, str]()
-    try:
+    with _made_whole(to):
+        here, had = LocalBlobs(to, private=True), dict[str, str]()
         for _ in range(run_archive.TRIES):
             if _copied_at_rest(run, here, had):
                 return len(here.list())
             time.sleep(run_archive.PAUSE_S)
         raise ValueError(f"the records in {run} were merged all the while they were copied: ask again in a minute")
+
+
+@contextmanager
+def _made_whole(to: Path) -> Iterator[None]:
+    """A new folder, for its owner alone, that goes again where the block fails: else it is not empty when one asks again."""
+    to.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        yield
     except BaseException:
-        shutil.rmtree(to, ignore_errors=True)  # else it is not empty when one asks again
+        shutil.rmtree(to, ignore_errors=True)
         raise
 
 

@@ -12,12 +12,14 @@ import re
 import shlex
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus
@@ -29,6 +31,8 @@ from diffprune.io.blob_store import open_blobs, remote
 from diffprune.io.names import checked_name
 from diffprune.io.project import Project
 from diffprune.store.provenance import SENT, repository
+
+T = TypeVar("T")
 
 POLL_S = 0.5
 AGENT_S = 30.0  # a head answers before it can start jobs
@@ -282,7 +286,7 @@ async def _follow(head: Head, name: str) -> None:
 
     reader = asyncio.create_task(tail())
     try:
-        while not (await asyncio.to_thread(head.get_job_status, name)).is_terminal():
+        while not (await _apart(head.get_job_status, name)).is_terminal():
             if reader.done():
                 reader = asyncio.create_task(tail()) if reader.exception() else reader
             await asyncio.sleep(POLL_S)
@@ -290,9 +294,25 @@ async def _follow(head: Head, name: str) -> None:
         reader.cancel()
         with suppress(asyncio.CancelledError, RuntimeError, aiohttp.ClientError):
             await reader
-    whole = await asyncio.to_thread(log_of, head, name)
+    whole = await _apart(log_of, head, name)
     log.show(whole[log.length :])
     print(log.rest, end="", flush=True)
+
+
+async def _apart(ask: Callable[..., T], *args: Any) -> T:
+    """What `ask(*args)` returns, in a thread of its own that nobody waits for: asyncio's threads are waited for in the end, so that
+    Ctrl-C would do nothing for as long as a mute head is given."""
+    answer = Future[T]()
+    answer.set_running_or_notify_cancel()  # so that an answer that nobody wants any more is taken nevertheless
+
+    def run() -> None:
+        try:
+            answer.set_result(ask(*args))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="head").start()
+    return await asyncio.wrap_future(answer)
 
 
 @dataclass

@@ -89,7 +89,7 @@ def project_of(job: str, folder: Path | None = None) -> Project:
         if not path.is_relative_to(root):
             raise ValueError(f"the job {path} does not lie below {root}, so it would not travel: name a folder that holds it")
         files |= {str(one.relative_to(root)): one for one in _imported(path)}
-    plugins = {f"{kind}/{one.name}": one for kind in KINDS for one in sorted((here / kind).glob("*.py"))}
+    plugins = {f"{kind}/{one.name}": one for kind in KINDS for one in sorted((here / kind).glob("*.py")) if one.is_file()}
     for name in (str(root), *files, *plugins):
         if any("\ud800" <= mark <= "\udfff" for mark in name):
             raise ValueError(f"the name {name!r:.200} is not UTF-8, so it cannot travel: rename it, or take it out of what is sent")
