@@ -41,12 +41,16 @@ unset RAY_ADDRESS RAY_AUTH_TOKEN
 # Ray opens its folder to every user of the node, so it lies in one that is ours alone: `mkdir` fails where the name is taken.
 # By the variable, not by --temp-dir: the `ray.init()` of Ray's own command, too, looks there for the cluster that it has started.
 export RAY_TMPDIR=/tmp/dp-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
-# The inner --address matters: the command is a plain process and would start a Ray of its own.
+# The inner --address matters: the command is a plain process and would start a Ray of its own. Where Ray does not start, its command
+# says so and ends well: hence the note of the job that has begun. --cpu-bind: srun takes no --cpus-per-task over from sbatch, and
+# would bind Ray to one core where the site binds tasks.
 # shellcheck disable=SC2016  # expanded on each node
-srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
+srun --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 bash -c '
   set -e
   mkdir -m 700 "$RAY_TMPDIR"
   trap "rm -rf \"$RAY_TMPDIR\"" EXIT
   ray symmetric-run --address "$1" --min-nodes "$SLURM_NNODES" \
-    --num-cpus "${SLURM_CPUS_ON_NODE:-1}" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" -- "${@:2}"
+    --num-cpus "${SLURM_CPUS_ON_NODE:-1}" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" -- \
+    sh -c "touch \"\$RAY_TMPDIR/began\"; exec \"\$@\"" _ "${@:2}"
+  [ "$SLURM_NODEID" != 0 ] || [ -e "$RAY_TMPDIR/began" ] || { echo "Ray did not start on the first node, see above" >&2; exit 1; }
 ' _ "$head_ip:$port" "$PYTHON" -m diffprune run "$@" --address "$head_ip:$port" --out "$SHARED/runs"

@@ -288,11 +288,14 @@ STAND_INS = {
         *route*) echo "default via 10.0.0.1 dev eth7 proto dhcp" ;;
         *) echo "3: $6 inet 10.0.0.5/24 scope global" ;;
     esac""",
-    "srun": 'while [[ $1 == --* ]]; do shift; done; for node in 1 2; do "$@" || exit; done',
+    "srun": """printf "%s\\n" "$@" >"$OUT/srun"
+    while [[ $1 == --* ]]; do shift; done
+    for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" || exit; done""",
     "ray": """printf "%s\\n" "$@" >"$OUT/arguments"
     env >"$OUT/environment"
     stat -c %a "$RAY_TMPDIR" >"$OUT/mode"
     [ -n "${FAILS:-}" ] || python "$OUT/symmetric_run.py" "$@"
+    [ -z "${FAILS:-}" ] && [ $SLURM_NODEID = 0 ] && while [ "$1" != -- ]; do shift; done && "${@:2}"
     exit ${FAILS:-0}""",
 }
 
@@ -318,7 +321,9 @@ def slurm(own_folder: Path) -> Any:
     for name, text in STAND_INS.items():
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(0o755)
-    (tools / "python").write_text(f'#!/bin/bash\n[ "$1" = -c ] && cd {REPOSITORY}\nexec {sys.executable} "$@"\n')
+    (tools / "python").write_text(
+        f'#!/bin/bash\n[ "$1" = -m ] && echo "ran $*" && exit\n[ "$1" = -c ] && cd {REPOSITORY}\nexec {sys.executable} "$@"\n'
+    )
     (tools / "python").chmod(0o755)
     (own_folder / "symmetric_run.py").write_text(SYMMETRIC_RUN)
 
@@ -341,6 +346,8 @@ def test_slurm_starts_one_ray_for_the_job(slurm: Any, own_folder: Path) -> None:
     address = ours[ours.index("--address") + 1]
     assert ours[0] == "symmetric-run" and ours[ours.index("--min-nodes") + 1] == "2"
     assert set(re.findall(r"--[a-z-]+", " ".join(ours))) <= ray_start_options() | {"--min-nodes"}
+    assert "--cpu-bind=none" in (own_folder / "srun").read_text().split(), "else Ray may have one core of those it is told of"
+    assert done.stdout == f"ran {shlex.join(inner[inner.index('-m') :])}\n", "on the first node alone"
     assert re.fullmatch(r"10\.0\.0\.5:2\d{4}", address), "the first node's, outside Ray's worker ports"
     asked = started(shlex.join(inner[inner.index("diffprune") :]))
     assert (asked["job"], asked["limit"], asked["address"], asked["out"]) == ("demo", 8, address, shared / "runs")
@@ -368,3 +375,5 @@ def test_slurm_says_what_is_missing_and_passes_a_failure_on(slurm: Any, own_fold
     assert without.returncode == 2 and "SHARED is not set" in without.stderr
     (own_folder / "auth_token").write_text("t" * 64)
     assert slurm("demo", SHARED=str(own_folder), FAILS="3").returncode == 3
+    unstarted = slurm("demo", SHARED=str(own_folder), FAILS="0")  # as Ray's command ends where its head does not start
+    assert (unstarted.returncode, "Ray did not start on the first node" in unstarted.stderr) == (1, True)
