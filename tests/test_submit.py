@@ -191,6 +191,21 @@ def test_a_name_that_is_not_utf8_is_refused_before_anything_is_sent(
     assert sentence.startswith(r"the name 'caf\udce9.txt' is not UTF-8, so it cannot travel: rename it") and sentence.isprintable()
 
 
+def test_a_job_is_called_as_it_is_found_where_it_runs(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name from `jobs/` of what travels alone, or from the installed package; else by its path there."""
+    monkeypatch.chdir(own_job)
+    assert project_of("study").job == "study"
+    above = project_of("study", own_job.parent)
+    assert above.job == "mine/jobs/study.py" and above.job in above.files
+    (own_job / "jobs").rename(own_job.parent / "elsewhere")
+    (own_job / "jobs").symlink_to(own_job.parent / "elsewhere")
+    assert project_of("study").job == "study.py" and "study.py" in project_of("study").files
+    shutil.copytree(own_job.parent / "elsewhere", own_job / "package" / "jobs")
+    monkeypatch.setattr(project, "PACKAGE", own_job / "package")
+    for job in ("package/jobs/study.py", str(own_job / "package" / "jobs" / "study.py")):
+        assert project_of(job).job == "study", "the cluster has it in its own package"
+
+
 def test_too_much_is_refused_with_the_largest_names(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_job)
     monkeypatch.setattr(project, "MOST_BYTES", 200)

@@ -93,7 +93,8 @@ def project_of(job: str, folder: Path | None = None) -> Project:
     for name in (str(root), *files, *plugins):
         if any("\ud800" <= mark <= "\udfff" for mark in name):
             raise ValueError(f"the name {name!r:.200} is not UTF-8, so it cannot travel: rename it, or take it out of what is sent")
-    return Project(root, files | plugins, job if Path(job).suffix != ".py" else str(path.relative_to(root)))
+    by_name = installed or (Path(job).suffix != ".py" and path.parent == root / "jobs")  # and found by it where it runs
+    return Project(root, files | plugins, path.stem if by_name else str(path.relative_to(root)))
 
 
 def _private(path: str, flags: int) -> int:
