@@ -144,8 +144,31 @@ def test_with_git_what_is_tracked_travels(own_job: Path, monkeypatch: pytest.Mon
     (own_job / "link.txt").symlink_to(outside)
     subprocess.run(["git", "add", "data.bin", "link.txt", "jobs/study.py"], check=True)
     assert set(project_of("study").files) == {*TRAVELS, "data.bin"}, "untracked code of the job too; no link to elsewhere, no key"
+    with monkeypatch.context() as hook:  # of another repository, which tracks a file of this name
+        subprocess.run(["git", "init", "-q", "--bare", own_job.parent / "other"], check=True)
+        hook.setenv("GIT_DIR", str(own_job.parent / "other"))
+        hook.setenv("GIT_WORK_TREE", str(own_job))
+        subprocess.run(["git", "add", "unrelated.py"], check=True)
+        assert set(project_of("study").files) == {*TRAVELS, "data.bin"}, "of the folder's own repository"
     monkeypatch.setenv("HOME", str(own_job))
     assert set(project_of("study").files) == TRAVELS, "a home directory under git does not travel whole"
+
+
+def test_what_a_submodule_tracks_travels(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_job)
+    inner = own_job.parent / "inner"
+    inner.mkdir()
+    (inner / "rows.jsonl").touch()
+    who = ["-c", "user.name=me", "-c", "user.email=me@host", "-c", "protocol.file.allow=always"]
+    for folder, line in (
+        (inner, ["init", "-q"]),
+        (inner, ["add", "rows.jsonl"]),
+        (inner, ["commit", "-qm", "rows"]),
+        (own_job, ["init", "-q"]),
+        (own_job, ["submodule", "--quiet", "add", str(inner), "data"]),
+    ):
+        subprocess.run(["git", *who, *line], cwd=folder, check=True)
+    assert set(project_of("study").files) == {*TRAVELS, ".gitmodules", "data/rows.jsonl"}
 
 
 def test_the_repository_travels_as_git_has_it() -> None:

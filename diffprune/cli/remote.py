@@ -41,7 +41,7 @@ def _connected(address: str, insecure: bool) -> Any:
 @click.option(
     "--env", "pairs", multiple=True, metavar="NAME=VALUE", help="Variable of the job's processes; may be repeated. No secrets."
 )
-@click.option("--working-dir", type=Folder(), help="Send this folder; by default what git tracks of the project.")
+@click.option("--working-dir", type=Folder(), help="Send this folder, of a checkout what git tracks there. [default: the project]")
 @click.option("--image", help="Run in this container image, with what is inside it; nothing is sent.")
 @click.option(
     "--timeout", "timeout_s", type=click.IntRange(min=1), help="Interrupt the job after so many seconds; it can be resumed."

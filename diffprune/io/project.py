@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffprune.core.registry import KINDS
+from diffprune.io import git
 from diffprune.io.job_files import PACKAGE, REPOSITORY, find_job
 
 MOST_BYTES = 100 * 2**20  # which a head of Ray takes in one request
@@ -120,9 +121,10 @@ def _checked(folder: Path) -> Path:
 
 
 def _tracked(root: Path) -> dict[str, Path]:
-    """What git tracks below a folder; nothing where it is not of git."""
+    """What git tracks below a folder, in submodules too; nothing where it is not of git."""
+    command = ["git", "-C", str(root), "ls-files", "-z", "--recurse-submodules"]
     with suppress(OSError, subprocess.SubprocessError):
-        listed = subprocess.run(["git", "-C", root, "ls-files", "-z"], capture_output=True, check=True, timeout=60).stdout
+        listed = subprocess.run(command, capture_output=True, check=True, timeout=60, env=git.environment()).stdout
         return _inside(root, (root / name.decode("utf-8", "surrogateescape") for name in listed.split(b"\0") if name))
     return {}
 

@@ -13,17 +13,15 @@ from importlib import metadata
 from pathlib import Path
 
 from diffprune.core.records import Provenance
+from diffprune.io import git
 
 SENT = "DIFFPRUNE_COMMIT"  # of the code that was sent to where it runs: the commit, with a + where it was changed
 PACKAGES = ("diffprune", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers")
 
 
 def _answer(*command: str) -> str | None:
-    """What a command prints; None where it is missing, fails or takes longer than 10 s.
-
-    GIT_* variables are left out: inside a git hook they name the hook's repository, not ours.
-    """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    """What a command prints; None where it is missing, fails or takes longer than 10 s."""
+    environment = git.environment() | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, env=environment)
     except (OSError, subprocess.TimeoutExpired):
@@ -38,12 +36,12 @@ def repository(folder: Path) -> tuple[str, bool]:
     ("", False) outside one, also where the package is merely installed inside somebody else's repository; of code that was sent to
     a cluster, what it had where it was sent from. Looked up once per process: code that is changed later is not the code that runs.
     """
-    git = ("git", "-C", str(folder))
-    if not _answer(*git, "ls-files", "--error-unmatch", "--", "__init__.py"):
+    asked = ("git", "-C", str(folder))
+    if not _answer(*asked, "ls-files", "--error-unmatch", "--", "__init__.py"):
         sent = os.environ.get(SENT, "")
         return sent.removesuffix("+"), sent.endswith("+")
-    commit = _answer(*git, "rev-parse", "--verify", "HEAD")
-    changes = _answer(*git, "status", "--porcelain")
+    commit = _answer(*asked, "rev-parse", "--verify", "HEAD")
+    changes = _answer(*asked, "status", "--porcelain")
     return (commit or "").strip(), changes is None or bool(changes.strip())
 
 
