@@ -615,6 +615,45 @@ def test_a_head_that_goes_away_is_told_in_one_sentence(fake: FakeHead, monkeypat
     assert "never retrieved" not in caplog.text
 
 
+@pytest.mark.parametrize("verb", ["stop", "results"])
+def test_a_head_that_goes_away_while_it_is_asked_is_told_in_one_sentence(
+    fake: FakeHead, own_job: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_job)
+    fake.shell = lambda entrypoint: "sleep 60"
+    client = head.connect(fake.address)
+    submit.submit(client, fake.address, Request("mine", "study"), project_of("study"))
+    answer = fake.answer
+
+    def last(method: str, path: str, body: bytes) -> tuple[int, Any]:
+        if method == "POST":
+            threading.Thread(target=fake.server.shutdown).start()
+            fake.server.socket.close()
+        return answer(method, path, body)
+
+    monkeypatch.setattr(fake, "answer", last)
+    code, sentence = commands.call([verb, "mine-1", "--address", fake.address])
+    assert (code, sentence) == (1, f"{fake.address} no longer answers: is the head still there, and the tunnel to it?")
+
+
+def test_ctrl_c_while_a_job_is_handed_over_says_that_it_may_run(
+    fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.chdir(own_job)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def slowly(job: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+
+    fake.before_job = slowly
+    try:
+        assert commands.call(["submit", "study", "--address", fake.address])[0] == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert f"mine-1 may have begun all the same: diffprune jobs --address {fake.address}" in capfd.readouterr().err
+
+
 def test_an_image_has_everything_and_is_sent_nothing(fake: FakeHead) -> None:
     asked = Request("demo", "demo", ("--out", "/shared"), image="registry/diffprune:1")
     assert submit.submit(head.connect(fake.address), fake.address, asked, None) == "demo-1"

@@ -24,6 +24,7 @@ from diffprune.distributed.cluster import secure, token_path
 
 CONNECT_S, VERSION_S = 5.0, 8.0  # together below the fifteen seconds in which a user hears of a host that is mute
 ANSWER_S = 120.0  # a busy head takes its time to start a job
+VERSION = "/api/version"  # what is asked first
 DASHBOARD = "ray/dashboard/dashboard.py"  # the program of Ray that answers at a head's address
 OF_RAY = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|WARNING) [\w.]+\.py:\d+ -- .*\n|Running entrypoint for job .*\n")
 
@@ -33,15 +34,24 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
+class Away(RuntimeError):
+    """A head that had let us in does not answer any more."""
+
+
 class Head(JobSubmissionClient):
     """Ray's own client, whose requests end and follow nobody elsewhere, and go by no proxy where the token is in clear."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        patience = VERSION_S if endpoint == "/api/version" else ANSWER_S
+        patience = VERSION_S if endpoint == VERSION else ANSWER_S
         own: dict[str, Any] = {"timeout": (CONNECT_S, patience), "allow_redirects": False, "auth": _as_it_is}
         if self.get_address().startswith("http://"):
             own["proxies"] = {"http": ""}
-        return super()._do_request(method, endpoint, **own | options)
+        try:
+            return super()._do_request(method, endpoint, **own | options)
+        except requests.RequestException as error:
+            if endpoint == VERSION:  # the first of all, of which `connect` tells
+                raise
+            raise Away(f"{self.get_address()} no longer answers: is the head still there, and the tunnel to it?") from error
 
 
 def connect(address: str, insecure: bool = False) -> Head:

@@ -26,7 +26,7 @@ from ray.job_submission import JobDetails, JobStatus
 
 from diffprune.core import termination
 from diffprune.core.registry import nearest
-from diffprune.distributed.head import Head, on_this_machine, without_rays_lines
+from diffprune.distributed.head import Away, Head, on_this_machine, without_rays_lines
 from diffprune.io.blob_store import open_blobs, remote
 from diffprune.io.names import checked_name
 from diffprune.io.project import Project
@@ -173,8 +173,12 @@ def submit(head: Head, address: str, request: Request, project: Project | None) 
         while True:
             attempt = _newest(head, prefix) + 1
             name = checked_name(f"{prefix}-{attempt}", "submission id")  # Ray lets `../` out of its log folder
-            if start(head, command, name, runtime, request.metadata(attempt, job, address)):
-                return name
+            try:
+                if start(head, command, name, runtime, request.metadata(attempt, job, address)):
+                    return name
+            except (KeyboardInterrupt, Away):
+                print(f"\n{name} may have begun all the same: diffprune jobs --address {address}", file=sys.stderr)
+                raise
 
 
 def _newest(head: Head, prefix: str) -> int:
@@ -188,13 +192,15 @@ def start(head: Head, entrypoint: str, name: str, runtime: dict[str, Any], metad
     """Hand a job to a head, which may not be ready yet; False where the name is taken.
 
     Raises:
-        ValueError: it does not take it.
+        ValueError: it does not take it. Away: it does not answer any more.
     """
     until = time.monotonic() + AGENT_S
     while True:
         try:
             head.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime, metadata=metadata)
             return True
+        except Away:
+            raise
         except RuntimeError as error:
             if "already exists" in str(error):
                 return False
@@ -266,7 +272,7 @@ def follow(head: Head, name: str) -> int:
         print(f"\nno longer following {name}; it goes on. To stop it: {stop}", file=sys.stderr)
         return STOPPED
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and GONE not in str(error):
+        if isinstance(error, RuntimeError) and not (isinstance(error, Away) or GONE in str(error)):
             raise
         hint = "once a head is there again, send the same submit again: it goes on from what is stored"
         raise RuntimeError(f"the head at {address} went away while {name} ran; {hint}") from error
