@@ -401,12 +401,16 @@ def test_the_verbs_of_a_head(fake: FakeHead, own_job: Path, monkeypatch: pytest.
     assert commands.call(["logs", "mine-2", "-f", *there]) == (130, "")
     said = capfd.readouterr()
     assert "mine-2 was stopped; what was finished is kept: diffprune resume mine-2" in said.out and "had ended already" in said.out
+    head.connect(fake.address).submit_job(
+        entrypoint="echo not\necho ours", submission_id="other-1", metadata={"job": "x", "arguments": "--lr 3"}
+    )
     assert commands.call(["jobs", *there]) == (0, "")
     rows = [line.split() for line in capfd.readouterr().out.splitlines()]
     assert rows[0][:2] == ["ID", "STATUS"] and rows[0][-1] == "JOB"
     assert [(row[0], row[1], row[4:7]) for row in rows[1:]] == [
         ("mine-1", "SUCCEEDED", ["study", "--limit", "1"]),
         ("mine-2", "STOPPED", ["study", "--limit", "1"]),
+        ("other-1", rows[-1][1], ["echo", "not", "echo"]),
     ]
 
 

@@ -42,6 +42,7 @@ STOP_S = 60.0
 GONE = "does not exist"  # what a head says of a job that another head was sent
 UNREADABLE = "UnicodeDecodeError"  # in what it says of a log that is not UTF-8
 STOPPED = 130  # exit code of a job that was stopped, as of a program after Ctrl-C
+OURS = {"run", "job", "arguments"}  # of what is told of a job, by which `diffprune submit` has sent it
 MOST_ASKED = 100  # characters of what a job was asked, in a list
 MOST_RUN = 56  # characters of a run's name in an id, which has at most 64
 SECRET_NAME = re.compile(
@@ -233,7 +234,7 @@ def request_of(job: JobDetails) -> Request:
     told = job.metadata or {}
     if not job.status.is_terminal():
         raise ValueError(f"{job.submission_id} is not over ({job.status.value.lower()}): diffprune logs {job.submission_id} -f")
-    if not {"run", "job", "arguments"} <= set(told):
+    if not set(told) >= OURS:
         raise ValueError(f"{job.submission_id} was not sent by diffprune submit, so nothing tells how to resume it")
     seconds = told.get("timeout_s")
     variables = (job.runtime_env or {}).get("env_vars") or {}
@@ -375,7 +376,7 @@ def listed(head: Head) -> list[tuple[str, ...]]:
 
 def _asked(job: JobDetails) -> str:
     told = job.metadata or {}
-    if "job" not in told:
-        return job.entrypoint[:MOST_ASKED]
-    text = shlex.join([told["job"], *json.loads(told.get("arguments", "[]"))])
+    if not set(told) >= OURS:
+        return " ".join(job.entrypoint.split())[:MOST_ASKED]
+    text = shlex.join([told["job"], *json.loads(told["arguments"])])
     return text if len(text) <= MOST_ASKED else f"{text[: MOST_ASKED - 3]}..."
