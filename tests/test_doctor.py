@@ -29,6 +29,9 @@ def test_it_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         finding.state == "missing" and "is outside >=99" in finding.detail and "no-such-package is not installed" in finding.detail
     )
+    monkeypatch.setattr(metadata, "requires", lambda name: metadata.distribution(f"no-{name}").requires)
+    finding = of("packages")
+    assert finding.state == "note" and finding.detail.startswith("diffprune is not installed"), "as where its code is merely there"
     monkeypatch.setattr(doctor, "load", lambda name: (_ for _ in ()).throw(ValueError("model.safetensors: altered or damaged")))
     assert of("embedded model").state == "missing"
 

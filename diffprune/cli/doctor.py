@@ -51,7 +51,12 @@ def examine() -> list[Finding]:
 def _requirements() -> list[Finding]:
     """Versions of what the package requires, against the ranges it states."""
     wrong, found = [], []
-    for text in metadata.requires("diffprune") or []:
+    try:
+        needs = metadata.requires("diffprune") or []
+    except metadata.PackageNotFoundError:
+        hint = "install it with pip install -c constraints.txt -e ."
+        return [Finding("packages", WORSE, f"diffprune is not installed, so nothing here says which versions it needs: {hint}")]
+    for text in needs:
         need = Requirement(text)
         if need.marker is not None and not need.marker.evaluate({"extra": ""}):
             continue
