@@ -283,6 +283,18 @@ def test_shell_scripts_parse(script: Path) -> None:
         assert found.returncode == 0, found.stdout + found.stderr
 
 
+def test_a_head_by_hand_has_a_token_first(own_folder: Path) -> None:
+    """Without one `ray start` refuses, as RAY_AUTH_MODE asks for it; one that is there stays."""
+    block = (CLUSTER / "README.md").read_text().partition("By hand, the same as `local.sh`:\n\n```\n")[2].partition("\n```")[0]
+    first, token = block.splitlines()[0], own_folder / ".ray" / "auth_token"
+    for _ in range(2):
+        subprocess.run(["bash", "-c", first], env=os.environ | {"HOME": str(own_folder)}, check=True)
+        made = token.read_text()
+        assert re.fullmatch("[0-9a-f]{64}", made) and token.stat().st_mode & 0o777 == 0o600
+        token.write_text("f" * 64)
+    assert made == "f" * 64
+
+
 STAND_INS = {
     "ip": """case "$*" in
         *route*) echo "default via 10.0.0.1 dev eth7 proto dhcp" ;;
