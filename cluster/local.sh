@@ -8,7 +8,8 @@
 set -euo pipefail
 umask 077
 here=$(cd "$(dirname "$0")/.." && pwd)
-PYTHON=${PYTHON:-$here/.venv/bin/python}
+asked=${PYTHON:-$here/.venv/bin/python}
+PYTHON=$(command -v "$asked") || { echo "there is no $asked: set PYTHON to that of an environment with diffprune" >&2; exit 2; }
 DIFFPRUNE_HEAD=${DIFFPRUNE_HEAD:-${TMPDIR:-/tmp}/diffprune-head-$(id -u)}
 PORT=${PORT:-8265}
 pidfile=$DIFFPRUNE_HEAD/pid

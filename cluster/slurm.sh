@@ -19,11 +19,13 @@ umask 077
 
 [ $# -ge 1 ] || { echo "name a job: sbatch cluster/slurm.sh demo --gpus 1" >&2; exit 2; }
 [ -n "${SHARED:-}" ] || { echo "SHARED is not set: name a folder on storage that all nodes reach" >&2; exit 2; }
-PYTHON=${PYTHON:-$(command -v python)}
+asked=${PYTHON:-python}
+PYTHON=$(command -v "$asked") || { echo "there is no $asked: set PYTHON to that of an environment with diffprune" >&2; exit 2; }
 mkdir -p "$SHARED/runs"
 
 IFNAME=${IFNAME:-$(ip -o -4 route show default | awk '{ for (i = 1; i < NF; i++) if ($i == "dev") { print $(i + 1); exit } }')}
-head_ip=$(ip -o -4 addr show dev "$IFNAME" | awk '{ sub("/.*", "", $4); print $4; exit }')  # this script runs on the first node
+[ -n "$IFNAME" ] || { echo "this node has no default route: set IFNAME to the interface between the nodes" >&2; exit 2; }
+head_ip=$(ip -o -4 addr show dev "$IFNAME" 2>/dev/null | awk '{ sub("/.*", "", $4); print $4; exit }' || :)  # we are on the first node
 [ -n "$head_ip" ] || { echo "interface $IFNAME has no IPv4 address: set IFNAME" >&2; exit 2; }
 port=$((20000 + SLURM_JOB_ID % 10000))  # outside Ray's worker ports (10002 to 19999) and Linux's ephemeral ones
 

@@ -297,7 +297,8 @@ def test_a_head_by_hand_has_a_token_first(own_folder: Path) -> None:
 
 STAND_INS = {
     "ip": """case "$*" in
-        *route*) echo "default via 10.0.0.1 dev eth7 proto dhcp" ;;
+        *route*) [ -n "${ROUTELESS:-}" ] || echo "default via 10.0.0.1 dev eth7 proto dhcp" ;;
+        *"dev "|*ib0*) echo "Device \\"$6\\" does not exist." >&2; exit 1 ;;
         *) echo "3: $6 inet 10.0.0.5/24 scope global" ;;
     esac""",
     "srun": """printf "%s\\n" "$@" >"$OUT/srun"
@@ -385,6 +386,20 @@ def test_slurm_says_what_is_missing_and_passes_a_failure_on(slurm: Any, own_fold
     assert (slurm().returncode, "name a job" in slurm().stderr) == (2, True)
     without = slurm("demo")
     assert without.returncode == 2 and "SHARED is not set" in without.stderr
+    (own_folder / "tools" / "python").rename(own_folder / "tools" / "python3")
+    bare = own_folder / "bare"
+    bare.mkdir()
+    for name in ("bash", "mkdir", "awk", "dirname"):
+        (bare / name).symlink_to(str(shutil.which(name)))
+    nothing = slurm("demo", SHARED=str(own_folder), PATH=f"{own_folder}/tools:{bare}")
+    assert (nothing.returncode, nothing.stderr.startswith("there is no python: set PYTHON")) == (2, True), nothing.stderr
+    (own_folder / "tools" / "python3").rename(own_folder / "tools" / "python")
+    for environment, says in (
+        ({"ROUTELESS": "1"}, "this node has no default route: set IFNAME to the interface between the nodes\n"),
+        ({"IFNAME": "ib0"}, "interface ib0 has no IPv4 address: set IFNAME\n"),
+    ):
+        lost = slurm("demo", SHARED=str(own_folder), **environment)
+        assert (lost.returncode, lost.stderr) == (2, says)
     (own_folder / "auth_token").write_text("t" * 64)
     assert slurm("demo", SHARED=str(own_folder), FAILS="3").returncode == 3
     unstarted = slurm("demo", SHARED=str(own_folder), FAILS="0")  # as Ray's command ends where its head does not start

@@ -915,6 +915,17 @@ def test_a_head_that_is_just_being_started_has_not_failed(own_folder: Path) -> N
     assert (done.returncode, done.stderr) == (0, "") and f"process {pid}" in done.stdout
 
 
+def test_the_interpreter_of_a_head_is_found_on_the_path_or_missed_in_one_sentence(own_folder: Path) -> None:
+    """One that is given by its name alone must not put the folder one works in before all others of PATH."""
+    own = {"DIFFPRUNE_HEAD": str(own_folder / "place"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    line = ["bash", "-x", str(LOCAL), "status"]
+    done = subprocess.run(line, env=os.environ | own | {"PYTHON": Path(sys.executable).name}, capture_output=True, text=True)
+    (set_to,) = [said for said in done.stderr.splitlines() if said.startswith("+ PATH=")]
+    assert set_to.startswith(f"+ PATH={Path(sys.executable).parent}:"), set_to
+    gone = subprocess.run([LOCAL, "status"], env=os.environ | own | {"PYTHON": "/nowhere/python"}, capture_output=True, text=True)
+    assert gone.returncode == 2 and gone.stderr.startswith("there is no /nowhere/python: set PYTHON to that of"), gone.stderr
+
+
 def test_a_port_of_another_program_is_named_at_once(own_folder: Path) -> None:
     """Ray would take half a minute to say so, or somebody else's head would seem to be ours."""
     with socket.create_server(("", 0)) as server:
