@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from pydantic import BaseModel
 
 from diffprune.cli import commands, job_verbs, set_option
 from diffprune.core.spec import Spec
@@ -16,8 +17,10 @@ from diffprune.io.job_files import find_job
 from diffprune.job import pipeline
 from diffprune.job.configure import configure
 from diffprune.job.files import load_job
-from diffprune.job.job import Job
+from diffprune.job.job import SECTIONS, Job
 from diffprune.job.plan import Plan
+from diffprune.train.estimate import Assumed
+from diffprune.train.recipe import MethodSettings
 from diffprune.vlm.load import load
 
 ATTENTION = ("evaluate", "--pruner", "attention")
@@ -166,6 +169,13 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (("push", "runs/nope", "user/x"), "there is no folder 'runs/nope'"),
         (("evaluate", "demo", "--set", "evaluate.limit=3", "--set", "evaluate.limit=4"), "set one thing twice"),
         (("evaluate", "demo", "--set", "evaluate.batch=true"), "must be a whole number, not true"),
+        (("run", "demo", "--set", "train.data=3"), "3 is no training data: write it as text"),
+        (("run", "demo", "--set", "train.data=null"), "None is no training data"),
+        (("run", "demo", "--set", "budgets=[null]"), "budgets.0: None is no budget: write Keep(64)"),
+        (("run", "demo", "--set", "assumed.txet=3"), "no setting 'assumed.txet': did you mean 'text'?"),
+        (("run", "demo", "--set", 'train.methods=[{"pruner": "diffprune", "stepss": 3}]'), "stepss: there is no such setting"),
+        (("run", "demo", "--set", "tiny.steps=3"), "tiny.steps would change nothing, as `tiny` is read from the job's file"),
+        (("run", "train_llava15_7b", "--tiny", "--set", 'tiny={"train.steps": 3}'), "would change nothing"),
         (("run", "demo", "--set", "train.seeds=0"), "seeds: must be a list, as in [1, 2]"),
         (("run", "demo", "--set", "train.steps=abc"), "steps: must be a whole number"),
         (("run", "demo", "--set", "evaluate.benchmarks=[]"), "evaluate.benchmarks: must name at least one"),
@@ -179,6 +189,25 @@ def test_mistakes_end_with_2_and_one_sentence_before_ray_starts(line: tuple[str,
     code, sentence = commands.call(line)
     assert (code, says in sentence, "\n" in sentence, "hidden" in sentence) == (2, True, False, False), sentence
     assert not ray.is_initialized() and not Path("runs").exists()
+
+
+SETTINGS = (Job, Assumed, MethodSettings, *SECTIONS.values())
+TRUTHS = (bool, bool | None)  # settings that are one
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [(one, name) for one in SETTINGS for name in one.model_fields],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_no_setting_takes_a_truth_value_for_a_number(section: type[BaseModel], name: str) -> None:
+    """Of which Python makes 1: one training step, a learning rate of 1."""
+    given = {"name": "x"} if section is Job else {"pruner": "diffprune"} if section is MethodSettings else {}
+    for value in (True, [True], [True, True], {"a": True}):
+        if section.model_fields[name].annotation in TRUTHS or (isinstance(value, dict) and name in ("tiny", "config")):
+            continue
+        with pytest.raises(ValueError):
+            section(**given | {name: value})
 
 
 def test_ctrl_c_and_faults_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

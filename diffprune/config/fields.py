@@ -26,7 +26,11 @@ def _model(value: Any) -> Spec:
 
 
 def _budget(value: Any) -> Any:
-    return budget.parse(str(value)) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return budget.parse(str(value))
+    if isinstance(value, Budget):
+        return value
+    raise ValueError(f"{value!r:.100} is no budget: write Keep(64), Share(1/9), Above(0.5), 64 or 22%")
 
 
 TEXT = PlainSerializer(str, return_type=str, when_used="json")
@@ -36,17 +40,19 @@ ModelSpec = Annotated[Spec, BeforeValidator(_model), TEXT]
 BudgetValue = Annotated[Budget, BeforeValidator(_budget), TEXT]
 
 
-def _no_truth(value: Any) -> Any:
+def _no_truth(number: str, value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError(f"must be a whole number, not {str(value).lower()}")
+        raise ValueError(f"must be {number}, not {str(value).lower()}")
     return value
 
 
 MOST, MOST_WORKERS = 10**9, 4096
-NO_TRUTH = BeforeValidator(_no_truth)  # of which Python makes 1 and 0
-Count = Annotated[int, Field(ge=1, le=MOST), NO_TRUTH]
-Seed = Annotated[int, Field(ge=0, lt=2**31), NO_TRUTH]
-Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), NO_TRUTH]
+# Numbers of settings, none of them a truth value, of which Python makes 1 and 0.
+Whole = Annotated[int, BeforeValidator(partial(_no_truth, "a whole number"))]
+Real = Annotated[float, BeforeValidator(partial(_no_truth, "a number"))]
+Count = Annotated[Whole, Field(ge=1, le=MOST)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
+Workers = Annotated[Whole, Field(ge=1, le=MOST_WORKERS)]
 
 
 def each_once(found: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -137,10 +137,12 @@ def source_spec(data: str | Spec) -> Spec:
     """Training data as a value; paths are made absolute, as workers may run in another folder, and are no part of it.
 
     Raises:
-        ValueError: no such source or option; names the nearest one.
+        ValueError: no text, or no such source or option; names the nearest one.
     """
     if isinstance(data, Spec):
         return data
+    if not isinstance(data, str):
+        raise ValueError(f"{data!r:.100} is no training data: write it as text, as in world or jsonl('chats.jsonl')")
     call = parse(data)
     if call.name not in SOURCES:
         raise ValueError(f"no training data {data!r:.200}: {nearest(call.name, SOURCES)}")

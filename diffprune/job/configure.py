@@ -167,8 +167,11 @@ def _long(verb: str, short: Mapping[str, Any], tree: Mapping[str, Any]) -> list[
 
 
 def _check_own(verb: str, paths: Sequence[str], settings: Collection[str]) -> None:
-    """Raises ValueError: a setting of the job itself that the verb does not use. settings: those that `--set` names."""
+    """Raises ValueError: a setting of the job itself that the verb does not use, or that no command line changes. settings: those
+    that `--set` names."""
     for path in paths:
+        if path.partition(".")[0] == "tiny":  # read from the job's file before anything is put into its copy
+            raise ValueError(f"--set {path} would change nothing, as `tiny` is read from the job's file: give the setting itself")
         option, users = USED.get(path, ("", ()))
         if option and verb not in ("run", "demo", *users):
             told = f"--set {path}" if path in settings else option

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec, Seed, Workers, each_once
+from diffprune.config.fields import BudgetValue, ModelSpec, PrunerSpec, Real, Seed, Workers, each_once
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Share
 from diffprune.core.fitted import FittedPruner
@@ -86,7 +86,7 @@ class Job(BaseModel):
     leave_out: bool = False
     seed: Seed = 0
     workers: Workers = 2
-    gpus: float | None = Field(None, ge=0, le=64)
+    gpus: Real | None = Field(None, ge=0, le=64)
     accelerator: str = Field("", max_length=60)
     family: str = ""
     tiny: dict[str, Any] = {}
@@ -222,6 +222,7 @@ PLAIN = {  # pydantic's words, in ours
     "Tuple should have at least 1 item after validation, not 0": "must name at least one",
     "Input should be": "must be",
     "Field required": "must be given",
+    "Extra inputs are not permitted": "there is no such setting",
 }
 PYDANTIC = re.compile("|".join(map(re.escape, sorted(PLAIN, key=len, reverse=True))))
 
@@ -247,5 +248,5 @@ def _keys(title: str, parents: list[str]) -> list[str]:
     models: dict[str, type[BaseModel]] = {"Job": Job} | {section.__name__: section for section in SECTIONS.values()}
     model = models.get(title, Job)
     for part in parents:
-        model = SECTIONS.get(part, model)
+        model = Assumed if part == "assumed" else SECTIONS.get(part, model)
     return list(model.model_fields)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffprune.config.fields import MOST, BenchmarkSpec, Count, Seed, Workers
+from diffprune.config.fields import MOST, BenchmarkSpec, Count, Seed, Whole, Workers
 
 Span = Literal["encoder", "parts", "prefill", "ttft", "decode"]
 
@@ -34,7 +34,7 @@ class Measurement(BaseModel):
     batches: tuple[Count, ...] = Field((8,), min_length=1)
     modes: tuple[Literal["eager", "graph"], ...] = Field(("eager",), min_length=1)
     rounds: Count = Field(10, ge=2)
-    warmup: int = Field(5, ge=0, le=MOST)
+    warmup: Whole = Field(5, ge=0, le=MOST)
     slow_rounds: Count = Field(4, ge=2)
     decode_tokens: Count = 16
     spans: tuple[Span, ...] = ("encoder", "parts", "prefill", "ttft", "decode")

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from diffprune import data as training
+from diffprune.config.fields import Whole
 from diffprune.core import registry
 from diffprune.core.fitted import TrainablePruner
 from diffprune.core.spec import Spec
@@ -56,9 +57,9 @@ class Assumed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text: int = Field(0, ge=0)
-    answer: int = Field(0, ge=0)
-    visual: int = Field(0, ge=0)
+    text: Whole = Field(0, ge=0)
+    answer: Whole = Field(0, ge=0)
+    visual: Whole = Field(0, ge=0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
 
 from diffprune import data as training
-from diffprune.config.fields import MOST, MOST_WORKERS, TEXT, BudgetValue, ModelSpec, PrunerSpec, Seed
+from diffprune.config.fields import MOST, MOST_WORKERS, TEXT, BudgetValue, ModelSpec, PrunerSpec, Real, Seed, Whole
 from diffprune.core import registry
 from diffprune.core.budget import Budget, Eased, Keep, Share
 from diffprune.core.fitted import FittedPruner, TrainablePruner
@@ -28,18 +28,18 @@ class MethodSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pruner: PrunerSpec
-    steps: int | None = None
-    images: int | None = None
-    learning_rate: float | None = None
-    warmup_share: float | None = None
-    weight_decay: float | None = None
-    clip: float | None = None
-    temperature_start: float | None = None
-    temperature_end: float | None = None
-    anneal_share: float | None = None
-    ease_share: float | None = None
-    ease_start: float | None = None
-    micro_images: int | None = None
+    steps: Whole | None = None
+    images: Whole | None = None
+    learning_rate: Real | None = None
+    warmup_share: Real | None = None
+    weight_decay: Real | None = None
+    clip: Real | None = None
+    temperature_start: Real | None = None
+    temperature_end: Real | None = None
+    anneal_share: Real | None = None
+    ease_share: Real | None = None
+    ease_start: Real | None = None
+    micro_images: Whole | None = None
     checkpointing: bool | None = None
 
 
@@ -90,33 +90,33 @@ class Recipe(BaseModel):
     pruners: tuple[PrunerSpec, ...] = (Spec("diffprune"), Spec("gumbel_topk"), Spec("gumbel_keepdrop"))
     seeds: tuple[Seed, ...] = (0,)
     data: Annotated[Spec, BeforeValidator(training.source_spec), TEXT] = Spec("world")
-    steps: int = 200
-    images: int = 12
-    questions: int = 10
-    questions_alone: int = 3
-    learning_rate: float = 3e-3
-    warmup_share: float = 0.03
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    temperature_start: float = 2.0
-    temperature_end: float = 0.1
-    anneal_share: float = 0.9
+    steps: Whole = 200
+    images: Whole = 12
+    questions: Whole = 10
+    questions_alone: Whole = 3
+    learning_rate: Real = 3e-3
+    warmup_share: Real = 0.03
+    weight_decay: Real = 0.01
+    clip: Real = 1.0
+    temperature_start: Real = 2.0
+    temperature_end: Real = 0.1
+    anneal_share: Real = 0.9
     budgets: tuple[BudgetValue, ...] = (Share(1 / 3), Share(2 / 9), Share(1 / 9), Share(1 / 20))
-    ease_share: float = 0.75
-    ease_start: float = 0.25
-    calibration_images: int = 64
-    validation_images: int = 12
-    max_skips: int = 3
-    max_broken_share: float = 0.01
+    ease_share: Real = 0.75
+    ease_start: Real = 0.25
+    calibration_images: Whole = 64
+    validation_images: Whole = 12
+    max_skips: Whole = 3
+    max_broken_share: Real = 0.01
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    micro_images: int = 0
+    micro_images: Whole = 0
     checkpointing: bool = False
     shard: bool = False
-    checkpoint_every: int = 50
-    validate_every: int = 50
-    grad_cosine_every: int = 50
-    workers: int = 2
-    min_workers: int | None = None
+    checkpoint_every: Whole = 50
+    validate_every: Whole = 50
+    grad_cosine_every: Whole = 50
+    workers: Whole = 2
+    min_workers: Whole | None = None
     methods: tuple[MethodSettings, ...] = ()
 
     def __init__(self, **options: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from diffprune import data as training
-from diffprune.config.fields import Count, Seed
+from diffprune.config.fields import Count, Real, Seed, Whole
 from diffprune.core import registry
 from diffprune.core.cell import Cell, SearchSpec, describe
 from diffprune.core.fitted import TrainablePruner
@@ -39,7 +39,7 @@ COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
 SEARCHED = (
     "steps", "images", "learning_rate", "warmup_share", "temperature_start", "temperature_end", "anneal_share", "ease_share",
 )  # fmt: skip
-Range = tuple[float, float]
+Range = tuple[Real, Real]
 
 
 class Search(BaseModel):
@@ -72,10 +72,10 @@ class Search(BaseModel):
     temperature_start: Range = (0.5, 4.0)
     temperature_end: Range = (0.05, 0.5)
     anneal_share: Range = (0.3, 1.0)
-    ease_share: tuple[float, ...] = Field((0.0, 0.5, 1.0), min_length=1)
+    ease_share: tuple[Real, ...] = Field((0.0, 0.5, 1.0), min_length=1)
     seeds: tuple[Seed, ...] = Field((1000,), min_length=1)
     validation_images: Count = 48
-    halvings: int = Field(1, ge=0, le=10)
+    halvings: Whole = Field(1, ge=0, le=10)
     seed: Seed = 0
 
     @field_validator("recipe")

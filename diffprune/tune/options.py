@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from diffprune.config.fields import MOST, BenchmarkSpec, Count, Seed, Workers, each_once
+from diffprune.config.fields import MOST, BenchmarkSpec, Count, Real, Seed, Whole, Workers, each_once
 from diffprune.core.benchmark import MAIN_SPLIT
 from diffprune.core.cell import TuneKind
 from diffprune.tune.solver import STEPS
@@ -37,7 +37,7 @@ class Tuning(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, validate_default=True)
 
-    targets: tuple[float, ...] = Field((1.5, 2.0, 2.85), min_length=1)
+    targets: tuple[Real, ...] = Field((1.5, 2.0, 2.85), min_length=1)
     kinds: tuple[TuneKind, ...] = Field(("threshold", "count"), min_length=1)
     benchmarks: tuple[BenchmarkSpec, ...] = ()
     split: str = ""
@@ -46,14 +46,14 @@ class Tuning(BaseModel):
     batch: Count = 8
     calibration: Count = 200
     held_out: Count = 200
-    margin: float = 0.02
-    candidates: int = Field(2, ge=1, le=len(STEPS) - 1)
+    margin: Real = 0.02
+    candidates: Whole = Field(2, ge=1, le=len(STEPS) - 1)
     least: Count = 1
     most: Count | None = None
-    corrections: int = Field(3, ge=0, le=100)
+    corrections: Whole = Field(3, ge=0, le=100)
     repeats: Count = 3
     curve_repeats: Count = Field(30, ge=3)
-    warmup: int = Field(10, ge=0, le=MOST)
+    warmup: Whole = Field(10, ge=0, le=MOST)
     threads: Workers | None = None
     seed: Seed = 0
 
