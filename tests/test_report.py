@@ -659,6 +659,28 @@ def test_failures_are_listed_and_never_wrong_answers(tmp_path: Path) -> None:
     assert (row["class"], row["Method"], float(row["rows"]), float(row["share of rows %"])) == ("OutOfMemory", "DiffPrune", 1, 10)
 
 
+@pytest.mark.parametrize(
+    ("kept", "rounds", "note"), [(99, 8, "timed with 99 kept"), (48, 8, ""), (99, 3, "timed with 99 kept; range of 3 rounds")]
+)
+def test_a_speed_says_the_tokens_that_were_timed_where_the_answers_kept_others(
+    kept: int, rounds: int, note: str, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    for seed, own in enumerate((kept, 48)):  # of which the first seed alone is timed
+        for budget in ("Keep(48)", "Above(0.5)"):
+            cell = evaluate_cell(budget=budget, **scorer("atp", seed))
+            publish(store, cell, predictions=[prediction(number, visual_kept=own) for number in range(6)])
+    for budget in ("Keep(48)", "Above(0.5)"):
+        cell = measure_cell(budget=budget, **scorer("atp", 0))
+        publish(store, cell, timings=[replace(one, flags="outlier") for one in timings(cell, kept, rounds)])
+    made = report(tmp_path / "store", tmp_path / "out")
+    for name in ("headline", "thresholds"):
+        (row,) = rows_of(made[f"csv/{name}"])
+        assert row.get("net prefill speedup note", "") == note, name
+    assert (f"({note})" in summary(tmp_path / "store")) == bool(note), "flags are on the page alone"
+    assert ("timed with N kept" in made["markdown"].read_text("utf-8")) == bool(note)
+
+
 def scored(root: Path, cells: dict[Cell, float]) -> list[dict[str, str]]:
     """The headline of cells whose answers all have one credit; later cells are newer."""
     for day, (cell, credit) in enumerate(cells.items(), 1):

@@ -47,7 +47,9 @@ def summary(store_root: Path | str | records.Records, asked: Mapping[str, str] |
 
 TUNED = ("target", "Method", "kind", "verdict", "budget", "measured", "accuracy %")  # what the terminal shows of a tuning
 SEARCHED = ("Method", "trials", "stopped early", "recipe's own", "best", "minutes")  # and of a search
-NOTES = re.compile(r" \((?!asked |without |range ).*|(?<= rounds); .*(?=\))")  # behind a number
+NOTES = re.compile(  # behind a number
+    r" \((?!asked |without |range |timed ).*|(?<= rounds); .*(?=\))|(?<= kept); (?!range).*(?=\))"
+)
 _NOTHING = Table("", "", (), ())
 
 
@@ -85,7 +87,8 @@ def _failed(chapter: Comparison) -> str:
 
 
 def _lines(rows: list[tuple[Entry, ...]], breaks: frozenset[int]) -> list[str]:
-    """Columns aligned, the first to the left; flags are on the page alone, not what was asked, what a mean lacks and a range."""
+    """Columns aligned, the first to the left; flags are on the page alone, not what was asked, what a mean lacks, a range
+    and the count of tokens that was timed where it is another."""
     cells = [
         [escape.plain("–" if e is None else NOTES.sub("", str(e)) if not isinstance(e, str) else e) for e in row] for row in rows
     ]

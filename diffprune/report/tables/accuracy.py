@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from diffprune.report.analysis import labels, verdicts
-from diffprune.report.analysis.comparison import FULL, Budget, Comparison
+from diffprune.report.analysis.comparison import FULL, Budget, Comparison, same_count
 from diffprune.report.analysis.seeds import FAR, failed
 from diffprune.report.analysis.speed import Speed, common_flags, own_flags
 from diffprune.report.render.table import Entry, Number, Table
@@ -28,6 +28,7 @@ SEEDS = (
 )
 ONE_SEED = ". A trained method stands here with one scorer seed: where it does, the difference is one of these scorers only"
 SCORERS = "these scorers only"
+TIMED = "timed with"
 
 
 def words(family: str, margin: str = "1 point") -> str:
@@ -57,12 +58,20 @@ def shown(found: Interval | None, digits: int = 1, unit: str = "", **more: objec
     """An interval as a table entry; a range of few rounds says that it is one, and what has none for want of pictures says so."""
     if found is None:
         return None
-    if told := range_note(found):
-        more["note"] = told
-    elif found.num_groups < LEAST_GROUPS and math.isfinite(found.estimate) and not math.isfinite(found.low):
-        few = f"no interval: {found.num_groups} picture{'s' * (found.num_groups != 1)}"
-        more["note"] = "; ".join(filter(None, (str(more.get("note", "")), few)))
+    told = range_note(found)
+    if not told and found.num_groups < LEAST_GROUPS and math.isfinite(found.estimate) and not math.isfinite(found.low):
+        told = f"no interval: {found.num_groups} picture{'s' * (found.num_groups != 1)}"
+    if told:
+        more["note"] = "; ".join(filter(None, (str(more.get("note", "")), told)))
     return Number(found.estimate, found.low, found.high, digits, unit, **more)  # type: ignore[arg-type]
+
+
+def net_speedup(chapter: Comparison, speed: Speed, common: set[str]) -> Number | None:
+    """A net speedup as it stands beside an accuracy, with the tokens that were kept while it was timed where that mean is another:
+    timed are few pictures, and one scorer seed where a budget is a count, which not every method keeps to."""
+    same = same_count(chapter.kept_by(speed.label, speed.budget), speed.kept)
+    note = "" if same else f"{TIMED} {other_count(speed.kept)}"
+    return shown(speed.net, 2, "×", note=note, flags=own_flags(speed.flags, common))
 
 
 def range_note(found: Interval) -> str:
@@ -223,15 +232,20 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table:
             rows.append((
                 label, kept, _mean_credit(chapter, label, budget.spelling, note=note, flags=flags),
                 Number(chapter.relative(label, budget.spelling)),
-                shown(speed.net, 2, "×", flags=own_flags(speed.flags, common)) if speed else None,
+                net_speedup(chapter, speed, common) if speed else None,
                 Number(overhead.median, digits=2) if overhead else None,
             ))  # fmt: skip
     columns = ("Method", "kept tokens", "accuracy %", "avg %", "net prefill speedup", "overhead ms")
-    notes = (
+    notes: tuple[str, ...] = (
         "accuracy: mean credit over the benchmarks. avg %: mean over the benchmarks of pruned / unpruned, each by the figure it is "
         "known for. Net prefill speedup: unpruned prefill / (pruned prefill + overhead), as measured. kept tokens: each method's "
         "own mean, with what was asked where that is another count.",
     )
+    if any(isinstance(row[4], Number) and TIMED in row[4].note for row in rows):
+        notes += (
+            f"{TIMED} N kept: the mean count while it was timed, of few pictures and perhaps one scorer seed, where it is more "
+            "than 2 % from that of the answers.",
+        )
     return Table("headline", "Accuracy and measured speedup", columns, tuple(rows), notes, frozenset(breaks), tuple(keys))
 
 

@@ -11,7 +11,7 @@ from diffprune.report.analysis.comparison import FULL, Comparison
 from diffprune.report.analysis.records import Records
 from diffprune.report.analysis.speed import SLOW, Speed, Spread, common_flags, own_flags, said
 from diffprune.report.render.table import Entry, Number, Table
-from diffprune.report.tables.accuracy import judged_entry, shown, words
+from diffprune.report.tables.accuracy import judged_entry, net_speedup, shown, words
 from diffprune.statistics import Verdict
 
 NO_FUSED = (
@@ -275,7 +275,7 @@ def thresholds(chapter: Comparison, fast: dict[tuple[str, str], Speed]) -> Table
                 Number(chapter.kept_by(label, budget)),
                 shown(chapter.accuracy(label, budget)),
                 Number(chapter.relative(label, budget)),
-                shown(speed.net, 2, "×", flags=own_flags(speed.flags, common)) if speed else None,
+                net_speedup(chapter, speed, common) if speed else None,
             )
         )
     columns = ("Method", "budget", "kept, mean", "accuracy %", "avg %", "net prefill speedup")
