@@ -159,7 +159,7 @@ def test_what_a_method_adds_inside_is_overhead_and_no_prefill(monkeypatch: pytes
 
 
 def test_a_session_times_it_beside_its_native_rows() -> None:
-    vlm, options = deep("qwen2_5_vl"), Measurement(rounds=2, warmup=1, slow_rounds=1, inputs=1, threads=1)
+    vlm, options = deep("qwen2_5_vl"), Measurement(rounds=2, warmup=1, slow_rounds=2, inputs=1, threads=1)
     session = Session(vlm, [asked("qwen2_5_vl")], options, Clock(), Clock(), Graphs(vlm, 8, Replayed))
     pruned, native = session.add(made("fastv", vlm), Share(0.6))
     session.run()

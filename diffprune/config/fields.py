@@ -47,7 +47,8 @@ def _no_truth(number: str, value: Any) -> Any:
 
 
 MOST, MOST_WORKERS = 10**9, 4096
-# Numbers of settings, none of them a truth value, of which Python makes 1 and 0.
+# Numbers of settings, none of them a truth value, of which Python makes 1 and 0. Bounds stand behind that: pydantic leaves out
+# those that a section adds to a bound in front of it, such as the 2 of `rounds: Count = Field(10, ge=2)`.
 Whole = Annotated[int, BeforeValidator(partial(_no_truth, "a whole number"))]
 Real = Annotated[float, BeforeValidator(partial(_no_truth, "a number"))]
 Count = Annotated[Whole, Field(ge=1, le=MOST)]
