@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from diffprune.core.cell import Cell, EvaluateSpec, MeasureSpec, SelectSpec, wei
 from diffprune.core.records import Figure, KeptToken, Prediction, Timing
 from diffprune.embedded.world import SPLITS
 from diffprune.evaluate.main_figure import answered, main_figure
-from diffprune.report import report, summary
+from diffprune.report import compare, index, report, summary
 from diffprune.report.analysis import verdicts
 from diffprune.report.analysis.comparison import Comparison, chapters
 from diffprune.report.analysis.derived import Derived
@@ -665,7 +666,7 @@ def test_failures_are_listed_and_never_wrong_answers(tmp_path: Path) -> None:
 def test_a_speed_says_the_tokens_that_were_timed_where_the_answers_kept_others(
     kept: int, rounds: int, note: str, tmp_path: Path
 ) -> None:
-    store = Store(tmp_path / "store")
+    store = Store(tmp_path / "one" / "store")
     for seed, own in enumerate((kept, 48)):  # of which the first seed alone is timed
         for budget in ("Keep(48)", "Above(0.5)"):
             cell = evaluate_cell(budget=budget, **scorer("atp", seed))
@@ -673,12 +674,17 @@ def test_a_speed_says_the_tokens_that_were_timed_where_the_answers_kept_others(
     for budget in ("Keep(48)", "Above(0.5)"):
         cell = measure_cell(budget=budget, **scorer("atp", 0))
         publish(store, cell, timings=[replace(one, flags="outlier") for one in timings(cell, kept, rounds)])
-    made = report(tmp_path / "store", tmp_path / "out")
+    made = report(tmp_path / "one" / "store", tmp_path / "out")
     for name in ("headline", "thresholds"):
         (row,) = rows_of(made[f"csv/{name}"])
         assert row.get("net prefill speedup note", "") == note, name
-    assert (f"({note})" in summary(tmp_path / "store")) == bool(note), "flags are on the page alone"
+    assert (f"({note})" in summary(tmp_path / "one" / "store")) == bool(note), "flags are on the page alone"
     assert ("timed with N kept" in made["markdown"].read_text("utf-8")) == bool(note)
+    assert (f"timed with {kept} kept" in index(tmp_path).read_text("utf-8")) == bool(note)
+    copytree(tmp_path / "one", tmp_path / "two")
+    beside, _ = compare(tmp_path / "one", tmp_path / "two", tmp_path / "compared")
+    row = next(row for row in rows_of(beside["csv/compared"]) if row["Method"] == "ATP-LLaVA")
+    assert [row.get(f"{name}: net speedup note", "") for name in ("one", "two")] == [note, note]
 
 
 def scored(root: Path, cells: dict[Cell, float]) -> list[dict[str, str]]:

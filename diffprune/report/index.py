@@ -14,7 +14,7 @@ from diffprune.report.analysis.comparison import FULL, Comparison, chapters
 from diffprune.report.render import html
 from diffprune.report.render.table import Entry, Number, Table
 from diffprune.report.tables import verdict
-from diffprune.report.tables.accuracy import kept_entry, shown
+from diffprune.report.tables.accuracy import kept_entry, net_speedup, shown
 from diffprune.report.tables.caveats import caveats
 
 PAGES = ("report/report.html", "report.html")  # of a run's folder, and of an exported report
@@ -99,5 +99,5 @@ def _row(run: Run, chapter: Comparison) -> tuple[Entry, ...]:
         Number(pictures, digits=0), verdict.tally(chapter),
         shown(chapter.accuracy(FULL, "")), about if middle else None, shown(accuracy),
         kept_entry(chapter, about, middle.spelling) if middle else None,
-        shown(fast.net, 2, "×") if fast else None, ", ".join(flag for flag, _ in caveats(chapter)),
+        net_speedup(chapter, fast, set(fast.flags)) if fast else None, ", ".join(flag for flag, _ in caveats(chapter)),
     )  # fmt: skip

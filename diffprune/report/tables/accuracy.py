@@ -68,7 +68,9 @@ def shown(found: Interval | None, digits: int = 1, unit: str = "", **more: objec
 
 def net_speedup(chapter: Comparison, speed: Speed, common: set[str]) -> Number | None:
     """A net speedup as it stands beside an accuracy, with the tokens that were kept while it was timed where that mean is another:
-    timed are few pictures, and one scorer seed where a budget is a count, which not every method keeps to."""
+    timed are few pictures, and one scorer seed where a budget is a count, which not every method keeps to.
+
+    common: flags that are said elsewhere."""
     same = same_count(chapter.kept_by(speed.label, speed.budget), speed.kept)
     note = "" if same else f"{TIMED} {other_count(speed.kept)}"
     return shown(speed.net, 2, "×", note=note, flags=own_flags(speed.flags, common))

@@ -12,7 +12,7 @@ from diffprune.report.analysis.comparison import Comparison
 from diffprune.report.analysis.records import SETTING
 from diffprune.report.analysis.two_runs import TwoRuns
 from diffprune.report.render.table import Entry, Number, Table
-from diffprune.report.tables.accuracy import judged_entry, kept_entry, shown, words
+from diffprune.report.tables.accuracy import judged_entry, kept_entry, net_speedup, shown, words
 from diffprune.report.tables.verdict import counts, joined
 
 SPEEDS = "Speedups stand side by side without a verdict: they were measured in two sessions, if not on two machines."
@@ -54,10 +54,12 @@ def compared(two: TwoRuns) -> Table | None:
     """Method x budget: accuracy of both, the difference with its verdict, net prefill speedups of runs that have some; None
     where nothing is shared."""
     first, second = two.names
-    fast = {name: found for name, chapter in zip(two.names, two.two, strict=True) if (found := speed.of(chapter)[1])}
+    fast = {name: (chapter, found) for name, chapter in zip(two.names, two.two, strict=True) if (found := speed.of(chapter)[1])}
     rows: list[tuple[Entry, ...]] = []
     for (label, budget), one in two.compared.items():
-        net = [shown(s.net, 2, "×") if (s := found.get((label, budget))) else None for found in fast.values()]
+        net = [
+            net_speedup(chapter, s, set(s.flags)) if (s := found.get((label, budget))) else None for chapter, found in fast.values()
+        ]
         kept = kept_entry(two.two[0], label, budget) if budget else Number(two.two[0].total, digits=0)
         rows.append((label, kept, shown(one.first), shown(one.second), judged_entry(one.verdict), *net))
     columns = ("Method", "kept tokens", f"{first}: accuracy %", f"{second}: accuracy %", "second − first, points",
