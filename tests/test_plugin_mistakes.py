@@ -31,6 +31,8 @@ CLASSES = [
     ("pruners", "class Bad(Pruner): pass", "the class Bad lacks select"),
     ("pruners", f"class Bad:{NORM}", "the class Bad is no pruner: let it inherit from diffprune.core.pruner.Pruner"),
     ("pruners", f"class Bad(ScorePruner):\n    label = 3{NORM}", "Bad: label is 3, but must be text"),
+    ("pruners", f"class Bad(ScorePruner):\n    label = 'Unpruned'{NORM}", "Bad: label is 'Unpruned', as tables call a bound"),
+    ("pruners", f"class Bad(ScorePruner):\n    label = 'No image'{NORM}", "Bad: label is 'No image', as tables call a bound"),
     ("pruners", f"class Bad(ScorePruner):\n    kind = 'rule'{NORM}", "kind is 'rule', but must be a Kind, as in Kind.RULE"),
     ("pruners", f"class Bad(ScorePruner):\n    reference = '2401.1'{NORM}", "but must be a Reference, as in Reference('title'"),
     ("pruners", f"class Bad(ScorePruner):\n    needs = {{'attention'}}{NORM}", "but must be a frozenset of evidence"),

@@ -19,6 +19,8 @@ from diffprune.core.spec import Spec
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.core.vlm import Shape
 
+FULL, BLIND = "Unpruned", "No image"  # labels of bounds: the model as it is, and its questions without their pictures
+
 
 class Kind(enum.StrEnum):
     """What a method is, so that tables and figures can group methods they have never heard of."""
@@ -114,6 +116,8 @@ def _check_description(cls: type[Pruner]) -> None:
     own, examples = vars(cls), {"kind": "Kind.RULE", "reference": "Reference('title', '2405.01234')"}
     if not isinstance(own["label"], str) or not own["label"].strip() or "\n" in own["label"]:
         raise ValueError(f"{cls.__name__}: label is {own['label']!r:.80}, but must be text of one line")
+    if own["label"] in (FULL, BLIND) and getattr(cls, "kind", None) is not Kind.BOUND:
+        raise ValueError(f"{cls.__name__}: label is {own['label']!r}, as tables call a bound: give the method another one")
     for name, wanted in (("kind", Kind), ("reference", Reference)):
         if name in own and not isinstance(own[name], (wanted, property)):
             raise ValueError(

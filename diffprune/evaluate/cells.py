@@ -13,6 +13,7 @@ from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark, check_samples
 from diffprune.core.budget import Budget, Share
 from diffprune.core.cell import Cell, EvaluateSpec, Method, Questions, describe
+from diffprune.core.pruner import BLIND as NO_IMAGE
 from diffprune.core.pruner import Pruner
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
@@ -21,7 +22,7 @@ from diffprune.pruning.pretrained import check_model
 TEN = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "scienceqa", "vqav2", "textvqa", "seed", "vizwiz")
 UNPRUNED = Spec("unpruned")
 FULL = Share(1)  # the budget of what prunes nothing
-BLIND = Method(label="No image", base="No image", kind="bound")  # not a method: the question without its image
+BLIND = Method(label=NO_IMAGE, base=NO_IMAGE, kind="bound")  # not a method: the question without its image
 
 
 class Evaluation(BaseModel):

@@ -11,6 +11,7 @@ import pandas as pd
 
 from diffprune.core import registry
 from diffprune.core.benchmark import Benchmark, Formula, Graded
+from diffprune.core.pruner import BLIND, FULL
 from diffprune.core.spec import parse
 from diffprune.report.analysis import labels
 from diffprune.report.analysis.labels import Method, Style
@@ -19,8 +20,6 @@ from diffprune.report.analysis.panel import Arm, BootstrapTable
 from diffprune.report.analysis.records import SETTING, Records, where
 from diffprune.statistics import Difference, Interval
 
-FULL = "Unpruned"
-BLIND = "No image"
 BOUNDS = (FULL, BLIND)  # asked once, at no budget
 SAME_COUNT = 0.02  # share by which tokens kept may differ where methods are compared at one budget
 
