@@ -250,6 +250,10 @@ def test_a_method_of_three_seeds_has_three_times_the_cells_before_it_is_trained(
     assert len(plan.cells("measure")) == 4 * 5, "counts cost the same with any weights; five sessions"
     plan = Plan(asked("run", "demo", only | {"budgets": ["Above(0.5)"]}), Path("runs/demo"), load("embedded"))
     assert len(plan.cells("measure")) == 3 * 5, "a threshold lets every scorer keep other numbers"
+    for method, seeds in {"atp": 3, "atp(slack=1.0)": 1}.items():
+        own = {"train.pruners": [method], "budgets": ["Share(1/2)"], "train.methods": []}
+        plan = Plan(asked("run", "demo", only | own), Path("runs/demo"), load("embedded"))
+        assert len(plan.cells("measure")) == seeds * 5, "so do counts that are each picture's own, unless they are exact"
 
 
 def names(specs: Sequence[Spec]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -133,11 +134,20 @@ class Plan:
 
     def _wanted(self, stage: str, spec: Spec, seed: int | None = None) -> bool:
         """Whether a stage looks at a method: `tune` only at `tuned`. Of trained methods `tune` takes the first seed, and so
-        does `measure` where budgets are counts, which cost the same whatever the weights are."""
-        counted = not any(isinstance(budget, Above) for budget in self.job.budgets)
+        does `measure` where what is kept is a count, which costs the same whatever the weights are."""
         if stage == "tune" and self.job.tuned and spec not in self.job.tuned:
             return False
-        return self._first(seed) or not (stage == "tune" or (stage == "measure" and counted))
+        return self._first(seed) or not (stage == "tune" or (stage == "measure" and self._counts(spec)))
+
+    def _counts(self, spec: Spec) -> bool:
+        """Whether at every budget a method keeps a count that is the budget's, and not each picture's own."""
+        assert self.vlm is not None, "only the report needs no model"
+        pruner: Pruner = registry.make("pruners", _bare(spec))
+        for budget in self.job.budgets:
+            with contextlib.suppress(ValueError):  # a budget that it cannot meet, of which `_unmet` tells
+                if isinstance(budget, Above) or any(cut.adaptive for cut in pruner.cuts(budget, self.vlm.shape)):
+                    return False
+        return True
 
     def _first(self, seed: int | None) -> bool:
         return seed is None or not self.job.train or seed == self.job.train.seeds[0]
