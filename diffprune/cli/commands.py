@@ -6,6 +6,7 @@ must not wait for torch or Ray.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -136,7 +137,10 @@ def _failed(error: Exception) -> tuple[int, str]:
     if isinstance(error, RuntimeError):
         return 1, _sentence(error) if exits.ours(error) else _crash(error)
     if isinstance(error, OSError):
-        return 1, f"{error.strerror or error}: {error.filename}" if error.filename else _crash(error)
+        if not error.filename:
+            return 1, _crash(error)
+        code = 2 if error.errno == errno.ENAMETOOLONG else 1  # a name that somebody typed
+        return code, f"{error.strerror or error}: {error.filename}"
     return 1, _crash(error)
 
 
