@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,26 @@ def test_wrappers_may_be_nested_as_deeply_as_python_parses() -> None:
 def test_what_is_no_text_is_refused_at_the_door(value: object) -> None:
     with pytest.raises(ValueError):
         Job(name="x", baselines=(value,))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "says"),
+    [
+        ("random(seed=1.5)", "random: seed is 1.5, but must be a whole number"),  # drew what 1 draws, as another replicate
+        ("random(seed=True)", "random: seed is True, but must be a whole number"),
+        ("fastv(after='x')", "fastv: after is 'x', but must be a whole number"),  # a TypeError
+        ("prumerge(plus='no')", "prumerge: plus is 'no', but must be True or False"),  # which is true
+        ("cdpruner(question=0)", "cdpruner: question is 0, but must be True or False"),
+        ("diffprune(other_model='False')", "diffprune: other_model is 'False', but must be True or False"),
+        ("atp(slack=True)", "atp: slack is True, but must be a number"),
+        ("replaced(random(seed='a'))", "random: seed is 'a', but must be a whole number"),
+        ("diffprune(depth=True)", "DiffPrune: depth is True, but a scorer has a whole number of it"),  # the method says it itself
+    ],
+)
+def test_an_option_of_another_type_is_refused_in_a_sentence(spelling: str, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        registry.load("pruners", spelling)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert registry.load("pruners", "atp(slack=1)").slack == 1 and registry.load("pruners", "dpp(attention, weight=1)").weight == 1

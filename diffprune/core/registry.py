@@ -244,12 +244,15 @@ def make(kind: str, asked: Spec) -> Any:
     try:
         made = plugin(**options | inner | {key: Path(place) for key, place in asked.places})
     except Exception as error:
+        if not isinstance(error, ValueError):
+            _check_types(plugin, asked)
         if plugin.__module__.startswith("diffprune."):  # a fault of ours keeps its traceback
             raise
         said = str(error) if isinstance(error, ValueError) else with_class(error)
         raise ValueError(f"{asked} cannot be made ({said})") from error
     for key, value in shared.items():
         setattr(made, key, value)
+    _check_types(plugin, asked)
     weights: str = getattr(made, "weights_sha256", "")
     if asked.weights_sha256 and weights != asked.weights_sha256:
         raise ValueError(f"the weights of {asked} have changed: {asked.weights_sha256} were asked for, found {weights or 'none'}")
@@ -259,6 +262,20 @@ def make(kind: str, asked: Spec) -> Any:
     known: Mapping[str, Any] = {key: value.spec for key, value in inner.items()}
     object.__setattr__(made, "spec", replace(asked.with_options(**known), weights_sha256=weights, source=here))
     return made
+
+
+PLAIN = {"int": (int, "a whole number"), "float": ((int, float), "a number"), "bool": (bool, "True or False"), "str": (str, "text")}
+
+
+def _check_types(plugin: Any, asked: Spec) -> None:
+    """Raises ValueError: an option is of another type than the constructor says. Most would be taken in silence: 'no' is true, and
+    a seed of 1.5 draws what 1 does. Asked after the plug-in itself, which may say it better."""
+    parameters = signature(plugin).parameters
+    for key, value in asked.options:
+        kind = parameters[key].annotation if key in parameters else None
+        wanted, told = PLAIN.get(kind if isinstance(kind, str) else getattr(kind, "__name__", ""), (object, ""))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted not in (bool, object)):  # type: ignore[arg-type]
+            raise ValueError(f"{asked.name}: {key} is {value!r:.80}, but must be {told}")
 
 
 def code(kind: str, name: str) -> str:
