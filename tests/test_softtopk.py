@@ -73,6 +73,23 @@ def test_padding_is_never_weighted_and_does_not_move_the_rest() -> None:
     assert not together[:, 20:].any()
 
 
+def test_padding_takes_no_share_of_the_gradient() -> None:
+    """Finite differences of a row with padding: the threshold moves with valid scores alone, and padding's own move nothing."""
+    torch.manual_seed(1)
+    valid, weight = torch.arange(29)[None] < 20, torch.randn(1, 29, dtype=torch.float64)
+    scores = torch.randn(1, 29, dtype=torch.float64, requires_grad=True)
+
+    def summed(shift: torch.Tensor | float) -> torch.Tensor:
+        return (soft_top_k(scores + shift, valid, torch.tensor([5.0]), 0.5) * weight).sum()
+
+    (gradient,) = torch.autograd.grad(summed(0.0), scores)
+    with torch.no_grad():
+        moves = 1e-6 * torch.eye(29, dtype=torch.float64)
+        expected = torch.stack([(summed(move) - summed(-move)) / 2e-6 for move in moves])
+    torch.testing.assert_close(gradient[0], expected, rtol=0, atol=1e-8)
+    assert not gradient[0, 20:].any()
+
+
 def test_a_full_budget_keeps_everything_and_ties_share_alike() -> None:
     scores, valid = torch.zeros(2, 6), torch.ones(2, 6, dtype=torch.bool)
     assert soft_top_k(scores, valid, torch.tensor([6.0, 9.0]), 1.0).eq(1).all()
@@ -95,3 +112,5 @@ def test_square_roots_are_stable_where_alpha_underflows() -> None:
     torch.testing.assert_close(signal.square() + noise.square(), torch.ones_like(u), rtol=1e-12, atol=0)
     (slope,) = torch.autograd.grad(signal.sum() - noise.sum(), u)
     assert torch.isfinite(slope).all() and float(slope.abs().max()) <= math.sqrt(2) / 2
+    (density,) = torch.autograd.grad(laplace_cdf(u).sum(), u)
+    torch.testing.assert_close(density, (-u.detach().abs()).exp() / 2, rtol=1e-12, atol=0)
