@@ -21,7 +21,7 @@ from diffprune.core.noise import Noise, generator
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
 from diffprune.pruners._logistic_topk import logistic_offset
-from diffprune.pruners._scorer import CrossAttention
+from diffprune.pruners._scorer import CrossAttention, Scorer
 from diffprune.pruners._soft_topk import soft_top_k
 
 SPELLINGS = (
@@ -249,6 +249,41 @@ def test_cross_attention_is_attention_of_tokens_over_words() -> None:
             torch.testing.assert_close(found[row, token], x[row, token] + cross.out(mixed), rtol=1e-4, atol=1e-4)
         valid[1] = False
         assert torch.equal(cross(x, x, text, valid)[0][1], x[1])
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_score_is_its_formula(attention: bool) -> None:
+    """Image by image without padding, token by token and head by head: late interaction, two blocks, head, match."""
+    torch.manual_seed(5)
+    scorer = Scorer(24, 32, 2, 2, attention=attention, text=8)
+    for parameter in scorer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    z, text = torch.randn(2, 6, 24), torch.randn(2, 5, 8)
+    valid, said = torch.ones(2, 6, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
+    valid[0, 4:], said[1, :2] = False, False
+    with torch.no_grad():
+        found, asked = scorer(z, valid, text, said), scorer.question
+        for row in range(2):
+            own, words = z[row, valid[row]], asked.norm(text[row, said[row]])
+            x = scorer.inlet(own) + sum(asked.gist(word) for word in words) / len(words) ** 0.5
+            for block in scorer.blocks:
+                mixed = torch.zeros_like(x)
+                if attention:
+                    query, key, value = block.mix["qkv"](block.mix["norm"](x)).split(32, -1)
+                    for head in (slice(0, 16), slice(16, 32)):
+                        for i in range(len(x)):
+                            weights = [math.exp(float(query[i, head] @ other) / 4) for other in key[:, head]]
+                            mixed[i, head] = sum(w / sum(weights) * v for w, v in zip(weights, value[:, head], strict=True))
+                    x = x + block.mix["out"](mixed)
+                hidden = block.feed["up"](block.feed["norm"](x))
+                x = x + block.feed["down"](hidden * hidden.sigmoid())
+            for i, token in zip(valid[row].nonzero()[:, 0].tolist(), range(len(x)), strict=True):
+                gated = [
+                    float(torch.cosine_similarity(own[token], asked.word(word), dim=0)) * float(asked.gate(word).sigmoid())
+                    for word in words
+                ]
+                wanted = float(scorer.head(scorer.norm(x[token]))) + float(asked.strength) * max(gated)
+                assert float(found[row, i]) == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
 def test_a_question_aware_scorer_reads_the_question_and_not_its_padding() -> None:
