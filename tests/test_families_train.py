@@ -18,7 +18,7 @@ from diffprune.data.batch import batch as batch_of
 from diffprune.data.sources import Example
 from diffprune.pruning.selection import applied
 from diffprune.train.context import LocalContext
-from diffprune.train.loss import relaxed_nll
+from diffprune.train.loss import answer_nll, relaxed_nll
 from diffprune.train.recipe import Recipe
 from diffprune.train.scorer_trainer import ScorerTrainer
 from diffprune.vlm.attention import decoder_attention
@@ -100,8 +100,8 @@ def test_the_diagnostic_replaces_deepstack_as_well() -> None:
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if registry.find("models", f).packs])  # type: ignore[attr-defined]
-def test_retention_of_one_is_the_models_own_attention(family: str) -> None:
-    vlm = tiny(family)
+def test_retention_of_one_is_the_models_own_attention_and_of_zero_removal(family: str) -> None:
+    vlm, rule, budget = tiny(family), registry.load("pruners", "grid"), Keep(2)
     with torch.no_grad():
         batch = batch_of(vlm, drawn(), True)
         tokens = vlm.encode(batch.pixels)
@@ -109,7 +109,15 @@ def test_retention_of_one_is_the_models_own_attention(family: str) -> None:
         plain = relaxed_nll(vlm, batch.prompts, tokens, Relaxation(tokens.features, full.sum(1)), batch.image)
         with decoder_attention(vlm.model, "masked_softmax"):
             found = relaxed_nll(vlm, batch.prompts, tokens, Relaxation(tokens.features, full.sum(1), full), batch.image)
+        single = batch_of(vlm, drawn(), False)
+        left = answer_nll(vlm, pruning.shrink(vlm, single.prompts, tokens[single.image], rule, budget))
+        let = rule.select(tokens, Cut(ENCODED, budget)).keep.float()
+        with decoder_attention(vlm.model, "masked_softmax"):
+            hidden = relaxed_nll(vlm, single.prompts, tokens, Relaxation(tokens.features, let, let), single.image)
     assert float(found) == pytest.approx(float(plain), rel=1e-4)
+    assert abs(float(hidden) - float(plain)) > 1e-3
+    if tokens.row_id is None:  # separators, which are left with their row when it goes, stay while a scorer trains
+        assert float(hidden) == pytest.approx(float(left), rel=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
