@@ -146,7 +146,7 @@ def test_nan_is_refused() -> None:
         Above(math.nan)
 
 
-@pytest.mark.parametrize("budget", [Keep(64), Share(0.25), Above(0.5, least=2, most=9), Above(-0.25)], ids=str)
+@pytest.mark.parametrize("budget", [Keep(64), Share(0.25), Above(0.5, least=2, most=9), Above(-0.25), Above(1 / 3)], ids=str)
 def test_a_budget_prints_as_it_is_spelled(budget: Budget) -> None:
     assert parse(str(budget)) == budget
 

@@ -120,6 +120,22 @@ def test_evidence_follows_the_images_it_belongs_to() -> None:
     assert isinstance(asked, Question) and torch.equal(asked.embedding, question.embedding[1:])
 
 
+def test_images_of_unlike_sizes_are_joined_with_padding_that_is_none_of_them() -> None:
+    torch.manual_seed(0)
+    short, long = (
+        VisualTokens(torch.randn(1, n, 2), torch.ones(1, n, dtype=torch.bool), grid, row_id=torch.full((1, n), 7))
+        for n, grid in ((2, (1, 2)), (5, (1, 5)))
+    )
+    for parts in ([short, long], [long, short]):
+        both = VisualTokens.cat(parts)
+        assert both.counts.tolist() == [one.valid.shape[1] for one in parts] and both.features.shape == (2, 5, 2)
+        for row, one in enumerate(parts):
+            own = both.valid[row]
+            assert both.features[row, own].equal(one.features[0]) and both.row_id is not None and (both.row_id[row, own] == 7).all()
+        assert both.grid is None
+    assert VisualTokens.cat([long, long]).grid == (1, 5) and long.padded(5) is long
+
+
 def test_every_pruner_runs_on_what_it_asks_for() -> None:
     vlm, prompts, pixels, _ = batch("llava")
     for name in ("random", "grid", "attention"):

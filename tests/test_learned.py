@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,85 @@ def test_a_penalty_in_place_of_the_exact_total() -> None:
         torch.testing.assert_close(out.let[row, live], torch.tensor(alpha))
         apart.append((sum(alpha) - 5) / len(live))
     assert float(out.penalty.detach()) == pytest.approx(100 * sum(x**2 for x in apart) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_keep_or_drop_is_a_draw_between_two_logits(offset: bool) -> None:
+    """Token by token, with Gumbel noise -log(-log u); gradients are those of the softmax of two."""
+    seen, count, tau = tokens(), 5, 0.7
+    pruner = made(f"gumbel_keepdrop(ratio_weight=7.0, offset={offset})", seen)
+    logits = torch.randn(3, 20, 2, requires_grad=True)
+    pruner.logits = lambda _: logits
+    out = pruner.relax(seen, Keep(count), tau, Noise(3, rows=range(3)))
+    draws, weight = Noise(3, rows=range(3)).uniform(seen.valid, 2), torch.randn(3, 20)
+    (gradient,) = torch.autograd.grad((out.retention * weight).sum(), logits, retain_graph=True)
+    apart = []
+    for row in range(3):
+        live = seen.valid[row].nonzero()[:, 0].tolist()
+        gap = {i: keep - drop for i, (keep, drop) in enumerate(logits[row].tolist()) if i in live}
+        low, high = -50.0, 50.0
+        for _ in range(100 * offset):
+            middle = (low + high) / 2
+            more = sum(1 / (1 + math.exp(middle - g)) for g in gap.values()) > count
+            low, high = (middle, high) if more else (low, middle)
+        shift = (low + high) / 2
+        for i in live:
+            keep, drop = (-math.log(-math.log(float(u))) for u in draws[row, i])
+            soft = 1 / (1 + math.exp(-(gap[i] - shift + keep - drop) / tau))
+            assert float(out.let[row, i]) == (soft > 0.5) == pytest.approx(float(out.retention[row, i].detach()), abs=1e-6)
+            if not offset:
+                slope = float(weight[row, i]) * soft * (1 - soft) / tau
+                assert gradient[row, i].tolist() == pytest.approx([slope, -slope], abs=1e-5)
+        assert not out.let[row, ~seen.valid[row]].any() and not out.retention[row, ~seen.valid[row]].any()
+        apart.append((float(out.let[row].sum()) - count) / len(live))
+    assert float(out.penalty.detach()) == pytest.approx(7 * sum(x**2 for x in apart) / 3, rel=1e-5)
+    assert out.features is seen.features and 0 < float(out.let.sum()) < 50
+
+
+@pytest.mark.parametrize("filler", ["noise", "mean"])
+@pytest.mark.parametrize("backward", ["relaxed", "identity"])
+def test_gumbel_top_k_is_its_formula(backward: str, filler: str) -> None:
+    """The best of perturbed scores as they are, the others' fillers; a gradient as if the mask were scores, or their soft top-K."""
+    seen, tau = tokens(), 0.7
+    pruner = made(f"gumbel_topk(backward={backward!r}, filler={filler!r}, denoiser=False)", seen)
+    scores = torch.randn(3, 20, requires_grad=True)
+    pruner.logits = lambda _: scores
+    out, again = pruner.relax(seen, Keep(5), tau, Noise(3, rows=range(3))), Noise(3, rows=range(3))
+    perturbed = scores - (-again.uniform(seen.valid)[..., 0].log()).log()
+    fill = again.normal(seen.valid, 48) if filler == "noise" else torch.zeros(3, 20, 48)
+    z, weight = pruner.standardised(seen.features), torch.randn(3, 20, 48)
+    for row in range(3):
+        live = seen.valid[row].nonzero()[:, 0].tolist()
+        ranked = perturbed[row].argsort(descending=True).tolist()
+        best = [i for i in ranked if i in live][:5]
+        assert out.let[row].nonzero()[:, 0].tolist() == sorted(best)
+        for i in live:
+            wanted = pruner.mean + pruner.spread * (z if i in best else fill)[row, i]
+            torch.testing.assert_close(out.features[row, i], wanted, rtol=1e-4, atol=1e-4)
+    weight[~seen.valid] = 0.0
+    (gradient,) = torch.autograd.grad((out.features * weight).sum(), scores)
+    along = (weight * pruner.spread * (z - fill)).sum(-1)
+    if backward == "relaxed":
+        (along,) = torch.autograd.grad(soft_top_k(perturbed, seen.valid, torch.full((3,), 5.0), tau), scores, along)
+    torch.testing.assert_close(gradient, along, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spelling", ["diffprune", "diffprune(diversity=0.5)"])
+def test_what_a_step_tells_of_a_draw_is_of_tokens_that_are_there(spelling: str) -> None:
+    """Means over images of what each one's own tokens give, one by one."""
+    seen, pruner = tokens(), made(spelling, tokens())
+    relaxed = pruner.relax(seen, Keep(5), 0.7, Noise(0, rows=range(3)))
+    relaxed = replace(relaxed, let=torch.rand(3, 20).where(seen.valid, 0.0))
+    told, spreads, shares = pruner.looked_at(seen, Keep(5), relaxed), [], []
+    for row in range(3):
+        alone = VisualTokens(seen.features[row, seen.valid[row]][None], torch.ones(1, int(seen.valid[row].sum()), dtype=torch.bool))
+        scores = pruner.score(alone)[0].tolist()
+        spreads.append(statistics.pstdev(scores))
+        keep, let = pruner.select(alone, Cut(ENCODED, Keep(5))).keep[0].tolist(), relaxed.let[row, seen.valid[row]].tolist()
+        shares.append(sum(share for share, kept in zip(let, keep, strict=True) if kept) / 5)
+    assert float(told["score_sd"]) == pytest.approx(statistics.fmean(spreads), rel=1e-4)
+    assert float(told["overlap"]) == pytest.approx(statistics.fmean(shares), rel=1e-4)
+    assert float(told["kept"]) == pytest.approx(float(relaxed.let.sum()) / 3, rel=1e-5)
 
 
 def test_a_share_of_its_own_and_a_last_temperature_of_its_own() -> None:

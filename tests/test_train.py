@@ -269,7 +269,8 @@ def by_hand(vlm: Any, made: Recipe, num: int) -> tuple[list[dict[str, Any]], dic
         best = [sorted(range(144), key=lambda i, row=row: -row[i])[: budget.count(144)] for row in scores]
         told.append({
             "loss": float(loss.detach()), "grad_norm": norm, "clipped": norm > made.clip, "temperature": temperature,
-            "kept": float(np.mean([sum(row) for row in let])), "score_sd": float(np.mean([np.std(row) for row in scores])),
+            "penalty": 0.0, "kept": float(np.mean([sum(row) for row in let])),
+            "score_sd": float(np.mean([np.std(row) for row in scores])),
             "overlap": float(np.mean([np.mean([row[i] for i in those]) for row, those in zip(let, best, strict=True)])),
         })  # fmt: skip
         optimizer.param_groups[0]["lr"] = made.learning_rate / 2 * (1 + math.cos(math.pi * max(0, step - 1) / (made.steps - 1)))
