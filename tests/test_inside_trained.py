@@ -185,6 +185,26 @@ def test_the_hard_limit_of_training_is_the_cut(spelling: str, spread: float, vlm
     torch.testing.assert_close(soft, hard, rtol=1e-4, atol=1e-4)
 
 
+def test_the_predictor_of_dynamic_llava_is_its_layers_with_half_of_the_channels_averaged() -> None:
+    """Image by image without padding, the last layers token by token."""
+    torch.manual_seed(4)
+    net, gelu = Predictor(24, 16), torch.nn.functional.gelu
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    z, valid = torch.randn(2, 6, 24), torch.ones(2, 6, dtype=torch.bool)
+    valid[0, 4:] = False
+    with torch.no_grad():
+        found = net(z, valid)
+        for row in range(2):
+            x = gelu(net.inlet(net.norm(z[row, valid[row]])))
+            for block in net.blocks:
+                (x,) = block(x[None], None)
+            middle = sum(token[8:] for token in x) / len(x)
+            for i, token in zip(valid[row].nonzero()[:, 0].tolist(), x, strict=True):
+                told = gelu(net.out[1](gelu(net.out[0](torch.cat([token[:8], middle])))))
+                torch.testing.assert_close(found[row, i], net.head(told), rtol=1e-4, atol=1e-4)
+
+
 def test_the_loss_of_atp_is_its_formula(vlm: Any) -> None:
     trainer = arm(vlm, "atp(target_weight=0.3)", spread=0.4)
     pruner: Any = trainer.pruner

@@ -333,26 +333,30 @@ def test_the_gradient_cosine_is_the_mean_over_pairs_of_parts(vlm: Any) -> None:
     assert arm.grad_cosine(batch, 0) == pytest.approx(sum(pairs) / 6, abs=1e-4)
 
 
-def test_hard_validation_removes_tokens(vlm: Any) -> None:
-    arm = ScorerTrainer(
-        LocalContext("run"), vlm, Recipe(**{**SMALL, "budgets": ("Keep(9)",)}), registry.load("pruners", "diffprune"), 0
-    )
+def test_validation_relaxes_and_removes_tokens_at_every_budget(vlm: Any) -> None:
+    """Both losses per answer token, means over the budgets; what is removed is left out row by row."""
+    made = Recipe(**{**SMALL, "budgets": ("Keep(9)", "Keep(40)")})
+    arm = ScorerTrainer(LocalContext("run"), vlm, made, registry.load("pruners", "diffprune"), 0)
     assert arm.batch is not None
-    tokens = vlm.encode(arm.batch.pixels)[arm.batch.image]
-    keep = arm.pruner.select(tokens, Cut(ENCODED, budgets.Keep(9))).keep
-    total = 0.0
+    prompts, pictures = arm.batch.prompts, vlm.encode(arm.batch.pixels)
+    tokens, soft, hard = pictures[arm.batch.image], 0.0, 0.0
     with torch.no_grad():
-        for row in range(len(keep)):  # one by one, a fresh row of the survivors
-            prompts = arm.batch.prompts
-            live = prompts.attention_mask[row].bool()
-            live[prompts.slots[row]] = keep[row]
-            words = vlm.model.get_input_embeddings()(prompts.input_ids[row][live])
-            words[prompts.slots[row][live]] = vlm.project(tokens.features[row][keep[row]])
-            positions = prompts.position_ids[row][live][None]
-            logits = vlm.model.lm_head(vlm.model.model.language_model(inputs_embeds=words[None], position_ids=positions)[0])[0]
-            assert prompts.labels is not None
-            total += float(functional.cross_entropy(logits[:-1], prompts.labels[row][live][1:], reduction="sum"))
-    assert arm.validate()[1] == pytest.approx(total / arm.batch.num_labels, rel=1e-4)
+        for number, budget in enumerate(made.budgets):
+            relaxed = arm.pruner.relax(pictures, budget, 2.0, Noise(recipe.CHECK, number, rows=arm.batch.image_names()))
+            soft += float(relaxed_nll(vlm, prompts, pictures, relaxed, arm.batch.image))
+            keep = arm.pruner.select(tokens, Cut(ENCODED, budget)).keep
+            for row in range(len(keep)):  # one by one, a fresh row of the survivors
+                live = prompts.attention_mask[row].bool()
+                live[prompts.slots[row]] = keep[row]
+                words = vlm.model.get_input_embeddings()(prompts.input_ids[row][live])
+                words[prompts.slots[row][live]] = vlm.project(tokens.features[row][keep[row]])
+                positions = prompts.position_ids[row][live][None]
+                logits = vlm.model.lm_head(vlm.model.model.language_model(inputs_embeds=words[None], position_ids=positions)[0])[0]
+                assert prompts.labels is not None
+                hard += float(functional.cross_entropy(logits[:-1], prompts.labels[row][live][1:], reduction="sum"))
+    answers = 2 * arm.batch.num_labels
+    assert arm.validate() == pytest.approx((soft / answers, hard / answers), rel=1e-4)
+    assert arm.validate(soft=False) == pytest.approx((math.nan, hard / answers), rel=1e-4, nan_ok=True)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
