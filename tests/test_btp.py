@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -98,6 +99,14 @@ def test_choices_equal_the_definition(lambdas: tuple[float, ...], count: int) ->
         for row in range(2):
             assert keep[row].nonzero().flatten().tolist() == written_out(tokens, row, stage, lambdas[stage], count), stage
             assert int(keep[row].sum()) == min(count, int(tokens.valid[row].sum()))
+
+
+def test_shares_and_pools_are_the_authors_for_llava() -> None:
+    """Of 288, 144 and 48 tokens so many are taken by attention, among so many candidates."""
+    shares = [int(left * share) for left, share in zip((288, 144, 48), Btp().lambdas, strict=False)]
+    assert shares == [86, 129, 48]
+    assert [round(num * pool) for num, pool in zip(shares, btp.POOLS, strict=False)] == [318, 193, 57]
+    assert [576 * 0.5**power for power in accumulate(btp.POWERS)] == pytest.approx([288, 144, 48, 1])
 
 
 def test_balancing_takes_early_candidates_before_better_late_ones() -> None:

@@ -467,6 +467,19 @@ def test_a_speedup_is_the_median_of_the_rounds_own_ratios() -> None:
     assert slow.estimate == 2.5, "and not 67.5 / 30, of which one is from the slow spell and the other half from the fast"
 
 
+@pytest.mark.parametrize("num", [6, 7, 10, 31, 200])
+def test_the_interval_of_a_median_lies_between_order_statistics_as_interpolated_in_the_paper(num: int) -> None:
+    """Hettmansperger and Sheather (1986) with whole numbers: of 1, 2, ... T the interval begins at the rank itself."""
+    level = [1 - 2 * sum(math.comb(num, i) for i in range(k)) / 2**num for k in range(num)]  # from the k-th from either end
+    k = max(k for k in range(1, num // 2 + 1) if level[k] >= 0.95)
+    step = (level[k] - 0.95) / (level[k] - level[k + 1])
+    low = k + (num - k) * step / (k + (num - 2 * k) * step)
+    found = st.median_ratio(np.arange(1.0, num + 1), np.ones(num))
+    assert (found.low, found.high) == pytest.approx((low, num + 1 - low), rel=1e-9)
+    if num == 10:
+        assert low == pytest.approx(2.6577, abs=1e-4)
+
+
 def test_few_rounds_give_a_range_not_an_interval() -> None:
     for num in range(2, 8):
         full, pruned = 10.0 + np.arange(num), np.full(num, 4.0)

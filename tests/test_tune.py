@@ -195,6 +195,8 @@ def test_a_miss_says_by_how_much() -> None:
     for low, note in ((1.95, "its interval begins below the target"), (2.0, "")):
         tried = [Verified(2.0, solver.trial(2.0, 8, 0.5), MeasuredSpeedup(2.01, low, 2.1, 200))]
         assert (choice(solver, tried).verdict, choice(solver, tried).note) == ("reached", note)
+    near = [Verified(2.0, solver.trial(2.0, 8, 0.5), MeasuredSpeedup(speedup, 1.9, 2.1, 200)) for speedup in (1.95, 1.961)]
+    assert [one.reached for one in near] == [False, True], "2 % are let pass"
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
