@@ -87,18 +87,19 @@ def on_grid(place: int) -> float:
     return 1 - 3 / max(strides) ** 2 if strides else 0.0
 
 
-def test_thresholds_one_token_at_a_time() -> None:
+@pytest.mark.parametrize("budget", [Share(0.3), Keep(6)], ids=str)
+def test_thresholds_one_token_at_a_time(budget: Any) -> None:
     """S_r, S_s and both thresholds written out, with tokens that are there in part; and the soft comparison."""
     tokens, pruner = seen(), built("atp")
     here = torch.rand(3, 20, generator=torch.Generator().manual_seed(8)).where(tokens.valid, 0.0)
-    net, cut = pruner.networks["scorer"], at(1, Share(0.3))
+    net, cut = pruner.networks["scorer"], at(1, budget)
     over, soft = (found.detach() for found in (pruner.over(tokens, cut, here), pruner.soft(tokens, cut, here)))
     for row in range(3):
         live = tokens.valid[row].nonzero()[:, 0].tolist()
         there = here[row, live].tolist()
         own, cross = (tokens.given(key)[row, live].tolist() for key in (SELF, CROSS))
         means = [sum(v * h for v, h in zip(values, there, strict=True)) / sum(there) for values in (own, cross)]
-        told = torch.tensor([means[0], means[1] * sum(there), math.log(0.3)])
+        told = torch.tensor([means[0], means[1] * sum(there), math.log(0.3 if budget == Share(0.3) else 6 / len(live))])
         matter, space = net.heads[1](net.inlets[1](told)).sigmoid().tolist()
         for i, a, b in zip(live, standard(own, there), standard(cross, there), strict=True):
             assert float(over[row, i]) == pytest.approx(max((a + b) / 2 - matter, on_grid(i) - space), abs=1e-4)
@@ -205,7 +206,8 @@ def test_the_predictor_of_dynamic_llava_is_its_layers_with_half_of_the_channels_
                 torch.testing.assert_close(found[row, i], net.head(told), rtol=1e-4, atol=1e-4)
 
 
-def test_the_loss_of_atp_is_its_formula(vlm: Any) -> None:
+@pytest.mark.parametrize(("asked", "last"), [(Share(0.2), 29), (Share(0.97), 140)], ids=["more than asked", "fewer"])
+def test_the_loss_of_atp_is_its_formula(vlm: Any, asked: Any, last: int) -> None:
     trainer = arm(vlm, "atp(target_weight=0.3)", spread=0.4)
     pruner: Any = trainer.pruner
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2, packed=False))
@@ -213,13 +215,15 @@ def test_the_loss_of_atp_is_its_formula(vlm: Any) -> None:
     masks: list[torch.Tensor] = []
     plain = pruner.soft
     pruner.soft = lambda *given: masks.append(plain(*given)) or masks[-1]
-    loss = pruner.objective(run, batch, Share(0.2), Progress(0, 3), trainer.noise(batch, 0))
-    share = (29 / 144) ** (1 / 3)
+    loss = pruner.objective(run, batch, asked, Progress(0, 3), trainer.noise(batch, 0))
+    share = (last / 144) ** (1 / 3)
     nested = [masks[0], masks[0] * masks[1], masks[0] * masks[1] * masks[2]]
     kept = [[float(mask[row].sum().detach()) for mask in nested] for row in range(4)]
     deep = fmean(sum(layer * 8 * num / 144 for layer, num in zip((1, 2, 3), row, strict=True)) for row in kept)
     average = fmean((144 + sum(row)) / 4 for row in kept)
-    wanted = 0.05 * deep + 0.3 * abs(average - 144 * layer_average(share, 4, (1, 2, 3)))
+    beyond = average - 144 * layer_average(share, 4, (1, 2, 3))
+    assert (beyond > 0) == (last == 29)
+    wanted = 0.05 * deep + 0.3 * abs(beyond)
     assert float(loss.terms["penalty"].detach()) == pytest.approx(wanted, rel=1e-4)
     assert float(loss.terms["kept"].detach()) == pytest.approx(average, rel=1e-4)
     torch.testing.assert_close(loss.total, loss.terms["nll"] / batch.num_labels + loss.terms["penalty"])

@@ -40,6 +40,8 @@ def test_plans_of_the_papers() -> None:
     assert plan("fastv(after=8)", Keep(300)) == [(8, Keep(208))]
     assert plan("pyramiddrop", Keep(270)) == [(8, Keep(288)), (16, Keep(144)), (24, Keep(72))]
     assert [layer for layer, _ in plan("sparsevlm", Keep(192))] == [3, 7, 16], "as 3 x 576, 4 x 300, 9 x 200, 16 x 110"
+    assert [layer for layer, _ in plan("atp", Keep(192))] == [4, 14, 24]
+    assert plan("dynamic_llava", Keep(96)) == [(2, Keep(64))]
     halving = Share((3 * 576 + 3 * 288 + 8 * 144 + 8 * 48 + 10 * 1) / 32 / 576)  # an average of 129.3
     found = plan("btp", halving)
     assert [layer for layer, _ in found] == [3, 6, 14, 22]

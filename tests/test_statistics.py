@@ -393,6 +393,8 @@ def test_nothing_is_said_of_methods_by_one_scorer_or_without_an_interval() -> No
 def test_equivalence_is_the_90_percent_interval_within_one_point() -> None:
     wide, narrow = changed(3), changed(6, 6, num=4000)
     assert wide.p_outside > 0.05 and narrow.p_outside < 0.05 and st.judged({0: narrow})[0].word == "equivalent"
+    some = changed(20, 20, num=2000)  # as many lost as won, standard error a third of a point
+    assert some.p_outside == pytest.approx(stats.norm.sf(1 / (some.high / stats.norm.isf(0.025))), rel=0.1)
 
 
 def test_the_detectable_difference_is_found_with_80_percent_power() -> None:

@@ -187,6 +187,19 @@ def test_a_machine_slower_than_predicted_is_corrected_for() -> None:
     assert answer.verdict == "reached" and answer.measured_speedup == pytest.approx(2.0, rel=0.04) and answer.num_held_out == 200
 
 
+def test_of_answers_that_measured_up_the_most_accurate_is_chosen_and_none_is_tried_twice() -> None:
+    solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
+    fast, good, slow = (
+        Verified(2.0, solver.trial(2.0, kept, accuracy), MeasuredSpeedup(speedup, speedup - 0.1, speedup + 0.1, 200))
+        for kept, accuracy, speedup in ((6, 0.5, 2.4), (9, 0.7, 2.1), (20, 0.9, 1.7))
+    )
+    assert choice(solver, [fast, good, slow]).chosen_budget == "Keep(9)" and choice(solver, [slow, fast]).chosen_budget == "Keep(6)"
+    first, second = good.trial.predicted_speedup, solver.trial(2.0, 3).predicted_speedup
+    for again, value in ((first, None), (second, 3.0)):  # as fast as predicted: the bias is none
+        last = replace(good, target_speedup=again, checked=replace(good.checked, speedup=first))
+        assert correction(solver, [fast, last], 0.0) == value
+
+
 def test_a_miss_says_by_how_much() -> None:
     solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "count")
     tried = [Verified(2.0, solver.trial(2.0, 8, 0.5), MeasuredSpeedup(1.8, 1.7, 1.9, 200))]
