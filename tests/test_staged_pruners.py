@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from statistics import fmean
 
@@ -247,6 +248,24 @@ def test_density_peaks_of_two_clusters_are_not_the_nearest_pair() -> None:
         centre, member = sparsevlm.density_peaks(points, 2)
         assert sorted((centre >= 12).tolist()) == [False, True], "one centre in each of two groups that are far apart"
         assert torch.equal(centre[member] >= 12, torch.arange(15) >= 12)
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 5])
+def test_density_peaks_equal_a_loop(clusters: int) -> None:
+    """Points of unlike spread, one by one: density of the nearest, itself among them, times distance to the nearest denser one."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        points = 3 * torch.randn(14, 9) * torch.rand(14, 1)
+        apart = [[math.dist(a, b) / 9**0.5 for b in points.tolist()] for a in points.tolist()]
+        density = [math.exp(-sum(x**2 for x in sorted(row)[:clusters]) / clusters) for row in apart]
+        height = [
+            min((apart[i][j] for j in range(14) if (density[j], -j) > (density[i], -i)), default=max(map(max, apart)))
+            for i in range(14)
+        ]
+        wanted = sorted(range(14), key=lambda i, d=density, h=height: -d[i] * h[i])[:clusters]
+        centre, member = sparsevlm.density_peaks(points, clusters)
+        assert centre.tolist() == wanted
+        assert [wanted[k] for k in member.tolist()] == [min(wanted, key=lambda c, row=row: row[c]) for row in apart]
 
 
 def test_density_peaks_find_clusters_that_are_far_apart() -> None:
