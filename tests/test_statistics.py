@@ -95,6 +95,14 @@ def test_resampled_sums_are_multinomial_sums_of_whole_groups() -> None:
     assert drawn[:, 0] == pytest.approx(3 - (drawn[:, 1] - 6))  # columns move together
 
 
+def test_draws_of_few_groups_spread_as_a_mean_of_so_many_does() -> None:
+    """s^2 / G with the unbiased s^2: drawn anew, G groups show (G - 1) / G of it."""
+    for num in (5, 8):
+        credit = np.random.default_rng(num).random(num)
+        (found,) = means(credit[None], np.arange(num)).estimates([[0]])
+        assert found.draws.var() == pytest.approx(np.var(100 * credit, ddof=1) / num, rel=0.1)
+
+
 def test_strata_keep_their_number_of_groups() -> None:
     sums = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1], [0, 1]])
     assert (st.resampled(sums, strata=np.array([0, 0, 1, 1, 1])) == [2, 3]).all()
