@@ -107,6 +107,7 @@ def test_estimates_apart_agree_with_groups_of_both_drawn_one_by_one() -> None:
     assert found.draws.std() == pytest.approx(gap.std(), rel=0.06)
     assert found.num_groups == 120 and one.df < found.df < one.df + two.df
     assert abs(np.corrcoef(one.draws, found.draws - one.draws)[0, 1]) < 0.1, "independent, though of one seed"
+    assert found.answer == pytest.approx(one.answer + two.answer) and one.answer > 0, "a change on either side"
 
 
 def test_a_run_and_its_copy_differ_in_nothing(tmp_path: Path) -> None:

@@ -271,6 +271,18 @@ def test_a_benchmark_of_one_picture_beside_others_is_why_there_is_no_verdict(tmp
     assert "gets no verdict, as a benchmark has too few pictures, with 16 tokens" in said and "want of pictures" not in said
 
 
+def test_a_benchmark_that_the_subject_lacks_is_why_it_is_compared_with_none(tmp_path: Path) -> None:
+    """As after cells that failed: its mean would be of other questions than that of the others."""
+    store = Store(tmp_path)
+    for name, benchmarks in (("unpruned", (GQA, "world('pope')")), ("diffprune", (GQA,)), ("gumbel_topk", (GQA, "world('pope')"))):
+        for benchmark in benchmarks:
+            asked(store, name, [[1.0] * 60] if name == "unpruned" else but((), 60), benchmark=benchmark)
+    found = chapter(tmp_path)
+    lacking = "as answers are missing: DiffPrune with 16 tokens without POPE."
+    assert verdict.short(found) == f"No comparison with another trained method in this store, {lacking}"
+    assert f"Against Gumbel top-K nothing was compared, {lacking}" in verdict.headline(found, {}, None)
+
+
 # --- the best rule -----------------------------------------------------------------------------------------------------------
 
 

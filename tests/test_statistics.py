@@ -149,6 +149,16 @@ def test_an_arm_without_seeds_adds_none() -> None:
     assert share.interval().high - share.value == pytest.approx((a.interval().high - a.value) / 0.4)
 
 
+def test_a_share_of_a_bound_that_is_sure_has_the_spread_of_what_is_shared_in_its_units() -> None:
+    """Of a bound that answers everything alike on all pictures, halves: percent of it are twice the points, unseen changes too."""
+    rng = np.random.default_rng(0)
+    credits, groups = clustered(rng, 1, 60)
+    arm, bound = means(np.stack([credits[0], np.full(credits.shape[1], 0.5)]), groups).estimates([[0], [1]])
+    share = arm.percent_of(bound)
+    assert share.unseen == pytest.approx(4 * arm.unseen) and arm.unseen > 0
+    assert share.spread.interval() == pytest.approx([2 * end for end in arm.spread.interval()])
+
+
 def test_the_variance_of_seeds_is_told_from_how_seeds_fare_on_these_pictures() -> None:
     """Two-way layout of known variances, group x seed: seeds 4, their interaction with 40 groups 40 (1 in a mean)."""
     rng, found = np.random.default_rng(0), []

@@ -129,6 +129,7 @@ def test_no_image_keeps_fewer_than_the_floor(least: int) -> None:
         solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), kind, least=least)
         assert all(solver.kept(v).min() >= least for v in solver.values)
         assert solver.kept(solver.values[-1]).max() == least
+        assert (solver.kept(solver.values[0]) == solver.data.visual).all(), "the first value takes nothing away"
     solver = Solver(data(), synthetic(floor=0, a=1, b=0.25), "threshold", least=least, most=20)
     assert all(solver.kept(v).max() <= 20 for v in solver.values)
 

@@ -47,7 +47,7 @@ class Source(NamedTuple):
 
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A clause naming the closest valid word, or all of them: `did you mean 'pope'?`"""
-    options = sorted(right)
+    options = sorted(set(right))
     close = difflib.get_close_matches(wrong, options, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(options)}"
 

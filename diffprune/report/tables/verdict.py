@@ -76,8 +76,6 @@ def verdict(about: str, against: str, found: Sequence[tuple[Budget, Judged]], sp
         mine = [_told(budget, one, against) for budget, one in found if _why(one.verdict.found) == why]
         if mine:
             clauses.append(says.format(joined(mine)))
-    if not clauses:
-        return f"Against {against} nothing was compared at a shared budget."
     if judged == len(clauses) == 1 and len(found) > 1:
         clauses[0] += ", that is at every budget"
     return f"Against {against}, {about} " + "; ".join(clauses) + "." + split
@@ -111,7 +109,9 @@ def headline(chapter: Comparison, fast: dict[tuple[str, str], Speed], timed: Hea
     for against in (*rivals(chapter), RULE, QUESTION_RULE, FULL):
         found = [(b, every[against, b.spelling]) for b in chapter.budgets if (against, b.spelling) in every]
         if found or against not in NAMED:
-            said.append(verdict(about, _chosen(chapter, against, found), found, "" if against in NAMED else _split(chapter, found)))
+            split = "" if against in NAMED else _split(chapter, found)
+            told = verdict(about, _chosen(chapter, against, found), found, split) if found else ""
+            said.append(told or f"Against {against} nothing was compared{_uncompared(chapter, [against])}.")
     if not rivals(chapter):
         which = "" if chapter.subject.reads_question else " that sees the picture alone"
         said.append(f"No {_other(chapter)}trained method{which} was evaluated, so nothing is said about one.")
@@ -262,7 +262,18 @@ def _no_comparison(chapter: Comparison) -> str:
     if found := [one.verdict for one in verdicts.variants(chapter).values()]:
         num = len(found)
         return f"Variants against the plain method, {num} comparison{'s' * (num != 1)}: {counts(found)}."
-    return absent if missing else f"No comparison with {'another' if _other(chapter) else 'a'} trained method in this store."
+    if missing:
+        return absent
+    why = _uncompared(chapter, rivals(chapter)) if rivals(chapter) else ""
+    return f"No comparison with {'another' if _other(chapter) else 'a'} trained method in this store{why}."
+
+
+def _uncompared(chapter: Comparison, others: Sequence[str]) -> str:
+    """Why the subject was compared with none of them: a mean without a benchmark is of other questions, or no budget is shared."""
+    sides = (chapter.about, *others)
+    asked = [(who, b) for who in sides for b in chapter.budgets if (who, b.spelling) in chapter.arms]
+    lacking = [f"{who} with {b.kept:.0f} tokens {told}" for who, b in asked if (told := chapter.without(who, b.spelling))]
+    return f", as answers are missing: {joined(lacking)}" if lacking else " at a shared budget"
 
 
 def tally(chapter: Comparison) -> str:
