@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from diffprune.vlm.load import EMBEDDED, TRANSFORMERS, described, load
@@ -34,8 +32,8 @@ def test_the_embedded_model_loads_frozen() -> None:
 
 @pytest.mark.parametrize("look", [load, described])
 @pytest.mark.parametrize("name", ["embedded", "tiny(llava)"])
-def test_a_transformers_that_is_too_old_is_refused(look: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "__version__", "5.22.1")
+def test_a_transformers_that_is_too_old_is_refused(look: FunctionType, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(look.__globals__, "transformers", SimpleNamespace(__version__="5.22.1"))
     with pytest.raises(ValueError, match=r"^transformers 5\.22\.1 is installed here, .*: install transformers 5\.23 or later$"):
         look(name)
 
