@@ -90,7 +90,8 @@ def whole(*seeds: int) -> dict[str, list[str]]:
 # The oracle: one commit a cell ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
 def test_bundles_say_what_single_commits_say(small: None, tmp_path: Path, number: int) -> None:
     """Cells that succeed, fail, are tried again by later and earlier attempts, come in bundles and alone, and are graded again."""
     draw = random.Random(number)

@@ -416,6 +416,7 @@ def of_modes(store: Store, *modes: str, rounds: int = 8) -> None:
         put(store, measure_cell(name, mode=mode, **about.get(name, {})), timings=rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modes", [("eager",), ("eager", "graph")])
 def test_modes_are_not_mixed_and_named_where_there_are_several(modes: tuple[str, ...], tmp_path: Path) -> None:
     of_modes(Store(tmp_path / "store"), *modes)

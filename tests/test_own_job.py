@@ -522,6 +522,7 @@ def test_a_method_that_cannot_be_tuned_leaves_the_others_theirs(embedded: VLM, t
     assert set(store.read("outcomes").query("status == 'failed'")["reason"]) == set(failed.values())
 
 
+@pytest.mark.slow
 def test_a_method_without_its_evidence_leaves_the_others_their_timings(embedded: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Measurement(batches=(2,), rounds=2, warmup=0, slow_rounds=2, inputs=1, spans=(), benchmark="world('pope')")
     asked = measuring.cells(embedded, [Spec("attention"), Spec("grid")], [Keep(8)], options)

@@ -13,7 +13,7 @@ from diffprune.store import Store
 from tests.browser import CHROMIUM, Browser
 from tests.test_report import evaluated, pictured, timed, trained
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")]
 NAMED = {"button", "link", "searchbox", "textbox", "image", "img", "region", "DisclosureTriangle", "navigation"}
 LEAST = 4.5, 3.0  # contrast of text, and of large text: WCAG 2.2, 1.4.3
 TARGET = 24  # pixels of what is pressed: WCAG 2.2, 2.5.8

@@ -660,6 +660,7 @@ def test_failures_are_listed_and_never_wrong_answers(tmp_path: Path) -> None:
     assert (row["class"], row["Method"], float(row["rows"]), float(row["share of rows %"])) == ("OutOfMemory", "DiffPrune", 1, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kept", "rounds", "note"), [(99, 8, "timed with 99 kept"), (48, 8, ""), (99, 3, "timed with 99 kept; range of 3 rounds")]
 )

@@ -141,6 +141,7 @@ def test_one_of_which_there_are_no_results_is_said_to_be_missing(everyone: Path)
     assert "GumbelTop is not among the methods that were evaluated, so there is no verdict on it." in said
 
 
+@pytest.mark.slow
 def test_an_index_has_a_run_by_the_method_of_its_page(everyone: Path, tmp_path: Path) -> None:
     for name, subject in (("mine", LEARNT), ("usual", "")):
         shutil.copytree(everyone, tmp_path / name / "store")
@@ -175,6 +176,7 @@ def test_a_folder_is_reported_again_about_the_same_or_another_that_it_has(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"\xff\xfe", b'"' + b"x" * 200_000, b""])
 def test_a_damaged_page_is_about_nobody_and_can_be_written_anew(everyone: Path, tmp_path: Path, damage: bytes) -> None:
     report(everyone, tmp_path, subject=LEARNT)
