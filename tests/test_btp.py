@@ -182,6 +182,7 @@ def vlm() -> Any:
     return load("embedded", device="cpu")
 
 
+@pytest.mark.slow
 def test_it_is_calibrated_by_the_training_verb_saved_and_loaded(vlm: Any) -> None:
     recipe = Recipe(pruners=("btp",), workers=1)
     method = registry.load("pruners", "btp")

@@ -184,6 +184,7 @@ def test_a_comparison_replaces_no_file_of_a_run_or_a_report(out: str, tmp_path: 
 # --- the index --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_index_has_a_row_and_a_link_for_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
     run(runs / "a b#1")

@@ -309,6 +309,7 @@ def test_the_best_rule_is_chosen_where_it_is_not_compared(tmp_path: Path) -> Non
     assert verdicts.best_rule(found, "Keep(32)").chosen == verdicts.ON_OTHERS
 
 
+@pytest.mark.slow
 def test_methods_that_read_the_question_are_judged_in_a_family_of_their_own(tmp_path: Path) -> None:
     answered(Store(tmp_path / "peers"), seeds=4)
     both = Store(tmp_path / "both" / "store")
@@ -341,6 +342,7 @@ def test_methods_that_read_the_question_are_judged_in_a_family_of_their_own(tmp_
     assert not [one for one in verify(tmp_path / "both").differences if one.startswith("differences")]
 
 
+@pytest.mark.slow
 def test_a_mean_without_a_benchmark_that_others_have_is_no_mean(tmp_path: Path) -> None:
     """Of a method, of one seed of another, and of the rule that would have been the best: nowhere a figure of fewer benchmarks."""
     store = Store(tmp_path / "store")

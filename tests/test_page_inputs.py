@@ -166,6 +166,7 @@ def test_what_was_quarantined_is_named_and_the_rest_is_right(shown: Callable[...
     assert browser.look(rows) == ["100.0", *["83.3"] * 8]
 
 
+@pytest.mark.slow
 def test_two_models_have_a_chapter_each(shown: Callable[..., dict[str, Path]], browser: Browser) -> None:
     shown(two_models)
     assert browser.look("document.querySelectorAll('section.first').length") == 2

@@ -73,6 +73,7 @@ def test_it_is_fitted_by_the_training_verb_saved_and_loaded(vlm: Any) -> None:
     assert (told.recipe, told.scorer_seed) == (recipe.key(recipe.pruners[0]), 0)
 
 
+@pytest.mark.slow
 def test_inside_the_decoder_it_is_fitted_to_what_the_first_cut_sees(vlm: Any) -> None:
     """Oracle: the decoder's own eager attention of the last token before the answer, layer 0, mean over heads."""
     recipe = Recipe(pruners=("pore(fastv(after=1))",), workers=1)

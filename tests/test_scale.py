@@ -148,6 +148,7 @@ def test_the_texts_of_rows_are_their_own(tmp_path: Path) -> None:
         assert texts[name].tolist() == whole[name].tolist()
 
 
+@pytest.mark.slow
 def test_a_page_does_not_grow_with_its_rows(tmp_path: Path) -> None:
     sizes = []
     for num in (60, 1200):

@@ -262,6 +262,7 @@ def asking(vlm: VLM, pruners: list[str], budgets: list[str], **options: Any) -> 
     return cells(vlm, made, [budget.parse(text) for text in budgets], Evaluation(**options))
 
 
+@pytest.mark.slow
 def test_all_ten_benchmarks_have_the_same_rows(vlm: VLM) -> None:
     """Every image is prefilled once for a method and budget, whatever the benchmark that asks about it."""
     mine, alone = (Evaluator(TransformersBackend(vlm, shares=shares)) for shares in (True, False))

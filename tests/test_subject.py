@@ -116,6 +116,7 @@ def test_the_bound_is_no_subject(everyone: Path, tmp_path: Path) -> None:
         Job(name="x", baselines=("unpruned", "divprune"), subject="unpruned")
 
 
+@pytest.mark.slow
 def test_who_reads_the_question_stands_above_the_line_and_nothing_is_called_image_only(everyone: Path, tmp_path: Path) -> None:
     page = report(everyone, tmp_path, subject=CROSS)["html"].read_text("utf-8")
     assert "Below the line: variants." in page and "better than every other method above the line" in page

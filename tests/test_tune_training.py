@@ -251,6 +251,7 @@ def test_what_the_store_holds_is_not_trained_again(tmp_path: Path, monkeypatch: 
     assert running.search(search, [first, second], store, provenance(), workers=1) == ({Spec("diffprune"): first}, [])
 
 
+@pytest.mark.slow
 def test_the_table_of_a_search_tells_what_each_method_cost_and_found(tmp_path: Path) -> None:
     search, store = made(configurations=3), Store(tmp_path)
     older = asked(search)[1]  # the same settings under other code: another cell
