@@ -81,6 +81,9 @@ def test_transparency_lies_on_white() -> None:
         shown = open_image(saved(palette, kind, transparency=0))
         assert shown.getpixel((0, 0)) == (255, 255, 255) and shown.getpixel((15, 11)) == (10, 20, 30)
     assert open_image(saved(palette, "PNG", transparency=bytes([128, 255]))).getpixel((0, 0)) == (127, 127, 127)
+    deep = RAMP.astype(np.uint16) * 257
+    clear = np.where(np.equal(RAMP, RAMP[3, 5]), 255, RAMP)
+    assert np.any(clear != RAMP) and off(clear, open_image(saved(Image.fromarray(deep), transparency=int(deep[3, 5])))) == 0
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -154,6 +154,18 @@ def test_with_git_what_is_tracked_travels(own_job: Path, monkeypatch: pytest.Mon
     assert set(project_of("study").files) == TRAVELS, "a home directory under git does not travel whole"
 
 
+def test_a_checkout_of_which_git_tells_nothing_is_refused(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_job)
+    subprocess.run(["git", "init", "-q"], check=True)
+    (own_job / ".git" / "config").write_text("[core")
+    for place in (None, Path(".")):
+        with pytest.raises(ValueError, match=r"is a checkout of git, which does not tell what it tracks \(.*bad config"):
+            project_of("study", place)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"does not tell what it tracks \(.*git"):
+        project_of("study", Path("."))
+
+
 def test_what_a_submodule_tracks_travels(own_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_job)
     inner = own_job.parent / "inner"

@@ -49,6 +49,8 @@ def test_gold_answers_earn_full_credit_under_both_protocols(like: str) -> None:
         assert figures["accuracy"] == pytest.approx(100)
         best = 200 * len({s.category for s in samples}) if like == "mme" else 100
         assert next(iter(figures.values())) == pytest.approx(best)
+    aloud = bench.aggregate(_graded(bench, samples, [f"<think>No, B, 7?</think> {_answer(s)}" for s in samples], "lmms_eval"))
+    assert aloud["accuracy"] == pytest.approx(100)
     wrong = bench.aggregate(_graded(bench, samples, ["?!" for _ in samples], "lmms_eval"))
     assert wrong["accuracy"] == 0
 

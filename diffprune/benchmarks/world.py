@@ -140,12 +140,13 @@ class World(Benchmark):
         return _picture(int(sample.row["image_seed"]))
 
     def grade(self, sample: Sample, answer: str, protocol: str = "llava") -> Grade:
-        """Grade by the rule of the real benchmark under this protocol.
+        """Grade by the rule of the real benchmark under this protocol; lmms_eval's is asked without a model's reasoning.
 
         Raises:
             ValueError: no such protocol.
         """
-        return _GRADES[self.like](sample.row, answer, protocol)
+        said = _answers.without_reasoning(answer) if protocol == "lmms_eval" else answer
+        return _GRADES[self.like](sample.row, said, protocol)
 
     def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:
         """The real benchmark's figures, main one first, and `accuracy` (mean credit x 100)."""

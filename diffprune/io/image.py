@@ -128,7 +128,10 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         low, high = image.getextrema()
         if low < 0 or high > 65535:  # type: ignore[operator]
             raise ValueError(f"{name} holds whole numbers from {low} to {high}, whose white is unknown; save it with 8 or 16 bits")
-        return image.point(TO_8_BIT, "L").convert("RGB")
+        grey = image.point(TO_8_BIT, "L")
+        if isinstance(key := image.info.get("transparency"), int) and 0 <= key <= 65535:  # of a 16-bit PNG: this value is no ink
+            grey.paste(255, mask=image.point([255 * (value == key) for value in range(65536)], "L"))
+        return grey.convert("RGB")
     if image.mode == "F":
         raise ValueError(f"{name} holds fractions, whose white is unknown; save it with 8 or 16 bits per channel")
     if image.has_transparency_data:

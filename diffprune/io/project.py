@@ -11,10 +11,10 @@ import os
 import subprocess
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffprune.core.errors import first_line
 from diffprune.core.registry import KINDS
 from diffprune.io import git
 from diffprune.io.job_files import PACKAGE, REPOSITORY, find_job
@@ -73,7 +73,8 @@ def project_of(job: str, folder: Path | None = None) -> Project:
     or of the job's where it lies elsewhere; or of `folder`, which is asked for and may hold data too.
 
     Raises:
-        ValueError: no such job, not below `folder`, a folder that is a home or holds one, or a name that no archive takes.
+        ValueError: no such job, not below `folder`, a folder that is a home or holds one, a checkout of which git does not
+            tell what it tracks, or a name that no archive takes.
     """
     path = find_job(job).resolve()
     here, checkout = Path.cwd().resolve(), (REPOSITORY / "pyproject.toml").is_file()
@@ -121,12 +122,21 @@ def _checked(folder: Path) -> Path:
 
 
 def _tracked(root: Path) -> dict[str, Path]:
-    """What git tracks below a folder, in submodules too; nothing where it is not of git."""
+    """What git tracks below a folder, in submodules too; nothing where it is not of git.
+
+    Raises:
+        ValueError: it is of git, which does not answer: without its list whatever lies there would travel, or nothing.
+    """
+    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return {}
     command = ["git", "-C", str(root), "ls-files", "-z", "--recurse-submodules"]
-    with suppress(OSError, subprocess.SubprocessError):
+    try:
         listed = subprocess.run(command, capture_output=True, check=True, timeout=60, env=git.environment()).stdout
-        return _inside(root, (root / name.decode("utf-8", "surrogateescape") for name in listed.split(b"\0") if name))
-    return {}
+    except (OSError, subprocess.SubprocessError) as error:
+        said = error.stderr.decode(errors="replace").strip() if isinstance(error, subprocess.CalledProcessError) else ""
+        why = next(iter(said.splitlines()), "") or first_line(error)
+        raise ValueError(f"{root} is a checkout of git, which does not tell what it tracks ({why}): mend that first") from None
+    return _inside(root, (root / name.decode("utf-8", "surrogateescape") for name in listed.split(b"\0") if name))
 
 
 def _below(folder: Path, root: Path | None = None) -> dict[str, Path]:
