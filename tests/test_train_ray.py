@@ -244,7 +244,7 @@ def test_one_ray_worker_equals_no_ray(model: str, alone: list[float], tmp_path: 
 
 
 def test_who_passes_the_work_on_imports_nothing_of_it() -> None:
-    """Training's controller unpickles what it hands to workers; torch, transformers and the rest would take it seconds."""
+    """A worker of Ray's unpickles what it is handed before it answers; torch, transformers and the rest would take it seconds."""
     parcel = pickle.dumps((opened, packed(work, {"recipe": recipe("embedded")})))
     code = (
         "import pickle, sys; f, p = pickle.load(sys.stdin.buffer); print(len(p), 'torch' in sys.modules, 'pydantic' in sys.modules)"

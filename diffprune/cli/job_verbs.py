@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from diffprune.cli.places import Place
 from diffprune.cli.set_option import settings_of
+from diffprune.core import garbage
 
 HELP = {
     "search": "Search the settings of every method's training, equal budget for each, on held-out images; never on test questions.",
@@ -83,7 +84,8 @@ def _perform(verb: str, options: dict[str, Any]) -> None:
         raise ValueError("report has no use for --address, which only the verbs that start Ray use: leave it out")
     if not options["dry_run"]:
         _refuse_if_held(verb, asked, options)
-    from diffprune.job import pipeline
+    with garbage.looked_for_seldom():
+        from diffprune.job import pipeline
 
     stages = (verb,) if verb in pipeline.STAGES else pipeline.STAGES
     job = configured(verb, asked, options)

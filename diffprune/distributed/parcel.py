@@ -1,10 +1,15 @@
-"""A call in a parcel: whoever passes it on imports nothing of what it needs, which saves training's controller seconds."""
+"""A call in a parcel: whoever is handed it imports what it needs when he opens it, and not before.
+
+So a worker of a training answers while it still imports, and the others that it needs are set up meanwhile.
+"""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from diffprune.core import garbage
 
 
 def packed(function: Callable[..., Any], *arguments: Any) -> dict[str, bytes]:
@@ -14,5 +19,6 @@ def packed(function: Callable[..., Any], *arguments: Any) -> dict[str, bytes]:
 
 def opened(parcel: Mapping[str, bytes]) -> Any:
     """Make the call. Parcels come from this run's own driver."""
-    function, arguments = pickle.loads(parcel["call"])
+    with garbage.looked_for_seldom():
+        function, arguments = pickle.loads(parcel["call"])
     return function(*arguments)

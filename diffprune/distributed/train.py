@@ -9,9 +9,11 @@ while at work is removed with the driver.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from diffprune import data as training
 from diffprune.core import termination
@@ -19,6 +21,7 @@ from diffprune.core.errors import first_line
 from diffprune.core.records import Provenance
 from diffprune.distributed import resources
 from diffprune.distributed.cluster import private_folder
+from diffprune.distributed.controller import Trainer
 from diffprune.distributed.follower import Follower, publish
 from diffprune.distributed.interface import OwnInterface
 from diffprune.distributed.parcel import opened, packed
@@ -31,7 +34,6 @@ from diffprune.train.recipe import Recipe
 
 START_S = 180  # for a group to start: a busy machine needs long
 ELASTIC_START_S = 45  # for one that may be smaller: what a lost host had is still on offer for a while, and waited for in vain
-ABORT_S = 3.0  # for the workers of a run that is interrupted to be gone
 RESIZE_S = 30.0  # between looks whether there are hosts for more workers
 
 
@@ -104,20 +106,18 @@ def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:
              the curve is that of a group of fixed size but for the order of sums.
 
     Raises:
-        RuntimeError: the group failed more often than it may, or its controller died.
+        RuntimeError: the group failed more often than it may, or could not begin.
     """
-    # The controller inherits these. It hears of an end, or a death, when it polls, every two seconds unless told otherwise.
+    # The controller hears of an end, or a death, when it polls, every two seconds unless told otherwise.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more, for `ray.train.report`, unused here
     elastic, gpus = isinstance(workers, tuple), config.get("gpus", 0.0)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ELASTIC_START_S if elastic else START_S)
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-
     fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
     if most:  # 0 is Ray's local mode
         resources.awaited(most, fewest, gpus)
     with private_folder() as own:
-        trainer = _trainer()(
+        trainer = Trainer(
             opened,
             train_loop_config=packed(work, config),
             torch_config=OwnInterface(),
@@ -131,38 +131,16 @@ def _fit(config: dict[str, Any], workers: int | tuple[int, int]) -> str:
                 name="train",
                 storage_path=own,
                 failure_config=FailureConfig(max_failures=2, controller_failure_limit=2),
-                logging_config=LoggingConfig(log_level="ERROR"),
+                logging_config=LoggingConfig(log_level="CRITICAL"),  # in its files all is told
             ),
         )
-        # Ctrl-C stays ours: Ray's handler ends the process with exit code 0, and is left in place for whatever runs afterwards.
-        controllers: list[Any] = []
-        trainer._register_sigint_handler = controllers.append
-        return _fitted(trainer, controllers)
+        return _fitted(trainer)
 
 
-def _trainer() -> Any:
-    """`TorchTrainer` without the process that hands out Ray datasets, of which there are none: before it runs, no worker begins."""
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-
-    class Trainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
-
-    return Trainer
-
-
-def _fitted(trainer: Any, controllers: list[Any]) -> str:
-    """See `_fit`. controllers: the one of the run, once it has begun."""
-    import ray
-
+def _fitted(trainer: Trainer) -> str:
+    """See `_fit`."""
     try:
         return trainer.fit().return_value or ""
-    except KeyboardInterrupt:
-        for controller in controllers:
-            with suppress(ray.exceptions.RayError):
-                ray.get(controller.abort.remote(), timeout=ABORT_S)
-        raise
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failures = getattr(error, "worker_failures", {})
         first = next((f"worker {rank}: {failure}" for rank, failure in failures.items()), str(error)).strip()

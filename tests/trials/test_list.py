@@ -19,7 +19,10 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
         "test_termination: test_what_a_killed_driver_started_ends_with_it_and_nothing_else",
         "trials/test_drivers: test_nothing_outlives_a_killed_driver_by_ten_seconds",
     )),
-    4: ("training's controller is killed", ("trials/test_trainings: test_a_killed_controller_is_an_error_and_the_run_goes_on",)),
+    4: ("training's controller, which is the driver, or a helper of Ray's is killed", (
+        "test_train_ray: test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve",
+        "trials/test_trainings: test_killed_helpers_of_rays_cost_nothing",
+    )),
     5: ("a raylet is killed", (
         "trials/test_hosts: test_a_lost_host_costs_its_batch", "trials/test_hosts: test_a_training_goes_on_without_a_lost_host",
         "trials/test_elastic: test_two_workers_then_one_then_two",
