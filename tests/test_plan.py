@@ -59,7 +59,7 @@ def test_hours_are_the_sum_over_cells(tmp_path: Path) -> None:
     total = 50 * (rate["random 8"] + rate["random 16"] + 2 * 15.0 / 40)  # one is done; attention was never timed: the mean
     assert "evaluate: 5 cells, 1 done, 4 to do" in told and "200 answers, counted" in told
     assert f"{total:,.3g} s of NVIDIA H100 80GB: 50% of the answers at the measured rate" in told
-    assert f"{total / 4:,.3g} s on the clock: assumed that 4 workers share evenly" in told
+    assert f"{total / 4:,.3g} s on the clock: assumed that work is shared evenly" in told
     assert "bytes an answer (measured)" in told and "20 files at most" in told
     assert "measure: 2 cells, 0 done, 2 to do" in told and "has no cell to measure" in told
 

@@ -70,7 +70,7 @@ class Follower(threading.Thread):
     def __enter__(self) -> Follower:
         left = len(missing(self.recipe, self.folder))
         few, most = self.recipe.fewest, self.recipe.workers
-        workers = f"{few} to {most} workers" if few < most else f"{most} workers"
+        workers = f"{few} to {most} workers" if few < most else f"{most} worker{'s' * (most != 1)}"
         print(f"train: starting {workers}, {left} scorer{'s' * (left != 1)} to train", flush=True)
         self.start()
         return self

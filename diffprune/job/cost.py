@@ -80,7 +80,7 @@ def machine(hardware: str) -> str:
 def lines(plan: Plan, stages: Sequence[str], rates: Rates | None) -> list[str]:
     """What is left of a job, stage by stage."""
     done, workers = plan.store.done(), plan.job.workers
-    found = [f"plan: {plan.job.name} on {workers} workers, one {_unit(rates)} each"]
+    found = [f"plan: {plan.job.name} on {workers} worker{'s' * (workers != 1)}, one {_unit(rates)} each"]
     if rates is None:
         found.append("no rates: name a run with --rates, and hours are told as well")
     found += _training(plan, rates) if "train" in stages and plan.job.train else []
@@ -145,7 +145,7 @@ def _answering(left: Sequence[Cell], counts: Sequence[int], rates: Rates, worker
     measured = f"{own / sum(counts):.0%} of the answers at the measured rate of their method and budget"
     return [
         f"  {_hours(total / 3600)} of {rates.machine}: {measured}, the rest at the mean, {1000 * mean:,.1f} ms",
-        f"  {_hours(total / 3600 / workers)} on the clock: assumed that {workers} workers share evenly and load at no cost",
+        f"  {_hours(total / 3600 / workers)} on the clock: assumed that work is shared evenly and models load at no cost",
     ]
 
 
