@@ -427,6 +427,7 @@ def test_measuring_goes_on_where_its_process_died(
         for one in left:
             if one.columns().batch == 2 and len(list(marks.iterdir())) < dict(model.options).get("deaths", 99):
                 (marks / f"{time.time_ns()}").touch()
+                time.sleep(1)  # for the driver to have what was measured before, which dies with who holds it
                 os.kill(os.getpid(), signal.SIGKILL)
             yield {one: Measured([], [], Outcome("ok", "", 0, float(os.getpid())))}
 
