@@ -1,7 +1,8 @@
 """Ray Train with its controller in the driver's own process.
 
-Ray gives it a process of its own, which imports torch, transformers and Ray once more before the first worker may begin, and dies
-without its driver anyway. Without it a training begins three to four seconds earlier on two cores, and one process less can fail.
+Ray gives it a process of its own, which imports Ray and torch once more before the first worker may begin, and dies without its
+driver anyway; and it makes actors of which nothing is asked here, for all of which workers wait. Without them a training begins a
+quarter sooner on two cores, and three processes less can fail.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 ABORT_S = 3.0  # for the workers of a run that is interrupted to be gone
@@ -50,6 +52,19 @@ class _Controller(TrainController):  # type: ignore[misc]
     worker_group_cls = _Group
 
 
+class _Fixed(FixedScalingPolicy):  # type: ignore[misc]
+    """A group of fixed size, for whose nodes `resources.awaited` has asked: Ray would do so by an actor of its own."""
+
+    def _send_resource_request(self) -> None:
+        """Nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Nothing."""
+
+    def _cancel_resource_request(self) -> None:
+        """Nothing."""
+
+
 class Trainer(TorchTrainer):  # type: ignore[misc]
     """`TorchTrainer` whose `fit` works in the calling thread, and ends its workers where it is interrupted."""
 
@@ -57,6 +72,8 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         return [one for one in super()._create_default_callbacks() if not isinstance(one, UNUSED)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        if not self.scaling_config.elasticity_enabled:
+            arguments["scaling_policy"] = _Fixed(self.scaling_config)
         controller = _Controller(**arguments)
         try:
             _to_the_end(controller.run)

@@ -21,7 +21,7 @@ TRIALS: dict[int, tuple[str, tuple[str, ...] | str]] = {
     )),
     4: ("training's controller, which is the driver, or a helper of Ray's is killed", (
         "test_train_ray: test_a_killed_driver_and_a_killed_worker_leave_the_loss_curve",
-        "trials/test_trainings: test_killed_helpers_of_rays_cost_nothing",
+        "trials/test_trainings: test_a_killed_helper_of_rays_costs_nothing",
     )),
     5: ("a raylet is killed", (
         "trials/test_hosts: test_a_lost_host_costs_its_batch", "trials/test_hosts: test_a_training_goes_on_without_a_lost_host",
