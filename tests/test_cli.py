@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -237,6 +239,30 @@ def test_dry_run_prints_what_would_be_run_and_writes_nothing(capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "evaluate: 3 cells, 3 to do" in out and "Attention  Keep(32) Share(0.111111)" in out
     assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("line", [(*ATTENTION, "--budget", "32", "--dry-run"), ("plan", "demo")])
+@pytest.mark.parametrize("below", ["file", "folder"])
+def test_a_file_where_the_run_should_be_is_refused_though_nothing_is_run(line: Sequence[str], below: str) -> None:
+    Path("folder").mkdir()
+    for name in ("file", "folder/look"):
+        Path(name).write_text("x")
+    code, sentence = commands.call([*line, "--name", "look", "--out", below])
+    shown = Path(below if below == "file" else "folder/look").absolute()
+    assert (code, sentence) == (2, f"{shown} is a file, but a folder is needed")
+    assert sorted(str(one) for one in Path().rglob("*")) == ["file", "folder", "folder/look"]
+
+
+def test_the_version_is_told_where_nothing_is_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    assert commands.call(["--version"]) == (0, "")
+    stated = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"diffprune, version {stated}\n"
 
 
 def test_a_method_of_three_seeds_has_three_times_the_cells_before_it_is_trained() -> None:

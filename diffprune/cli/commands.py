@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from diffprune import __version__
 from diffprune.cli import inventory, job_verbs, remote, runs
 from diffprune.core import exits, termination
 from diffprune.io import outage
@@ -66,7 +67,7 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, help=OVERVIEW, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="diffprune")
+@click.version_option(__version__)
 def app() -> None:
     """The command itself; `main` is what the shell calls."""
 

@@ -233,8 +233,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def refuse_if_unwritable(folder: Path | str) -> None:
+def refuse_if_unwritable(folder: Path | str, *, attempt: bool = True) -> None:
     """Look whether a file could be written below a folder, which need not be there yet; nothing stays. An address is not asked.
+
+    attempt: whether to open a file there; else only what stands there is looked at.
 
     Raises:
         ValueError: it could not, or a file stands where a folder should be.
@@ -244,8 +246,9 @@ def refuse_if_unwritable(folder: Path | str) -> None:
     try:
         there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
         if there.is_dir():
-            with tempfile.TemporaryFile(dir=there):
-                return
+            if attempt:
+                tempfile.TemporaryFile(dir=there).close()
+            return
     except OSError as error:
         raise ValueError(f"nothing can be written to {folder} ({error.strerror}): give another folder with --out") from None
     raise ValueError(f"{there} is a file, but a folder is needed")
