@@ -88,6 +88,8 @@ class FakeHead:
         if name not in self.jobs or what == "logs/tail":
             return 404, "not here"
         if method == "DELETE":
+            if self.processes[name].poll() is None:
+                return 500, f"RuntimeError: Attempted to delete job '{name}', but it is in a non-terminal state RUNNING."
             return 200, {"deleted": bool(self.jobs.pop(name))}
         if what == "logs":
             return 200, {"logs": (self.place / f"{name}.log").read_text()}

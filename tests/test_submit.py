@@ -528,6 +528,40 @@ def test_results_come_back_through_the_log(fake: FakeHead, own_job: Path, monkey
     assert deleted and list(fake.jobs) == ["mine-1"]
 
 
+@pytest.mark.parametrize("where", ["submit_job", "get_job_status"])
+def test_results_that_are_interrupted_leave_no_job_of_theirs(
+    where: str, fake: FakeHead, own_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the head takes its time to end it, as with a job that is being started: it refuses to delete one that runs."""
+    monkeypatch.chdir(own_job)
+    client = head.connect(fake.address)
+    submit.submit(client, fake.address, Request("mine", "study"), project_of("study"))
+    answer, asked, whole, seen = fake.answer, list[str](), getattr(head.Head, where), list[str]()
+
+    def slow(method: str, path: str, body: bytes) -> tuple[int, Any]:
+        asked.append(path)
+        if path.endswith("/stop"):
+            asked.clear()
+            return 200, {"stopped": True}
+        if asked.count(path) == 20:
+            answer("POST", f"{path}/stop", body)
+        return answer(method, path, body)
+
+    def interrupted(self: head.Head, *arguments: Any, **options: Any) -> Any:
+        found = whole(self, *arguments, **options)
+        if not seen:
+            seen.extend(fake.jobs)
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(fake, "shell", lambda line: "exec sleep 60")
+    monkeypatch.setattr(fake, "answer", slow)
+    monkeypatch.setattr(head.Head, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        results.fetch(client, "mine-1", own_job / "came")
+    assert len(seen) == 2 and list(fake.jobs) == ["mine-1"]
+
+
 @pytest.mark.parametrize("out", ["s3://a-bucket/runs", "gs://a-bucket/runs", "az://a-container/runs"])
 def test_a_job_s_results_may_lie_in_a_bucket(out: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Request("mine", "study", ("--out", out))

@@ -18,8 +18,8 @@ from diffprune.io import run_archive
 from diffprune.io.blob_store import Blobs, LocalBlobs, open_blobs, remote
 
 ARCHIVE_S = 300.0
-FORGET_TRIES = 4
-STOP_S = 4.0  # Ray takes three to end a job
+FORGET_TRIES = 3
+STOP_S = 30.0  # Ray takes three to end a job that runs; one that is still being started is ended only then
 MONITOR_S = 1.5  # Ray looks every second whether a job has ended
 
 
@@ -114,30 +114,37 @@ def _log_of(head: Head, folder: str) -> str:
     """What the archive's script prints on the head about a folder there; script and log are removed again."""
     python = sys.executable if on_this_machine(head.get_address()) else "python"
     name = f"results-{time.time_ns()}"
-    with tempfile.TemporaryDirectory(prefix="diffprune-") as place:
-        shutil.copy(run_archive.__file__, Path(place) / "run_archive.py")
-        start(head, shlex.join([python, "run_archive.py", folder]), name, {"working_dir": place}, {})
-    until = time.monotonic() + ARCHIVE_S
     try:
-        while not head.get_job_status(name).is_terminal():
-            if time.monotonic() > until:
-                raise RuntimeError(f"{name}, which packs the results, has not ended after {ARCHIVE_S:.0f} s")
-            time.sleep(POLL_S)
+        with tempfile.TemporaryDirectory(prefix="diffprune-") as place:
+            shutil.copy(run_archive.__file__, Path(place) / "run_archive.py")
+            start(head, shlex.join([python, "run_archive.py", folder]), name, {"working_dir": place}, {})
+        if not _ended(head, name, ARCHIVE_S):
+            raise RuntimeError(f"{name}, which packs the results, has not ended after {ARCHIVE_S:.0f} s")
         log = str(head.get_job_logs(name))
     except BaseException:  # its log is the whole archive, which nobody wants to find among jobs
         with suppress(RuntimeError, OSError):
             head.stop_job(name)
-            time.sleep(STOP_S)
+            _ended(head, name, STOP_S)  # else it cannot be deleted
             _forget(head, name)
         raise
     _forget(head, name)
     return log
 
 
+def _ended(head: Head, name: str, seconds: float) -> bool:
+    """Wait until a job has ended, for so many seconds at most; whether it has."""
+    until = time.monotonic() + seconds
+    while not head.get_job_status(name).is_terminal():
+        if time.monotonic() > until:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
 def _forget(head: Head, name: str) -> None:
-    """Delete a job with its log. Ray's monitor, where it looks a moment later, puts it down again as one that has failed."""
+    """Delete a job that has ended, with its log. Ray's monitor has to have seen its end before: else it puts the job down again as
+    one that has failed, and on a busy head that comes late."""
     for _ in range(FORGET_TRIES):
-        if name not in {job.submission_id for job in head.list_jobs()}:
-            return
-        head.delete_job(name)
         time.sleep(MONITOR_S)
+        if name in {job.submission_id for job in head.list_jobs()}:
+            head.delete_job(name)
