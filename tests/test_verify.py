@@ -21,7 +21,7 @@ from diffprune.store.views import connect
 from diffprune.verify import forms, page, verify
 from tests import test_report as made_up
 from tests import test_tune as tuning
-from tests.records import evaluate_cell, outcome, prediction, provenance
+from tests.records import evaluate_cell, measure_cell, outcome, prediction, provenance, timing
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +74,24 @@ def test_speedups_of_seeds_and_sessions_are_computed_again(tmp_path: Path) -> No
     found = verify(tmp_path)
     assert not found.differences and found.intervals > 50, str(found)[:2000]
     assert "own overhead, batch 8, 3 timing sessions: " in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_a_decode_time_that_is_not_above_zero_is_a_dash_in_every_form(tmp_path: Path) -> None:
+    """A difference of two timings that noise has turned: a reader would take -1.75 ms for a time."""
+    times = {("full", "prefill"): 40.0, ("pruned", "prefill"): 20.0, ("pruned", "overhead"): 1.0, ("full", "ttft"): 50.0,
+             ("pruned", "ttft"): 30.0, ("full", "decode"): 2.5, ("pruned", "decode"): -1.75}  # fmt: skip
+    rows = [timing(ms, span=span, arm=arm, repetition=turn) for turn in range(7) for (arm, span), ms in times.items()]
+    cell = measure_cell("grid")
+    Store(tmp_path / "store").publish({"timings": rows}, cell=cell, provenance=provenance())
+    report(tmp_path / "store", tmp_path)
+    entries = page.read(tmp_path / "numbers.csv")
+    shown = {(one.table, one.column): one.printed for one in entries if one.table == "answer_times"}
+    assert shown["answer_times", "decode: full"] == "2.50" and shown["answer_times", "decode: pruned"] == "–"
+    spans = {one.column: one.printed for one in entries if one.table == "latency_spans" and one.row.endswith("pruned | decode")}
+    assert {spans[name] for name in ("median ms", "p10 ms", "p90 ms")} == {"–"} and spans["repeats"] == "7"
+    files = [path for path in tmp_path.rglob("*") if path.suffix in (".html", ".md", ".csv", ".tex")]
+    assert files and not [path.name for path in files if "1.75" in path.read_text("utf-8")]
+    assert not verify(tmp_path).differences
 
 
 def test_figures_that_a_store_does_not_record_are_said_to_be_left(tmp_path: Path) -> None:

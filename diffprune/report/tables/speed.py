@@ -21,7 +21,12 @@ NO_FUSED = (
 
 
 def _ms(spread: Spread | None) -> Number | None:
-    return Number(spread.median, digits=2) if spread else None
+    return _time(spread.median, 2) if spread else None
+
+
+def _time(ms: float, digits: int) -> Number | None:
+    """A time; none where it is not above zero, as a decode time, which is the difference of two timings, can come out."""
+    return Number(ms, digits=digits) if ms > 0 else None
 
 
 def _ordered(chapter: Comparison, found: list[Speed]) -> tuple[list[Speed], frozenset[int]]:
@@ -123,7 +128,8 @@ def answer_times(chapter: Comparison, found: list[Speed]) -> Table | None:
         "Method", "batch", "mode", "kept", "TTFT: full", "pruned", "TTFT speedup", "decode: full", "decode: pruned", "flags",
     )  # fmt: skip
     notes = (
-        "TTFT: from picture and question to the first answer token, encoder and overhead included. Decode: per further token."
+        "TTFT: from picture and question to the first answer token, encoder and overhead included. Decode: per further token, from "
+        "the times of a short and a long answer; – where these could not be told apart."
         + (f" All of these: {said(common)}." if common else ""),
     )
     title = "Time to first token and decoding, ms"
@@ -140,7 +146,7 @@ def spans(found: list[Speed]) -> Table:
             s.mode,
             arm,
             span,
-            *(Number(v, digits=3) for v in (x.median, x.p10, x.p90)),
+            *(_time(v, 3) for v in (x.median, x.p10, x.p90)),
             Number(x.repeats, digits=0),
         )
         for s in found
