@@ -206,6 +206,21 @@ def test_a_snapshot_leaves_out_what_the_run_does_not_ask(tmp_path: Path) -> None
     assert [point.budget for point in seen.points] == ["Keep(16)"] and seen.num_failures == 0 and seen.timed == "batch 8"
 
 
+def test_how_long_a_stage_took_is_no_matter_of_a_clock_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour forward while the first one is at work, and back again in the second, which is at work when it is looked at last."""
+    told = time.time
+    with lock(tmp_path / "store", "demo") as attempt, observed(tmp_path, attempt) as watcher:
+        watcher.begins("train")
+        monkeypatch.setattr(time, "time", lambda: told() + 3600)
+        watcher.ends("train")
+        watcher.begins("evaluate")
+        monkeypatch.setattr(time, "time", told)
+    seen = read(tmp_path)
+    lasted = [stage.lasted(seen.written) for stage in seen.stages]
+    assert all(0 <= float(one.removesuffix(" s")) < 30 for one in lasted[:2]) and lasted[2] == "–", lasted
+    assert seen.stages[1].ended and seen.stages[1].began and seen.stages[1].ended >= seen.stages[1].began
+
+
 @pytest.mark.parametrize(
     ("error", "state"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("two cells failed"), "failed: two cells failed")]
 )
@@ -308,7 +323,8 @@ def test_runs_that_cannot_be_watched_end_with_a_sentence(tmp_path: Path) -> None
     (tmp_path / "runs" / "old").mkdir(parents=True)
     code, said = commands.call(["watch", "old", "--out", str(tmp_path / "runs")])
     assert code == 2 and "holds no live.json" in said and "\n" not in said
-    for damaged in ("{", '{"run": "x"}', json.dumps({**snapshot().model_dump(), "written": "NaN"}), "[" * 100_000):
+    dates = (json.dumps({**snapshot().model_dump(), "written": at}) for at in ("NaN", 1e300, 1e12, -1e17, -1))
+    for damaged in ("{", '{"run": "x"}', "[" * 100_000, *dates):
         (tmp_path / "runs" / "old" / FILE).write_text(damaged)
         code, said = commands.call(["watch", "old", "--out", str(tmp_path / "runs")])
         assert code == 2 and "live.json is damaged" in said and "\n" not in said

@@ -57,6 +57,7 @@ class Observer:
 
     def __post_init__(self) -> None:
         self.began, self.spent_s, self.every_s, self._slow_s = time.time(), 0.0, EVERY_S, 0.0
+        self._started = time.monotonic()
         self._state: State = "running"
         self._reason, self._broken, self._failing = "", False, False
         self._stages: dict[str, _Expected] = {}
@@ -73,7 +74,7 @@ class Observer:
 
     def begins(self, stage: str) -> None:
         """A stage begins."""
-        self._change(stage, state="running", began=time.time())
+        self._change(stage, state="running", began=self._now())
         self.every_s = QUIET_S if stage in QUIET else EVERY_S
 
     def expects(self, stage: str, cells: Collection[str] = (), scorers: Sequence[Path] = ()) -> None:
@@ -89,8 +90,12 @@ class Observer:
 
     def ends(self, stage: str, failed: str = "") -> None:
         """A stage has ended; failed: why some of it has no result."""
-        self._change(stage, state="failed" if failed else "done", ended=time.time(), note=failed)
+        self._change(stage, state="failed" if failed else "done", ended=self._now(), note=failed)
         self.every_s = EVERY_S
+
+    def _now(self) -> float:
+        """Seconds since 1970, had nobody set the clock since the run began: how long a stage took is no matter of that."""
+        return self.began + time.monotonic() - self._started
 
     def _change(self, stage: str, **fields: Any) -> None:
         with self._lock:
@@ -160,7 +165,7 @@ class Observer:
         seen = Snapshot(
             run=self.run, title=self.title, attempt=self.attempt, state=self._state, reason=self._reason, began=self.began,
             written=time.time(), every_s=max(self.every_s, self._slow_s), spent_s=self.spent_s,
-            stages=tuple(_counted(one, news.statuses) for one in expected), curves=news.curves(), points=news.points(),
+            stages=tuple(_counted(one, news.statuses, self._now()) for one in expected), curves=news.curves(), points=news.points(),
             failures=failures, num_failures=num, timed=str(timed or ""), restarts=event_log.restarts(),
         )  # fmt: skip
         self._blobs.replace(FILE, seen.model_dump_json().encode())
@@ -182,8 +187,8 @@ class _Guard:
         return False
 
 
-def _counted(one: _Expected, statuses: Mapping[str, str]) -> Stage:
-    """A stage with what is there of it."""
+def _counted(one: _Expected, statuses: Mapping[str, str], now: float) -> Stage:
+    """A stage with what is there of it, and until when."""
     done, failed = one.stage.done, one.stage.failed
     if one.cells:
         told = [statuses.get(cell) for cell in one.cells]
@@ -191,4 +196,5 @@ def _counted(one: _Expected, statuses: Mapping[str, str]) -> Stage:
     elif one.scorers:
         with suppress(OSError):
             done = sum(map(is_complete, one.scorers))
-    return one.stage.model_copy(update={"done": done, "failed": failed})
+    until = now if one.stage.state == "running" else one.stage.ended
+    return one.stage.model_copy(update={"done": done, "failed": failed, "ended": until})

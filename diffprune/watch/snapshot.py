@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,7 @@ from diffprune.io.run_lock import holder
 FILE, PAGE = "live.json", "live.html"
 SLACK_S = 30.0  # beyond the time between two snapshots, before no news is bad news
 State = Literal["running", "finished", "failed", "interrupted"]
+Moment = Annotated[float, Field(ge=0, le=2e11)]  # seconds since 1970; later ones have no date
 
 
 class Value(BaseModel):
@@ -24,12 +25,13 @@ class Value(BaseModel):
 
 
 class Stage(Value):
-    """A stage of the job. total: of its cells, trials or scorers, 0 where it has none; began, ended: seconds since 1970."""
+    """A stage of the job. total: of its cells, trials or scorers, 0 where it has none; began, ended: seconds since 1970, by a clock
+    that nobody sets; ended: of one that runs, when it was looked at last."""
 
     name: str
     state: Literal["waiting", "running", "done", "failed"] = "waiting"
-    began: float | None = None
-    ended: float | None = None
+    began: Moment | None = None
+    ended: Moment | None = None
     total: int = 0
     done: int = 0
     failed: int = 0
@@ -86,8 +88,8 @@ class Snapshot(Value):
     attempt: int
     state: State = "running"
     reason: str = ""
-    began: float
-    written: float
+    began: Moment
+    written: Moment
     every_s: float
     spent_s: float = 0.0
     stages: tuple[Stage, ...] = ()
