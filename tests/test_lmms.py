@@ -140,7 +140,9 @@ def stand_in(patch: pytest.MonkeyPatch, **changes: Any) -> None:
     patch.setattr(lmms_eval, "TaskManager", Manager)
     patch.setattr(lmms_eval, "get_task_dict", lambda names, manager, kind: {n: StandIn(configure("", "full")) for n in names})
     patch.setattr(lmms_eval, "load_yaml_config", configure)
-    patch.setattr(lmms_eval, "get_aggregation", lambda name: {"mean": lambda values: sum(values) / len(values)}[name])
+    patch.setattr(lmms_eval, "get_aggregation", lambda name: {"mean": lambda values: sum(values) / len(values)}.get(name))
+    own = {"exact": lambda values: max(values)}  # as bleu and f1 have others than the mean
+    patch.setattr(lmms_eval, "get_metric_aggregation", own.get)
 
 
 @pytest.fixture(params=["real", "stand-in"])
@@ -173,6 +175,18 @@ def test_a_task_asks_grades_and_sums_up_by_its_own_rules(tasks: None) -> None:
     figures = without_data.aggregate(rows)
     assert figures == pytest.approx({"lmms_whole/all": 100 * share, "lmms_exact": share, "accuracy": 100 * share})
     assert next(iter(figures)) == "lmms_whole/all" and "_task" not in without_data.__dict__
+
+
+def test_a_metric_without_an_aggregation_has_lmms_evals_own(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean, which was taken, is not that of every metric; one that has none cannot be summed up, by lmms-eval neither."""
+    write_tasks(own_folder / "tasks")
+    rows = [Graded(str(i), "", float(i), f'{{"exact": {i}.0}}', "yes") for i in range(2)]
+    stand_in(monkeypatch, metric_list=[{"metric": "exact"}])
+    assert registry.load("benchmarks", DRAWN).aggregate(rows) == {"lmms_exact": 1.0, "accuracy": 50.0}
+    for metric, says in (({"metric": "other"}, "of its own for other"), ({"metric": "exact", "aggregation": "no"}, "no for exact")):
+        stand_in(monkeypatch, metric_list=[metric])
+        with pytest.raises(ValueError, match=f"lmms-eval has no aggregation {says}"):
+            registry.load("benchmarks", DRAWN).aggregate(rows)
 
 
 @quiet

@@ -181,11 +181,20 @@ class Lmms(Benchmark):
 
     @cached_property
     def _aggregations(self) -> dict[str, Any]:
-        """Metric -> the task's function from all values to one figure."""
+        """Metric -> the task's function from all values to one figure; where it names none, lmms-eval's own for the metric.
+
+        Raises:
+            ValueError: there is none.
+        """
         found = {}
         for metric in self._config.get("metric_list") or ():
-            chosen = metric.get("aggregation", "mean")
-            found[str(metric["metric"])] = lmms_eval.get_aggregation(chosen) if isinstance(chosen, str) else chosen
+            name, chosen = str(metric["metric"]), metric.get("aggregation")
+            if chosen is None:
+                chosen = lmms_eval.get_metric_aggregation(name)
+            found[name] = lmms_eval.get_aggregation(chosen) if isinstance(chosen, str) else chosen
+            if found[name] is None:
+                wanted = metric.get("aggregation") or "of its own"
+                raise ValueError(f"{self.title}: lmms-eval has no aggregation {wanted} for {name}")
         return found
 
     def aggregate(self, rows: Sequence[Graded]) -> dict[str, float]:

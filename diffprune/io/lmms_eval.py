@@ -16,17 +16,17 @@ from diffprune.io.image import open_image
 
 try:
     from lmms_eval.api.model import lmms
-    from lmms_eval.api.registry import get_aggregation
+    from lmms_eval.api.registry import get_aggregation, get_metric_aggregation
     from lmms_eval.tasks import TaskManager, get_task_dict
     from lmms_eval.utils import load_yaml_config
 except Exception as error:  # not only where it is missing: with a torchvision of another build its import fails in many ways
     broken: Exception | None = error
     lmms = object
-    get_aggregation = TaskManager = get_task_dict = load_yaml_config = None
+    get_aggregation = get_metric_aggregation = TaskManager = get_task_dict = load_yaml_config = None
 else:
     broken = None
 
-__all__ = ["TaskManager", "get_aggregation", "get_task_dict", "lmms", "load_yaml_config"]
+__all__ = ["TaskManager", "get_aggregation", "get_metric_aggregation", "get_task_dict", "lmms", "load_yaml_config"]
 
 MODEL = "diffprune"  # what tasks with prompts per model are told; none knows it, so theirs called `default` is used
 NEW_TOKENS = 1024  # where a task sets none, as in lmms-eval's own LLaVA model
