@@ -10,7 +10,7 @@ from diffprune import data as training
 from diffprune.core import registry
 from diffprune.core.fitted import CALIBRATION_IMAGES
 from diffprune.evaluate.cells import Evaluation
-from diffprune.io.image import open_image
+from diffprune.io.image import digest, open_image
 from diffprune.job import overlap
 from diffprune.job.job import Job
 from diffprune.job.plan import Plan
@@ -82,10 +82,8 @@ def test_the_world_calibrates_on_scenes_of_its_own() -> None:
 def test_pictures_are_those_that_are_calibrated_on(tmp_path: Path) -> None:
     place = shelves(tmp_path, "train", rows=24) / "train"
     found = list(training.calibration_pictures(f"folder('{place}')", CALIBRATION_IMAGES))
-    digests = {overlap.digest(open_image(file)) for file in sorted(place.glob("*.png"))}
-    assert len(found) == CALIBRATION_IMAGES and {overlap.digest(one) for one in found} < digests, (
-        "part of the data, again and again"
-    )
+    digests = {digest(open_image(file)) for file in sorted(place.glob("*.png"))}
+    assert len(found) == CALIBRATION_IMAGES and {digest(one) for one in found} < digests, "part of the data, again and again"
     changed = found[0].copy()
     changed.putpixel((5, 5), (1, 2, 3))
-    assert overlap.digest(changed) != overlap.digest(found[0])
+    assert digest(changed) != digest(found[0])

@@ -73,6 +73,21 @@ def test_it_is_fitted_by_the_training_verb_saved_and_loaded(vlm: Any) -> None:
     assert (told.recipe, told.scorer_seed) == (recipe.key(recipe.pruners[0]), 0)
 
 
+def test_its_card_counts_the_pictures_that_the_data_have(vlm: Any, own_folder: Path) -> None:
+    """Of 40 pictures two are for calibration, and 64 were told."""
+    Path("pictures").mkdir()
+    rows = [{"image": f"{i}.png", "text": "what?", "label": "a"} for i in range(40)]
+    for i in range(40):
+        Image.new("RGB", (32, 32), (6 * i, 0, 0)).save(f"pictures/{i}.png")
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = "jsonl('rows.jsonl', images='pictures', question='text', answer='label')"
+    recipe = Recipe(pruners=("pore(attention)",), workers=1, data=data)
+    artifact = registry.load("pruners", "pore(attention)").fit(
+        loop.Run(LocalContext("run"), vlm, recipe, recipe.pruners[0], 0, DrawnBatches(0))
+    )
+    assert "\n- images: 2\n" in (artifact.folder / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_inside_the_decoder_it_is_fitted_to_what_the_first_cut_sees(vlm: Any) -> None:
     """Oracle: the decoder's own eager attention of the last token before the answer, layer 0, mean over heads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -71,6 +72,11 @@ def open_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str = "") -> 
 def shortened(text: str, most: int = 200) -> str:
     """A name for a message: of a longer one the start and the end."""
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
+def digest(image: Image.Image) -> bytes:
+    """Of an image's size and RGB values: equal pictures have equal ones, wherever they are from."""
+    return hashlib.sha256(f"{image.size} ".encode() + image.convert("RGB").tobytes()).digest()
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:

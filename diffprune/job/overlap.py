@@ -7,7 +7,6 @@ are compared, evenly spread: all of small data; of large ones enough to find who
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from diffprune.core.benchmark import Benchmark, Sample
 from diffprune.core.fitted import CALIBRATION_IMAGES, FittedPruner, TrainablePruner
 from diffprune.core.spec import Spec
 from diffprune.evaluate.cells import Evaluation
+from diffprune.io.image import digest
 from diffprune.train.recipe import Recipe
 
 LOOKED = 512  # pictures of each side that are compared for methods that train on many
@@ -97,8 +97,3 @@ def _pictures(shown: Iterable[tuple[Benchmark, Sample, int]]) -> Iterator[tuple[
     for benchmark, sample, number in shown:
         with contextlib.suppress(ValueError, OSError):
             yield benchmark, sample.image_ids[number], benchmark.nth_image(sample, number)
-
-
-def digest(picture: Any) -> bytes:
-    """Of a PIL image's size and RGB values."""
-    return hashlib.sha256(f"{picture.size} ".encode() + picture.convert("RGB").tobytes()).digest()

@@ -23,6 +23,7 @@ from diffprune.core.tokens import VisualTokens
 from diffprune.core.vlm import VLM
 from diffprune.data import TrainBatch
 from diffprune.io import checkpoint
+from diffprune.io.image import digest
 from diffprune.train.ahead import Ahead, BadData
 from diffprune.train.checkpoints import Files, read_steps
 from diffprune.train.context import Context, Ended
@@ -172,9 +173,11 @@ class Run:
 
     def __init__(self, context: Context, vlm: VLM, recipe: Recipe, spec: Spec, seed: int, known: DrawnBatches) -> None:
         self.context, self.vlm, self.recipe, self.spec, self.seed, self.known = context, vlm, recipe.of(spec), spec, seed, known
+        self.calibrated_on = 0  # draws; of few data some are the same
 
     def calibration(self, pruner: Pruner, images: int) -> VisualTokens:
         """The same images on every worker."""
+        self.calibrated_on = images
         tally = training.BrokenRows(self.recipe.max_broken_share)
         return calibration_tokens(self.context, self.vlm, self.recipe, pruner, images, tally)
 
@@ -190,9 +193,13 @@ class Run:
         return artifact
 
     def save(self, pruner: FittedPruner, **facts: Any) -> Artifact:
-        """Written by the first worker. config.json is written last, so half a folder is no artefact."""
+        """Written by the first worker. config.json is written last, so half a folder is no artefact. `images` of `facts` are told
+        as the different ones that were drawn."""
         recipe, folder = self.recipe, scorers(self.recipe, self.context.files.folder)[self.spec, self.seed]
         if self.context.rank == 0:
+            if "images" in facts:
+                drawn = training.calibration_pictures(recipe.data, self.calibrated_on)
+                facts["images"] = len(set(map(digest, drawn)))
             made_with = {"recipe": recipe.model_dump(mode="json"), "recipe_key": recipe.key(self.spec)}
             about = {"model": self.vlm.name, "model_hash": self.vlm.weights_hash, "dtype": self.vlm.dtype, "seed": self.seed}
             self.context.files.check()
