@@ -32,6 +32,7 @@ from diffprune.models.llava_next import LlavaNext
 from diffprune.models.paligemma import PaliGemma
 from diffprune.timing import cuda_graph, eager
 from diffprune.timing.clock import Clock
+from diffprune.timing.measured_cost import cost_of
 from diffprune.vlm import tiny as parts
 from diffprune.vlm.windows import window_of
 from tests.test_families import IMAGES, QUESTIONS, Features, close, hidden, own, pictures, tiny
@@ -124,6 +125,16 @@ def test_removing_equals_hiding_beyond_the_window(name: str, attention: str) -> 
             close(pruning.forward(vlm, packed, logits_to_keep=1).logits[:, -1], hidden(vlm, prompts, tokens, budget))
     finally:
         vlm.model.set_attn_implementation({"text_config": before})
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_bytes_of_keys_and_values_are_those_that_a_window_leaves_in_the_cache(name: str) -> None:
+    vlm, clock = batch(name)[0], Clock()
+    inputs = eager.prepare(vlm, pictures()[:1], QUESTIONS[:1], frozenset())
+    full = eager.native(vlm, inputs, inputs.tokens.counts.tolist())
+    for ready in (full, eager.shrink(vlm, inputs, Features(), Keep(3), clock)[0]):
+        found = cost_of(vlm, "pruned", ready, inputs.pixels, clock, eager)
+        assert ready.sequence > WINDOW and found.kv_bytes == found.kv_measured_bytes
 
 
 MODES = {"greedy": {}, "beams": {"num_beams": 2}, "no cache": {"use_cache": False}}

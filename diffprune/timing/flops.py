@@ -4,12 +4,14 @@ FLOPs are 2 x multiply-adds. Attention is counted *causal*: query i sees i + 1 k
 is what fused kernels compute; tokens that see each other both ways, as pictures do in some decoders, are all pairs. torch's own
 counter takes the full square; `causal_half` is the difference, to be added before the two are compared. The output head is counted
 on the last position only. Left out, as everywhere: norms, rotary embedding, softmax, biases and the scorer (under 1 %; about 2 %
-for PyramidDrop, which computes queries and keys of the layers behind its cuts). A method is never asked anything: only its plan of
-cuts and the counts that were left.
+for PyramidDrop, which computes queries and keys of the layers behind its cuts). Pairs beyond a sliding window are counted: they are
+computed and masked, except by kernels that know the window. A method is never asked anything: only its plan of cuts and the counts
+that were left.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,9 +64,13 @@ def projector_flops(shape: Shape, tokens: float) -> float:
     return 2 * tokens * (shape.vision_width * shape.width + shape.width * shape.width)
 
 
-def kv_bytes(shape: Shape, visual: Sequence[float], text: float | Sequence[float], element_bytes: int) -> float:
-    """Keys and values of all layers after the prefill of one image."""
-    return sum(2 * shape.kv_heads * shape.head_dim * element_bytes * n for n in _lengths(shape, visual, text))
+def kv_bytes(
+    shape: Shape, visual: Sequence[float], text: float | Sequence[float], element_bytes: int, held: Sequence[float] = ()
+) -> float:
+    """Keys and values of all layers after the prefill of one image. held: tokens of which each layer keeps them at most, as one
+    with a sliding window does (all where it is empty)."""
+    kept = [min(n, most) for n, most in zip(_lengths(shape, visual, text), held or [math.inf] * shape.layers, strict=True)]
+    return sum(2 * shape.kv_heads * shape.head_dim * element_bytes * n for n in kept)
 
 
 # --- work, for a roofline ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from diffprune.core.vlm import VLM
 from diffprune.timing import eager, flops
 from diffprune.timing.clock import Clock
 from diffprune.timing.eager import Mode, Ready
+from diffprune.vlm.windows import held_by
 
 
 @torch.inference_mode()
@@ -67,6 +68,6 @@ def cost_of(vlm: VLM, arm: str, ready: Ready, pixels: dict[str, Tensor], clock: 
         prefill_flops=flops.prefill_flops(shape, visual, others, _mutual(vlm, packed, visual, others)),
         encoder_flops=counted_encoder_flops(vlm, pixels),
         counted_flops=counted_flops(vlm, ready) if ready.keywords else float("nan"),
-        kv_bytes=flops.kv_bytes(shape, visual, others, vlm.model.dtype.itemsize),
+        kv_bytes=flops.kv_bytes(shape, visual, others, vlm.model.dtype.itemsize, held_by(vlm.model)),
         kv_measured_bytes=mode.prove_removed(ready, output), peak_bytes=peak,
     )  # fmt: skip

@@ -7,6 +7,7 @@ the full row. A cache that holds a window by index holds at least that.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,12 @@ def _is_sliding(model: Any) -> list[bool]:
     """Of every decoder layer; a configuration without `layer_types` means all."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None)
     return [kinds is None or kinds[i] == "sliding_attention" for i in range(len(decoder_layers(model)))]
+
+
+def held_by(model: Any) -> list[float]:
+    """Tokens whose keys and values the cache of each decoder layer holds at most: with a window those that the next token sees."""
+    window = window_of(model)
+    return [window - 1 if window and sliding else math.inf for sliding in _is_sliding(model)]
 
 
 def packed_mask(model: Any, prompts: Prompts) -> Tensor | Mapping[str, Tensor]:
