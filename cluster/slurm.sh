@@ -51,6 +51,7 @@ srun --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 bash -c '
   set -e
   mkdir -m 700 "$RAY_TMPDIR"
   trap "rm -rf \"$RAY_TMPDIR\"" EXIT
+  trap : TERM  # of scancel, which Ray has been sent as well: it ends first, or it would lose its folder, and put files there again
   ray symmetric-run --address "$1" --min-nodes "$SLURM_NNODES" \
     --num-cpus "${SLURM_CPUS_ON_NODE:-1}" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" -- \
     sh -c "touch \"\$RAY_TMPDIR/began\"; exec \"\$@\"" _ "${@:2}"

@@ -382,6 +382,20 @@ def test_slurm_starts_one_ray_for_the_job(slurm: Any, own_folder: Path) -> None:
     assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() not in done.stdout + done.stderr + " ".join(arguments)
 
 
+def test_slurm_takes_the_folder_of_a_cancelled_job_when_its_ray_has_ended(slurm: Any, own_folder: Path) -> None:
+    """Slurm sends SIGTERM to all processes of a step: the shell went first, and took the folder of a Ray that was still ending."""
+    ending = """env >"$OUT/environment"
+    kill -TERM $PPID
+    sleep 1
+    ls -d "$RAY_TMPDIR" >"$OUT/there"
+    mkdir -p "$RAY_TMPDIR/logs"
+    exit 130"""
+    (own_folder / "tools" / "ray").write_text(f"#!/bin/bash\n{ending}\n")
+    assert slurm("demo", SHARED=str(own_folder)).returncode == 130
+    private = re.findall("^RAY_TMPDIR=(.*)$", (own_folder / "environment").read_text(), re.MULTILINE)[0]
+    assert (own_folder / "there").read_text() == f"{private}\n" and not Path(private).exists()
+
+
 def test_slurm_says_what_is_missing_and_passes_a_failure_on(slurm: Any, own_folder: Path) -> None:
     assert (slurm().returncode, "name a job" in slurm().stderr) == (2, True)
     without = slurm("demo")
