@@ -360,6 +360,21 @@ def test_random_scores_are_splitmix64(seed: int) -> None:
 # --- the parts --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_mean_that_replaces_tokens_is_that_of_all_of_them_in_half_precision(dtype: torch.dtype) -> None:
+    """As many as a picture in tiles has, whose sum float16 cannot hold; padding is full of NaN."""
+    features, valid = (30 + torch.randn(2, 2880, 4)).to(dtype), torch.ones(2, 2880, dtype=torch.bool)
+    features[1, 100:], valid[1, 100:] = torch.nan, False
+    seen = VisualTokens(features, valid)
+    found, keep = (chosen(registry.load("pruners", name), seen, Keep(64)) for name in ("replaced(grid)", "grid"))
+    assert found.features is not None and found.features.dtype == dtype
+    for row in range(2):
+        kept, gone = keep.keep[row], valid[row] & ~keep.keep[row]
+        assert torch.equal(found.features[row, kept], features[row, kept])
+        wanted = features[row, valid[row]].double().mean(0).to(dtype)
+        assert torch.equal(found.features[row, gone], wanted.expand(int(gone.sum()), -1))
+
+
 def test_exact_copies_are_chosen_once_each() -> None:
     features = torch.eye(4)[torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])][None]
     valid = torch.ones(1, 8, dtype=torch.bool)

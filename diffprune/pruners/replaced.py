@@ -6,6 +6,7 @@ a model misses when they are gone.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from diffprune.core.budget import Budget
@@ -43,5 +44,6 @@ class Replaced(Pruner):
 def _replaced(values: Tensor, keep: Tensor, valid: Tensor) -> Tensor:
     """[B N D]: `values`, those of tokens that are not kept set to the mean of their image's valid ones."""
     there = valid[..., None]
-    mean = (values * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp_min(1)
-    return values.where(keep[..., None], mean)
+    total = values.where(there, 0.0).sum(1, keepdim=True, dtype=torch.float32)  # float16 ends at 65,504: 2,880 tokens of 23
+    mean = total / there.sum(1, keepdim=True).clamp_min(1)
+    return values.where(keep[..., None], mean.to(values.dtype))
