@@ -116,8 +116,7 @@ def test_retention_of_one_is_the_models_own_attention_and_of_zero_removal(family
             hidden = relaxed_nll(vlm, single.prompts, tokens, Relaxation(tokens.features, let, let), single.image)
     assert float(found) == pytest.approx(float(plain), rel=1e-4)
     assert abs(float(hidden) - float(plain)) > 1e-3
-    if tokens.row_id is None:  # separators, which are left with their row when it goes, stay while a scorer trains
-        assert float(hidden) == pytest.approx(float(left), rel=1e-4)
+    assert float(hidden) == pytest.approx(float(left), rel=1e-4), "separators, too, go with the last token of their row"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

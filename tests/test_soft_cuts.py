@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from diffprune.core.evidence import Evidence, decoder_attention
 from diffprune.core.site import Cut
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.data.batch import batch as batch_of
+from diffprune.pruning.soft_cuts import columns
 from diffprune.train.loss import answer_nll, softened_nll
 from diffprune.vlm.activation_checkpointing import decoder_layers
 from diffprune.vlm.attention import decoder_attention as attending
@@ -49,6 +51,18 @@ def rows(family: str) -> tuple[Any, Any, VisualTokens]:
     vlm = deep(family)
     batch = batch_of(vlm, drawn(), False)
     return vlm, batch.prompts, vlm.encode(batch.pixels)[batch.image]
+
+
+def test_a_separator_weighs_what_the_heaviest_token_of_its_row_does() -> None:
+    """Two rows of two tokens with their separators behind an overview, and padding; gradients go to the heaviest."""
+    valid, row_id = torch.tensor([[1, 1, 0, 1, 1, 0, 1, 0, 0]]).bool(), torch.tensor([[1, 1, -1, 2, 2, -2, 0, 3, -3]])
+    tokens = VisualTokens(torch.zeros(1, 9, 4), valid, row_id=row_id)
+    weight = torch.tensor([[0.25, 0.5, 1, 0, 0, 1, 1, 1, 1]], requires_grad=True)
+    prompts = SimpleNamespace(slots=torch.tensor([[False, *[True] * 7]]))
+    found = columns(prompts, tokens, weight)  # type: ignore[arg-type]
+    assert found.tolist() == [[1, 0.25, 0.5, 0.5, 0, 0, 0, 1]]
+    found[0, 3].backward()
+    assert weight.grad is not None and weight.grad.tolist() == [[0, 1, 0, 0, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -57,6 +57,12 @@ class SoftCuts(DecoderCuts):
 
 
 def columns(prompts: Prompts, tokens: VisualTokens, weight: Tensor) -> Tensor:
-    """[B S]: weight of every position as a key, from those [I N] of the visual tokens in its slots; 1 at text and separators."""
-    each = weight.masked_fill(~tokens.valid, 1.0)[tokens.present]
+    """[B S]: weight of every position as a key, from those [I N] of the visual tokens in its slots; 1 at text. A separator, which
+    is removed with the last token of its row, weighs what the heaviest of these does."""
+    weight = weight.masked_fill(~tokens.valid, 0.0)
+    if tokens.row_id is not None:
+        rows = weight.new_zeros(len(weight), weight.shape[1] + 1)
+        heaviest = rows.scatter_reduce(1, tokens.row_id.clamp_min(0), weight, "amax").gather(1, tokens.row_id.abs())
+        weight = weight.where(tokens.valid, heaviest)
+    each = weight[tokens.present]
     return torch.ones(prompts.slots.shape, dtype=each.dtype, device=each.device).masked_scatter(prompts.slots, each)
