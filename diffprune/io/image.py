@@ -41,7 +41,8 @@ def open_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str = "") -> 
     name:   what messages call the picture; by default its path.
 
     The orientation in EXIF is applied, transparency is laid on white, 16 bits are scaled to 8 (65535 -> 255), of an animation
-    the first frame counts. Colour profiles are not applied: neither do the processors of the models we know.
+    the first frame counts. Colour profiles are not applied: neither do the processors of the models we know. A JPEG with a mark of
+    its end before all its rows comes with a grey rest: its decoder knows, and Pillow does not say.
 
     Raises:
         ValueError: no picture, damaged or truncated, without pixels, more than `max_pixels`, or with values of unknown white.
