@@ -414,7 +414,7 @@ def test_the_verbs_of_a_head(fake: FakeHead, own_job: Path, monkeypatch: pytest.
     said = capfd.readouterr()
     assert "mine-2 was stopped; what was finished is kept: diffprune resume mine-2" in said.out and "had ended already" in said.out
     head.connect(fake.address).submit_job(
-        entrypoint="echo not\necho ours", submission_id="other-1", metadata={"job": "x", "arguments": "--lr 3"}
+        entrypoint="echo not\necho ours", submission_id="other-1", metadata={"run": "x", "job": "x", "arguments": "--lr 3"}
     )
     assert commands.call(["jobs", *there]) == (0, "")
     rows = [line.split() for line in capfd.readouterr().out.splitlines()]

@@ -234,17 +234,25 @@ def request_of(job: JobDetails) -> Request:
     told = job.metadata or {}
     if not job.status.is_terminal():
         raise ValueError(f"{job.submission_id} is not over ({job.status.value.lower()}): diffprune logs {job.submission_id} -f")
-    if not set(told) >= OURS:
+    if (arguments := _arguments(told)) is None:
         raise ValueError(f"{job.submission_id} was not sent by diffprune submit, so nothing tells how to resume it")
     seconds = told.get("timeout_s")
     variables = (job.runtime_env or {}).get("env_vars") or {}
-    arguments = tuple(json.loads(told["arguments"]))
     if "out" in told and option(arguments, "--out") != told["out"]:
         arguments += ("--out", told["out"])
     return Request(
         told["run"], told["job"], arguments, variables, told.get("image"),
         int(seconds) if seconds else None, told.get("working_dir"),
     )  # fmt: skip
+
+
+def _arguments(told: Mapping[str, str]) -> tuple[str, ...] | None:
+    """What a job was given, as `diffprune submit` notes it; None of one that was not sent by it, whatever is told of that."""
+    try:
+        found = json.loads(told["arguments"]) if set(told) >= OURS else None
+    except (ValueError, RecursionError):
+        return None
+    return tuple(found) if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
 
 
 def log_of(head: Head, name: str) -> str:
@@ -376,7 +384,7 @@ def listed(head: Head) -> list[tuple[str, ...]]:
 
 def _asked(job: JobDetails) -> str:
     told = job.metadata or {}
-    if not set(told) >= OURS:
+    if (arguments := _arguments(told)) is None:
         return " ".join(job.entrypoint.split())[:MOST_ASKED]
-    text = shlex.join([told["job"], *json.loads(told["arguments"])])
+    text = shlex.join([told["job"], *arguments])
     return text if len(text) <= MOST_ASKED else f"{text[: MOST_ASKED - 3]}..."
