@@ -519,6 +519,20 @@ def test_the_tuner_says_where_its_order_cannot_be_told(tmp_path: Path) -> None:
     assert found["Grid"].low < 0 < found["Grid"].high and found["Random"].high < 0
 
 
+def test_of_equally_accurate_answers_none_is_said_to_be_the_most_accurate_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for asked in ("attention", "grid"):
+        put(store, tune_cell(asked, "count"), choices=[choice(chosen_budget="Keep(16)", accuracy=0.5)])
+        cell = evaluate_cell(asked, split="calibration")
+        assert isinstance(cell.subject, EvaluateSpec)
+        cell = replace(cell, subject=CalibrateSpec(cell.subject.pruner, Keep(16), cell.subject.questions))
+        put(store, cell, predictions=[prediction(i, float(i % 2 == (asked == "grid"))) for i in range(40)])
+    table = speed_tables.tuned(read(tmp_path))
+    assert table is not None
+    first, second = (dict(zip(table.columns, row, strict=True))["minus the best, points"] for row in table.rows)
+    assert first == "most accurate, as another is" and isinstance(second, Number) and second.value == 0
+
+
 def test_the_tuners_accuracies_have_intervals_over_pictures(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [prediction(i, float(right), group=f"g{i // 4}") for i, right in enumerate(np.repeat(rng.random(30) < 0.6, 4))]

@@ -221,7 +221,9 @@ def tuned(records: Records) -> Table | None:
         ["model", "dtype", "label", "replicate", "tuned_kind", "target_speedup"], keep="last"
     ).sort_index()
     order, places = list(records.methods), tuning.against_best(records, frame)
-    frame = frame.assign(order=[order.index(x) for x in frame["label"]])
+    same = frame.groupby(["model", "dtype", "target_speedup"], observed=True)["accuracy"]
+    tied = same.transform(lambda one: (one == one.max()).sum() > 1)
+    frame = frame.assign(order=[order.index(x) for x in frame["label"]], tied=tied)
     rows: Rows = []
     breaks, target = set(), None
     frame = frame.sort_values(["target_speedup", "order", "tuned_kind"], kind="stable")
@@ -236,7 +238,7 @@ def tuned(records: Records) -> Table | None:
             Number(r["target_speedup"], digits=2, unit="×"), r["label"], r["tuned_kind"], verdict, r["chosen_budget"],
             Number(r["kept"]), Number(r["predicted_speedup"], digits=2, unit="×"), _measured(r),
             Number(*(100 * r[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))),
-            _place(places, index), Number(r["num_held_out"], digits=0), note,
+            _place(places, index, bool(r["tied"])), Number(r["num_held_out"], digits=0), note,
         ))  # fmt: skip
     columns = (
         "target", "Method", "kind", "verdict", "budget", "kept", "predicted", "measured", "accuracy %", "minus the best, points",
@@ -255,9 +257,10 @@ def tuned(records: Records) -> Table | None:
     return Table("tuned", title, columns, tuple(rows), notes, frozenset(breaks), tuple(frame["cell"].astype(str)))
 
 
-def _place(places: dict[object, Verdict | None], index: object) -> Entry:
-    """Where an answer stands among those to its target, as far as its calibration answers tell."""
-    return None if index not in places else judged_entry(found) if (found := places[index]) else "most accurate"
+def _place(places: dict[object, Verdict | None], index: object, tied: bool) -> Entry:
+    """Where an answer stands among those to its target, as far as its calibration answers tell. tied: several are the best."""
+    best = "most accurate, as another is" if tied else "most accurate"
+    return None if index not in places else judged_entry(found) if (found := places[index]) else best
 
 
 def _measured(row: dict[str, Any]) -> Number | None:
