@@ -75,6 +75,19 @@ def test_questions_that_both_asked_are_compared_and_no_others(tmp_path: Path) ->
     assert said[0].startswith("two against one, 3 comparisons: ") and "78 questions about 40 pictures" in said[1]
 
 
+def test_tokens_are_counted_on_the_questions_that_are_compared(tmp_path: Path) -> None:
+    """At a threshold pictures keep what they keep: 4 to 11 of those that both asked, 40 of what one run asked beside them."""
+    for name, questions, right in (("one", range(40, 140), 0), ("two", range(60), 1)):
+        for asked, budget in (("unpruned", "Keep(144)"), ("attention", "Above(0.5)")):
+            kept = {n: 144 if asked == "unpruned" else 40 if n >= 60 else 4 + n % 8 for n in questions}
+            rows, store = [prediction(n, float(n % 3 > 0 or right), visual_kept=kept[n]) for n in questions], Store(f"{name}/store")
+            store.publish({"predictions": rows}, cell=evaluate_cell(asked, budget), provenance=provenance())
+    made, said = compare("one", "two", tmp_path / "out")
+    row = next(row for row in rows_of(made["csv/compared"]) if row["Method"] == "Attention")
+    assert float(row["kept tokens"]) == pytest.approx(np.mean([4 + n % 8 for n in range(40, 60)]))
+    assert row["second − first, points verdict"] == "better" and "20 questions about 20 pictures" in said[1]
+
+
 def test_a_pair_is_told_apart_by_less_than_two_samples_are(tmp_path: Path) -> None:
     """The same questions under another split are other questions: nothing is paired, variances add."""
 
@@ -94,6 +107,22 @@ def test_a_pair_is_told_apart_by_less_than_two_samples_are(tmp_path: Path) -> No
         widths.append(float(row["second − first, points high"]) - float(row["second − first, points low"]))
     assert widths[1] > 1.5 * widths[0]
     assert said[1].startswith("Paired on 120 questions") and "nothing is paired" in warned[1]
+
+
+@pytest.mark.parametrize("split", ["test", "calibration"])
+def test_a_method_is_compared_on_the_benchmarks_that_it_answered_in_both_runs(split: str, tmp_path: Path) -> None:
+    """Paired and apart: of the rule the second run has no answers to POPE, which is the easier one."""
+    for name, asked, of in (("one", ("unpruned", "grid"), "test"), ("two", ("unpruned",), split)):
+        for benchmark, methods in ((GQA, ("unpruned", "grid")), (POPE, asked)):
+            for method in methods:
+                right = [float(n % 2 or (benchmark == POPE and n % 4 > 0)) for n in range(60)]
+                rows = [prediction(n, credit, group=f"{benchmark} {n}") for n, credit in enumerate(right)]
+                cell = evaluate_cell(method, benchmark=benchmark, split=of)
+                Store(f"{name}/store").publish({"predictions": rows}, cell=cell, provenance=provenance())
+    rows = {row["Method"]: row for row in rows_of(compare("one", "two", tmp_path / "out")[0]["csv/compared"])}
+    for label, both in (("Unpruned", 62.5), ("Grid", 50.0)):
+        assert [float(rows[label][f"{name}: accuracy %"]) for name in ("one", "two")] == [both, both], label
+        assert float(rows[label]["second − first, points"]) == 0
 
 
 def test_estimates_apart_agree_with_groups_of_both_drawn_one_by_one() -> None:

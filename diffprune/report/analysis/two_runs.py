@@ -67,31 +67,37 @@ class TwoRuns:
         """What can be compared: the unpruned model first, then by budget, most tokens first, in the order of tables."""
         one, two = self.two
         budgets = ["", *(b.spelling for b in one.budgets), *(budget for _, budget in one.thresholds)]
-        there = [key for key in one.arms if key in two.arms and key[0] != BLIND and all(map(self._there, key_arms(self.two, key)))]
+        there = [key for key in one.arms if key in two.arms and key[0] != BLIND and self._common(key)]
         return sorted(there, key=lambda key: (budgets.index(key[1]), one.order(key[0]), key[0]))
 
-    def _there(self, arm: Arm) -> bool:
-        """Whether every seed of an arm has answered one compared benchmark at least."""
-        return bool(arm) and all(set(cells) & set(self._compared) for cells in arm.values())
+    def _common(self, key: Key) -> set[str]:
+        """Compared benchmarks that every seed of an arm has answered in both runs: a mean without one is of other questions."""
+        return set(self._compared).intersection(*(cells for arm in key_arms(self.two, key) for cells in arm.values()))
 
     @property
     def _compared(self) -> list[str]:
         return list(self.questions) if self.paired else self.benchmarks
 
     @cached_property
+    def _answers(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The answers of each run that are compared."""
+        one, two = (_rows(chapter, number, self._compared, self.questions) for number, chapter in enumerate(self.two))
+        return one, two
+
+    @cached_property
     def _tables(self) -> tuple[BootstrapTable, BootstrapTable]:
         """Where the answers of each run are: one table for both where they are paired."""
-        rows = [_rows(chapter, number, self._compared, self.questions) for number, chapter in enumerate(self.two)]
         if self.paired:
-            both = BootstrapTable(_coded(pd.concat(rows)), "benchmark")
+            both = BootstrapTable(_coded(pd.concat(self._answers)), "benchmark")
             return both, both
-        one, two = (BootstrapTable(_coded(part), "benchmark") for part in rows)
+        one, two = (BootstrapTable(_coded(part), "benchmark") for part in self._answers)
         return one, two
 
     def _arms(self, key: Key) -> tuple[Arm, Arm]:
         """Of both runs, their cells told apart, on what is compared."""
+        common = self._common(key)
         one, two = (
-            {r: {b: f"{number} {cell}" for b, cell in cells.items() if b in self._compared} for r, cells in arm.items()}
+            {r: {b: f"{number} {cell}" for b, cell in cells.items() if b in common} for r, cells in arm.items()}
             for number, arm in enumerate(key_arms(self.two, key))
         )
         return one, two
@@ -125,9 +131,20 @@ class TwoRuns:
         pairs = zip(sorted(one), sorted(two), strict=True)
         return tuple(self._estimates({a: one[a]}, {b: two[b]})[2].value for a, b in pairs)
 
+    @cached_property
+    def _kept(self) -> pd.Series:
+        """index cell, told apart by its run: mean tokens kept, of the answers that are compared."""
+        return pd.concat(self._answers).groupby("cell")["visual_kept"].mean()
+
+    def kept(self, key: Key) -> tuple[float, float]:
+        """Mean tokens per image that each run kept on what is compared: on other questions a threshold keeps other counts."""
+        cells = ([cell for by_benchmark in arm.values() for cell in by_benchmark.values()] for arm in self._arms(key))
+        one, two = (float(self._kept.reindex(mine).mean()) for mine in cells)
+        return one, two
+
     def _counts(self, key: Key) -> tuple[float, ...]:
         """Tokens kept in each run where they are not as many, else ()."""
-        found = tuple(chapter.kept_by(*key) for chapter in self.two)
+        found = self.kept(key)
         return () if key[0] in BOUNDS or same_count(*found) else found
 
 
@@ -152,8 +169,9 @@ def _asked(chapter: Comparison, benchmark: str) -> tuple[tuple[str, ...], set[st
 
 
 def _rows(chapter: Comparison, number: int, benchmarks: list[str], questions: dict[str, set[str]]) -> pd.DataFrame:
-    """cell (numbered by its run), group, credit and benchmark of the answers that are compared; questions: {} for all."""
-    rows = chapter.rows[["cell", "group", "sample", "credit"]]
+    """cell (numbered by its run), group, credit, visual_kept and benchmark of the answers that are compared; questions: {} for
+    all."""
+    rows = chapter.rows[["cell", "group", "sample", "credit", "visual_kept"]]
     benchmark = rows["cell"].astype(str).map(chapter.evaluated["benchmark"].astype(str))
     sample = rows["sample"].astype(str)
     mine = benchmark.isin(benchmarks)
@@ -161,7 +179,7 @@ def _rows(chapter: Comparison, number: int, benchmarks: list[str], questions: di
         mine &= (benchmark != name) | sample.isin(asked)
     return pd.DataFrame({
         "cell": f"{number} " + rows.loc[mine, "cell"].astype(str), "group": rows.loc[mine, "group"].astype(str),
-        "credit": rows.loc[mine, "credit"], "benchmark": benchmark[mine],
+        "credit": rows.loc[mine, "credit"], "visual_kept": rows.loc[mine, "visual_kept"], "benchmark": benchmark[mine],
     })  # fmt: skip
 
 

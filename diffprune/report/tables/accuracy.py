@@ -45,9 +45,10 @@ def other_count(kept: float) -> str:
     return f"{round(kept, 1):g} kept"
 
 
-def kept_entry(chapter: Comparison, label: str, budget: str) -> Number:
-    """Tokens that a method itself kept, and what was asked where that is another count."""
-    kept = chapter.kept_by(label, budget)
+def kept_entry(chapter: Comparison, label: str, budget: str, kept: float | None = None) -> Number:
+    """Tokens that a method itself kept, and what was asked where that is another count. kept: of the questions that are shown,
+    where these are not all of the chapter's."""
+    kept = chapter.kept_by(label, budget) if kept is None else kept
     shared = next((b for b in chapter.budgets if b.spelling == budget), None)
     off = chapter.off(label, budget)
     asked = shared.over or shared.kept if shared else kept

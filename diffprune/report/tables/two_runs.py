@@ -60,7 +60,8 @@ def compared(two: TwoRuns) -> Table | None:
         net = [
             net_speedup(chapter, s, set(s.flags)) if (s := found.get((label, budget))) else None for chapter, found in fast.values()
         ]
-        kept = kept_entry(two.two[0], label, budget) if budget else Number(two.two[0].total, digits=0)
+        own = two.kept((label, budget))[0]
+        kept = kept_entry(two.two[0], label, budget, own) if budget else Number(two.two[0].total, digits=0)
         rows.append((label, kept, shown(one.first), shown(one.second), judged_entry(one.verdict), *net))
     columns = ("Method", "kept tokens", f"{first}: accuracy %", f"{second}: accuracy %", "second − first, points",
                *(f"{name}: net speedup" for name in fast))  # fmt: skip
