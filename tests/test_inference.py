@@ -301,12 +301,20 @@ def test_the_best_rule_is_chosen_where_it_is_not_compared(tmp_path: Path) -> Non
     assert accuracy_tables.differences(found, 2000).notes[-1] == f"The best rule of a budget is chosen {verdicts.ON_OTHERS}."
 
     for rule, accuracy in (("grid", 0.2), ("attention", 0.6)):  # tuning asked the calibration split
-        asked = tune_cell(rule, "count")
-        put(several, trial_cell(asked, "Keep(17)"), trials=[trial(17, 17.0, 2.0, accuracy=accuracy)])
-        put(several, trial_cell(asked, "Keep(60)"), trials=[trial(60, 60.0, 1.5, accuracy=1 - accuracy)])
+        tune = tune_cell(rule, "count")
+        put(several, trial_cell(tune, "Keep(17)"), trials=[trial(17, 17.0, 2.0, accuracy=accuracy)])
+        put(several, trial_cell(tune, "Keep(60)"), trials=[trial(60, 60.0, 1.5, accuracy=1 - accuracy)])
+        if rule == "grid":  # and of the other rule nothing is known there yet
+            assert verdicts.best_rule(chapter(tmp_path / "two"), "Keep(16)").chosen == verdicts.ON_OTHERS
     found = chapter(tmp_path / "two")
     assert verdicts.best_rule(found, "Keep(16)") == verdicts.BestRule("Attention", verdicts.ON_CALIBRATION)
     assert verdicts.best_rule(found, "Keep(32)").chosen == verdicts.ON_OTHERS
+
+    more = Store(tmp_path / "more")
+    for rule, wrong, kept in (("grid", 30, 16), ("random", 30, 16), ("attention", 1, 24)):
+        asked(more, rule, but(range(wrong))[:1], kept=kept)
+    best = verdicts.best_rule(chapter(tmp_path / "more"), "Keep(16)")
+    assert best is not None and best.label in ("Grid", "Random"), "the best one kept more than the budget"
 
 
 @pytest.mark.slow
@@ -402,6 +410,32 @@ def test_a_speedup_of_few_rounds_is_printed_as_a_range(rounds: int, note: str, t
     assert ratio.note == note
     if rounds == 3:
         assert (ratio.low, ratio.high) == (pytest.approx(52 / 22), pytest.approx(50 / 20))
+
+
+def test_a_speed_is_of_all_rounds_of_its_sessions(tmp_path: Path) -> None:
+    """Percentiles, repeats and flags by hand; no net figure where what the method costs was not timed in full."""
+    rng, ms = np.random.default_rng(0), dict[tuple[str, str], list[float]]()
+    sessions = ((0, 20, ("prefill", "overhead", "ttft"), ""), (1, 15, ("prefill", "overhead"), ""))
+    cut = (2, 40, ("prefill", "overhead", "encoder"), "overhead_excluded")
+    for name, timed in (("grid", sessions), ("attention", (cut,))):
+        for session, rounds, spans, flag in timed:
+            rows = [
+                timing(rng.uniform(1, 9), span=span, arm=arm, repetition=turn, flags=f"few_repeats cpu_only {flag}")
+                for turn in range(rounds) for arm in ("full", "pruned", "native") for span in spans
+            ]  # fmt: skip
+            put(Store(tmp_path), measure_cell(name, session=session), timings=rows)
+            for row in rows:
+                ms.setdefault((name, row.span), []).extend([row.value_ms] * (row.arm == "pruned"))
+    found = {one.label: one for one in speed.of(chapter(tmp_path))[0]}
+    every, first = sorted(ms["grid", "prefill"]), found["Grid"].spans["pruned", "prefill"]
+    ends = [every[3] + 0.4 * (every[4] - every[3]), every[17], every[30] + 0.6 * (every[31] - every[30])]  # a tenth of 34: 3.4
+    assert [first.p10, first.median, first.p90] == pytest.approx(ends)
+    assert (first.repeats, found["Grid"].spans["pruned", "ttft"].repeats) == (15, 20)
+    assert found["Grid"].flags == ("cpu_only",) and found["Grid"].slow_flags == ("cpu_only", "few_repeats")
+    attention = found["Attention"]
+    assert attention.flags == ("cpu_only", "overhead_excluded") and attention.prefill is not None
+    assert attention.net is attention.encoded is attention.native is None and found["Grid"].net is not None
+    assert speed.common_flags(list(found.values())) == {"cpu_only"}
 
 
 def of_modes(store: Store, *modes: str, rounds: int = 8) -> None:

@@ -178,7 +178,7 @@ def test_seeds_of_a_mean_over_benchmarks_vary_together() -> None:
     same = st.average(parts, together=False)
     assert same.interval().high - same.value == pytest.approx(parts[0].interval().high - parts[0].value)
     uneven = st.average([parts[0], of_seeds([0.4, 0.7])[0]], together=False)  # a seed missing: 30² / 3 and 450 / 2, as if together
-    assert sum(seeds.part.variance for seeds in uneven.seeds) == pytest.approx((300 + 225) / 2)
+    assert sum(seeds.part.variance for seeds in uneven.seeds) == pytest.approx((300 + 225) / 2) and uneven.num_seeds == 3
     capped = st.average([replace(part, value=120.0) for part in parts], together=False, cap=100.0)
     assert capped.value == 100 and all((one.values == 0).all() for one in capped.seeds)
 
@@ -199,6 +199,14 @@ def test_columns_are_compared_on_the_groups_all_have_answered() -> None:
     a, b = means(credits, groups, missing).estimates([[0], [1]])
     later = means(credits[:, groups >= 10], groups[groups >= 10] - 10)
     assert (a.value, b.value) == pytest.approx(tuple(later.value)) and a.num_groups == 50
+    lost = np.flatnonzero(groups == 30)[0]  # one of several questions about a picture: all of them are left out
+    assert (groups == 30).sum() > 1
+    missing[1, lost] = True
+    a, b = means(credits, groups, missing).estimates([[0], [1]])
+    there = (groups >= 10) & (groups != 30)
+    assert (a.value, b.value) == pytest.approx(tuple(100 * credits[:, there].mean(1)))
+    assert (a.num_groups, a.num_rows) == (49, there.sum())
+    missing[1, lost] = False
     assert means(credits, groups, missing).estimates([[0]])[0].value == pytest.approx(100 * credits[0].mean())
     missing[1] = True
     nothing, _ = means(credits, groups, missing).estimates([[0], [1]])
@@ -221,6 +229,9 @@ def test_a_mean_over_benchmarks_counts_each_once_and_draws_shared_pictures_toget
         parts = [means(c, groups, name=name or str(i)).estimates([[0]])[0] for i, c in enumerate((one, two))]
         assert st.average(parts, together=name == "all").draws.std() == pytest.approx(spread, abs=0.5)
     assert st.average(parts, together=True).num_groups == 50 and st.average(parts, together=False).num_groups == 100
+    assert st.average(parts, together=True).df == 49
+    overlapping = [replace(part, used=used) for part, used in zip(parts, (groups < 30, groups >= 20), strict=True)]
+    assert st.average(overlapping, together=True).num_groups == 50
     few, many = means(np.ones((1, 1)), np.zeros(1, int)), means(np.zeros((1, 3)), np.arange(3))
     parts = [few.estimates([[0]])[0], many.estimates([[0]])[0]]
     assert st.average(parts, together=False).value == 50 and st.average(parts, together=False, cap=60).value == 30
@@ -243,6 +254,17 @@ def test_a_benchmark_of_few_pictures_makes_the_spread_of_a_mean_little_known() -
     assert math.isnan(many.apart(one).difference().low)
 
 
+def test_a_difference_is_known_as_little_as_the_benchmark_that_it_rests_on() -> None:
+    """Two arms fare alike on 100 pictures and differ on eight, on which one never varies: Student's t of the eight."""
+    few, many = np.random.default_rng(3).random(8), np.random.default_rng(4).random(100)
+    pairs = ((few, np.full(8, 0.5)), (many, many))
+    each = [means(np.stack(p), np.arange(len(p[0])), full=0.0, name=str(len(p[0]))).estimates([[0], [1]]) for p in pairs]
+    one, other = (st.average(parts, together=False) for parts in zip(*each, strict=True))
+    theirs = stats.ttest_1samp(100 * (few - 0.5) / 2, 0).confidence_interval()
+    for found in (one - other, other - one):
+        assert found.interval().high - found.interval().low == pytest.approx(theirs.high - theirs.low, rel=0.1)
+
+
 @pytest.mark.parametrize("num", [1, 2, 4, 5, 6])
 def test_differences_stay_possible_and_few_pictures_have_no_interval(num: int) -> None:
     credits = np.array([np.ones(num), np.arange(num) % 2 == 0, np.zeros(num)], float)
@@ -257,7 +279,7 @@ def test_differences_stay_possible_and_few_pictures_have_no_interval(num: int) -
 # --- spreads -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("df", [2.0, 5.0, 30.0])
+@pytest.mark.parametrize("df", [1.0, 2.0, 5.0, 30.0])
 def test_one_variance_is_students_t(df: float) -> None:
     found = Spread.of(3.0, 4.0, 1.0, df)
     low, high = 3 - 2 * stats.t.ppf(0.975, df), 3 + stats.t.ppf(0.975, df)
@@ -279,6 +301,8 @@ def test_groups_and_seeds_against_chi_squares_drawn_one_by_one() -> None:
         found, errors = Spread.of(0.0, 2.0, 2.0, 20.0, [part]), rng.normal(size=40_000) * (groups + beyond) ** 0.5
         assert found.interval() == pytest.approx(tuple(np.quantile(errors, (0.025, 0.975))), rel=0.05)
         assert found.p(null=4.0) == pytest.approx(np.mean(np.abs(errors) > 4), rel=0.07)
+        small = Spread.of(0.0, 2e-4, 2e-4, 20.0, [Part(part.variance / 1e4, part.in_groups / 1e4, part.df)])
+        assert small.interval() == pytest.approx([end / 100 for end in found.interval()]), "in every unit"
 
 
 def test_intervals_and_p_values_never_contradict() -> None:
@@ -329,6 +353,13 @@ def test_a_change_that_was_not_seen_may_be_of_all_answers_about_a_picture(answer
     assert widths == sorted(widths)
     deviation = 100 * (2 * answers) ** 0.5 / len(right)  # two pictures, as if their answers changed in turn
     assert widths[0] == pytest.approx(2 * stats.t.ppf(0.975, 39) * deviation, rel=0.02)
+
+
+def test_an_unseen_change_in_a_mean_over_benchmarks_is_of_any_of_its_answers() -> None:
+    """Oracle: each answer of 40 and of 10 turned by itself, and what that does to the mean of both benchmarks."""
+    parts = [means(np.ones((1, num)), np.arange(num), name=str(num)).estimates([[0]])[0] for num in (40, 10)]
+    turned = [100 / num / 2 for num in (40, 10) for _ in range(num)]
+    assert st.average(parts, together=False).unseen == pytest.approx(2 * np.mean(np.square(turned)))
 
 
 def test_where_many_groups_changed_unseen_changes_are_like_those_that_were_seen() -> None:
@@ -507,6 +538,8 @@ def test_few_rounds_give_a_range_not_an_interval() -> None:
         assert isinstance(found, st.Range) == (num < 6) and found.estimate == pytest.approx(np.median(full) / 4)
         if num < 6:
             assert (found.low, found.high) == (full[0] / 4, full[-1] / 4)
+        alone = speedup.pooled(speedup.prefill_speedup, [timed(full_prefill=list(full), pruned_prefill=list(pruned))])
+        assert alone == replace(found, num_groups=1), "of one session what its rounds say"
     cells = [timed(full_ttft=[50, 51, 52], pruned_ttft=[20] * 3), timed(full_ttft=[40] * 8, pruned_ttft=[20] * 8)]
     pooled = speedup.pooled(speedup.ttft_speedup, cells)  # of one session: neither says of which
     assert isinstance(pooled, st.Range) and (pooled.low, pooled.high, pooled.num_rows) == (2.25, 2.3, 3)
@@ -565,8 +598,15 @@ def test_few_sessions_that_disagree_give_a_wide_interval_of_speedups_that_could_
     cells = [timed(full_prefill=[full] * 8, pruned_prefill=[10.0] * 8) for full in (20.0, 40.0)]
     pooled = speedup.pooled(speedup.prefill_speedup, cells)
     assert pooled is not None and pooled.estimate == pytest.approx(8**0.5) and 0 < pooled.low < 0.1 and pooled.high > 80
-    apart = [{key: rows.set_axis(range(first, first + 8)) for key, rows in cells[0].items()} for first in (0, 100)]
-    assert speedup.pooled(speedup.prefill_speedup, apart) == st.Range(2, 2, 2, 0, 1, 2), "no round that both ran"
+    apart = [
+        {key: rows.set_axis(range(first, first + 8)) * (times if key[0] == "pruned" else 1) for key, rows in cells[0].items()}
+        for first, times in ((0, 1.0), (100, 0.5))
+    ]
+    assert speedup.pooled(speedup.prefill_speedup, apart) == st.Range(3, 2, 4, 0, 1, 2), "no round that both ran"
+    more = [timed(full_prefill=[20.0] * 9, pruned_prefill=[10.0] * 9)] * 2  # two seeds in nine rounds, beside one seed in eight
+    for uneven in ([cells[1], *more], [*more, cells[1]]):
+        pooled = speedup.pooled(speedup.prefill_speedup, uneven)
+        assert pooled is not None and (pooled.num_rows, pooled.num_groups, pooled.num_seeds) == (8, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,18 @@ from diffprune.tune.calibration import Scored, scored
 from diffprune.tune.cells import cells
 from diffprune.tune.options import Tuning
 from diffprune.tune.search import Answers, Candidate, Search, answers
-from diffprune.tune.solver import Accuracy, Latency, MeasuredSpeedup, Solver, Verified, best_trial, choice, correction, unreachable
+from diffprune.tune.solver import (
+    Accuracy,
+    Latency,
+    MeasuredSpeedup,
+    Solver,
+    Verified,
+    best_trial,
+    choice,
+    correction,
+    monotone,
+    unreachable,
+)
 from diffprune.vlm.load import load
 from tests.records import GQA, curve_point, evaluate_cell, prediction, provenance, timing, tune_cell
 
@@ -89,7 +100,8 @@ def _kept(solver: Solver, sample: int, value: float) -> int:
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("target", [0.9, 1.2, 1.5, 2.0])
 def test_solution_equals_brute_force(kind: TuneKind, ties: bool, target: float) -> None:
-    solver = Solver(data(ties=ties), synthetic(floor=4, a=1, b=0.25), kind)
+    latency = replace(synthetic(floor=4, a=1, b=0.25), overhead_ms=np.array([0.5, 2.5]))  # the more tokens are kept, the more
+    solver = Solver(data(ties=ties), latency, kind)
     best = brute(solver, target)[0]
     found = solver.solve(target)
     assert found is not None and solver.kept(found).sum() == solver.kept(best).sum()
@@ -114,6 +126,7 @@ def test_a_target_beyond_the_floor_is_unreachable_and_says_what_is_best() -> Non
     answer = unreachable(solver)
     assert (answer.verdict, answer.chosen_budget) == ("unreachable", "") and answer.best_speedup == pytest.approx(solver.best)
     assert f"{solver.best:.2f}x" in answer.note and math.isnan(answer.measured_speedup)
+    assert "at the floor of 3 visual tokens" in unreachable(Solver(data(), solver.latency, "threshold", least=3)).note
 
 
 def test_a_target_within_the_margin_of_the_floor_is_still_met() -> None:
@@ -166,6 +179,20 @@ def test_the_fit_is_monotone_and_flat_below_its_grid() -> None:
     assert float(latency.overhead(np.array(5))) == pytest.approx(0.3), "overhead never falls with more tokens"
 
 
+def test_the_fit_is_the_nearest_monotone_one_of_all_points() -> None:
+    """Oracle: of the means of all stretches that end at or after a place and begin at or before it, the largest of the smallest."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 6, 30), rng.normal(size=30)  # several values at each length, as of images of unlike size
+    places, fitted = monotone(list(x), list(y))
+    assert places.tolist() == sorted(set(x))
+
+    def mean(first: int, last: int) -> float:
+        return float(y[(x >= first) & (x <= last)].mean())
+
+    expected = [max(min(mean(a, b) for b in places if b >= at) for a in places if a <= at) for at in places]
+    assert fitted == pytest.approx(expected)
+
+
 def test_the_grid_ends_at_floor_and_full_length() -> None:
     assert probes.grid(144, 4)[0] == 4 and probes.grid(144)[-1] == 144 and 10 <= len(probes.grid(144)) <= 14
 
@@ -209,6 +236,10 @@ def test_a_miss_says_by_how_much() -> None:
     for low, note in ((1.95, "its interval begins below the target"), (2.0, "")):
         tried = [Verified(2.0, solver.trial(2.0, 8, 0.5), MeasuredSpeedup(2.01, low, 2.1, 200))]
         assert (choice(solver, tried).verdict, choice(solver, tried).note) == ("reached", note)
+    slow, slower = (
+        Verified(2.0, solver.trial(2.0, kept, 0.5), MeasuredSpeedup(speed, 1.0, 2.0, 200)) for kept, speed in ((8, 1.8), (9, 1.7))
+    )
+    assert {choice(solver, tried).chosen_budget for tried in ([slow, slower], [slower, slow])} == {"Keep(8)"}, "the fastest"
     near = [Verified(2.0, solver.trial(2.0, 8, 0.5), MeasuredSpeedup(speedup, 1.9, 2.1, 200)) for speedup in (1.95, 1.961)]
     assert [one.reached for one in near] == [False, True], "2 % are let pass"
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffprune.benchmarks import _aggregate
+from diffprune.benchmarks.mmbench import Mmbench
 from diffprune.benchmarks.world import EXAMPLES, LIKES, World
 from diffprune.core import registry
 from diffprune.core.benchmark import Graded, Sample
@@ -163,6 +164,18 @@ def test_circular_group_counts_only_if_all_rotations_are_right() -> None:
         _aggregate.circular(rows[:3], 2)
     with pytest.raises(ValueError, match="'c' has 0 graded rotations where 4 belong"):
         _aggregate.circular(rows, {"a": 2, "b": 2, "c": 4})
+
+
+def test_mmbench_sums_up_categories_and_what_they_belong_to() -> None:
+    """Oracle: the questions of a category, or of all whose category lies in one, counted by hand."""
+    rng, kinds = np.random.default_rng(0), ("logic/shape", "logic/number", "scene/place", "alone")
+    asked = [(i, kinds[i % 4], rng.random(2 + i % 3) < 0.8) for i in range(40)]
+    rows = [_row(f"{i}x{len(right)}", kind, float(one)) for i, kind, right in asked for one in right]
+    figures = Mmbench().aggregate(rows)
+    for name in ("", *kinds, "logic", "scene"):
+        mine = [right.all() for _, kind, right in asked if not name or kind == name or kind.startswith(f"{name}/")]
+        assert figures["circular_accuracy" + f"/{name}" * bool(name)] == pytest.approx(100 * np.mean(mine)), name
+    assert len(figures) == 2 + 4 + 2
 
 
 def test_means_per_category() -> None:
