@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -22,6 +23,9 @@ from diffprune.core.pruner import Pruner
 from diffprune.core.site import PROJECTED, Cut
 from diffprune.core.tokens import Selection, VisualTokens
 from diffprune.pruners import _greedy, _quotas, vispruner
+from diffprune.pruners.cdpruner import relevance
+from diffprune.pruners.holov import stretch_scores, stretches
+from diffprune.pruners.prunesid import draw
 from tests.contracts import SHAPE
 from tests.test_families import FAMILIES, pictures, tiny
 
@@ -117,8 +121,8 @@ def dpp(image: Image, count: int) -> Answer:
     return volumes(kernel, count), None
 
 
-def vispruner_(image: Image, count: int) -> Answer:
-    kept = best(image.a, list(range(image.num)), int(count * 0.5))
+def vispruner_(image: Image, count: int, important: float = 0.5) -> Answer:
+    kept = best(image.a, list(range(image.num)), int(count * important))
     rest = best(image.a, [i for i in range(image.num) if i not in kept], image.num)
     x, wanted = unit(image.x), count - len(kept)
     while len(rest) > wanted:
@@ -129,7 +133,8 @@ def vispruner_(image: Image, count: int) -> Answer:
     return {*kept, *rest}, None
 
 
-def holov(image: Image, count: int) -> Answer:
+def stretched(image: Image, count: int) -> tuple[list[list[int]], list[float]]:
+    """HoloV's stretches and the mean score of each."""
     num = image.num
     parts = max(1, min(num, int(1024 * num / (576 * count))))
     chunks = [list(map(int, part)) for part in np.array_split(np.arange(num), parts)]
@@ -142,6 +147,11 @@ def holov(image: Image, count: int) -> Answer:
         attention = 1000 * image.a[chunk]
         variance *= np.abs(attention).mean() / (np.abs(variance).mean() + 1e-6)
         score.append(float((attention + 0.09 * variance).mean()))
+    return chunks, score
+
+
+def holov(image: Image, count: int) -> Answer:
+    chunks, score = stretched(image, count)
     share = np.array(score) / (sum(score) + 1e-6)
     quota = [min(int(count * s), len(c)) for s, c in zip(share, chunks, strict=True)]
     while sum(quota) < count:
@@ -188,8 +198,8 @@ def prunesid(image: Image, count: int) -> Answer:
     return {i for r, n in zip(ranked, quota, strict=True) for i in r[:n]}, None
 
 
-def visionzip(image: Image, count: int) -> Answer:
-    contextual = math.floor(count * 5 / 32 + 0.5)
+def visionzip(image: Image, count: int, share: float = 5 / 32) -> Answer:
+    contextual = math.floor(count * share + 0.5)
     dominant = best(image.a, list(range(image.num)), count - contextual)
     rest = [i for i in range(image.num) if i not in dominant]
     stride = max(1, len(rest) // contextual) if contextual else 1
@@ -240,15 +250,23 @@ def prumerge_plus(image: Image, count: int) -> Answer:
     return prumerge(image, count, centres)
 
 
-def prumerge_adaptive(image: Image, count: int) -> Answer:
+def outstanding(image: Image) -> int:
     low, high = np.percentile(image.joint.astype(np.float32), [25, 75])
-    found = int((image.joint > high + 1.5 * (high - low)).sum())
-    return prumerge(image, min(count, found + 1))
+    return int((image.joint > high + 1.5 * (high - low)).sum())
 
 
-def tome(image: Image, count: int, rounds: int = 23) -> Answer:
+def prumerge_adaptive(image: Image, count: int) -> Answer:
+    return prumerge(image, min(count, outstanding(image) + 1))
+
+
+def prumerge_both(image: Image, count: int) -> Answer:
+    return prumerge_plus(image, min(count, 4 * outstanding(image) + 1))
+
+
+def tome(image: Image, count: int, rounds: int = 23, size: Array | None = None) -> Answer:
     groups, excess, number = [[i] for i in range(image.num)], image.num - count, 0  # the token in whose place a mean stands first
-    keys = image.keys.mean(1)
+    size = np.ones(image.num) if size is None else size
+    keys = image.keys.mean(1) * size[:, None]
     while number < rounds or len(groups) > count:
         number += 1
         goes = min(excess * min(number, rounds) // rounds - (image.num - len(groups)), len(groups) // 2)
@@ -260,33 +278,33 @@ def tome(image: Image, count: int, rounds: int = 23) -> Answer:
         groups = sorted((g for g in (*even, *odd) if g), key=lambda g: g[0])
     mix = np.zeros((count, image.num))
     for k, group in enumerate(groups):
-        mix[k, group] = 1 / len(group)
+        mix[k, group] = size[group] / size[group].sum()
     return {group[0] for group in groups}, mix
-
-
-def tome_at_once(image: Image, count: int) -> Answer:
-    return tome(image, count, 1)
 
 
 DEFINITIONS: dict[str, Callable[[Image, int], Answer]] = {
     "divprune": divprune, "cdpruner": cdpruner, "cdpruner(question=False)": dpp, "vispruner": vispruner_, "holov": holov,
     "prunesid": prunesid, "visionzip": visionzip, "prumerge": prumerge, "prumerge(plus=True)": prumerge_plus,
-    "prumerge(adaptive=True)": prumerge_adaptive, "tome": tome, "tome(rounds=1)": tome_at_once,
+    "prumerge(adaptive=True)": prumerge_adaptive, "prumerge(plus=True, adaptive=True)": prumerge_both, "tome": tome,
 }  # fmt: skip
+OPTIONS: dict[str, Callable[[Image, int], Answer]] = {
+    "tome(rounds=1)": partial(tome, rounds=1),
+    **{f"vispruner(important={share})": partial(vispruner_, important=share) for share in (0.0, 0.3, 1.0)},
+    **{f"visionzip(contextual={share})": partial(visionzip, share=share) for share in (0.0, 0.5, 1.0)},
+}
 
 
 def chosen(method: Pruner, seen: VisualTokens, budget: Budget) -> Selection:
     return method.select(seen, Cut(method.cuts(Keep(1), SHAPE)[0].site, budget))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("text", DEFINITIONS)
+@pytest.mark.parametrize(("text", "seed"), [*product(DEFINITIONS, (0, 1, 2)), *product(OPTIONS, (0,))])
 def test_a_method_is_its_definition(text: str, seed: int) -> None:
     seen, method = tokens(seed), registry.load("pruners", text)
     for budget in BUDGETS:
         found = chosen(method, seen, budget)
         for row, num in enumerate(VALID):
-            kept, mix = DEFINITIONS[text](Image(seen, row), budget.count(num))
+            kept, mix = (DEFINITIONS | OPTIONS)[text](Image(seen, row), budget.count(num))
             assert set(found.keep[row].nonzero()[:, 0].tolist()) == kept, f"{budget}, image {row}"
             assert (found.mix is None) == (mix is None)
             if found.mix is not None and mix is not None:
@@ -294,15 +312,73 @@ def test_a_method_is_its_definition(text: str, seed: int) -> None:
                 torch.testing.assert_close(weights.double(), torch.from_numpy(mix), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("seed", "budget"), [(6, Keep(9)), (8, Keep(9)), (6, Share(0.3))], ids=str)
+def test_prunesid_suppresses_above_eighteen_times_share_and_mean(seed: int, budget: Budget) -> None:
+    """Images in which 17 or 19 times would leave other tokens."""
+    seen = tokens(seed)
+    found = chosen(registry.load("pruners", "prunesid"), seen, budget).keep
+    for row, num in enumerate(VALID):
+        assert set(found[row].nonzero()[:, 0].tolist()) == prunesid(Image(seen, row), budget.count(num))[0]
+
+
+def test_prunesid_draws_other_numbers_for_every_seed_and_component() -> None:
+    drawn = torch.cat([draw(16, 200, seed) for seed in range(4)], 1)
+    assert len({tuple(column) for column in drawn.T.tolist()}) == 800
+
+
+@pytest.mark.parametrize("rounds", [1, 23])
+def test_a_token_that_stands_for_several_weighs_as_many_when_it_is_merged_again(rounds: int) -> None:
+    size = torch.randint(1, 9, (4, 42), generator=torch.Generator().manual_seed(5)).float()
+    seen, method = replace(tokens(), size=size), registry.load("pruners", f"tome(rounds={rounds})")
+    for count in (2, 9, 20):
+        found = chosen(method, seen, Keep(count))
+        assert found.mix is not None
+        for row, num in enumerate(VALID):
+            kept, mix = tome(Image(seen, row), min(count, num), rounds, size[row, :num].double().numpy())
+            assert mix is not None and set(found.keep[row].nonzero()[:, 0].tolist()) == kept
+            weights = found.mix[row, : len(kept), :num]
+            torch.testing.assert_close(weights.double(), torch.from_numpy(mix), rtol=0, atol=1e-6)
+
+
+def spread_out(rows: int, columns: int, count: int) -> set[int]:
+    """Cells of a regular grid in whole numbers: lines as far apart as points in them, each in the middle of its part."""
+    lines = min(rows, count, max(math.ceil(count / columns), round(math.sqrt(count * rows / columns))))
+    found = set()
+    for line in range(lines):
+        points = count * (line + 1) // lines - count * line // lines
+        row = (2 * line + 1) * rows // (2 * lines)
+        found |= {row * columns + (2 * point + 1) * columns // (2 * points) for point in range(points)}
+    return found
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 24), (6, 10), (9, 4), (1, 7), (5, 1), (2, 30)])
+def test_grid_is_spread_evenly(rows: int, columns: int) -> None:
+    num = rows * columns
+    seen = VisualTokens(torch.zeros(1, num, 1), torch.ones(1, num, dtype=torch.bool), grid=(rows, columns))
+    for count in {*range(1, num + 1, 1 + num // 40), num}:
+        kept = set(chosen(registry.load("pruners", "grid"), seen, Keep(count)).keep[0].nonzero()[:, 0].tolist())
+        assert kept == spread_out(rows, columns, count) and len(kept) == count
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_grid_goes_along_the_sequence_of_what_is_no_full_raster(budget: Budget) -> None:
+    seen = tokens()
+    seen = replace(seen, valid=seen.valid.roll(3, 1), features=seen.features.roll(3, 1))  # padding stands on both sides
+    keep = chosen(registry.load("pruners", "grid"), seen, budget).keep
+    for row, num in enumerate(VALID):
+        wanted = spread_out(*(GRID if num == 42 else (1, num)), budget.count(num))
+        assert torch.equal(keep[row], seen.valid[row] & (sum((seen.valid[row].cumsum(0) - 1 == i) for i in wanted) > 0))
+
+
 @pytest.mark.parametrize(
-    ("rows", "columns", "count"), [(24, 24, n) for n in (64, 128, 192, 144, 576, 1)] + [(6, 10, 15), (5, 7, 35)]
+    ("rows", "columns", "count"), [(24, 24, n) for n in (64, 128, 192, 144, 576, 1)] + [(6, 10, 15), (5, 7, 35), (2, 24, 12)]
 )
 def test_pooling_is_adaptive_average_pooling(rows: int, columns: int, count: int) -> None:
     features = torch.randn(2, rows * columns, 5)
     seen = VisualTokens(features, torch.ones(2, rows * columns, dtype=torch.bool), grid=(rows, columns))
     found = chosen(registry.load("pruners", "pool"), seen, Keep(count))
     sides = {(24, 64): (8, 8), (24, 128): (16, 8), (24, 192): (16, 12), (24, 144): (12, 12), (24, 576): (24, 24), (24, 1): (1, 1),
-             (6, 15): (3, 5), (5, 35): (5, 7)}[rows, count]  # fmt: skip
+             (6, 15): (3, 5), (5, 35): (5, 7), (2, 12): (1, 12)}[rows, count]  # fmt: skip
     rasters = features.view(2, rows, columns, 5).movedim(-1, 1)
     wanted = functional.adaptive_avg_pool2d(rasters, sides).flatten(2).transpose(1, 2)
     assert found.mix is not None
@@ -325,10 +401,22 @@ def test_pooling_meets_budgets_without_good_factors(count: int) -> None:
         assert torch.equal(inside, box) and inside.flatten()[own]
 
 
+@pytest.mark.parametrize(("count", "lines"), [(8, 4), (10, 3), (128, 16)])
+def test_pooled_lines_are_even_unless_windows_were_more_than_twice_as_long_as_wide(count: int, lines: int) -> None:
+    """8 make four lines of two, 10 neither two of five nor five of two."""
+    seen = VisualTokens(torch.randn(1, 576, 3), torch.ones(1, 576, dtype=torch.bool), grid=(24, 24))
+    found = chosen(registry.load("pruners", "pool"), seen, Keep(count))
+    assert found.mix is not None
+    tops = [int((window > 0).any(1).nonzero()[0]) for window in found.mix[0].view(count, 24, 24)]
+    assert len(set(tops)) == lines and max(map(tops.count, tops)) - min(map(tops.count, tops)) == (count == 10)
+
+
 def test_pooling_along_a_sequence_where_there_is_no_grid() -> None:
     seen = tokens()
     found = chosen(registry.load("pruners", "pool"), seen, Keep(4))
     after = pruning.merged(seen, found.keep, found.mix).features  # type: ignore[arg-type]
+    full = functional.adaptive_avg_pool2d(seen.features[0].T.view(1, -1, *GRID), (2, 2))[0].flatten(1).T
+    torch.testing.assert_close(after[0][found.keep[0]], full, rtol=0, atol=1e-5)
     for row, num in enumerate(VALID[1:], 1):
         wanted = functional.adaptive_avg_pool1d(seen.features[row, :num].T, 4).T
         torch.testing.assert_close(after[row][found.keep[row]], wanted, rtol=0, atol=1e-5)
@@ -384,6 +472,14 @@ def test_exact_copies_are_chosen_once_each() -> None:
         assert sorted(features[0, order[0, :4]].argmax(1).tolist()) == [0, 1, 2, 3], "one of each before any copy"
 
 
+def test_padding_is_nobodys_neighbour_where_all_tokens_are_unlike() -> None:
+    """At 154, 0 and 250 degrees the second has the farthest neighbours, from which the first is farthest."""
+    turn = torch.tensor([154.0, 0.0, 250.0, 0.0, 0.0]).deg2rad()
+    seen = VisualTokens(torch.stack([turn.cos(), turn.sin()], 1)[None], torch.tensor([[True] * 3 + [False] * 2]))
+    for count, kept in ((1, [1]), (2, [0, 1])):
+        assert chosen(registry.load("pruners", "divprune"), seen, Keep(count)).keep[0].nonzero()[:, 0].tolist() == kept
+
+
 def test_a_process_that_has_spanned_the_space_goes_on_from_the_front() -> None:
     """Rounding must not choose: the same tokens in other company give the same order."""
     features = torch.randn(1, 30, 4, generator=torch.Generator().manual_seed(3))
@@ -406,6 +502,27 @@ def test_suppression_is_the_sequential_one(seed: int) -> None:
             if not any(conflict[row, i, j] for j in kept):
                 kept.append(i)
         assert set(found[row].nonzero()[:, 0].tolist()) == set(kept)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9, 20, 42])
+def test_scores_of_stretches_are_their_definition(count: int) -> None:
+    """Most quotas would be the same with another variance."""
+    seen = tokens()
+    counts = Keep(count).counts(seen.counts)
+    found = stretch_scores(seen, seen.given(encoder_attention()), *stretches(seen.valid, counts))
+    for row, num in enumerate(counts.tolist()):
+        _, wanted = stretched(Image(seen, row), num)
+        assert found[row].tolist() == pytest.approx([*wanted, *[0.0] * (found.shape[1] - len(wanted))], rel=1e-4)
+
+
+def test_relevance_is_the_mean_cosine_to_the_words_from_0_to_1() -> None:
+    seen = tokens()
+    found = relevance(seen)
+    for row, num in enumerate(VALID):
+        image = Image(seen, row)
+        mean = np.array([np.mean([unit(x) @ unit(word) for word in image.words]) for x in image.x])
+        wanted = (mean - mean.min()) / (mean.max() - mean.min())
+        assert found[row, :num].tolist() == pytest.approx(wanted.tolist(), abs=1e-4) and not found[row, num:].any()
 
 
 def test_ranks_in_groups_and_lowest_keys() -> None:
