@@ -91,7 +91,7 @@ def written_out(tokens: VisualTokens, row: int, stage: int, share: float, count:
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 20, 29, 35])
-@pytest.mark.parametrize("lambdas", [(0.3, 0.9, 1.0, 1.0), (0.5, 0.8, 1.0, 0.0), (1.0, 0.0, 0.5, 0.2)])
+@pytest.mark.parametrize("lambdas", [(0.3, 0.9, 1.0, 1.0), (0.5, 0.8, 1.0, 0.0), (1.0, 0.0, 0.5, 0.2), (0.75, 1.0, 0.0, 0.9)])
 def test_choices_equal_the_definition(lambdas: tuple[float, ...], count: int) -> None:
     tokens, method = seen(), calibrated(lambdas=lambdas)
     for stage in range(4):

@@ -17,7 +17,7 @@ from diffprune.core.budget import Above, Keep, Share
 from diffprune.core.fitted import Annealing, Progress
 from diffprune.core.site import Cut, Site, Stage, layer_average, staged, tokens_per_layer
 from diffprune.core.tokens import VisualTokens
-from diffprune.pruners.atp import AFTER, CROSS, SELF, Thresholds, coverage
+from diffprune.pruners.atp import AFTER, CROSS, SELF, Thresholds, coverage, logistic
 from diffprune.pruners.dynamic_llava import Predictor
 from diffprune.pruning.pretrained import from_pretrained
 from diffprune.train import loop
@@ -106,7 +106,18 @@ def test_thresholds_one_token_at_a_time(budget: Any) -> None:
             gates = [1 / (1 + math.exp(-10 * x)) for x in ((a + b) / 2 - matter, on_grid(i) - space)]
             assert float(soft[row, i]) == pytest.approx(max(gates), abs=1e-3)
     assert not soft[~tokens.valid].any()
-    assert coverage(seen(None))[0].nonzero()[:, 0].tolist() == [2, 4, 6, 8, 10, 12, 13, 14, 18]
+    for place, score in enumerate(coverage(seen(None))[0].tolist()):
+        rates = [s**2 for s in (2, 3, 4, 5, 6) if place % s**2 == s**2 // 2]
+        assert score == pytest.approx(1 - 3 / max(rates) if rates else 0.0)
+
+
+def test_tokens_of_equal_attention_matter_half() -> None:
+    """As the only token of an image does: there is no deviation to divide by."""
+    for here in ([1.0] * 5, [1.0, 0, 0, 0, 0], [0.5, 0.25, 0, 1, 0]):
+        assert logistic(torch.full((1, 5), 3.0), torch.tensor([here])).tolist() == [[0.5] * 5]
+    tokens, pruner = seen(), built("atp(slack=1e9)", spread=9.0)
+    assert pruner.select(tokens, at(0, Keep(20))).keep.equal(tokens.valid), "a full budget keeps what exceeds no threshold, too"
+    assert not pruner.select(tokens, at(0, Keep(19))).keep[0].all()
 
 
 def test_counts_are_each_images_own_within_the_guards() -> None:
@@ -192,11 +203,11 @@ def test_the_predictor_of_dynamic_llava_is_its_layers_with_half_of_the_channels_
     net, gelu = Predictor(24, 16), torch.nn.functional.gelu
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    z, valid = torch.randn(2, 6, 24), torch.ones(2, 6, dtype=torch.bool)
-    valid[0, 4:] = False
+    z, valid = torch.randn(3, 6, 24), torch.ones(3, 6, dtype=torch.bool)
+    valid[0, 4:], valid[2, 1:] = False, False
     with torch.no_grad():
         found = net(z, valid)
-        for row in range(2):
+        for row in range(3):
             x = gelu(net.inlet(net.norm(z[row, valid[row]])))
             for block in net.blocks:
                 (x,) = block(x[None], None)

@@ -42,6 +42,12 @@ def test_the_slope_is_that_of_least_squares(sigma: float) -> None:
     assert found == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("sigma", [-45.0, -19.0, 19.0, 45.0])
+def test_no_slope_is_steeper_than_twenty(sigma: float) -> None:
+    x = torch.linspace(0, 1, 50, dtype=torch.float64)
+    assert slope(x, (sigma * x).exp()) == pytest.approx(max(-20.0, min(20.0, sigma)), abs=1e-4)
+
+
 def test_scores_are_divided_by_the_curve_at_each_images_own_places() -> None:
     seen, method = tokens(), registry.load("pruners", "pore(attention)")
     method.sigma = 1.7

@@ -38,7 +38,8 @@ def plan(spelling: str, budget: Budget) -> list[tuple[int, Budget]]:
 
 def test_plans_of_the_papers() -> None:
     assert plan("fastv", Keep(96)) == [(2, Keep(64))] and plan("dart", Keep(96)) == [(2, Keep(64))]
-    assert plan("fastv(after=8)", Keep(300)) == [(8, Keep(208))]
+    for name in ("fastv", "dart", "dynamic_llava"):
+        assert plan(f"{name}(after=8)", Keep(300)) == [(8, Keep(208))]
     assert plan("pyramiddrop", Keep(270)) == [(8, Keep(288)), (16, Keep(144)), (24, Keep(72))]
     assert [layer for layer, _ in plan("sparsevlm", Keep(192))] == [3, 7, 16], "as 3 x 576, 4 x 300, 9 x 200, 16 x 110"
     assert [layer for layer, _ in plan("atp", Keep(192))] == [4, 14, 24]
@@ -173,16 +174,18 @@ def at(layer: int, count: int) -> Cut:
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 13, 24])
-def test_dart_equals_a_loop(count: int) -> None:
+@pytest.mark.parametrize(("image", "text"), [(4, 4), (2, 9), (3, 0)])
+def test_dart_equals_a_loop(image: int, text: int, count: int) -> None:
     tokens = seen()
-    keep = registry.load("pruners", "dart").select(tokens, at(2, count)).keep
+    method = registry.load("pruners", "dart" if image == text else f"dart(image={image}, text={text})")
+    keep = method.select(tokens, at(2, count)).keep
     keys, words = tokens.given(decoder_keys()), tokens.evidence[decoder_features(queries="text")]
     word_keys = tokens.evidence[decoder_keys(queries="text")]
     for i in range(2):
         places = tokens.valid[i].nonzero().flatten().tolist()
         real = words.valid[i].nonzero().flatten().tolist()
-        first = sorted(places, key=lambda p: -float(keys[i, p].abs().sum()))[: min(4, count)]
-        said = sorted(real, key=lambda p: -float(word_keys.embedding[i, p].abs().sum()))[:4]
+        first = sorted(places, key=lambda p: -float(keys[i, p].abs().sum()))[: min(image, count)]
+        said = sorted(real, key=lambda p: -float(word_keys.embedding[i, p].abs().sum()))[:text]
         chosen, pivots = list(first), [tokens.features[i, p] for p in first] + [words.embedding[i, p] for p in said]
         left = count - len(first)
         for number, pivot in enumerate(pivots):
@@ -238,6 +241,21 @@ def test_sparsevlm_clusters_as_many_as_the_authors_for_what_they_keep(plain: int
 
 def test_sparsevlm_clusters_fewer_where_that_leaves_no_token_as_it_is() -> None:
     assert [sparsevlm.recycled(count, 576)[1] for count in (1, 2, 3, 576)] == [0, 1, 2, 0]
+    assert sparsevlm.recycled(1, 576) == sparsevlm.recycled(576, 576) == (0, 0)
+
+
+def test_sparsevlm_merges_into_the_first_token_as_into_any_other() -> None:
+    tokens = seen()[torch.tensor([0])]
+    falling = torch.linspace(1, 0, 30)
+    falling[1] = 2.0  # one token is kept as it is; the first one begins the cluster
+    tokens = replace(
+        tokens, evidence={**tokens.evidence, decoder_attention(queries="each"): falling[None, :, None].expand(1, 30, 7)}
+    )
+    left = registry.load("pruners", "sparsevlm").select(tokens, at(2, 2))
+    pool, clusters = sparsevlm.recycled(2, 30)
+    assert clusters == 1 and left.keep[0].nonzero().flatten().tolist() == [0, 1] and left.mix is not None
+    after = pruning.merged(tokens, left.keep, left.mix).features[0]
+    torch.testing.assert_close(after[0], tokens.features[0, [0, *range(2, pool + 1)]].mean(0))
 
 
 def test_density_peaks_of_two_clusters_are_not_the_nearest_pair() -> None:
