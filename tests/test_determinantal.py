@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffprune.core import registry
-from diffprune.core.budget import Above, Keep, standardise, top
+from diffprune.core.budget import Above, Keep, Share, standardise, top
 from diffprune.core.noise import Noise
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
@@ -48,10 +48,10 @@ def test_it_keeps_and_lets_through_what_greedy_inference_takes_one_by_one(width:
     pruner = method(seen, weight)
     with torch.no_grad():
         scores, alone = standardise(pruner.score(seen), seen.valid), 0
-        for count in (1, 3, 4, 7, 12, 16):
-            counts = Keep(count).counts(seen.counts)
+        for budget in (*map(Keep, (1, 3, 4, 7, 12, 16)), Share(0.4)):
+            counts = budget.counts(seen.counts)
             found = length_left(seen, weight * scores, counts)
-            keep = pruner.select(seen, Cut(ENCODED, Keep(count))).keep
+            keep = pruner.select(seen, Cut(ENCODED, budget)).keep
             for row, num in enumerate(counts.tolist()):
                 own = seen.valid[row].nonzero()[:, 0].tolist()
                 x, taken = torch.nn.functional.normalize(seen.features[row].double(), dim=1), list[int]()
@@ -62,14 +62,14 @@ def test_it_keeps_and_lets_through_what_greedy_inference_takes_one_by_one(width:
                         if i not in taken
                     }
                     taken.append(max(gain, key=lambda i: gain[i]))
-                assert keep[row].nonzero()[:, 0].tolist() == sorted(taken), f"{count} of image {row}"
+                assert keep[row].nonzero()[:, 0].tolist() == sorted(taken), f"{budget} of image {row}"
                 for i in own:
                     before = taken[: taken.index(i)] if i in taken else taken
                     assert found[row, i].item() == pytest.approx(max(beside(x, before, i), EPSILON), abs=2e-5)
             soft = scores + found.log() / (2 * weight)
             assert torch.equal(top(soft, seen.valid, counts), keep)
             alone += int((keep != top(scores, seen.valid, counts)).sum())
-            let = pruner.relax(seen, Keep(count), 1e-4, Noise("x", rows=range(4))).let
+            let = pruner.relax(seen, budget, 1e-4, Noise("x", rows=range(4))).let
             torch.testing.assert_close(let.where(seen.valid, 0.0), keep.float(), rtol=0, atol=0.2)
     assert alone or weight == 2.0, "the best by score are others"
 

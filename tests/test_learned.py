@@ -74,6 +74,23 @@ def test_the_budget_is_exact_per_image(spelling: str) -> None:
     torch.testing.assert_close(out.kept, torch.full((3,), 7.0), rtol=0, atol=1e-4)
 
 
+def test_channels_are_standardised_by_the_tokens_that_are_there() -> None:
+    """Mean and deviation over all images' tokens, n - 1 below; a channel that never varies becomes 0; padding is full of NaN."""
+    seen = tokens()
+    features = seen.features.where(seen.valid[..., None], torch.nan)
+    features[..., 5] = features[..., 5].clamp(2.0, 2.0)
+    pruner = made("diffprune", replace(seen, features=features))
+    there = [features[row, i].tolist() for row, i in seen.valid.nonzero().tolist()]
+    for channel, values in enumerate(zip(*there, strict=True)):
+        assert float(pruner.mean[channel]) == pytest.approx(statistics.fmean(values), rel=1e-4)
+        assert float(pruner.spread[channel]) == pytest.approx(max(1e-6, statistics.stdev(values)), rel=1e-4)
+    z = pruner.standardised(features)[seen.valid]
+    wanted = [[(x - float(m)) / float(s) for x, m, s in zip(row, pruner.mean, pruner.spread, strict=True)] for row in there]
+    torch.testing.assert_close(z, torch.tensor(wanted), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pruner.restored(z, features.half()), features[seen.valid].half())
+    assert not z[:, 5].any()
+
+
 @pytest.mark.parametrize("scale", ["unit", "free"])
 def test_diffprune_is_the_papers_formula(scale: str) -> None:
     """Eq. 2-5 written out: x~ = mean + std (sqrt(a) z + sqrt(1 - a) noise), with the denoiser still the identity."""
@@ -97,6 +114,7 @@ def test_other_throttles_are_their_formulas(throttle: str) -> None:
     """Token by token, from alpha and the noise that Eq. 4 would mix in."""
     seen = tokens()
     pruner = made(f"diffprune(throttle={throttle!r}, denoiser=False)", seen)
+    assert list(pruner.networks) == ["scorer"]
     out = pruner.relax(seen, Keep(5), 0.5, Noise(3, rows=range(len(seen))))
     z = pruner.standardised(seen.features)
     noise = Noise(3, rows=range(len(seen))).normal(seen.valid, 48)
@@ -112,6 +130,20 @@ def test_other_throttles_are_their_formulas(throttle: str) -> None:
         assert torch.equal(out.retention.detach(), out.let) and pruner.attention_implementation == "masked_softmax"
     else:
         assert out.retention is None and pruner.attention_implementation is None
+
+
+@pytest.mark.parametrize("spelling", ["diffprune", "diffprune(throttle='gate')", "gumbel_topk"])
+def test_the_denoiser_is_given_what_was_noised_and_gives_what_the_model_sees(spelling: str) -> None:
+    seen = tokens()
+    pruner = made(spelling, seen)
+    for parameter in pruner.networks["denoiser"].parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    with torch.no_grad():
+        found, denoiser = pruner.relax(seen, Keep(5), 0.5, Noise(3, rows=range(3))).features, pruner.networks.pop("denoiser")
+        noised = pruner.relax(seen, Keep(5), 0.5, Noise(3, rows=range(3))).features
+        wanted = pruner.mean + pruner.spread * denoiser(pruner.standardised(noised), seen.valid)
+    torch.testing.assert_close(found[seen.valid], wanted[seen.valid], rtol=1e-3, atol=1e-3)
+    assert float((found - noised)[seen.valid].abs().max()) > 0.1
 
 
 def test_a_penalty_in_place_of_the_exact_total() -> None:
@@ -241,6 +273,10 @@ def test_a_scorer_without_blocks_is_linear(depth: int, linear: bool) -> None:
 def test_the_default_depth_is_the_papers_shape_scaled() -> None:
     assert [made("diffprune", tokens(width=width)).dims["depth"] for width in (48, 512)] == [1, 2]
     assert made("diffprune(depth=0)", tokens(width=512)).options["attention"] is False  # no block is there to look
+    small, large, wide = (made("diffprune", tokens(width=width)) for width in (160, 512, 1040))
+    assert (small.dims["width"], small.options["attention"], small.networks["scorer"].blocks[0].mix) == (80, False, None)
+    assert (large.dims["width"], large.options["attention"], large.networks["scorer"].blocks[0].mix is None) == (512, True, False)
+    assert wide.dims["width"] == 1024 and made("diffprune", tokens(width=24)).dims["width"] == 16
 
 
 @pytest.mark.parametrize("option", ["denoiser='some'", "denoiser=None", "question_aware=1", "attention='cross'"])
@@ -496,7 +532,7 @@ def test_the_offset_of_keep_and_drop_meets_the_budget_and_has_its_gradient() -> 
     budget = torch.tensor([5.0, 1.0, 29.0, 30.0])
     b = logistic_offset(keep, valid, budget).double()
     met = (keep - b).sigmoid().where(valid, 0.0).sum(1)
-    torch.testing.assert_close(met, torch.tensor([5.0, 1.0, 29.0, 29.999], dtype=torch.float64), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(met, torch.tensor([5.0, 1.0, 29.0, 29.999], dtype=torch.float64), rtol=0, atol=1e-4)
     asked = keep.clone().requires_grad_()
     logistic_offset(asked, valid, budget)[:3].sum().backward()
     assert asked.grad is not None
@@ -505,3 +541,13 @@ def test_the_offset_of_keep_and_drop_meets_the_budget_and_has_its_gradient() -> 
         step[row, token] = 1e-2
         up, down = (logistic_offset(keep + sign * step, valid, budget)[row] for sign in (1, -1))
         assert float(asked.grad[row, token]) == pytest.approx(float(up - down) / 2e-2, abs=2e-3)
+
+
+def test_uniform_noise_is_never_0_or_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both can be drawn, and their Gumbel numbers are infinite."""
+    monkeypatch.setattr(torch, "rand", lambda num, width, generator: torch.tensor([0.0, 0.5, 1.0])[:num, None].expand(num, width))
+    found = Noise(0, rows=[0]).uniform(torch.ones(1, 3, dtype=torch.bool), 2)
+    assert (
+        found[0, :, 1].tolist() == pytest.approx([1e-6, 0.5, 1 - 1e-6], abs=2e-8, rel=0)
+        and (-(-found.log()).log()).isfinite().all()
+    )

@@ -18,7 +18,7 @@ from diffprune.core.evidence import encoder_attention
 from diffprune.core.noise import Noise
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
-from diffprune.pruners._slot_attention import places
+from diffprune.pruners._slot_attention import Rebuild, places
 from diffprune.pruners.ocvtp import FEW, by_area, drawn_slots, shown
 from diffprune.pruning.pretrained import from_pretrained
 from diffprune.train import loop
@@ -93,6 +93,27 @@ def test_the_choice_is_each_slots_strongest_claim_then_attention(budget: Any) ->
             assert set(keep[row].nonzero()[:, 0].tolist()) == chosen | set(rest[: count - len(chosen)])
 
 
+def test_claims_are_those_of_slots_and_tokens_that_are_there() -> None:
+    """The numbers themselves, which weigh the error: a choice would be the same of sharper ones."""
+    seen = tokens()
+    pruner, draws, live = made(seen), torch.randn(3, 5, 12), torch.arange(5) < torch.tensor([3, 5, 1])[:, None]
+    z = pruner.standardised(seen.features)
+    with torch.no_grad():
+        found = pruner.networks["scorer"](z, seen.valid, draws, live)[1]
+        for row, slots in enumerate((3, 5, 1)):
+            wanted = claims(pruner.networks["scorer"], z[row, seen.valid[row]], draws[row, :slots])
+            torch.testing.assert_close(found[row, :slots][:, seen.valid[row]], wanted, rtol=1e-3, atol=1e-4)
+            assert not found[row, slots:].any() and not found[row][:, ~seen.valid[row]].any()
+
+
+@pytest.mark.parametrize("width", [8, 7])
+def test_places_are_sines_and_cosines_of_falling_frequency(width: int) -> None:
+    found = places(9, width, torch.device("cpu"))
+    for place in range(9):
+        wanted = [(math.cos if channel % 2 else math.sin)(place / 10_000 ** (channel // 2 * 2 / width)) for channel in range(width)]
+        assert found[place].tolist() == pytest.approx(wanted, abs=1e-5)
+
+
 def test_the_seed_alone_says_what_slots_start_from() -> None:
     seen = tokens()
     first = made(seen).select(seen, Cut(ENCODED, Keep(8))).keep
@@ -126,16 +147,20 @@ def test_the_error_is_a_weighted_mean_and_teaches_slots_and_decoder() -> None:
     error.mean().backward()
     gone = [name for name, p in pruner.networks.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not gone and seen.features.grad is None
-    with torch.no_grad():
-        z, live = pruner.seen(seen), torch.arange(5) < counts[:, None]
-        noise = Noise(0, rows=range(3))
-        slots, claim = pruner.networks["scorer"](z, seen.valid, noise.normal(live, 12), live)
-        rebuilt = pruner.networks["decoder"](slots, live, z, seen.valid, shown(seen.valid, noise))
-        weight = by_area(claim, seen.valid, live)
+    found = [p.grad.clone() for p in pruner.networks.parameters()]
+    pruner.networks.zero_grad()
+    z, live, noise = pruner.seen(seen), torch.arange(5) < counts[:, None], Noise(0, rows=range(3))
+    slots, claim = pruner.networks["scorer"](z, seen.valid, noise.normal(live, 12), live)
+    rebuilt = pruner.networks["decoder"](slots, live, z, seen.valid, shown(seen.valid, noise))
+    weight, wanted = by_area(claim, seen.valid, live).tolist(), []  # numbers: claims do not learn to weigh less
     for row in range(3):
         valid = seen.valid[row].nonzero()[:, 0].tolist()
-        parts = [(float(weight[row, t]), float((rebuilt[row, t] - z[row, t]).square().mean())) for t in valid]
-        assert float(error[row].detach()) == pytest.approx(sum(w * e for w, e in parts) / sum(w for w, _ in parts), rel=1e-4)
+        parts = [(weight[row][t], (rebuilt[row, t] - z[row, t]).square().mean()) for t in valid]
+        wanted.append(sum(w * e for w, e in parts) / sum(w for w, _ in parts))
+        assert float(error[row].detach()) == pytest.approx(float(wanted[row].detach()), rel=1e-4)
+    (sum(wanted) / 3).backward()
+    for one, parameter in zip(found, pruner.networks.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-3, atol=1e-4)
 
 
 def attended(net: Any, asking: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
@@ -170,6 +195,13 @@ def test_the_decoder_is_the_releases() -> None:
     assert sum(p.numel() for p in net.parameters()) == (24 + 12) * 24 + 4 * 24 + 24 + 4 * (8 * 24**2 + 8 * 24**2) + 12 * 24
 
 
+def test_the_decoder_rebuilds_tokens_of_any_width() -> None:
+    """Its own is a multiple of its heads, at least as wide."""
+    valid = torch.ones(1, 20, dtype=torch.bool)
+    found = Rebuild(26, 12, 2)(torch.randn(1, 3, 12), valid[:, :3], torch.randn(1, 20, 26), valid, valid)
+    assert found.shape == (1, 20, 26) and found.isfinite().all()
+
+
 def test_gradients_pass_through_the_last_iteration_and_straight_to_the_start() -> None:
     """The start's own gradient is that of the slots which enter the last iteration."""
     seen = tokens(1, 20)
@@ -197,6 +229,8 @@ def test_the_decoder_sees_few_or_any_number_of_tokens() -> None:
     few = int(90 * FEW)
     assert not (found & ~valid).any() and 0.4 < float((counts == few).float().mean()) < 0.6
     assert len(set(counts[counts != few].tolist())) > 50 and 30 < float(counts[counts != few].float().mean()) < 60
+    paper = shown(torch.ones(20, 576, dtype=torch.bool), Noise(5, rows=range(20))).sum(1).tolist()
+    assert paper.count(24) > 4, "24 of 576"
 
 
 def test_padding_and_the_split_of_a_batch_change_no_error() -> None:
@@ -243,3 +277,6 @@ def test_what_it_refuses_and_what_an_estimate_asks() -> None:
     assert scorer_bytes(networks, 576) > 0 and scorer_flops(networks, 576) > 0
     size = sum(p.numel() for p in networks["scorer"].parameters())
     assert size == pytest.approx(7.6e6, rel=0.05), "7.6 million parameters on CLIP-L"
+    gru, mlp = 2 * (3 * 512**2 + 3 * 512), 1024 * 2048 + 2048 + 2048 * 512 + 512
+    feed, norms = 2 * 512 * 2048 + 2048 + 512, 2 * 1024 + 3 * 2 * 512
+    assert size == mlp + 3 * 512**2 + gru + feed + norms + 2 * 512, "no bias of keys, values and queries; the start's two vectors"

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffprune import data as training
 from diffprune import pruning
@@ -18,8 +20,6 @@ from diffprune.core.fitted import Annealing, Progress
 from diffprune.core.noise import Noise
 from diffprune.core.site import ENCODED, Cut
 from diffprune.core.tokens import VisualTokens
-from diffprune.pruners.learnpruner import TwoLogits
-from diffprune.pruners.visionselector import MeanAttention
 from diffprune.pruning.pretrained import from_pretrained
 from diffprune.train import loop
 from diffprune.train.checkpoints import read_steps
@@ -79,9 +79,12 @@ def best(scores: list[float], count: int) -> set[int]:
 
 def test_scorers_have_the_sizes_that_the_papers_state() -> None:
     """0.53 million on the 1,024 channels of CLIP-L; 12.85 million on the 3,584 of Qwen2.5-VL-7B."""
-    with torch.device("meta"):
-        sizes = [sum(p.numel() for p in net.parameters()) for net in (TwoLogits(1024, 512), MeanAttention(3584, 1792))]
+    built = [registry.load("pruners", name).outline(features) for name, features in zip(NAMES, (1024, 3584), strict=True)]
+    sizes = [sum(p.numel() for p in networks.parameters()) for networks in built]
     assert [round(size / 1e6, 2) for size in sizes] == [0.53, 12.85]
+    assert sizes == [1024 * 512 + 512 + 512 * 2, 2 * (3584 * 1792 + 1792)], "the last layer of keep and drop has no constant"
+    asked: list[Any] = [registry.load("pruners", f"{name}(width=7)").outline(1024)["scorer"] for name in NAMES]
+    assert [scorer.inlet.out_features for scorer in asked] == [7, 7]
 
 
 def test_the_scores_of_visionselector_are_mean_attention_written_out() -> None:
@@ -118,6 +121,7 @@ def test_the_relaxation_of_visionselector_is_its_formula() -> None:
         apart.append(sum(losses) / len(losses))
         scaled = pruner.mean + torch.tensor(alpha)[:, None] * (seen.features[row, live] - pruner.mean)
         torch.testing.assert_close(out.features[row, live], scaled, rtol=1e-3, atol=1e-3)
+    assert out.features.requires_grad and not out.let.requires_grad
     assert float(out.penalty.detach()) == pytest.approx(sum(apart) / 3, rel=1e-3)
     torch.testing.assert_close(out.kept, torch.full((3,), 5.0), rtol=0, atol=1e-3)
 
@@ -126,6 +130,8 @@ def test_the_penalty_of_visionselector_grows_twentyfold_and_is_counted_once(vlm:
     trainer = ScorerTrainer(LocalContext("run"), vlm, Recipe(**SMALL), made("visionselector(agreement=4.0)", tokens()), 0)
     pruner: Any = trainer.pruner
     assert [pruner.weight(Progress(step, 5)) for step in range(5)] == pytest.approx([0.2, 1.15, 2.1, 3.05, 4.0])
+    released: Any = registry.load("pruners", "visionselector")
+    assert [released.weight(Progress(step, 5)) for step in (0, 4)] == pytest.approx([0.1, 2.0])
     batch = next(training.batches(vlm, "world", seed=0, images=2, questions=2))
     run = trainer.run(batch, batch.num_labels)
     loss = pruner.objective(run, batch, Keep(9), Progress(2, 5), trainer.noise(batch, 2))
@@ -163,10 +169,14 @@ def test_the_relaxation_of_learnpruner_is_its_formula() -> None:
         assert asked.grad is not None and float(asked.grad[row, token, which]) == pytest.approx(slope, rel=1e-2, abs=1e-4)
 
 
-@pytest.mark.parametrize(("budget", "unlike"), [(Keep(10), [1, 1, 1]), (Share(0.5), [1, 1, 1]), (Keep(18), [0, 2, 2])], ids=str)
-def test_diversity_tokens_one_by_one(budget: Any, unlike: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("diversity", "budget", "unlike"),
+    [(0.1, Keep(10), [1, 1, 1]), (0.1, Share(0.5), [1, 1, 1]), (0.1, Keep(18), [0, 2, 2]), (0.9, Keep(4), [3, 3, 3])],
+    ids=str,
+)
+def test_diversity_tokens_one_by_one(diversity: float, budget: Any, unlike: list[int]) -> None:
     seen = tokens()
-    pruner = made("learnpruner(diversity=0.1)", seen)
+    pruner = made(f"learnpruner(diversity={diversity})", seen)
     keep, scores = pruner.select(seen, Cut(ENCODED, budget)).keep, pruner.score(seen).detach()
     for row in range(3):
         live = seen.valid[row].nonzero()[:, 0].tolist()
@@ -269,6 +279,20 @@ def test_what_an_estimate_asks_of_a_scorer(name: str) -> None:
     networks = method.outline(1024)
     assert scorer_bytes(networks, 576) > 0 and scorer_flops(networks, 576) == 3 * networks["scorer"].flops(576) > 0
     assert method.temperature(Progress(0, 10), Annealing(2.0, 0.1, 0.9)) == 1.0
+
+
+@pytest.mark.parametrize("num", [18, 40])
+@pytest.mark.parametrize("name", [*NAMES, "ocvtp", "dynamic_llava", "atp", "diffprune(attention=True)"])
+def test_the_work_of_a_scorer_is_what_torch_counts(name: str, num: int) -> None:
+    """Of one image, forward: a slot for nine tokens, and the thresholds of every cut."""
+    net: Any = registry.load("pruners", name).outline(48)["scorer"].to_empty(device="cpu")
+    z, valid = torch.randn(1, num, 48), torch.ones(1, num, dtype=torch.bool)
+    slots = torch.randn(1, num // 9, 24), torch.ones(1, num // 9, dtype=torch.bool)
+    given: Any = {"ocvtp": [(z, valid, *slots)], "atp": [(torch.randn(1, 3), cut) for cut in range(3)]}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for told in given.get(name, [(z, valid)]):
+            net(*told)
+    assert net.flops(num) == counter.get_total_flops() > 0
 
 
 @pytest.mark.parametrize(
