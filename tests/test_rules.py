@@ -594,6 +594,17 @@ def test_options_out_of_range_are_refused(text: str, why: str) -> None:
         registry.load("pruners", text)
 
 
+@pytest.mark.parametrize("text", [*METHODS, "grid", "random", "attention"])
+def test_an_image_without_tokens_keeps_none_and_changes_no_other(text: str) -> None:
+    seen, method = tokens(), registry.load("pruners", text)
+    some = torch.tensor([0, 2, 3])
+    valid = seen.valid.clone()
+    valid[1] = False
+    for budget in (Keep(5), Share(0.5)):
+        found = chosen(method, replace(seen, valid=valid), budget)
+        assert not found.keep[1].any() and torch.equal(found.keep[some], chosen(method, seen, budget).keep[some])
+
+
 def test_those_that_need_the_projector_cut_behind_it() -> None:
     behind = {text for text in METHODS if registry.load("pruners", text).cuts(Keep(3), SHAPE)[0].site == PROJECTED}
     assert behind == {"divprune", "cdpruner", "cdpruner(question=False)", "holov"}

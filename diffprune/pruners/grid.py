@@ -42,6 +42,8 @@ class Grid(Pruner):
             return Selection(keep)
         for row, valid in enumerate(tokens.valid):  # some lack tokens: evenly along what is left
             index = valid.nonzero().squeeze(1)
+            if not len(index):
+                continue
             rows, columns = tokens.grid if tokens.grid and len(index) == math.prod(tokens.grid) else (1, len(index))
             keep[row, index[list(cells(rows, columns, budget.count(len(index))))]] = True
         return Selection(keep)
