@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -454,6 +455,9 @@ def test_saved_weights_come_back_and_say_what_they_are(spelling: str, tmp_path: 
         torch.testing.assert_close(again.score(seen), pruner.score(seen))
     assert again.weights_sha256 == pruner.weights_sha256 and len(again.weights_sha256) == 20
     assert "accuracy: 0.5" in (tmp_path / "scorer" / "README.md").read_text()
+    assert not again.networks.training and not any(p.requires_grad for p in again.networks.parameters())
+    again.save_pretrained(tmp_path / "again", accuracy=0.75)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["facts"] == {"model": "embedded", "accuracy": 0.75}
 
 
 def test_an_untrained_method_says_so() -> None:
@@ -541,6 +545,13 @@ def test_the_offset_of_keep_and_drop_meets_the_budget_and_has_its_gradient() -> 
         step[row, token] = 1e-2
         up, down = (logistic_offset(keep + sign * step, valid, budget)[row] for sign in (1, -1))
         assert float(asked.grad[row, token]) == pytest.approx(float(up - down) / 2e-2, abs=2e-3)
+
+
+def test_a_generator_starts_at_the_first_63_bits_of_its_keys_digest() -> None:
+    """Published scorers are trained again with the numbers they were trained with."""
+    for key in (("slots", 3, 0), (0, "x")):
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()
+        assert generator(*key).initial_seed() == int(bin(int("1" + digest, 16))[3:66], 2)
 
 
 def test_uniform_noise_is_never_0_or_1(monkeypatch: pytest.MonkeyPatch) -> None:

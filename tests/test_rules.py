@@ -326,6 +326,11 @@ def test_prunesid_draws_other_numbers_for_every_seed_and_component() -> None:
     assert len({tuple(column) for column in drawn.T.tolist()}) == 800
 
 
+def test_visionzip_has_as_many_contextual_tokens_as_the_release() -> None:
+    share = registry.load("pruners", "visionzip").contextual
+    assert [math.floor(count * share + 0.5) for count in (64, 128, 192)] == [10, 20, 30]
+
+
 @pytest.mark.parametrize("rounds", [1, 23])
 def test_a_token_that_stands_for_several_weighs_as_many_when_it_is_merged_again(rounds: int) -> None:
     size = torch.randint(1, 9, (4, 42), generator=torch.Generator().manual_seed(5)).float()
@@ -371,14 +376,15 @@ def test_grid_goes_along_the_sequence_of_what_is_no_full_raster(budget: Budget) 
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "count"), [(24, 24, n) for n in (64, 128, 192, 144, 576, 1)] + [(6, 10, 15), (5, 7, 35), (2, 24, 12)]
+    ("rows", "columns", "count"),
+    [(24, 24, n) for n in (64, 128, 192, 144, 576, 1)] + [(6, 10, 15), (5, 7, 35), (2, 24, 12), (3, 12, 21), (12, 3, 21)],
 )
 def test_pooling_is_adaptive_average_pooling(rows: int, columns: int, count: int) -> None:
     features = torch.randn(2, rows * columns, 5)
     seen = VisualTokens(features, torch.ones(2, rows * columns, dtype=torch.bool), grid=(rows, columns))
     found = chosen(registry.load("pruners", "pool"), seen, Keep(count))
     sides = {(24, 64): (8, 8), (24, 128): (16, 8), (24, 192): (16, 12), (24, 144): (12, 12), (24, 576): (24, 24), (24, 1): (1, 1),
-             (6, 15): (3, 5), (5, 35): (5, 7), (2, 12): (1, 12)}[rows, count]  # fmt: skip
+             (6, 15): (3, 5), (5, 35): (5, 7), (2, 12): (1, 12), (3, 21): (3, 7), (12, 21): (7, 3)}[rows, count]  # fmt: skip
     rasters = features.view(2, rows, columns, 5).movedim(-1, 1)
     wanted = functional.adaptive_avg_pool2d(rasters, sides).flatten(2).transpose(1, 2)
     assert found.mix is not None
