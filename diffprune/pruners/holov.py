@@ -16,14 +16,16 @@ from diffprune.pruners._quotas import lowest, ranks, sizes_of
 
 
 class HoloV(Pruner):
-    """Keeps the tokens the encoder attends to most in every stretch of the image, by quotas for attention and variety.
+    """Keeps the tokens the encoder attends to most in every stretch of the image, by quotas that follow its attention there.
 
     The sequence is split into stretches of equal length, 1024 N / (576 K) of them as in the release for Qwen (16 at 64 of 576). A
     stretch's share of the budget is that of its mean token score, 1000 a_i + 0.09 v_i: attention, and the variance of the token's
-    cosines to the others of its stretch after the projector, scaled to the size of the attention there. What rounding leaves, and
-    what a stretch cannot hold, goes one each to the largest shares; the release fills up with zeros instead, and gives stretches of
-    one token a thousandth of their score. Tokens stay in raster order, where the release leaves those of a stretch in that of their
-    attention. Released with contiguous positions on LLaVA and original ones on Qwen.
+    cosines to the others of its stretch after the projector, scaled to the size of the attention there. As that scale is of the
+    stretch's own means, in the release as here, variance adds nine hundredths of the mean attention to any stretch of several
+    tokens, however alike they are, unless it is next to none. What rounding leaves, and what a stretch cannot hold, goes one each
+    to the largest shares; the release fills up with zeros instead, and gives stretches of one token a thousandth of their score.
+    Tokens stay in raster order, where the release leaves those of a stretch in that of their attention. Released with contiguous
+    positions on LLaVA and original ones on Qwen.
     """
 
     label = "HoloV"
