@@ -613,6 +613,17 @@ def test_an_image_without_tokens_keeps_none_and_changes_no_other(text: str) -> N
         assert not found.keep[1].any() and torch.equal(found.keep[some], chosen(method, seen, budget).keep[some])
 
 
+@pytest.mark.parametrize("text", [*METHODS, "grid"])
+def test_the_only_token_of_an_image_stays_as_it_is(text: str) -> None:
+    seen = tokens()
+    seen = replace(seen, valid=seen.valid & (torch.arange(42) == 3))
+    for budget in (Keep(1), Keep(5), Share(0.3)):
+        found = chosen(registry.load("pruners", text), seen, budget)
+        assert torch.equal(found.keep, seen.valid)
+        after = seen if found.mix is None else pruning.merged(seen, found.keep, found.mix)
+        assert torch.equal(after.features[:, 3], seen.features[:, 3])
+
+
 def test_those_that_need_the_projector_cut_behind_it() -> None:
     behind = {text for text in METHODS if registry.load("pruners", text).cuts(Keep(3), SHAPE)[0].site == PROJECTED}
     assert behind == {"divprune", "cdpruner", "cdpruner(question=False)", "holov"}
