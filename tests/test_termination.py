@@ -210,6 +210,21 @@ def test_grace_ends_and_a_second_signal_does_not_wait(monkeypatch: pytest.Monkey
     assert time.monotonic() - began < 5
 
 
+def test_who_hears_no_signal_ends_all_the_same() -> None:
+    """As one does not that waits in C for a cluster that is gone."""
+    code = """
+import hashlib, os, signal
+from diffprune.core import termination
+termination.UNHEARD_S = 0.5
+termination.handle()
+with termination.saving(lambda: None):
+    os.kill(os.getpid(), signal.SIGTERM)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {termination.GRACE: "0.1"}, timeout=60, check=False)
+    assert done.returncode == 143
+
+
 def test_a_handler_that_others_put_in_place_is_undone() -> None:
     with termination.kept():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

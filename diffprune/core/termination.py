@@ -16,13 +16,14 @@ from diffprune.core import terminal
 
 GRACE_S = 8.0  # to save; who sends SIGTERM waits ten seconds or more before it sends SIGKILL
 GRACE = "DIFFPRUNE_GRACE_S"  # names the variable that says it otherwise, where who sends them waits longer
-
+UNHEARD_S = 5.0  # for Python to hear the second signal
 AGAIN_S = 0.05  # until the callback in which a signal was ignored has ended
 
 _others: list[Callable[[Any], Any]] = []  # what was told of ignored errors before
 _saving: list[Callable[[int], None]] = []
 _asked: list[int] = []  # the signal by which the process was asked to end
 _told: list[Callable[[], None]] = []  # as soon as a signal has come
+_heard = threading.Event()  # that one has come
 
 
 class Terminated(KeyboardInterrupt):
@@ -87,7 +88,7 @@ def saving(save: Callable[[], None]) -> Iterator[None]:
 
     def first(number: int) -> None:
         by.append(number)
-        timers.append(threading.Timer(_grace_s(), os.kill, (os.getpid(), number)))
+        timers.append(threading.Timer(_grace_s(), _insist, (number,)))
         timers[0].daemon = True
         timers[0].start()
         save()
@@ -102,6 +103,15 @@ def saving(save: Callable[[], None]) -> Iterator[None]:
             timer.cancel()
     if timers:
         raise _terminated(by[0])
+
+
+def _insist(number: int) -> None:
+    """Send a signal once more. Python hears none while it waits in C, as for a Ray whose processes had it too when a terminal was
+    closed: then this process ends as one that is killed, of which nothing stays either."""
+    _heard.clear()
+    os.kill(os.getpid(), number)
+    if not _heard.wait(UNHEARD_S):
+        os._exit(128 + number)
 
 
 def _grace_s() -> float:
@@ -119,6 +129,7 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    _heard.set()
     for tell in _told:
         tell()
     if number != signal.SIGTERM:

@@ -57,6 +57,11 @@ class _Group(WorkerGroup):  # type: ignore[misc]
         self._place = super()._create_placement_group(*arguments)
         return self._place
 
+    def abort(self) -> None:
+        """End the workers by one call. Ray's own asks them first: this process might have left Ray meanwhile, whose next call would
+        end it."""
+        self._place.shutdown()
+
     def _init_train_context_on_workers(self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]) -> None:
         begun = [
             worker.actor.init_train_context.remote(
