@@ -567,6 +567,32 @@ def test_of_equally_accurate_answers_none_is_said_to_be_the_most_accurate_alone(
     assert first == "most accurate, as another is" and isinstance(second, Number) and second.value == 0
 
 
+def test_an_answer_is_held_against_the_best_on_the_questions_of_its_own_tuning(tmp_path: Path) -> None:
+    """Tuned first on 40 questions of one benchmark, then on 80 of each of two: those of before belong to no answer of now."""
+    store, pope, right = Store(tmp_path / "store"), "world('pope')", {"attention": 2, "grid": 4}
+    for day, limit, benchmarks, methods in ((1, 40, (GQA,), ("attention",)), (2, 80, (GQA, pope), ("attention", "grid"))):
+        made = provenance(started=f"2026-01-0{day}T00:00:00+00:00")
+        for asked in methods:
+            every, of = [float(i >= 40 and i % right[asked] == 0) for i in range(limit)], []
+            for benchmark in benchmarks:
+                cell = evaluate_cell(asked, "Keep(16)", benchmark, split="calibration", limit=limit)
+                assert isinstance(cell.subject, EvaluateSpec)
+                of.append(cell.subject.questions)
+                rows = [prediction(i, credit, group=f"{benchmark} {i}") for i, credit in enumerate(every)]
+                cell = replace(cell, subject=CalibrateSpec(cell.subject.pruner, Keep(16), cell.subject.questions))
+                store.publish({"predictions": rows}, cell=cell, provenance=made)
+            answer = choice(chosen_budget="Keep(16)", accuracy=float(np.mean(every)))
+            store.publish({"choices": [answer]}, cell=tune_cell(asked, "count", questions=tuple(of)), provenance=made)
+    table = speed_tables.tuned(read(tmp_path / "store"))
+    assert table is not None
+    found = {row[1]: row[table.columns.index("minus the best, points")] for row in table.rows}
+    assert found["Attention"] == "most accurate"
+    assert isinstance(found["Grid"], Number) and found["Grid"].value == pytest.approx(100 * (10 - 20) / 80)
+    report(tmp_path / "store", tmp_path)
+    accuracies = [said for said in verify(tmp_path).differences if "accuracy %" in said or "minus the best" in said]
+    assert not accuracies, accuracies
+
+
 def test_the_tuners_accuracies_have_intervals_over_pictures(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [prediction(i, float(right), group=f"g{i // 4}") for i, right in enumerate(np.repeat(rng.random(30) < 0.6, 4))]

@@ -234,6 +234,14 @@ def test_kept_batches_are_those_of_the_stream_and_count_the_same(vlm: Any) -> No
         a is b for a, b in zip(found[1], found[0][2:], strict=True)
     )
     assert [tally.drawn for tally in tallies] == [8, 4, 8]
+    for seed, num in ((3, 6), (4, 2)):  # further than what is known, and another seed's
+        theirs = itertools.islice(training.batches(vlm, "world", **options | {"seed": seed}), num)
+        mine = known.batches(vlm, Spec("world"), **options | {"seed": seed}, start_step=0, tally=tallies[0])
+        for one, other in zip(itertools.islice(mine, num), theirs, strict=True):
+            assert one.pixels["pixel_values"].equal(other.pixels["pixel_values"]), seed
+    few = DrawnBatches(1.5 * 3 * wanted[0].pixels["pixel_values"].nbytes / 2**20)  # of two batches the first has room
+    twice = [list(itertools.islice(few.batches(vlm, Spec("world"), **options, start_step=0, tally=tallies[0]), 2)) for _ in "ab"]
+    assert [one is other for one, other in zip(*twice, strict=True)] == [True, False]
     nothing = DrawnBatches(0)
     first, again = (next(nothing.batches(vlm, Spec("world"), **options, start_step=0, tally=tallies[0])) for _ in range(2))
     assert first is not again

@@ -61,8 +61,10 @@ FROM asked a JOIN segments s ON s.cell = a.fit AND s.x <= clamped(a.x, lowest, h
 
 CREATE TABLE calibrated AS
 SELECT a.cell, p."group" AS picture, count(*) AS n, sum(p.credit) AS credit
-FROM answer a JOIN cells c ON c.verb = 'calibrate' AND (c.model, c.dtype, c.pruner, c.weights_sha256, c.budget)
-    = (a.model, a.dtype, a.pruner, a.weights_sha256, a.chosen_budget)
+FROM answer a JOIN (
+    SELECT model, dtype, pruner, weights_sha256, budget, benchmark, arg_max(cell, started) AS cell
+    FROM cells WHERE verb = 'calibrate' GROUP BY ALL
+) c ON (c.model, c.dtype, c.pruner, c.weights_sha256, c.budget) = (a.model, a.dtype, a.pruner, a.weights_sha256, a.chosen_budget)
 JOIN predictions p ON p.cell = c.cell GROUP BY ALL;
 CREATE TABLE best AS
 SELECT model, dtype, target_speedup, cell FROM answer SEMI JOIN printed p ON p."table" = 'tuned' AND p."row" = cell

@@ -12,7 +12,9 @@ WHO = ["model", "dtype", "pruner", "weights_sha256"]  # whose calibration answer
 
 
 def _answered(records: Records, cells: pd.DataFrame) -> pd.DataFrame:
-    """Calibration answers: candidate, group and credit."""
+    """Calibration answers: candidate, group and credit. Of a candidate's to one benchmark the newest count: where a tuning was
+    repeated with another number of questions, those of before belong to no answer of now."""
+    cells = cells.sort_values("started", kind="stable").drop_duplicates([*WHO, "budget", "benchmark"], keep="last")
     rows = records.of("predictions", cells)
     candidate = cells[[*WHO, "budget"]].astype(str).agg("\t".join, axis=1)
     return pd.DataFrame({
