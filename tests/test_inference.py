@@ -310,6 +310,15 @@ def test_the_best_rule_is_chosen_where_it_is_not_compared(tmp_path: Path) -> Non
     assert verdicts.best_rule(found, "Keep(16)") == verdicts.BestRule("Attention", verdicts.ON_CALIBRATION)
     assert verdicts.best_rule(found, "Keep(32)").chosen == verdicts.ON_OTHERS
 
+    for day, told in (("02", (0.9, 0.1)), ("03", (0.1, 0.9)), ("01", (0.9, 0.1))):  # tuned again with other numbers of questions
+        for rule, accuracy in zip(("grid", "attention"), told, strict=True):
+            cell = trial_cell(tune_cell(rule, "count", calibration=int(day)), "Keep(16)")
+            made = provenance(started=f"2026-02-{day}T00:00:00+00:00")
+            several.publish({"trials": [trial(16, 16.0, 2.0, accuracy=accuracy)]}, cell=cell, provenance=made)
+        assert verdicts.best_rule(chapter(tmp_path / "two"), "Keep(16)") == verdicts.BestRule(
+            "Grid" if day == "02" else "Attention", verdicts.ON_CALIBRATION
+        ), "the newest says it"
+
     more = Store(tmp_path / "more")
     for rule, wrong, kept in (("grid", 30, 16), ("random", 30, 16), ("attention", 1, 24)):
         asked(more, rule, but(range(wrong))[:1], kept=kept)

@@ -61,13 +61,14 @@ def best_rule(chapter: Comparison, budget: str, reads_question: bool = False) ->
 
 
 def _calibrated(chapter: Comparison, budget: str) -> dict[str, float]:
-    """Accuracy of each method that tuning tried at about this budget: its trial nearest to it."""
+    """Accuracy of each method that tuning tried at about this budget: its trial nearest to it, of several the newest."""
     kept = next(b.kept for b in chapter.budgets if b.spelling == budget)
-    trials = chapter.records.told("trials", "label", "model", "dtype", "tuned_kind")
+    trials = chapter.records.told("trials", "label", "model", "dtype", "tuned_kind", "started")
     mine = (trials["model"] == chapter.setting["model"]) & (trials["dtype"] == chapter.setting["dtype"])
     near = (trials["kept"] / kept - 1).abs()
     trials = trials[mine & (trials["tuned_kind"] == "count") & trials["accuracy"].notna() & (near <= NEAR)]
-    nearest = trials.assign(near=near).sort_values("near", kind="stable").drop_duplicates("label")
+    ordered = trials.assign(near=near).sort_values("started", ascending=False, kind="stable").sort_values("near", kind="stable")
+    nearest = ordered.drop_duplicates("label")
     return dict(zip(nearest["label"].astype(str), nearest["accuracy"].astype(float), strict=True))
 
 
