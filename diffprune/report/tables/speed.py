@@ -25,8 +25,8 @@ def _ms(spread: Spread | None) -> Number | None:
 
 
 def _time(ms: float, digits: int) -> Number | None:
-    """A time; none where it is not above zero, as a decode time, which is the difference of two timings, can come out."""
-    return Number(ms, digits=digits) if ms > 0 else None
+    """A time; none where it is below zero, as a decode time, which is the difference of two timings, can come out."""
+    return Number(ms, digits=digits) if ms >= 0 else None
 
 
 def _ordered(chapter: Comparison, found: list[Speed]) -> tuple[list[Speed], frozenset[int]]:
