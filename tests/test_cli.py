@@ -241,7 +241,11 @@ def test_dry_run_prints_what_would_be_run_and_writes_nothing(capsys: pytest.Capt
     assert not list(Path.cwd().iterdir())
 
 
-@pytest.mark.parametrize("line", [(*ATTENTION, "--budget", "32", "--dry-run"), ("plan", "demo")])
+@pytest.mark.parametrize(
+    "line",
+    [(*ATTENTION, "--budget", "32", "--dry-run"), ("plan", "demo"), ("report", "demo", "--dry-run")],
+    ids=("evaluate", "plan", "report"),
+)
 @pytest.mark.parametrize("below", ["file", "folder"])
 def test_a_file_where_the_run_should_be_is_refused_though_nothing_is_run(line: Sequence[str], below: str) -> None:
     Path("folder").mkdir()

@@ -71,8 +71,7 @@ def run(
     asked = _wanted(job, stages)
     if not dry_run:
         refuse_if_held(folder / "store", job.name)
-    if asked != ["report"]:
-        refuse_if_unwritable(folder, attempt=not dry_run)  # a folder that is read-only may be looked at
+    refuse_if_unwritable(folder, attempt=not dry_run and asked != ["report"])  # a folder that is read-only may be looked at
     plan = Plan(job, folder, None)
     plan.check_training(asked, dry_run)
     vlm = plan.vlm = load(job.model) if set(asked) & set(ON_MODEL) else None  # training loads it in its workers
