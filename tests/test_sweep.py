@@ -448,6 +448,20 @@ def test_measuring_goes_on_where_its_process_died(
         measuring.measure(cells[1:], Measurement(), store, PROVENANCE, model=Spec("none"))
 
 
+def test_what_a_raylet_says_of_a_lost_worker_is_one_line(session: None, capsys: pytest.CaptureFixture[str]) -> None:
+    dead = (
+        "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot the problem, check the "
+        "logs for the dead worker. Lease ID: 07 Worker ID: 9e Node ID: 32 Worker IP address: 127.0.0.1 Worker port: 43441 Worker "
+        "PID: 31301 Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits. End of file. Some causes: "
+    )
+    full = "2 Workers (tasks / actors) killed due to memory pressure (OOM) at node (ID: 32, IP: 10.0.0.1). To see more, use logs."
+    ray._private.worker.print_to_stdstream({"lines": [dead, full], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "ray: A worker died or was killed while executing a task by an unexpected system error (process 31301 of 127.0.0.1)",
+        "ray: 2 Workers (tasks / actors) killed due to memory pressure (OOM) at node (ID: 32, IP: 10.0.0.1)",
+    ]
+
+
 def test_every_port_listens_on_loopback_only(session: None) -> None:
     assert {address for address, _ in listening(psutil.Process())} == {"127.0.0.1"}
 

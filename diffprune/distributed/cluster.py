@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -15,7 +16,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 import ray
 from ray._private import auto_init_hook, ray_constants
+from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from diffprune.core import termination
@@ -178,6 +180,7 @@ def _started(where: str, workers: int, tries: int = STARTS) -> ExitStack:
             host = _reached(where)
             undo.enter_context(_on_loopback() if host and loopback(host) else nullcontext())
         undo.callback(ray.shutdown)
+        ray_worker.print_to_stdstream = _tell
         try:
             with termination.kept():
                 ray.init(where, **_options(folder, workers))
@@ -191,6 +194,15 @@ def _started(where: str, workers: int, tries: int = STARTS) -> ExitStack:
     if tries > 1:
         return _started(where, workers, tries - 1)
     raise RuntimeError(f"Ray did not start in {STARTS} tries of half a minute: is the machine too busy?") from late
+
+
+def _tell(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    """What a raylet says of lost workers, a paragraph each, which Ray prints whatever `log_to_driver` is: the first sentence, and
+    which process it was."""
+    for text in data["lines"]:
+        sentence = " ".join(text.split()).split(". ")[0].rstrip(".")
+        who = re.search(r"Worker IP address: (\S+).*Worker PID: (\d+)", text)
+        print(f"ray: {sentence}" + (f" (process {who[2]} of {who[1]})" if who else ""), flush=True)
 
 
 def _reached(where: str) -> str:

@@ -135,6 +135,7 @@ class Follower(threading.Thread):
             self.groups += 1
             if self.groups > 1:
                 metrics.restarted(self.run_name, "train", workers)
+                print(f"train: {workers} worker{'s begin' if workers > 1 else ' begins'} again, from the last state", flush=True)
 
 
 def _failure(look: Callable[[], None]) -> OSError | None:

@@ -42,6 +42,7 @@ def test_a_worker_that_dies_at_every_attempt_ends_the_run(scene: Scene, curve: C
     assert run.wait(60) == 1, run.text
     assert 2 <= len(killed) < 9
     assert "Traceback" not in run.text and "training stopped" in run.text.splitlines()[-1]
+    assert "ray: A worker died" in run.text and "(raylet)" not in run.text
     assert list(RUN.glob("states/*/*.pt"))
     ends_as(curve, scene)
 
@@ -91,5 +92,6 @@ def test_a_frozen_worker_is_named_and_the_group_starts_again(scene: Scene, curve
     assert f"process {frozen.pid} on" in run.text
     ends = run.wait(120)
     assert ends == 0, run.text
+    assert run.text.count("train: 2 workers begin again, from the last state") == 1 and "(raylet)" not in run.text
     assert losses(RUN) == pytest.approx(curve_of_two, rel=1e-6)
     scene.assert_clean(RUN)
