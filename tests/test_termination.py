@@ -32,6 +32,7 @@ from diffprune.io.run_lock import machine, start_ticks
 from diffprune.train import loop
 from diffprune.train.checkpoints import Files, claim
 from diffprune.train.context import Ended, LocalContext
+from diffprune.train.objective import mistake
 from diffprune.train.recipe import Recipe
 from diffprune.vlm.load import load
 
@@ -383,6 +384,15 @@ def test_the_next_process_of_a_rank_is_another(monkeypatch: pytest.MonkeyPatch) 
     for damage in (b"", b"[]", b'{"rank": 0}'):
         group.blobs.replace("workers/1-0", damage)
         group.pass_by(1)
+
+
+def test_a_group_taken_down_is_no_fault_of_the_method() -> None:
+    """Ray does so under the workers that are left, as soon as one has died."""
+    member = object.__new__(RayContext)
+    member.world = 2
+    with pytest.raises(ConnectionError, match="the other workers are gone") as caught:
+        member.begin_sum(torch.zeros(1))
+    assert mistake(caught.value, others=True, code="its code") == ""
 
 
 def test_where_a_thread_is_and_whether_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:

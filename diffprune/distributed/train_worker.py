@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch import distributed as group
 
+from diffprune.core.errors import first_line
 from diffprune.core.records import Step
 from diffprune.core.spec import Spec
 from diffprune.core.vlm import VLM
@@ -50,7 +51,10 @@ class RayContext(Context):
         if self.world == 1:
             return lambda: values
         total = values.clone()
-        begun = group.all_reduce(total, async_op=True)
+        try:
+            begun = group.all_reduce(total, async_op=True)
+        except ValueError as error:  # of torch, once Ray has taken the group down since another worker died: no fault of the method
+            raise ConnectionError(f"the other workers are gone ({first_line(error)})") from error
 
         def wait_for_all() -> Tensor:
             begun.wait()
