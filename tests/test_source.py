@@ -182,7 +182,7 @@ def test_a_changed_prompt_makes_answers_stale(edit: Edit, edited: tuple[str, str
 
 GRADERS = [
     (("benchmarks._answers", "def mme(", "def mme(more: int, "), {"mme", "world"}),
-    (("benchmarks._answers", "def without_reasoning(", "def without_reasoning(more: int, "), TABLES | {"lmms"}),
+    (("benchmarks._answers", "def without_reasoning(", "def without_reasoning(more: int, "), TABLES | {"lmms", "world"}),
     (("benchmarks.pope", "_answers.pope(", "_answers.pope(0, "), {"pope"}),
     (("benchmarks.world", "_answers.gqa(answer", "_answers.gqa(answer.lower()"), {"world"}),
     (("benchmarks._graders", "def contains(", "def contains(more: int, "), {"custom"}),
