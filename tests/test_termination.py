@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 from blob_stores import MemoryBlobs
 
@@ -384,6 +385,17 @@ def test_the_next_process_of_a_rank_is_another(monkeypatch: pytest.MonkeyPatch) 
     for damage in (b"", b"[]", b'{"rank": 0}'):
         group.blobs.replace("workers/1-0", damage)
         group.pass_by(1)
+
+
+def test_how_ray_prints_is_as_before_when_ours_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what workers of somebody's own Ray print, later in this process, would be cut as a raylet's paragraphs are."""
+    printing = ray._private.worker.print_to_stdstream
+    for name in ("init", "shutdown"):
+        monkeypatch.setattr(ray, name, lambda *_, **__: None)
+    monkeypatch.setattr(cluster, "_options", lambda *_: {})
+    with cluster._started("auto", 1):
+        assert ray._private.worker.print_to_stdstream is cluster._tell is not printing
+    assert ray._private.worker.print_to_stdstream is printing
 
 
 def test_a_group_taken_down_is_no_fault_of_the_method() -> None:

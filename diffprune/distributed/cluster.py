@@ -180,6 +180,7 @@ def _started(where: str, workers: int, tries: int = STARTS) -> ExitStack:
             host = _reached(where)
             undo.enter_context(_on_loopback() if host and loopback(host) else nullcontext())
         undo.callback(ray.shutdown)
+        undo.callback(setattr, ray_worker, "print_to_stdstream", ray_worker.print_to_stdstream)
         ray_worker.print_to_stdstream = _tell
         try:
             with termination.kept():

@@ -2,7 +2,7 @@
 
 Ray gives it a process of its own, which imports Ray and torch once more before the first worker may begin, and dies without its
 driver anyway; and it makes actors of which nothing is asked here, for all of which workers wait. Without them a training begins a
-quarter sooner on two cores, and three processes less can fail. It works in the thread that calls `fit`, and needs no event loop:
+third sooner on two cores, and three processes less can fail. It works in the thread that calls `fit`, and needs no event loop:
 one may run there already, as in a notebook.
 """
 
